@@ -1,0 +1,120 @@
+"""Instructions per request, in process, with and without the extension, and the cost of its import.
+
+Needs valgrind. Each figure is the difference between two runs that differ in the number of requests
+alone, so that start-up, imports and exit cancel out::
+
+    python benchmarks/overhead.py [--requests N]
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from flask import Flask
+
+ROOT = Path(__file__).resolve().parent.parent
+WARM_UP = 100
+BARE, WITH = "bare", "lifecycle"
+
+
+def make_app(kind: str) -> Flask:
+    from flask import Flask
+
+    app = Flask(__name__)
+
+    @app.get("/")
+    def index() -> str:
+        return "hello\n"
+
+    @app.get("/stream")
+    def stream() -> Any:
+        return (b"%d\n" % number for number in range(10)), {"Content-Type": "text/plain"}
+
+    if kind == WITH:
+        from flask_lifecycle import Lifecycle
+
+        Lifecycle(app)
+    return app
+
+
+def serve(kind: str, path: str, count: int) -> None:
+    """Call the application as a server does: a fresh environ, all chunks taken, then closed."""
+    from werkzeug.test import create_environ
+
+    app = make_app(kind)
+    environ = create_environ(path)
+
+    def start_response(status: str, headers: object, exc_info: object = None) -> Any:
+        assert status == "200 OK"
+
+    for _ in range(WARM_UP + count):
+        result = app(dict(environ), start_response)
+        for _chunk in result:
+            pass
+        close = getattr(result, "close", None)
+        if close is not None:
+            close()
+
+
+def instructions(*arguments: str) -> int:
+    """How many instructions an interpreter with these arguments executes."""
+    command = ["valgrind", "--tool=callgrind", "--callgrind-out-file=/dev/null", sys.executable]
+    done = subprocess.run(
+        [*command, *arguments],
+        env={**os.environ, "PYTHONHASHSEED": "0", "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    found = re.search(r"Collected : (\d+)", done.stderr)
+    if done.returncode or not found:
+        sys.exit(f"{' '.join(command)} failed:\n{done.stderr}")
+    return int(found[1])
+
+
+def per_request(kind: str, path: str, count: int) -> float:
+    few, many = (instructions(__file__, "--child", kind, path, str(number)) for number in (count, 3 * count))
+    return (many - few) / (2 * count)
+
+
+def report_requests(count: int) -> None:
+    print(f"{'instructions per request':32}{'bare Flask':>14}{'Lifecycle':>14}{'ratio':>9}")
+    for path in ("/", "/stream"):
+        bare, with_extension = (per_request(kind, path, count) for kind in (BARE, WITH))
+        ratio = with_extension / bare
+        print(f"GET {path:28}{bare:14,.0f}{with_extension:14,.0f}{ratio:9.4f}", flush=True)
+
+
+def report_imports() -> None:
+    subprocess.run([sys.executable, "-c", "import flask_lifecycle"], cwd=ROOT, check=True)
+    nothing, flask, both = (
+        instructions("-c", code) for code in ("pass", "import flask", "import flask; import flask_lifecycle")
+    )
+    print(f"\n{'instructions of an import':46}{'':>14}{'ratio':>9}")
+    print(f"{'flask':46}{flask - nothing:14,}")
+    print(f"{'flask_lifecycle, beyond flask':46}{both - flask:14,}", end="")
+    print(f"{(both - flask) / (flask - nothing):9.4f}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--requests", type=int, default=300)
+    parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.child:
+        kind, path, count = options.child
+        serve(kind, path, int(count))
+    else:
+        report_requests(options.requests)
+        report_imports()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,40 @@
+"""Honest health probes for Flask, and a shutdown that loses nothing.
+
+::
+
+    from flask import Flask
+    from flask_lifecycle import Lifecycle
+
+    app = Flask(__name__)
+    lifecycle = Lifecycle(app)
+
+    @lifecycle.check("database", timeout=2)
+    def database(): ...
+
+    @lifecycle.on_shutdown
+    def close_pool(): ...
+
+Serve it with ``flask --app app lifecycle run``, or ``sys.exit(lifecycle.run(app).exit_code)``.
+"""
+
+from __future__ import annotations
+
+from ._extension import Lifecycle
+from ._inflight import RequestInfo
+from ._shutdown import HookRecord, PhaseRecord, ShutdownContext, ShutdownReport
+from ._state import State, state_changed
+from .checks import Check
+
+__all__ = [
+    "Check",
+    "HookRecord",
+    "Lifecycle",
+    "PhaseRecord",
+    "RequestInfo",
+    "ShutdownContext",
+    "ShutdownReport",
+    "State",
+    "state_changed",
+]
+
+__version__ = "0.1.0"

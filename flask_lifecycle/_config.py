@@ -1,0 +1,226 @@
+"""The settings: every ``LIFECYCLE_*`` key with its default, its unit and its rule.
+
+They are read once, in ``init_app``, into one frozen :class:`Settings`. Whatever is wrong with them is said
+there, in one sentence that names the key and the cure, before a single request is served.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import os
+import signal
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+PREFIX = "LIFECYCLE_"
+
+# The orchestrator's default patience is 30 s (Kubernetes' terminationGracePeriodSeconds); the rest is room for preStop.
+GRACE_PERIOD = 25.0
+# Five seconds is what endpoint removal usually takes to reach every kube-proxy; outside a cluster nobody has to notice.
+KUBERNETES_DELAY = 5.0
+HOOK_RESERVE = 5.0
+KEEPALIVE_LINGER = 0.25
+
+PATHS = {
+    "healthcheck": "/healthcheck",
+    "livez": "/livez",
+    "readyz": "/readyz",
+    "startupz": "/startupz",
+}
+
+_UNCATCHABLE = {signal.SIGKILL, signal.SIGSTOP}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the ``LIFECYCLE_*`` keys of one application say. Times are seconds."""
+
+    grace_period: float = GRACE_PERIOD
+    shutdown_delay: float = 0.0
+    hook_reserve: float = HOOK_RESERVE
+    keepalive_linger: float = KEEPALIVE_LINGER
+    signals: tuple[signal.Signals, ...] | None = None
+    exit: str = "code"
+    ready: str = "auto"
+    drain_policy: str = "auto"
+    probe_host: str = "0.0.0.0"
+    probe_port: int | None = None
+    details: str = "never"
+    token: str | None = field(default=None, repr=False)
+    url_prefix: str = ""
+    paths: Mapping[str, str] = field(default_factory=lambda: dict(PATHS))
+
+    @classmethod
+    def from_mapping(cls, config: Mapping[str, Any]) -> Settings:
+        """Read and validate the keys of a Flask configuration.
+
+        :raises ValueError: a value is out of range, or a ``LIFECYCLE_*`` key is unknown.
+        :raises TypeError: a value is of the wrong type.
+        """
+        given = {k: v for k, v in config.items() if isinstance(k, str) and k.startswith(PREFIX)}
+        for key in given:
+            if key not in KEYS:
+                raise ValueError(_unknown(key))
+        values = {KEYS[key].attribute: KEYS[key].read(key, value) for key, value in given.items()}
+        values.setdefault("shutdown_delay", default_delay(os.environ))
+        grace: float = values.setdefault("grace_period", GRACE_PERIOD)
+        values.setdefault("hook_reserve", min(HOOK_RESERVE, grace / 5))
+        settings = cls(**values)
+        settings._check_budget()
+        settings._check_token()
+        return settings
+
+    def _check_budget(self) -> None:
+        """Refuse times that leave no moment in which a request could be drained."""
+        if self.shutdown_delay + self.hook_reserve >= self.grace_period:
+            raise ValueError(
+                f"'LIFECYCLE_SHUTDOWN_DELAY' ({self.shutdown_delay:g} s) and 'LIFECYCLE_HOOK_RESERVE'"
+                f" ({self.hook_reserve:g} s) leave nothing of 'LIFECYCLE_GRACE_PERIOD'"
+                f" ({self.grace_period:g} s) to drain in; raise the grace period or lower one of the two."
+            )
+
+    def _check_token(self) -> None:
+        if self.details == "token" and not self.token:
+            raise ValueError(
+                "'LIFECYCLE_DETAILS' is 'token' but 'LIFECYCLE_TOKEN' is not set; set it to a long secret."
+            )
+
+    def probe_paths(self) -> dict[str, str]:
+        """The full path of each probe within the application, by the probe's name."""
+        return {name: self.url_prefix + path for name, path in self.paths.items()}
+
+
+@dataclass(frozen=True)
+class Key:
+    """One row of the table: where a key goes, what it defaults to (as the README says it) and how it is read."""
+
+    attribute: str
+    default: str
+    read: Callable[[str, Any], Any]
+
+
+def default_delay(environ: Mapping[str, str]) -> float:
+    """The delay when none is configured: something must notice us leave only inside a cluster."""
+    return KUBERNETES_DELAY if environ.get("KUBERNETES_SERVICE_HOST") else 0.0
+
+
+def parse_signal(value: Any) -> signal.Signals:
+    """A signal by number or by name (``"SIGTERM"``, ``"TERM"``).
+
+    :raises ValueError: there is no such signal, or a process cannot catch it.
+    """
+    found: signal.Signals | None = None
+    if isinstance(value, str):
+        name = value.strip().upper()
+        found = signal.Signals.__members__.get(name if name.startswith("SIG") else f"SIG{name}")
+    elif isinstance(value, int) and not isinstance(value, bool) and value in set(signal.Signals):
+        found = signal.Signals(value)
+    if found is None:
+        raise ValueError(f"'LIFECYCLE_SIGNALS' names {value!r}, which is no signal here; use names such as 'SIGTERM'.")
+    if found in _UNCATCHABLE:
+        raise ValueError(f"'LIFECYCLE_SIGNALS' names '{found.name}', which no process can catch; leave it out.")
+    return found
+
+
+def _unknown(key: str) -> str:
+    near = difflib.get_close_matches(key, KEYS, n=1, cutoff=0.0)[0]
+    return f"'{key}' is not a setting of flask_lifecycle; did you mean '{near}'?"
+
+
+def _seconds(*, zero: bool) -> Callable[[str, Any], float]:
+    bound = "zero or more" if zero else "more than zero"
+
+    def read(key: str, value: Any) -> float:
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise TypeError(f"'{key}' must be a number of seconds, not {value!r}.")
+        if not math.isfinite(value) or value < 0 or (value == 0 and not zero):
+            raise ValueError(f"'{key}' must be a finite number of seconds, {bound}, not {value!r}.")
+        return float(value)
+
+    return read
+
+
+def _choice(*options: str) -> Callable[[str, Any], str]:
+    def read(key: str, value: Any) -> str:
+        if value not in options:
+            listed = ", ".join(f"'{option}'" for option in options)
+            raise ValueError(f"'{key}' must be one of {listed}, not {value!r}.")
+        return str(value)
+
+    return read
+
+
+def _signals(key: str, value: Any) -> tuple[signal.Signals, ...] | None:
+    if value is None:
+        return None
+    if isinstance(value, (str, int)):
+        value = [value]
+    if not isinstance(value, (list, tuple, set, frozenset)):
+        raise TypeError(f"'{key}' must be a list of signal names or numbers, not {value!r}.")
+    return tuple(dict.fromkeys(parse_signal(item) for item in value))
+
+
+def _host(key: str, value: Any) -> str:
+    if not isinstance(value, str) or not value:
+        raise TypeError(f"'{key}' must be an address to listen on, such as '0.0.0.0' or '::', not {value!r}.")
+    return value
+
+
+def _port(key: str, value: Any) -> int | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= 65535:
+        raise ValueError(f"'{key}' must be a port from 0 (any free one) to 65535, or None, not {value!r}.")
+    return value
+
+
+def _token(key: str, value: Any) -> str | None:
+    if value is not None and not isinstance(value, str):
+        raise TypeError(f"'{key}' must be a string or None, not a {type(value).__name__}.")
+    return value or None
+
+
+def _path(key: str, value: Any) -> str:
+    if not isinstance(value, str) or not value.startswith("/") or value.rstrip("/") == "" or set(value) & set("<>?#"):
+        raise ValueError(f"'{key}' must hold paths such as '/livez', not {value!r}.")
+    return value.rstrip("/")
+
+
+def _prefix(key: str, value: Any) -> str:
+    return "" if value in ("", None, "/") else _path(key, value)
+
+
+def _paths(key: str, value: Any) -> dict[str, str]:
+    if not isinstance(value, Mapping):
+        raise TypeError(f"'{key}' must be a mapping from a probe to its path, not {value!r}.")
+    for name in value:
+        if name not in PATHS:
+            raise ValueError(f"'{key}' names the probe {name!r}; the probes are {', '.join(map(repr, PATHS))}.")
+    paths = PATHS | {name: _path(key, path) for name, path in value.items()}
+    if len(set(paths.values())) < len(paths):
+        raise ValueError(f"'{key}' gives two probes the same path; each needs its own.")
+    return paths
+
+
+KEYS: dict[str, Key] = {
+    "LIFECYCLE_GRACE_PERIOD": Key("grace_period", "25.0", _seconds(zero=False)),
+    "LIFECYCLE_SHUTDOWN_DELAY": Key(
+        "shutdown_delay", "5.0 if KUBERNETES_SERVICE_HOST is set, else 0.0", _seconds(zero=True)
+    ),
+    "LIFECYCLE_HOOK_RESERVE": Key(
+        "hook_reserve", "the smaller of 5.0 and a fifth of the grace period", _seconds(zero=True)
+    ),
+    "LIFECYCLE_KEEPALIVE_LINGER": Key("keepalive_linger", "0.25", _seconds(zero=True)),
+    "LIFECYCLE_SIGNALS": Key("signals", "SIGTERM on init_app; SIGTERM and SIGINT under run", _signals),
+    "LIFECYCLE_EXIT": Key("exit", '"code"', _choice("code", "signal")),
+    "LIFECYCLE_READY": Key("ready", '"auto"', _choice("auto", "manual")),
+    "LIFECYCLE_DRAIN_POLICY": Key("drain_policy", '"auto"', _choice("auto", "serve", "reject")),
+    "LIFECYCLE_PROBE_HOST": Key("probe_host", '"0.0.0.0"', _host),
+    "LIFECYCLE_PROBE_PORT": Key("probe_port", "None", _port),
+    "LIFECYCLE_DETAILS": Key("details", '"never"', _choice("never", "token", "always")),
+    "LIFECYCLE_TOKEN": Key("token", "None", _token),
+    "LIFECYCLE_URL_PREFIX": Key("url_prefix", '""', _prefix),
+    "LIFECYCLE_PATHS": Key("paths", "/healthcheck, /livez, /readyz and /startupz", _paths),
+}

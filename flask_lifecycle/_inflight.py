@@ -1,0 +1,243 @@
+"""The ledger of requests in flight, and the WSGI middleware that keeps it.
+
+Counting happens at WSGI level, around ``app.wsgi_app``, from before the application is called until the iterable
+that it returned is closed: Flask's own before/teardown functions end before a streamed body starts, and they go
+out of step when an earlier ``before_request`` function answers.
+
+What a server optimises stays optimised:
+
+- A result with a length (the one-item list of which servers make a Content-Length) is handed on in a body that
+  has the same length.
+- ``environ["wsgi.file_wrapper"]`` is replaced by a subclass of the server's own class whose ``close`` is ours.
+  Servers ask ``isinstance`` before they use sendfile or their file buffers, so the result is handed on as it is,
+  and its ``close`` comes when the last byte has left (waitress) or the client is gone.
+- Any other result is handed on in a :class:`Body` whose ``__iter__`` returns the iterator of what the application
+  returned: the server then pulls chunks from the application itself, and no chunk costs anything.
+
+An entry leaves the ledger exactly once, whichever comes first: ``close()`` (also when the application's own
+``close`` raises; also when it is called twice), or an exception of the application before it returned. Leaving is
+``dict.pop``, so whoever comes second finds nothing.
+
+Entering and leaving take no lock: setting and popping one key of a dict are atomic in CPython, with the GIL and
+without it. The lock is there for the wait alone, which is a wake-up and not polling. The waiter writes ``_waiting``
+and then looks at the dict; the leaver pops from the dict and then looks at ``_waiting``. Both interleavings end
+well: if the pop came first, the waiter sees an empty ledger and does not sleep; if the waiter's write came first,
+the leaver sees it, takes the lock (so the waiter is asleep in ``Condition.wait``, which lets go of the lock in
+the same step) and notifies. For both looks to miss, each would have to come before the other's write.
+
+After a fork the child's ledger is emptied and its lock made anew: the requests belong to threads that exist only
+in the parent, and one of them may have held the lock.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from werkzeug.wsgi import ClosingIterator
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
+
+
+@dataclass(frozen=True)
+class RequestInfo:
+    """One request that is in flight, or was when it was abandoned.
+
+    ``age`` is in seconds, ``thread`` the name of the thread that runs it (empty where none does), ``stage`` one
+    of ``running``, ``queued``, ``receiving`` and ``sending``.
+    """
+
+    method: str
+    path: str
+    age: float
+    thread: str = ""
+    stage: str = "running"
+
+    def __str__(self) -> str:
+        return f"{self.method} {self.path} after {self.age:.1f} s ({self.stage})"
+
+
+class Ledger:
+    """The requests that the application has been called for and whose bodies are not closed yet.
+
+    Every method may be called from any thread; only :meth:`wait_idle` blocks.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self.clock = clock
+        self.active: dict[Body, None] = {}
+        self.reset()
+        _ledgers.add(self)
+
+    def reset(self) -> None:
+        """Forget everything: for a forked child, in which none of the threads that run these requests exists."""
+        self.active.clear()
+        self._idle = threading.Condition()  # held by waiters, and by leavers only while somebody waits
+        self._waiting = 0
+
+    def leave(self, body: Body) -> None:
+        """Count out a request; one that is not there has left already."""
+        self.active.pop(body, None)
+        if self._waiting:
+            with self._idle:
+                if not self.active:
+                    self._idle.notify_all()
+
+    def __len__(self) -> int:
+        return len(self.active)
+
+    def wait_idle(self, timeout: float) -> bool:
+        """Block until nothing is in flight, at most ``timeout`` seconds; say whether that is so."""
+        with self._idle:
+            self._waiting += 1
+            try:
+                return self._idle.wait_for(lambda: not self.active, timeout)
+            finally:
+                self._waiting -= 1
+
+    def requests(self) -> tuple[RequestInfo, ...]:
+        """A snapshot of what is in flight, oldest first."""
+        now = self.clock()
+        names = {thread.ident: thread.name for thread in threading.enumerate()}
+        return tuple(
+            RequestInfo(
+                method=str(body.environ.get("REQUEST_METHOD", "-")),
+                path=str(body.environ.get("SCRIPT_NAME", "")) + str(body.environ.get("PATH_INFO", "")),
+                age=now - body.started,
+                thread=names.get(body.thread, ""),
+            )
+            for body in sorted(self.active.copy(), key=lambda body: body.started)
+        )
+
+
+class Body:
+    """One entry of the ledger, and what the server gets in place of the application's result.
+
+    It gives the same chunks, and its ``close`` counts the request out.
+    """
+
+    __slots__ = ("environ", "iterable", "ledger", "started", "thread")
+
+    def __init__(self, ledger: Ledger, environ: WSGIEnvironment) -> None:
+        self.ledger = ledger
+        self.environ = environ
+        self.started = ledger.clock()
+        self.thread = threading.get_ident()
+        self.iterable: Iterable[bytes] = ()
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(self.iterable)
+
+    def close(self) -> None:
+        iterable, self.iterable = self.iterable, ()
+        try:
+            close = getattr(iterable, "close", None)
+            if close is not None:
+                close()
+        finally:
+            self.ledger.leave(self)
+
+
+class SizedBody(Body):
+    """A body of known length, for results that have one: servers frame a one-item list by it."""
+
+    __slots__ = ()
+
+    def __len__(self) -> int:
+        return len(self.iterable)  # type: ignore[arg-type]
+
+
+def count_requests(
+    app: WSGIApplication,
+    ledger: Ledger,
+    probes: Mapping[str, WSGIApplication],
+    before_first: Callable[[], bool],
+) -> WSGIApplication:
+    """The middleware: count the requests of a WSGI application, and answer probes ahead of it.
+
+    It is a closure and not a class because that saves a tenth of its cost; every request goes through it.
+
+    :param app: the application that is counted.
+    :param probes: answered by these instead, by exact ``PATH_INFO``; they are not counted.
+    :param before_first: called in the thread of every request until it has returned ``True`` once; the start-up.
+    """
+    pending: Callable[[], bool] | None = before_first
+    active = ledger.active
+    find_probe = probes.get
+
+    def middleware(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        nonlocal pending
+        probe = find_probe(environ.get("PATH_INFO", ""))
+        if probe is not None:
+            return probe(environ, start_response)
+        body = Body(ledger, environ)
+        active[body] = None
+        try:
+            if pending is not None and pending():
+                pending = None
+            wrapper = environ.get("wsgi.file_wrapper")
+            if wrapper is not None:
+                environ["wsgi.file_wrapper"] = _counted_wrapper(wrapper)
+            result = app(environ, start_response)
+        except BaseException:
+            ledger.leave(body)
+            raise
+        if type(result) is not ClosingIterator:  # nearly every Flask response is one: no length, and no file
+            if isinstance(result, _CountedFile):
+                result.lifecycle_body = body
+                return result
+            if hasattr(result, "__len__"):
+                body.__class__ = SizedBody  # the slots are the same, and so is the entry in the ledger
+        body.iterable = result
+        return body
+
+    return middleware
+
+
+class _CountedFile:
+    """Mixed into a server's file wrapper: closing it counts the request out."""
+
+    lifecycle_body: Body | None = None
+
+    def close(self) -> None:
+        try:
+            close = getattr(super(), "close", None)
+            if close is not None:
+                close()
+        finally:
+            if self.lifecycle_body is not None:
+                self.lifecycle_body.close()
+
+
+_wrappers: dict[Any, Any] = {}
+
+
+def _counted_wrapper(wrapper: Any) -> Any:
+    """The counted subclass of a server's file wrapper; a wrapper that is no class (uWSGI's) is left as it is."""
+    try:
+        return _wrappers[wrapper]
+    except KeyError:
+        counted = wrapper
+        if isinstance(wrapper, type):
+            counted = type(wrapper.__name__, (_CountedFile, wrapper), {})
+        return _wrappers.setdefault(wrapper, counted)
+    except TypeError:  # not hashable, so no class either
+        return wrapper
+
+
+_ledgers: weakref.WeakSet[Ledger] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for ledger in list(_ledgers):
+        ledger.reset()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

@@ -1,0 +1,309 @@
+"""One process: the applications in it, the signals it gets, the server it runs and the way it leaves.
+
+All applications that are not in testing mode share :data:`this_process`, because they share its signals: one signal
+stops them all, and the process exits once. An application in testing mode has a :class:`Process` of its own, which
+never touches a signal.
+
+How the process leaves depends on who is in charge of the main thread:
+
+- ``run``: the server's loop ends, ``run`` restores the handlers and returns the report.
+- A server that somebody else started: the signal is given back, in the main thread, to whoever had it. Where nobody
+  had it, the main thread raises ``SystemExit`` with the report's exit code, which ends every server's loop (waitress
+  swallows the code; the ``atexit`` function restores it).
+- Nobody: a shell, a migration, a Celery worker that imports the application. There is nothing to drain, and tearing
+  down what the process works with would be wrong, so the signal is given back at once and no hook runs.
+
+Two watchdogs keep the grace period where our reach ends. Non-daemon threads hold the interpreter open after the main
+thread has ended: they are named, and the process leaves, at the deadline. A main thread that does not leave although
+it was told to is left behind in the same way.
+"""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+import weakref
+from collections.abc import Collection, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+from . import servers
+from ._shutdown import Coordinator, Member, Server, ShutdownReport, signal_name
+from ._signals import SignalRelay, die_by, in_main_thread
+from .servers import foreign
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import WSGIApplication
+
+logger = logging.getLogger("flask_lifecycle")
+
+# GNU timeout signals its child and then the child's group: the same event, microseconds later.
+_SAME_SIGNAL = 0.05
+
+
+class App(Member, Protocol):
+    """What a process asks of an application beyond what the coordinator does."""
+
+    def start(self) -> None:
+        """Run the start-up, once; blocks until it is over."""
+
+    def open_probe_listener(self) -> None:
+        """Bind and start the probe listener, if one is configured."""
+
+    def close_probe_listener(self) -> None:
+        """The last thing that is closed."""
+
+
+class Process:
+    """The applications that stop together. Any thread may use it, but for what says otherwise."""
+
+    def __init__(self, *, signals: bool) -> None:
+        self.signals = signals  # whether this one may touch signals at all
+        self.relay = SignalRelay(self.receive)
+        self._members: list[weakref.ref[App]] = []
+        self._lock = threading.Lock()  # guards _members
+        self._renew()
+        self._loop_thread: int | None = None
+        self._exit_code = 0
+        self._exiting = False
+        if signals:
+            atexit.register(self._at_exit)
+            if hasattr(os, "register_at_fork"):
+                os.register_at_fork(after_in_child=self._renew)
+
+    def _renew(self) -> None:
+        self.coordinator = Coordinator(self.members, self._find_server, self._leave)
+        self._began = 0.0
+
+    def members(self) -> Sequence[App]:
+        """The applications, in the order of their registration."""
+        with self._lock:
+            return [member for reference in self._members if (member := reference()) is not None]
+
+    def join(self, member: App, signals: Iterable[signal.Signals]) -> None:
+        """Add an application and take over its signals; off the main thread one warning says what to do instead."""
+        with self._lock:
+            self._members = [reference for reference in self._members if reference() is not None]
+            self._members.append(weakref.ref(member))
+        if self.coordinator.done.is_set():
+            self._renew()
+        if not self.signals:
+            return
+        if in_main_thread():
+            self.relay.install(signals)
+        else:
+            logger.warning(
+                "init_app was called outside the main thread, where no signal handler can be installed;"
+                " call lifecycle.shutdown() when the process is to stop."
+            )
+
+    # -- stopping -------------------------------------------------------------------------------------------------
+
+    def receive(self, signum: int) -> None:
+        """A signal has come; called in the relay's thread."""
+        coordinator = self.coordinator
+        if coordinator.begun:
+            if coordinator.done.is_set() or time.monotonic() - self._began < _SAME_SIGNAL:
+                return
+            self._force(signum)
+        if not coordinator.owned and not self._serving():
+            self.relay.run_in_main(lambda: self._give_back(signum, 128 + signum))
+            return
+        self._began = time.monotonic()
+        coordinator.begin(signal_name(signum), signum)
+
+    def shutdown(self, reason: str, wait: bool) -> ShutdownReport | None:
+        """Begin the shutdown, or join the one that is under way.
+
+        :raises RuntimeError: the caller would wait for itself.
+        """
+        coordinator = self.coordinator
+        if wait and (coordinator.would_wait_for_itself() or threading.get_ident() == self._loop_thread):
+            raise RuntimeError(
+                "shutdown() was called in a thread that the shutdown itself waits for (a request, a hook or the"
+                " server's loop); call shutdown(wait=False) there."
+            )
+        coordinator.begin(reason)
+        return coordinator.wait() if wait else None
+
+    def _force(self, signum: int) -> None:
+        unfinished = self.coordinator.unfinished()
+        logger.error("forced by %s: abandoned %d", signal_name(signum), len(unfinished))
+        for info in unfinished:
+            logger.error("abandoned %s", info)
+        _exit_now(128 + signum)
+
+    def _serving(self) -> bool:
+        return any(member.started for member in self.members()) or self._find_server() is not None
+
+    def _find_server(self) -> Server | None:
+        return None if self.coordinator.owned or not self.signals else foreign.find()
+
+    # -- running --------------------------------------------------------------------------------------------------
+
+    def run(
+        self,
+        app: WSGIApplication,
+        member: App,
+        host: str | None,
+        port: int | None,
+        server: str,
+        options: dict[str, Any],
+    ) -> ShutdownReport:
+        """Serve until stopped. For the main thread only."""
+        coordinator = self.coordinator
+        self._check_run()
+        coordinator.owned = True
+        try:
+            if self.signals:
+                self.relay.install(member.settings.signals or (signal.SIGTERM, signal.SIGINT))
+            self._serve(app, member, servers.create(server, app, host, port, _probe_paths(self.members()), options))
+        except BaseException:
+            if not coordinator.begun:
+                coordinator.owned = False
+            raise
+        finally:
+            member.close_probe_listener()
+            if self.signals:
+                self.relay.restore()
+        report = coordinator.wait()
+        if report.signal is not None and member.settings.exit == "signal":
+            die_by(report.signal)
+            raise SystemExit(128 + report.signal)  # PID 1, whom it does not kill
+        if self.signals:
+            _leave_behind(coordinator, report)
+        return report
+
+    def _check_run(self) -> None:
+        if not in_main_thread():
+            raise RuntimeError(
+                "run() was called outside the main thread, where no signal arrives; call it in the main one."
+            )
+        if self.coordinator.begun:
+            raise RuntimeError(
+                "run() was called after a shutdown had begun, and a process stops once; start a new process."
+            )
+        if self.coordinator.owned:
+            raise RuntimeError("run() is serving already; to serve several applications combine them into one.")
+
+    def _serve(self, app: WSGIApplication, member: App, runner: servers.Runner) -> None:
+        coordinator = self.coordinator
+        try:
+            member.open_probe_listener()
+        except OSError:
+            runner.close()
+            raise
+        if not coordinator.attach(runner):
+            runner.close()
+            coordinator.wait()
+            return
+        for address in runner.addresses():
+            logger.info("listening on %s (%s)", address, runner.name)
+        logger.info("probes at %s", " ".join(member.settings.probe_paths().values()))
+        for each in self.members():
+            threading.Thread(target=each.start, name="lifecycle-startup", daemon=True).start()
+        self._loop_thread = threading.get_ident()
+        try:
+            runner.serve()
+        except BaseException as error:
+            # The loop is gone and nothing can be drained; the hooks still run.
+            logger.exception("the server failed")
+            self._loop_thread = None
+            coordinator.server = None
+            coordinator.begin(f"server failed: {type(error).__name__}")
+            coordinator.wait()
+            raise
+        finally:
+            self._loop_thread = None
+
+    # -- leaving --------------------------------------------------------------------------------------------------
+
+    def _leave(self, report: ShutdownReport, served: bool) -> None:
+        """The last step of the coordinator, in its thread."""
+        if self.coordinator.owned:
+            if self.coordinator.server is not None:
+                self.coordinator.server.stop()
+            return
+        for member in self.members():
+            member.close_probe_listener()
+        if not served or not self.signals or self._exiting:
+            return
+        self._exit_code = report.exit_code
+        signum = report.signal or signal.SIGTERM
+        by_signal = report.signal is not None and any(m.settings.exit == "signal" for m in self.members())
+        if not self.relay.run_in_main(lambda: self._give_back(signum, None if by_signal else report.exit_code)):
+            os.kill(os.getpid(), signum)  # no handler of ours: whoever has the signal gets it
+        remaining = self.coordinator.remaining() or 0.0
+        threading.Event().wait(remaining)
+        logger.error("the main thread has not left within the grace period; leaving without it")
+        _exit_now(report.exit_code or 1)
+
+    def _give_back(self, signum: int, code: int | None) -> None:
+        """Let whoever had a signal have it. Runs in the main thread, inside the signal handler.
+
+        :param code: what to exit with if nobody had it; ``None`` to die by the signal.
+        """
+        previous = self.relay.previous(signum)
+        served = self.coordinator.begun
+        self.relay.restore()
+        if callable(previous):
+            self._exit_code = 0
+            os.kill(os.getpid(), signum)
+        elif not served and previous == signal.SIG_IGN:
+            return
+        else:
+            if not served or code is None:
+                die_by(signum)
+            raise SystemExit(128 + signum if code is None else code)
+
+    def _at_exit(self) -> None:
+        """The interpreter leaves: run the hooks if nothing else has, and keep an exit code that a server swallowed."""
+        coordinator = self.coordinator
+        self._exiting = True
+        if coordinator.begun or (not coordinator.owned and self._serving()):
+            coordinator.begin("interpreter exit")
+            coordinator.done.wait(coordinator.remaining())
+            report = coordinator.report
+            if report is None:
+                logger.error("the shutdown has not ended within the grace period; leaving without it")
+                _exit_now(1)
+        if self._exit_code and not coordinator.owned:
+            _exit_now(self._exit_code)
+
+
+def _probe_paths(members: Sequence[App]) -> Collection[str]:
+    return {path for member in members for path in member.settings.probe_paths().values()}
+
+
+def _leave_behind(coordinator: Coordinator, report: ShutdownReport) -> None:
+    """Let no thread hold the interpreter open past the deadline. Does nothing as long as the main thread lives."""
+
+    def watch() -> None:
+        threading.main_thread().join()
+        threading.Event().wait(coordinator.remaining() or 0.0)
+        names = [thread.name for thread in threading.enumerate() if not thread.daemon and thread.is_alive()]
+        logger.error("left behind at the end of the grace period: threads %s", ", ".join(names))
+        _exit_now(report.exit_code or 1)
+
+    others = [t for t in threading.enumerate() if not t.daemon and t is not threading.main_thread()]
+    if others:
+        logger.warning("non-daemon threads still run: %s", ", ".join(thread.name for thread in others))
+    threading.Thread(target=watch, name="lifecycle-watchdog", daemon=True).start()
+
+
+def _exit_now(code: int) -> None:
+    """Leave without the interpreter's own end, which might not come; what was printed and logged is kept."""
+    logging.shutdown()
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError, AttributeError):  # closed, or none
+            continue
+    os._exit(code)
+
+
+this_process = Process(signals=True)

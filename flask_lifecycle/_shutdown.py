@@ -1,0 +1,559 @@
+"""One shutdown: its deadline, its phases, its hooks and its report.
+
+Theory of operation
+-------------------
+
+A process stops once. The :class:`Coordinator` is the one place that does it, for all the applications in it
+(:class:`Member`) and for the server that carries them, if that server is ours (:class:`Server`). It knows no server
+and no Flask; a server knows no phase.
+
+``begin`` starts one thread. The thread walks down ``PHASES`` and every phase is bounded by the same
+:class:`Deadline`, made once, at the moment of the signal; there is no other timeout below it. The main thread
+stays in its server's loop all the while: once the main thread has returned, executors refuse new work ("cannot
+schedule new futures after interpreter shutdown") and requests in flight fail that would have been answered.
+
+==============  ==================================================================================================
+announce        readiness fails, ``draining`` is set, answers tell their connections to close, ``on_drain`` begins
+delay           everything is still accepted and served while balancers notice
+stop accepting  the listener is closed without losing a connection that the kernel has accepted (ours), or the
+                guard refuses new work (not ours)
+drain           until nothing is in flight, or the deadline less the hook reserve
+hooks           ``on_shutdown`` functions, last registered first
+==============  ==================================================================================================
+
+Hooks run each in a thread of their own, because only so can one that hangs be left behind. The rest still run: a hook
+without a timeout of its own gets half of what is left, or all of it if it is the last. ``on_drain`` functions run
+one after the other beside the phases, not before them: a slow one must not keep the listener open, and the drain
+waits for them as it waits for requests.
+
+Late in an interpreter's life (``atexit``) no thread can be started on Python 3.12 and later. There the coordinator and
+the hooks run in the calling thread, and faulthandler's watchdog, which needs no Python thread, ends the process
+if a hook hangs; those behind it cannot run then.
+
+Races
+-----
+
+Two signals, or a signal and ``shutdown()``: ``begin`` tests and sets under a lock, so one of them starts the
+thread and both wait for the same report. A shutdown that begins before ``run`` has a server: ``attach`` and
+``begin`` take the same lock, so either the thread finds the server, or ``attach`` says that it is too late and
+``run`` does not serve.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import inspect
+import logging
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from ._config import Settings
+from ._inflight import Ledger, RequestInfo
+from ._state import Event, StateMachine
+
+logger = logging.getLogger("flask_lifecycle")
+
+
+class Clock:
+    """The system's monotonic clock, and the only way in which a shutdown waits; tests put in another."""
+
+    def monotonic(self) -> float:
+        return time.monotonic()
+
+    def wait(self, event: threading.Event, timeout: float) -> bool:
+        return event.wait(max(0.0, timeout))
+
+
+@dataclass(frozen=True)
+class Deadline:
+    """A moment on a clock, made once and passed down."""
+
+    clock: Clock
+    at: float
+
+    @classmethod
+    def after(cls, clock: Clock, seconds: float) -> Deadline:
+        return cls(clock, clock.monotonic() + seconds)
+
+    def remaining(self) -> float:
+        """Seconds left, never less than zero."""
+        return max(0.0, self.at - self.clock.monotonic())
+
+    def earlier(self, seconds: float) -> Deadline:
+        return Deadline(self.clock, self.at - seconds)
+
+
+@dataclass(frozen=True)
+class PhaseRecord:
+    """One phase of a shutdown and how many seconds it took."""
+
+    name: str
+    duration: float
+
+
+@dataclass(frozen=True)
+class HookRecord:
+    """What became of one hook.
+
+    ``kind`` is ``startup``, ``drain`` or ``shutdown``; ``outcome`` is ``ok``, ``failed`` or ``hung``; ``duration``
+    is in seconds; ``error`` is the text of what it raised, or empty.
+    """
+
+    name: str
+    kind: str
+    outcome: str
+    duration: float
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class ShutdownReport:
+    """What happened from the first signal to the end; every caller of ``shutdown`` gets the same one."""
+
+    reason: str
+    signal: int | None
+    phases: tuple[PhaseRecord, ...]
+    abandoned: tuple[RequestInfo, ...]
+    hooks: tuple[HookRecord, ...]
+    duration: float
+
+    @property
+    def clean(self) -> bool:
+        """Whether no request was abandoned and no hook failed or hung."""
+        return not self.abandoned and all(hook.outcome == "ok" for hook in self.hooks)
+
+    @property
+    def exit_code(self) -> int:
+        """0 after a clean shutdown, else 1."""
+        return 0 if self.clean else 1
+
+    def __str__(self) -> str:
+        bad = {outcome: sum(hook.outcome == outcome for hook in self.hooks) for outcome in ("failed", "hung")}
+        parts = [f"{len(self.abandoned)} abandoned"] if self.abandoned else []
+        parts += [f"{n} hook{'s' if n > 1 else ''} {outcome}" for outcome, n in bad.items() if n]
+        return f"{', '.join(parts) or 'clean'}, exit {self.exit_code}"
+
+
+@dataclass(frozen=True)
+class ShutdownContext:
+    """What a hook may ask about the shutdown that it is part of. Any thread may use it; nothing blocks."""
+
+    reason: str
+    signal: int | None
+    _coordinator: Coordinator = field(repr=False)
+
+    def remaining(self) -> float | None:
+        """Seconds left of the grace period, or ``None`` in an ``on_startup`` function."""
+        return self._coordinator.remaining()
+
+    @property
+    def in_flight(self) -> int:
+        """How many requests are in flight now."""
+        return sum(len(member.ledger) for member in self._coordinator.members())
+
+
+@dataclass(frozen=True)
+class Hook:
+    """A registered function."""
+
+    name: str
+    kind: str
+    function: Callable[..., Any]
+    timeout: float | None
+    takes_context: bool
+
+    @property
+    def label(self) -> str:
+        return f"on_{self.kind} '{self.name}'"
+
+
+class Hooks:
+    """The functions that one ``Lifecycle`` calls at its turning points."""
+
+    def __init__(self) -> None:
+        self._hooks: dict[str, list[Hook]] = {"startup": [], "drain": [], "shutdown": []}
+        self.records: list[HookRecord] = []  # of those that ran
+        self.startup_begun = threading.Event()
+        self.startup_over = threading.Event()
+        self._startup_lock = threading.Lock()  # guards startup_begun's test and set
+
+    def add(self, kind: str, function: Any, name: str | None, timeout: float | None) -> None:
+        """Register a function.
+
+        :raises TypeError: it cannot be called with nothing or with one argument.
+        :raises ValueError: there is one of this kind and name already.
+        """
+        if not callable(function):
+            raise TypeError(f"on_{kind} was given {function!r}, which is not callable; register a function.")
+        if inspect.iscoroutinefunction(function):
+            raise TypeError(f"on_{kind} was given the async function {function!r}; register a plain one.")
+        hook_name = name or getattr(function, "__name__", None) or type(function).__name__
+        if any(hook.name == hook_name for hook in self._hooks[kind]):
+            raise ValueError(
+                f"There is an on_{kind} function '{hook_name}' already; pass name='...' to tell them apart."
+            )
+        self._hooks[kind].append(Hook(hook_name, kind, function, timeout, _takes_context(kind, hook_name, function)))
+
+    def of(self, kind: str) -> tuple[Hook, ...]:
+        """The functions of a kind in the order in which they are called: teardown in reverse."""
+        hooks = self._hooks[kind]
+        return tuple(reversed(hooks)) if kind == "shutdown" else tuple(hooks)
+
+    def start(self, context: Callable[[], AbstractContextManager[Any]], coordinator: Coordinator) -> str:
+        """Run the ``on_startup`` functions in order, once; return what failed, or an empty string.
+
+        Blocks until they are over, whoever runs them. The first that fails ends the start-up.
+        """
+        with self._startup_lock:
+            first = not self.startup_begun.is_set()
+            self.startup_begun.set()
+        if first:
+            argument = ShutdownContext("", None, coordinator)
+            for hook in self.of("startup"):
+                self.records.append(run_hook(hook, argument, hook.timeout, context, coordinator.clock))
+                if self.records[-1].outcome != "ok":
+                    break
+            self.startup_over.set()
+        self.startup_over.wait()
+        return next((hook.name for hook in self.records if hook.kind == "startup" and hook.outcome != "ok"), "")
+
+
+def _takes_context(kind: str, name: str, function: Callable[..., Any]) -> bool:
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # a builtin that does not tell
+        return False
+    required = [
+        parameter
+        for parameter in signature.parameters.values()
+        if parameter.default is parameter.empty
+        and parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
+    ]
+    keywords = [p for p in signature.parameters.values() if p.kind is p.KEYWORD_ONLY and p.default is p.empty]
+    if len(required) > 1 or keywords:
+        raise TypeError(
+            f"The on_{kind} function '{name}' takes {signature}; it may take nothing, or one argument, the context."
+        )
+    return len(required) == 1
+
+
+class Member(Protocol):
+    """One application, as the coordinator sees it."""
+
+    settings: Settings
+    machine: StateMachine
+    ledger: Ledger
+    hooks: Hooks
+    draining: threading.Event
+
+    @property
+    def started(self) -> bool:
+        """Whether its start-up has succeeded."""
+
+    def context(self) -> AbstractContextManager[Any]:
+        """An application context."""
+
+    def begin_drain(self, reason: str) -> None:
+        """Tell everybody in the application that the shutdown has begun."""
+
+    def refuse(self) -> None:
+        """From now on new work is answered 503; twice is harmless."""
+
+
+class Server(Protocol):
+    """What the coordinator asks of a server. Every verb may be called from any thread but the server's own loop."""
+
+    name: str
+    ours: bool  # whether its listener is ours to close
+
+    def announce(self) -> None:
+        """From now on every answer tells its connection to close."""
+
+    def stop_accepting(self, timeout: float) -> None:
+        """Close the listener; nothing that the kernel has accepted is dropped. Blocks, ``timeout`` seconds at most."""
+
+    def wait_idle(self, timeout: float, linger: float) -> bool:
+        """Hang up connections idle for ``linger`` seconds and block until none is left; say whether that is so."""
+
+    def unfinished(self) -> Sequence[RequestInfo]:
+        """Requests that the server holds and no application has been called for yet, or whose answer is not sent."""
+
+    def stop(self) -> None:
+        """End the loop."""
+
+
+class Coordinator:
+    """Stops a process, once.
+
+    :param members: the applications that stop together, asked for when the shutdown begins.
+    :param find_server: finds a server that somebody else started, or ``None``.
+    :param leave: called with the report at the very end, in the coordinator's thread; it makes the process leave.
+    """
+
+    def __init__(
+        self,
+        members: Callable[[], Sequence[Member]],
+        find_server: Callable[[], Server | None] = lambda: None,
+        leave: Callable[[ShutdownReport, bool], None] = lambda report, served: None,
+        clock: Clock | None = None,
+    ) -> None:
+        self.members = members
+        self.clock = clock or Clock()
+        self.server: Server | None = None
+        self.owned = False  # whether run() is in charge of the process
+        self.reason = ""
+        self.signal: int | None = None
+        self.deadline: Deadline | None = None
+        self.report: ShutdownReport | None = None
+        self.phase = ""
+        self.thread: threading.Thread | None = None
+        self.done = threading.Event()
+        self._find_server = find_server
+        self._leave = leave
+        self._lock = threading.Lock()  # guards begun/attach; held for a few assignments
+        self._drain_hooks_ended = threading.Event()
+
+    # -- asked by everybody ---------------------------------------------------------------------------------------
+
+    @property
+    def begun(self) -> bool:
+        """Whether a shutdown is under way or over."""
+        return self.deadline is not None
+
+    def remaining(self) -> float | None:
+        """Seconds left of the grace period, ``None`` when no shutdown has begun."""
+        return None if self.deadline is None else self.deadline.remaining()
+
+    def attach(self, server: Server) -> bool:
+        """Give the server to the coordinator; ``False`` if a shutdown has begun already."""
+        with self._lock:
+            if self.begun:
+                return False
+            self.server = server
+            return True
+
+    def begin(self, reason: str, signum: int | None = None) -> bool:
+        """Begin the shutdown in a thread of its own; ``False`` if it has begun already."""
+        with self._lock:
+            if self.begun:
+                return False
+            grace = min((member.settings.grace_period for member in self.members()), default=0.0)
+            self.reason, self.signal = reason, signum
+            self.deadline = Deadline.after(self.clock, grace)
+        self.thread = threading.Thread(target=self._run, args=(self.deadline,), name="lifecycle-shutdown", daemon=True)
+        try:
+            self.thread.start()
+        except RuntimeError:  # the interpreter is finalizing: see the head of this module
+            self._run(self.deadline)
+        return True
+
+    def wait(self) -> ShutdownReport:
+        """Block until the shutdown is over and return its report."""
+        while self.report is None:
+            # Timed, because a main thread that waits without a timeout may never run the handler of a second signal.
+            self.done.wait(1.0)
+        return self.report
+
+    def would_wait_for_itself(self) -> bool:
+        """Whether the calling thread is one that the shutdown waits for."""
+        this = threading.current_thread()
+        serving = any(body.thread == this.ident for member in self.members() for body in member.ledger.active.copy())
+        return serving or this is self.thread or getattr(_hook_thread, "inside", False)
+
+    def unfinished(self) -> tuple[RequestInfo, ...]:
+        """Everything in flight, of the applications and of the server."""
+        running = [info for member in self.members() for info in member.ledger.requests()]
+        return (*running, *(self.server.unfinished() if self.server is not None else ()))
+
+    # -- the thread -----------------------------------------------------------------------------------------------
+
+    def _run(self, deadline: Deadline) -> None:
+        members = self.members()
+        if self.server is None and not self.owned:
+            self.server = self._find_server()
+        served = self.owned or self.server is not None or any(member.started for member in members)
+        records: list[PhaseRecord] = []
+        abandoned: tuple[RequestInfo, ...] = ()
+        for name, phase in PHASES:
+            self.phase = name
+            began = self.clock.monotonic()
+            try:
+                abandoned = phase(self, members, deadline) or abandoned
+            except Exception:
+                logger.exception("phase '%s' failed; the shutdown goes on", name)
+            records.append(PhaseRecord(name, self.clock.monotonic() - began))
+        self._finish(members, records, abandoned, served)
+
+    def _finish(
+        self, members: Sequence[Member], phases: list[PhaseRecord], abandoned: tuple[RequestInfo, ...], served: bool
+    ) -> None:
+        self.phase = "exit"
+        for member in members:
+            member.machine.apply(Event.STOPPED, self.reason)
+        hooks = tuple(record for group in _hook_groups(members) for record in group.records)
+        duration = sum(phase.duration for phase in phases)
+        report = ShutdownReport(self.reason, self.signal, tuple(phases), abandoned, hooks, duration)
+        logger.info(
+            "shutdown complete in %.1f s: %s", duration, report, extra={"lifecycle_exit_code": report.exit_code}
+        )
+        self.report = report
+        self.done.set()
+        self._leave(report, served)
+
+    def _announce(self, members: Sequence[Member], deadline: Deadline) -> None:
+        logger.info(
+            "shutdown begins: %s (grace period %.1f s, delay %.1f s)",
+            self.reason, deadline.remaining(), self._delay_seconds(members, deadline),
+            extra={"lifecycle_reason": self.reason},
+        )  # fmt: skip
+        for member in members:
+            member.begin_drain(self.reason)
+        if self.server is not None:
+            self.server.announce()
+        hooks = [(group, hook) for group in _hook_groups(members) for hook in group.of("drain")]
+        if not hooks:
+            self._drain_hooks_ended.set()
+            return
+        runner = threading.Thread(
+            target=self._run_hooks, args=(members, "drain", self._drain_deadline(members, deadline)),
+            name="lifecycle-on-drain", daemon=True,
+        )  # fmt: skip
+        runner.start()
+
+    def _delay_seconds(self, members: Sequence[Member], deadline: Deadline) -> float:
+        # Nobody sends work to what never was ready, or is not served at all: nobody has to notice that it leaves.
+        served = self.server is not None or self.owned or any(len(member.ledger) for member in members)
+        delays = [m.settings.shutdown_delay for m in members if m.machine.reached_ready and served]
+        return min(max(delays, default=0.0), self._drain_deadline(members, deadline).remaining())
+
+    def _delay(self, members: Sequence[Member], deadline: Deadline) -> None:
+        self.clock.wait(threading.Event(), self._delay_seconds(members, deadline))
+
+    def _stop_accepting(self, members: Sequence[Member], deadline: Deadline) -> None:
+        ours = self.server is not None and self.server.ours
+        for member in members:
+            policy = member.settings.drain_policy
+            if policy == "reject" or (policy == "auto" and not ours):
+                member.refuse()
+        if self.server is not None:
+            self.server.stop_accepting(self._drain_deadline(members, deadline).remaining())
+
+    def _drain(self, members: Sequence[Member], deadline: Deadline) -> tuple[RequestInfo, ...]:
+        until = self._drain_deadline(members, deadline)
+        if self.server is not None:
+            linger = max((member.settings.keepalive_linger for member in members), default=0.0)
+            self.server.wait_idle(until.remaining(), linger)
+        for member in members:
+            member.ledger.wait_idle(until.remaining())
+        self.clock.wait(self._drain_hooks_ended, until.remaining())
+        for group in _hook_groups(members):
+            if group.startup_begun.is_set():
+                self.clock.wait(group.startup_over, until.remaining())
+        abandoned = self.unfinished()
+        for info in abandoned:
+            logger.error("abandoned %s", info, extra={"lifecycle_path": info.path, "lifecycle_age": info.age})
+        return abandoned
+
+    def _hooks(self, members: Sequence[Member], deadline: Deadline) -> None:
+        for member in members:
+            member.refuse()
+            member.machine.apply(Event.STOP, self.reason)
+        self._run_hooks(members, "shutdown", deadline)
+
+    def _run_hooks(self, members: Sequence[Member], kind: str, deadline: Deadline) -> None:
+        """Run the hooks of a kind, each within its own timeout and its share of what is left."""
+        context = ShutdownContext(self.reason, self.signal, self)
+        todo = [
+            (hook, group, next(member for member in members if member.hooks is group))
+            for group in reversed(_hook_groups(members))
+            for hook in group.of(kind)
+        ]
+        for number, (hook, group, member) in enumerate(todo, 1):
+            share = deadline.remaining() if number == len(todo) else deadline.remaining() / 2
+            group.records.append(run_hook(hook, context, min(hook.timeout or share, share), member.context, self.clock))
+        if kind == "drain":
+            self._drain_hooks_ended.set()
+
+    def _drain_deadline(self, members: Sequence[Member], deadline: Deadline) -> Deadline:
+        return deadline.earlier(max((member.settings.hook_reserve for member in members), default=0.0))
+
+
+Phase = Callable[[Coordinator, Sequence[Member], Deadline], Any]
+
+PHASES: tuple[tuple[str, Phase], ...] = (
+    ("announce", Coordinator._announce),
+    ("delay", Coordinator._delay),
+    ("stop accepting", Coordinator._stop_accepting),
+    ("drain", Coordinator._drain),
+    ("hooks", Coordinator._hooks),
+)
+
+
+def _hook_groups(members: Iterable[Member]) -> list[Hooks]:
+    """The hooks of all members, each group once: several applications may share one ``Lifecycle``."""
+    return list({id(member.hooks): member.hooks for member in members}.values())
+
+
+_hook_thread = threading.local()
+
+
+def run_hook(
+    hook: Hook,
+    argument: ShutdownContext,
+    limit: float | None,
+    context: Callable[[], AbstractContextManager[Any]],
+    clock: Clock,
+) -> HookRecord:
+    """Call a hook in a thread of its own and wait for it ``limit`` seconds (``None``: as long as it takes)."""
+    ended = threading.Event()
+    raised: list[BaseException] = []
+
+    def call() -> None:
+        _hook_thread.inside = True
+        try:
+            with context():
+                hook.function(*([argument] if hook.takes_context else []))
+        except BaseException as error:  # SystemExit too: a hook does not end the process, it is part of its end
+            raised.append(error)
+        finally:
+            _hook_thread.inside = False
+            ended.set()
+
+    began = clock.monotonic()
+    try:
+        threading.Thread(target=call, name=f"lifecycle-on-{hook.kind}-{hook.name}", daemon=True).start()
+    except RuntimeError:  # the interpreter is finalizing: see the head of this module
+        faulthandler.dump_traceback_later(max(0.1, limit or 0.1), exit=True)
+        call()
+        faulthandler.cancel_dump_traceback_later()
+    back = _wait(ended, limit, clock)
+    duration = clock.monotonic() - began
+    extra = {"lifecycle_hook": hook.name}
+    if not back:
+        logger.warning("%s hung: not back after %.1f s", hook.label, duration, extra=extra)
+        return HookRecord(hook.name, hook.kind, "hung", duration)
+    if raised:
+        error = raised[0]
+        what = f"{type(error).__name__}: {error}"
+        logger.warning("%s failed after %.1f s: %s", hook.label, duration, what, exc_info=error, extra=extra)
+        return HookRecord(hook.name, hook.kind, "failed", duration, what)
+    return HookRecord(hook.name, hook.kind, "ok", duration)
+
+
+def _wait(ended: threading.Event, limit: float | None, clock: Clock) -> bool:
+    if limit is None:
+        return ended.wait()
+    return clock.wait(ended, limit)
+
+
+def signal_name(signum: int) -> str:
+    """``SIGTERM`` for 15; the number itself where it has no name."""
+    try:
+        return signal.Signals(signum).name
+    except ValueError:
+        return str(signum)

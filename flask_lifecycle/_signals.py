@@ -1,0 +1,148 @@
+"""POSIX signals: save what was there, install ours, hand over, restore.
+
+Theory of operation
+-------------------
+
+A handler may interrupt the main thread anywhere, also inside the logging or threading code that it would like to
+use, so it does one thing: it writes the signal's number into a non-blocking pipe. A daemon thread reads the pipe and
+does the rest. (``Event.set`` in a handler deadlocks when the signal lands inside ``Event``; the wake-up descriptor of
+``signal.set_wakeup_fd`` is one a process, and asyncio and gunicorn own it.)
+
+Handlers can be installed and restored by the main thread only, and a signal can be given back to whoever had it only
+from there as well. The relay reaches the main thread in the one way there is: it leaves an *errand* and sends the
+process's main thread the signal once more; the handler, finding an errand, runs it in place of writing the byte.
+That errand is the last thing that ever happens through the handler, nobody else holds a lock of ours then, and it
+does no more than restore and re-raise.
+
+Interleavings: a signal from outside may come between the errand's being left and its being fetched; then it fetches
+the errand itself, which is as well, and the relay's own signal finds the handler gone and goes to whoever had it. The
+kernel merges equal pending signals, so the errand runs once: it is taken out of its variable before it runs.
+
+After a fork the child gets back the handlers that were there before ours, and knows nothing of the pipe, which
+belongs to the parent: a byte from a child's handler would stop the parent.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterable
+from types import FrameType
+from typing import Any
+
+logger = logging.getLogger("flask_lifecycle")
+
+Handler = Any  # what signal.getsignal gives: a callable, SIG_DFL, SIG_IGN or None
+
+
+def in_main_thread() -> bool:
+    """Whether the caller may install handlers."""
+    return threading.current_thread() is threading.main_thread()
+
+
+class SignalRelay:
+    """Carries signals from their handlers to a thread. One a process.
+
+    :param receive: called with each signal's number, in the relay's thread.
+    """
+
+    def __init__(self, receive: Callable[[int], None]) -> None:
+        self._receive = receive
+        self._forget()
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=self._after_fork)
+
+    def _forget(self) -> None:
+        self._saved: dict[int, Handler] = {}
+        self._pipe: tuple[int, int] | None = None
+        self._errand: Callable[[], None] | None = None
+
+    @property
+    def installed(self) -> frozenset[int]:
+        """The signals that come here now."""
+        return frozenset(self._saved)
+
+    def previous(self, signum: int) -> Handler:
+        """Who had the signal before us."""
+        return self._saved.get(signum, signal.SIG_DFL)
+
+    def install(self, signals: Iterable[int]) -> dict[int, Handler]:
+        """Take over signals; return what they were handled by. For the main thread only; twice is harmless."""
+        if self._pipe is None:
+            read, write = os.pipe()
+            os.set_blocking(write, False)
+            self._pipe = (read, write)
+            threading.Thread(target=self._watch, args=(read,), name="lifecycle-signals", daemon=True).start()
+        before = {}
+        for signum in signals:
+            before[signum] = signal.getsignal(signum)
+            if before[signum] != self._handle:
+                # None: installed by C code, which Python can neither name nor give back.
+                self._saved[signum] = before[signum] if before[signum] is not None else signal.SIG_DFL
+                signal.signal(signum, self._handle)
+        return before
+
+    def restore(self, handlers: dict[int, Handler] | None = None) -> None:
+        """Give back what was there: what ``install`` returned, or all that is ours. For the main thread only."""
+        for signum, handler in (self._saved.copy() if handlers is None else handlers).items():
+            if handler == self._handle:
+                continue
+            if signal.getsignal(signum) == self._handle:
+                signal.signal(signum, signal.SIG_DFL if handler is None else handler)
+            self._saved.pop(signum, None)
+        if not self._saved and self._pipe is not None:
+            # The watcher closes its end when it has read the zero; no handler of ours writes any more.
+            _read, write = self._pipe
+            self._pipe = None
+            os.write(write, b"\0")
+            os.close(write)
+
+    def run_in_main(self, errand: Callable[[], None]) -> bool:
+        """Run a function in the main thread, interrupting what it does; ``False`` if no signal of ours is installed."""
+        signum = next(iter(self._saved), None)
+        if signum is None:
+            return False
+        self._errand = errand
+        signal.pthread_kill(threading.main_thread().ident or 0, signum)
+        return True
+
+    def _handle(self, signum: int, frame: FrameType | None) -> None:
+        errand, self._errand = self._errand, None
+        if errand is not None:
+            errand()
+        elif self._pipe is not None:
+            with contextlib.suppress(BlockingIOError):  # 64 KiB that nobody has read: one more tells nothing new
+                os.write(self._pipe[1], bytes([signum]))
+
+    def _watch(self, read: int) -> None:
+        while True:
+            data = os.read(read, 1)
+            if data in (b"", b"\0"):
+                os.close(read)
+                return
+            try:
+                self._receive(data[0])
+            except Exception:
+                logger.exception("signal %d could not be handled", data[0])
+
+    def _after_fork(self) -> None:
+        if self._pipe is None:
+            return
+        for signum, handler in self._saved.items():
+            if signal.getsignal(signum) == self._handle:
+                signal.signal(signum, handler)
+        for descriptor in self._pipe:
+            os.close(descriptor)
+        self._forget()
+
+
+def die_by(signum: int) -> None:
+    """End this process by a signal, as if nobody had ever handled it. For the main thread only.
+
+    Returns only where the kernel ignores it: PID 1 of a namespace is not ended by a signal that it does not handle.
+    """
+    signal.signal(signum, signal.SIG_DFL)
+    os.kill(os.getpid(), signum)

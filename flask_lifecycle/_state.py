@@ -1,0 +1,142 @@
+"""The states of an application and the one table of what leads from which to which.
+
+::
+
+    STARTING --started--> READY <--ready/not_ready--> NOT_READY
+        \\                   |                            |
+         `------ drain ------+------------- drain --------'
+                             v
+                         DRAINING --stop--> STOPPING --stopped--> STOPPED
+
+A stop (``drain``) is legal in every state, also while starting and also when one is already under way, where
+it changes nothing. From DRAINING on nothing leads back: readiness by hand is refused, because a balancer that
+has begun to forget this process must not be called back to it.
+
+Readiness that the application sets by hand before it has started is remembered, not an error: ``started`` then
+leads to READY or to NOT_READY by what was wished last.
+
+Only :class:`StateMachine` changes a state. Everybody else reads ``machine.state``, which is one attribute and
+needs no lock. The lock guards the transition alone; the blinker signal is sent after it was released, in the
+thread that made the change, so two changes in quick succession from two threads may be heard out of order by
+their receivers (each is told both ends of its own step, so none is misled).
+"""
+
+from __future__ import annotations
+
+import enum
+import logging
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from blinker import Namespace
+
+logger = logging.getLogger("flask_lifecycle")
+
+state_changed = Namespace().signal(
+    "lifecycle-state-changed",
+    doc="""Sent once for each change of state, after it took effect, in the thread that made it. The sender is the
+    application; ``old`` and ``new`` are :class:`State` members, ``reason`` says why. A receiver that raises is
+    logged and does not stop the change or the other receivers.""",
+)
+
+
+class State(enum.Enum):
+    """Where an application is between its start and its end."""
+
+    STARTING = "STARTING"
+    READY = "READY"
+    NOT_READY = "NOT_READY"
+    DRAINING = "DRAINING"
+    STOPPING = "STOPPING"
+    STOPPED = "STOPPED"
+
+
+class Event(enum.Enum):
+    """What can happen to an application."""
+
+    STARTED = "started"
+    SET_READY = "set_ready"
+    SET_NOT_READY = "set_not_ready"
+    DRAIN = "drain"
+    STOP = "stop"
+    STOPPED = "stopped"
+
+
+S, E = State, Event
+
+TRANSITIONS: dict[State, dict[Event, State]] = {
+    S.STARTING: {E.STARTED: S.READY, E.SET_READY: S.STARTING, E.SET_NOT_READY: S.STARTING, E.DRAIN: S.DRAINING},
+    S.READY: {E.SET_READY: S.READY, E.SET_NOT_READY: S.NOT_READY, E.DRAIN: S.DRAINING},
+    S.NOT_READY: {E.SET_READY: S.READY, E.SET_NOT_READY: S.NOT_READY, E.DRAIN: S.DRAINING},
+    S.DRAINING: {E.DRAIN: S.DRAINING, E.STOP: S.STOPPING},
+    S.STOPPING: {E.DRAIN: S.STOPPING, E.STOPPED: S.STOPPED},
+    S.STOPPED: {E.DRAIN: S.STOPPED},
+}
+
+# From here on nothing leads back; views, guard and servers ask this and nothing finer.
+ENDING = frozenset({S.DRAINING, S.STOPPING, S.STOPPED})
+
+
+class StateMachine:
+    """The state of one application. Every method may be called from any thread and none blocks.
+
+    :param ready: whether the application is ready as soon as it has started.
+    :param notify: called as ``notify(old, new, reason)`` after each change, without the lock.
+    """
+
+    def __init__(self, *, ready: bool, notify: Callable[[State, State, str], None]) -> None:
+        self.state = State.STARTING
+        self.reason = "starting"
+        self.reached_ready = False
+        self._wish = (ready, "started" if ready else "waiting for set_ready()")
+        self._notify = notify
+        self._lock = threading.Lock()  # guards state, reason, reached_ready and _wish
+
+    def apply(self, event: Event, reason: str = "") -> State:
+        """Make the transition that ``event`` stands for and return the state it led to.
+
+        :raises RuntimeError: ``event`` is illegal in this state; nothing has changed.
+        """
+        with self._lock:
+            old = self.state
+            try:
+                new = TRANSITIONS[old][event]
+            except KeyError:
+                raise RuntimeError(
+                    f"'{event.value}' cannot happen in state {old.name}; {_CURES.get(event, 'it is out of order')}."
+                ) from None
+            if event is Event.SET_READY or event is Event.SET_NOT_READY:
+                self._wish = (event is Event.SET_READY, reason)
+            elif event is Event.STARTED:
+                ready, reason = self._wish
+                new = State.READY if ready else State.NOT_READY
+            self.state = new
+            if new is not old or event is Event.SET_NOT_READY:
+                self.reason = reason
+            self.reached_ready = self.reached_ready or new is State.READY
+        if new is not old:
+            self._notify(old, new, reason)
+        return new
+
+    @property
+    def ending(self) -> bool:
+        """Whether a shutdown has begun."""
+        return self.state in ENDING
+
+
+_CURES = {
+    Event.SET_READY: "a drain is one-way, start a new process instead",
+    Event.SET_NOT_READY: "a drain is one-way and already answers readiness probes with 503",
+    Event.STARTED: "an application starts once, and not after its shutdown has begun",
+}
+
+
+def announce_change(sender: Any, old: State, new: State, reason: str) -> None:
+    """Log a change of state and send the signal; a receiver that raises is logged, and the others still hear it."""
+    logger.info("state %s -> %s", old.name, new.name, extra={"lifecycle_state": new.name, "lifecycle_reason": reason})
+    for receiver in state_changed.receivers_for(sender):
+        try:
+            receiver(sender, old=old, new=new, reason=reason)
+        except Exception:
+            logger.exception("a receiver of state_changed failed")

@@ -1,0 +1,68 @@
+"""The servers that can carry an application: how each of them serves and how it stops.
+
+A server file offers the coordinator a few verbs (:class:`flask_lifecycle._shutdown.Server`) and owns all that is
+peculiar to its server. The coordinator knows no server, a server knows no phase.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import importlib.util
+from collections.abc import Collection
+from typing import TYPE_CHECKING, Any, Protocol
+
+from .._shutdown import Server
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import WSGIApplication
+
+
+class Runner(Server, Protocol):
+    """A server of our own: bound to its addresses when it is made, serving until it is stopped."""
+
+    def addresses(self) -> list[str]:
+        """Where it listens, as a user would type it."""
+
+    def serve(self) -> None:
+        """Serve in the calling thread until :meth:`stop`. Blocks."""
+
+    def close(self) -> None:
+        """Let go of the listeners without ever having served."""
+
+
+# The server, the module of its runner, and the package it needs with the extra that brings it.
+RUNNERS = {
+    "waitress": (".waitress", "waitress", "waitress"),
+    "werkzeug": (".werkzeug", "werkzeug", None),
+}
+
+
+def create(
+    server: str,
+    app: WSGIApplication,
+    host: str | None,
+    port: int | None,
+    probe_paths: Collection[str],
+    options: dict[str, Any],
+) -> Runner:
+    """Make the runner of a server by its name, bound and listening.
+
+    :param probe_paths: request paths that must never queue behind work.
+    :param options: what else the server takes, by its own names.
+    :raises ValueError: there is no such server, or it does not know an option.
+    :raises RuntimeError: the package is not installed.
+    :raises OSError: an address cannot be listened on.
+    """
+    if server not in RUNNERS:
+        near = difflib.get_close_matches(str(server), RUNNERS, n=1, cutoff=0.0)[0]
+        raise ValueError(
+            f"There is no server '{server}'; did you mean '{near}'? One can be run by: {', '.join(RUNNERS)}."
+        )
+    module, package, extra = RUNNERS[server]
+    if importlib.util.find_spec(package) is None:
+        raise RuntimeError(
+            f"The server '{server}' is not installed; install it with: pip install 'flask-lifecycle[{extra}]'"
+        )
+    runner: Runner = importlib.import_module(module, __name__).create(app, host, port, probe_paths, options)
+    return runner

@@ -1,0 +1,111 @@
+"""Servers that somebody else started: found, and watched, but not steered.
+
+Under ``waitress-serve`` or ``flask run`` the listener stays open during the drain and the guard refuses new work; what
+the server holds beyond what the application has been called for (queued and half-received requests, unflushed answers)
+is waited for where the server lets us see it. Nobody publishes the server object, so it is looked for among the
+objects of the garbage collector, and only if its module has been imported at all.
+
+Everything here only reads, from the coordinator's thread, attributes that the server's own threads write; a look that
+comes at a bad moment is repeated at the next tick.
+"""
+
+from __future__ import annotations
+
+import gc
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from .._inflight import RequestInfo
+from .._shutdown import Server
+
+_TICK = 0.02
+
+
+def find() -> Server | None:
+    """The server that carries this process's applications, if it is of a kind that we know."""
+    waitress = sys.modules.get("waitress.server")
+    if waitress is not None:
+        found = [server for server in _instances(waitress.BaseWSGIServer) if server.accepting]
+        if found:
+            return ForeignWaitress(found)
+    werkzeug = sys.modules.get("werkzeug.serving")
+    if werkzeug is not None:
+        found = [server for server in _instances(werkzeug.BaseWSGIServer) if not hasattr(server, "lifecycle_probes")]
+        if any(server.socket.fileno() >= 0 for server in found):
+            return ForeignWerkzeug()
+    return None
+
+
+def _instances(kind: type) -> Iterator[Any]:
+    # type() and not isinstance(): a LocalProxy would answer for what it stands for.
+    return (thing for thing in gc.get_objects() if issubclass(type(thing), kind))
+
+
+class _Foreign:
+    """What the coordinator may ask of any of them."""
+
+    name = ""
+    ours = False
+
+    def announce(self) -> None:
+        """Nothing: its answers are not ours."""
+
+    def stop_accepting(self, timeout: float) -> None:
+        """Nothing: whoever opened the listener closes it."""
+
+    def wait_idle(self, timeout: float, linger: float) -> bool:
+        """Look every 20 ms; there is nobody who would wake us."""
+        deadline = time.monotonic() + timeout
+        pause = threading.Event()
+        while self.unfinished() and time.monotonic() < deadline:
+            pause.wait(_TICK)
+        return not self.unfinished()
+
+    def unfinished(self) -> Sequence[RequestInfo]:
+        return ()
+
+    def stop(self) -> None:
+        """Nothing: the signal is given back to whoever had it."""
+
+
+class ForeignWaitress(_Foreign):
+    """waitress, by ``waitress-serve`` or ``serve()``."""
+
+    name = "waitress"
+
+    def __init__(self, servers: Sequence[Any]) -> None:
+        self._servers = servers
+
+    def unfinished(self) -> Sequence[RequestInfo]:
+        return [info for server in self._servers for channel in _values(server) for info in self._of(channel)]
+
+    def _of(self, channel: Any) -> Iterator[RequestInfo]:
+        age = max(0.0, time.time() - channel.last_activity)
+        queued = channel in channel.server.task_dispatcher.queue
+        for request in list(channel.requests)[0 if queued else 1 :]:
+            yield _info(request, age, "queued")
+        if channel.request is not None:
+            yield _info(channel.request, age, "receiving")
+        elif channel.total_outbufs_len or channel.close_when_flushed:
+            yield RequestInfo("-", "-", age, stage="sending")
+
+
+class ForeignWerkzeug(_Foreign):
+    """Werkzeug's development server, by ``flask run`` or ``run_simple``.
+
+    A connection has a thread from its accept on and writes synchronously, so the ledger sees all that can be waited
+    for; a silent connection holds such a thread for ever, so the threads themselves cannot be.
+    """
+
+    name = "werkzeug"
+
+
+def _values(server: Any) -> list[Any]:
+    return list(server.active_channels.copy().values())
+
+
+def _info(request: Any, age: float, stage: str) -> RequestInfo:
+    return RequestInfo(str(getattr(request, "command", "-")), str(getattr(request, "path", "-")), age, stage=stage)

@@ -1,0 +1,435 @@
+"""waitress: run it, and stop it without losing a request.
+
+Theory of operation
+-------------------
+
+waitress is one I/O loop and a pool of worker threads. The loop accepts, reads, parses and flushes; a worker runs one
+request and writes only what the socket takes at once. What waitress does on its way out (five seconds for the
+workers, queued work cancelled, the loop gone, so that larger answers are cut) is therefore never used: the loop is our
+own, it stays alive until the last channel has gone, and only the listening sockets are closed before.
+
+All sockets belong to the loop, which runs in the main thread. The coordinator's verbs come from another thread: they
+are put on a queue and a byte in the waker's pipe makes the loop look at it. Between ticks the loop runs what was
+posted, takes closing listeners a step further, and, during a drain, scans its channels.
+
+A channel is *busy* while it has parsed ``requests`` (running or queued), a part of a ``request``, unflushed output, or
+while bytes wait in the kernel in either direction: unread ones are a request that we have been handed, unacknowledged
+ones an answer that could die with this network namespace. One that is not busy is hung up after the linger. The
+order of reading matters, because a worker ends its request meanwhile: it appends its output (or sets
+``close_when_flushed``) before it takes the request off the list, so who finds the list empty finds the output.
+
+``Connection: close``: from the announcement on, every answer says so, and waitress then closes the connection after
+it. But closing also discards requests that were pipelined behind, so an answer says close only if no further
+request is parsed, partly parsed or unread in the kernel. The application cannot say it (waitress answers 500); a task
+class can.
+
+The farewell: closing a socket with unread input sends a reset, which destroys the end of an answer that the client is
+still reading. A channel that wants to close with all its output flushed is shut down for writing, then read until the
+client has closed its side too, and only then closed; at the latest after two seconds, or, in a drain, a linger after
+the client has acknowledged everything.
+
+The lanes: each probe has a task dispatcher of its own with one thread, chosen in ``add_task``. So no probe ever queues
+behind work, nor liveness behind a readiness probe that waits for a hung check.
+
+Traps of waitress that this file walks around: ``server.close()`` closes the trigger's pipe while workers still write
+to that number (only the listener is closed, by ``dispatcher.close``); ``MultiSocketServer`` has none of the
+attributes of a server (the listeners are taken from the map); ``connection_limit`` stops accepting (not while closing);
+``select`` stops at descriptor 1,024 (``poll`` is the default here).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import os
+import select
+import socket
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Collection, Iterable
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from waitress import wasyncore
+from waitress.adjustments import Adjustments
+from waitress.channel import HTTPChannel
+from waitress.server import BaseWSGIServer, UnixWSGIServer, create_server
+from waitress.task import ErrorTask, ThreadedTaskDispatcher, WSGITask
+
+from .._inflight import RequestInfo
+from . import _sockets
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import WSGIApplication
+
+# nginx's lingering_timeout is 5 s between two reads; two seconds in all are Apache's MAX_SECS_TO_LINGER.
+FAREWELL = 2.0
+# How often a drain looks for what wakes no loop: the acknowledgement of the last bytes.
+_ACK_TICK = 0.005
+_CLOSING_TICK = 0.001
+# The upper bound on what a lost wake-up could cost; all that a drain waits for does wake the loop.
+_DRAIN_TICK = 0.05
+
+
+def create(
+    app: WSGIApplication, host: str | None, port: int | None, probe_paths: Collection[str], options: dict[str, Any]
+) -> Waitress:
+    """Make the server, bound and listening; ``options`` are waitress' own adjustments."""
+    known = [name for name, _cast in Adjustments._params]
+    for option in options:
+        if option not in known:
+            near = difflib.get_close_matches(option, known, n=1, cutoff=0.0)[0]
+            raise ValueError(f"waitress has no option '{option}'; did you mean '{near}'?")
+    if not options.keys() & {"listen", "sockets", "unix_socket"}:
+        options |= {"host": host or "127.0.0.1", "port": 5000 if port is None else port}
+    elif host is not None or port is not None:
+        raise ValueError(
+            "A host or port cannot be combined with 'listen', 'sockets' or 'unix_socket'; give one of them."
+        )
+    options.setdefault("asyncore_use_poll", hasattr(select, "poll"))
+    return Waitress(app, probe_paths, options)
+
+
+class Waitress:
+    """A waitress server that is ours from its first to its last connection."""
+
+    name = "waitress"
+    ours = True
+
+    def __init__(self, app: WSGIApplication, probe_paths: Collection[str], options: dict[str, Any]) -> None:
+        self.announced = False
+        self.farewells: set[_Channel] = set()
+        self.last_accept = 0.0
+        self._map: dict[int, Any] = {}
+        self._given: Collection[socket.socket] = tuple(options.get("sockets", ()))
+        self._unix: dict[BaseWSGIServer, tuple[str, tuple[int, int] | None]] = {}
+        self._listeners = self._listen(app, options)
+        self._adj = self._listeners[0].adj
+        self._dispatcher = self._listeners[0].task_dispatcher
+        self._lanes = {path: ThreadedTaskDispatcher() for path in probe_paths}
+        for lane in self._lanes.values():
+            lane.set_thread_count(1)
+        self._waker = _Waker(self._map)
+        self._posted: deque[Callable[[], None]] = deque()
+        self._closing: list[_sockets.ClosingListener] = []
+        self._closed = threading.Event()
+        self._linger: float | None = None  # not None: a drain is on
+        self._next_look = 0.0  # seconds until the next scan must come, if nothing wakes the loop before
+        self._idle = threading.Event()
+        self._ended = False
+
+    def _listen(self, app: WSGIApplication, options: dict[str, Any]) -> list[BaseWSGIServer]:
+        """Bind everything; a Unix socket beside TCP listeners, which waitress has no option for, as well."""
+        beside = options.pop("unix_socket", None) if "listen" in options else None
+        where = options.get("listen") or options.get("unix_socket") or f"{options.get('host')}:{options.get('port')}"
+        try:
+            first = create_server(app, map=self._map, **options)
+            if beside is not None:
+                where = beside
+                rest = {k: v for k, v in options.items() if k not in ("listen", "host", "port")}
+                adjustments = Adjustments(unix_socket=beside, **rest)
+                UnixWSGIServer(app, self._map, dispatcher=first.task_dispatcher, adj=adjustments)
+        except OSError as error:
+            wasyncore.close_all(self._map, ignore_all=True)
+            raise _sockets.bind_error(error, str(where)) from None
+        except ValueError as error:
+            raise ValueError(f"waitress refuses its options: {error}") from None
+        listeners = [o for o in self._map.values() if isinstance(o, BaseWSGIServer)]
+        for listener in listeners:
+            listener.channel_class = type("_Channel", (_Channel,), {"owner": self})
+            setattr(listener, "add_task", self._add_task)  # noqa: B010  a method on one instance
+            if listener.socket.family == socket.AF_UNIX and not self._is_given(listener):
+                path = os.fsdecode(listener.socket.getsockname())
+                self._unix[listener] = (os.path.abspath(path), _sockets.socket_identity(path))
+        return listeners
+
+    def _is_given(self, listener: BaseWSGIServer) -> bool:
+        return any(listener.socket is given for given in self._given)
+
+    # -- verbs, from any thread but the loop's --------------------------------------------------------------------
+
+    def addresses(self) -> list[str]:
+        return [_sockets.describe(listener.socket) for listener in self._listeners]
+
+    def announce(self) -> None:
+        self.announced = True  # read by the workers
+
+    def stop_accepting(self, timeout: float) -> None:
+        self._post(self._begin_closing)
+        self._closed.wait(timeout)
+
+    def wait_idle(self, timeout: float, linger: float) -> bool:
+        self._post(lambda: setattr(self, "_linger", linger))
+        return self._idle.wait(timeout)
+
+    def unfinished(self) -> list[RequestInfo]:
+        queued = {id(channel) for channel in self._dispatcher.queue.copy()}
+        return [info for channel in self._channels() for info in channel.unfinished(id(channel) in queued)]
+
+    def stop(self) -> None:
+        self._post(lambda: setattr(self, "_ended", True))
+
+    def _post(self, function: Callable[[], None]) -> None:
+        self._posted.append(function)
+        self._waker.wake()
+
+    # -- the loop -------------------------------------------------------------------------------------------------
+
+    def serve(self) -> None:
+        """Serve until :meth:`stop`, in the calling thread."""
+        use_poll = self._adj.asyncore_use_poll
+        while not self._ended:
+            wasyncore.loop(timeout=self._tick(), use_poll=use_poll, map=self._map, count=1)
+            while self._posted:
+                self._posted.popleft()()
+            if self._closing:
+                self._step_listeners()
+            if self._linger is not None:
+                self._scan(self._linger)
+            elif self.farewells:
+                self._end_farewells(FAREWELL)
+        self._release()
+
+    def close(self) -> None:
+        """Let go of everything without having served."""
+        for listener in self._listeners:
+            if not self._is_given(listener):
+                wasyncore.dispatcher.close(listener)
+            _sockets.unlink(*self._unix.get(listener, (None, None)))
+        self._release()
+
+    def _tick(self) -> float:
+        if self._posted or self._ended:
+            return 0.0
+        if self._closing:
+            return _CLOSING_TICK
+        if self._linger is not None:
+            return self._next_look
+        # At most a second, so that a signal which another thread took is not left lying.
+        return min(0.5 if self.farewells else 1.0, float(self._adj.asyncore_loop_timeout))
+
+    def _channels(self) -> list[_Channel]:
+        return [channel for listener in self._listeners for channel in listener.active_channels.copy().values()]
+
+    def _add_task(self, channel: _Channel) -> None:
+        """Choose the lane of a channel's next request. Called with its requests_lock held, by the loop or a worker."""
+        path = "/" + getattr(channel.requests[0], "path", "").strip("/")
+        prefix = self._adj.url_prefix
+        if prefix and path.startswith(prefix + "/"):
+            path = path[len(prefix) :]
+        self._lanes.get(path, self._dispatcher).add_task(channel)
+
+    def _begin_closing(self) -> None:
+        for listener in self._listeners:
+            if self._is_given(listener):
+                # Whoever gave it goes on using it, or hands it to the next process: what waits in it is theirs.
+                listener.del_channel()
+                listener.accepting = False
+                _sockets.log_closed("left to its giver")
+                continue
+            path, identity = self._unix.get(listener, (None, None))
+            self._closing.append(
+                _sockets.ClosingListener(
+                    listener.socket,
+                    accept=lambda listener=listener: self._accept(listener),  # type: ignore[misc]
+                    close=lambda listener=listener: wasyncore.dispatcher.close(listener),  # type: ignore[misc]
+                    last_accept=lambda: self.last_accept,
+                    path=path,
+                    identity=identity,
+                )
+            )
+        if not self._closing:
+            self._closed.set()
+
+    def _accept(self, listener: BaseWSGIServer) -> bool:
+        before = len(listener.active_channels)
+        listener.handle_accept()
+        return len(listener.active_channels) > before
+
+    def _step_listeners(self) -> None:
+        self._closing = [listener for listener in self._closing if not listener.step()]
+        if not self._closing:
+            self._closed.set()
+
+    def _scan(self, linger: float) -> None:
+        """One look at every channel of a drain: hang up the idle ones, and say so when there is none left."""
+        now = time.monotonic()
+        self._next_look = _DRAIN_TICK
+        for channel in self._channels():
+            if channel.saying_farewell or channel.busy():
+                channel.idle_since = None
+                if not channel.requests:  # else it is a worker that ends it, and wakes the loop
+                    self._next_look = min(self._next_look, _ACK_TICK)
+                continue
+            channel.idle_since = channel.idle_since or now
+            left = channel.idle_since + linger - now
+            if left <= 0:
+                channel.hang_up()
+            self._next_look = max(_CLOSING_TICK, min(self._next_look, left))
+        self._end_farewells(linger)
+        if not self._closing and self._closed.is_set() and not self._channels():
+            self._idle.set()
+
+    def _end_farewells(self, patience: float) -> None:
+        now = time.monotonic()
+        for channel in list(self.farewells):
+            channel.end_farewell(now, patience, draining=self._linger is not None)
+
+    def _release(self) -> None:
+        """End the threads and close what is left, unless a worker is still at work with it."""
+        if self._channels():
+            return  # a straggler: it may still write to its trigger, and the process is about to leave anyway
+        dispatchers = [self._dispatcher, *self._lanes.values()]
+        for dispatcher in dispatchers:
+            dispatcher.set_thread_count(0)
+        for dispatcher in dispatchers:
+            dispatcher.shutdown(timeout=0.2)
+        if not any(dispatcher.threads for dispatcher in dispatchers):
+            wasyncore.close_all(self._map, ignore_all=True)
+            self._waker.release()
+
+
+class _Waker(wasyncore.file_dispatcher):  # type: ignore[misc]
+    """A pipe in the loop's map; a byte in it ends the loop's sleep."""
+
+    def __init__(self, channel_map: dict[int, Any]) -> None:
+        read, self._write = os.pipe()
+        os.set_blocking(self._write, False)
+        super().__init__(read, map=channel_map)
+        os.close(read)  # file_dispatcher has made its own duplicate
+
+    def wake(self) -> None:
+        with contextlib.suppress(BlockingIOError, OSError):  # full: the loop will wake; closed: it has ended
+            os.write(self._write, b"x")
+
+    def release(self) -> None:
+        write, self._write = self._write, -1
+        os.close(write)
+
+    def writable(self) -> bool:
+        return False
+
+    def handle_read(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            self.recv(4096)
+
+
+class _ClosingTask:
+    """Mixed into waitress' tasks: says ``Connection: close`` where the drain has begun and nothing waits behind."""
+
+    def build_response_header(self) -> bytes:
+        channel: _Channel = self.channel  # type: ignore[attr-defined]
+        request = self.request  # type: ignore[attr-defined]
+        channel.last_request = request
+        if channel.owner.announced and channel.last_in_line():
+            # HTTP/1.0 with keep-alive would be told Keep-Alive as well.
+            request.headers.pop("CONNECTION", None)
+            self.set_close_on_finish()  # type: ignore[attr-defined]
+        header: bytes = super().build_response_header()  # type: ignore[misc]
+        return header
+
+
+class _WorkTask(_ClosingTask, WSGITask):  # type: ignore[misc]
+    pass
+
+
+class _RefusalTask(_ClosingTask, ErrorTask):  # type: ignore[misc]
+    pass
+
+
+class _Channel(HTTPChannel):  # type: ignore[misc]
+    """One connection. Except for ``last_in_line`` and ``unfinished``, for the loop's thread only."""
+
+    owner: ClassVar[Waitress]
+    task_class = _WorkTask
+    error_task_class = _RefusalTask
+    saying_farewell = False
+    farewell_began = 0.0
+    idle_since: float | None = None
+    last_request: Any = None
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.owner.last_accept = time.monotonic()
+
+    # -- what it is doing -----------------------------------------------------------------------------------------
+
+    def receiving(self) -> bool:
+        """Whether a part of a request is here; the line end that some clients send after a body is none."""
+        request = self.request
+        return request is not None and bool(request.headers_finished or request.header_plus.strip())
+
+    def busy(self) -> bool:
+        """Whether a request or an answer is on its way through this connection (the order matters: see top)."""
+        return bool(
+            self.requests
+            or self.close_when_flushed
+            or self.will_close
+            or self.total_outbufs_len
+            or self.receiving()
+            or _sockets.has_input(self.socket)
+            or _sockets.unsent(self.socket)
+        )
+
+    def last_in_line(self) -> bool:
+        """Whether no request waits behind the one that is being answered. Called by the worker that answers it."""
+        with self.requests_lock:
+            sock = self.socket
+            return len(self.requests) <= 1 and not self.receiving() and not (sock and _sockets.has_bytes(sock))
+
+    def unfinished(self, queued: bool) -> Iterable[RequestInfo]:
+        """What is lost if the process leaves now, less what an application is running."""
+        age = max(0.0, time.time() - self.last_activity)
+        requests = list(self.requests)
+        for request in requests if queued else requests[1:]:
+            yield _info(request, age, "queued")
+        if self.receiving():
+            yield _info(self.request, age, "receiving")
+        elif not requests and (self.total_outbufs_len or (self.socket and _sockets.unsent(self.socket))):
+            yield _info(self.last_request, age, "sending")
+
+    # -- how it ends ----------------------------------------------------------------------------------------------
+
+    def hang_up(self) -> None:
+        """Close at once: for a connection on which nothing is under way."""
+        super().handle_close()
+
+    def handle_close(self) -> None:
+        polite = self.will_close and self.connected and not self.saying_farewell and not self.requests
+        if polite and not self.total_outbufs_len and _sockets.half_close(self.socket):
+            self.saying_farewell = True
+            self.farewell_began = time.monotonic()
+            self.owner.farewells.add(self)
+            return
+        super().handle_close()
+
+    def del_channel(self, map: dict[int, Any] | None = None) -> None:  # noqa: A002  waitress' own name
+        self.owner.farewells.discard(self)
+        super().del_channel(map)
+
+    def end_farewell(self, now: float, patience: float, draining: bool) -> None:
+        """Close if the client has had its time. In a drain that begins when it has acknowledged everything."""
+        if draining and _sockets.unsent(self.socket):
+            self.farewell_began = now
+        elif now - self.farewell_began >= patience:
+            self.hang_up()
+
+    def readable(self) -> bool:
+        return self.saying_farewell or bool(super().readable())
+
+    def writable(self) -> bool:
+        return not self.saying_farewell and bool(super().writable())
+
+    def handle_read(self) -> None:
+        if not self.saying_farewell:
+            super().handle_read()
+            return
+        try:
+            self.recv(65536)  # thrown away; an end of file closes
+        except OSError:
+            self.hang_up()
+
+
+def _info(request: Any, age: float, stage: str) -> RequestInfo:
+    method = getattr(request, "command", None) or "-"
+    return RequestInfo(str(method), str(getattr(request, "path", "") or "-"), age, stage=stage)

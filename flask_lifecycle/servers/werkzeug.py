@@ -1,0 +1,390 @@
+"""Werkzeug's threaded server: run it, and stop it without losing a request.
+
+Theory of operation
+-------------------
+
+Werkzeug gives every connection a daemon thread from its accept on; its own stop waits for none of them. Here the main
+thread accepts, in a loop of its own that a pipe can wake (no 0.5 s poll), and every connection is counted from before
+its thread starts until after its farewell, so that the drain knows what is open.
+
+A connection is *silent* until its first byte. Its thread waits for that byte and for the hang-up pipe at once: when
+the write end of that pipe is closed, a linger after the listener was, every silent thread sees it and leaves. From
+the first byte on the connection is busy, and the drain waits for it.
+
+Werkzeug answers every request with ``Connection: close``. Two things that it does after an answer are replaced:
+
+- It reads what else the client has sent, ten megabytes at a time, which blocks the thread until the client closes if
+  there is but one byte, and waits 10 ms for it if there is none. Once the request's own stream has been handed to the
+  application, ``rfile`` and ``connection`` are put aside for a stand-in that is always at its end.
+- It closes. Here the connection is shut down for writing and read until the client closes too (the farewell, as in the
+  waitress runner: a close with unread input resets the connection and destroys the end of the answer), and, in a
+  drain, until the client's kernel has acknowledged every byte.
+
+Pipelined requests are answered as well, although Werkzeug has no keep-alive: if a request has no body, so that the
+bytes behind it can only be the next one, and such bytes are here, the answer does not say close and the connection goes
+on. What comes behind a request with a body is not looked at: the client was told close, and sends it again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import socket
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Collection
+from typing import TYPE_CHECKING, Any
+
+from werkzeug.serving import LISTEN_QUEUE, ThreadedWSGIServer, WSGIRequestHandler
+
+from .._inflight import RequestInfo
+from . import _sockets
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import WSGIApplication
+
+FAREWELL = 2.0
+_ACK_TICK = 0.005
+_CLOSING_TICK = 0.001
+_OPTIONS = ("listen", "unix_socket")
+
+
+def create(
+    app: WSGIApplication, host: str | None, port: int | None, probe_paths: Collection[str], options: dict[str, Any]
+) -> Werkzeug:
+    """Make the server, bound and listening. Probes need no lane: no request ever queues for a thread."""
+    for option in options:
+        if option not in _OPTIONS:
+            raise ValueError(f"werkzeug has no option '{option}'; it takes 'host', 'port', 'listen' and 'unix_socket'.")
+    addresses = options.get("listen") or []
+    addresses = addresses.split() if isinstance(addresses, str) else [a for entry in addresses for a in entry.split()]
+    unix = options.get("unix_socket")
+    if (addresses or unix) and (host is not None or port is not None):
+        raise ValueError("A host or port cannot be combined with 'listen' or 'unix_socket'; give one of them.")
+    if unix:
+        addresses.append(f"unix://{os.path.abspath(unix)}")
+    return Werkzeug(app, addresses or [_join(host or "127.0.0.1", 5000 if port is None else port)])
+
+
+def _join(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+class Werkzeug:
+    """A threaded Werkzeug server that is ours from its first to its last connection."""
+
+    name = "werkzeug"
+    ours = True
+
+    def __init__(self, app: WSGIApplication, addresses: list[str]) -> None:
+        self.last_accept = 0.0
+        self._listeners: list[_Listener] = []
+        for address in addresses:
+            try:
+                self._listeners.append(_Listener(app, address, self))
+            except OSError as error:
+                for listener in self._listeners:
+                    listener.server_close()
+                raise _sockets.bind_error(error, address) from None
+        self._wake_read, self._wake_write = os.pipe()
+        self.hang_up_read, self._hang_up_write = os.pipe()
+        self.ended_read, ended_write = os.pipe()
+        os.close(ended_write)  # so that its read end is always ready, with an end of file
+        os.set_blocking(self._wake_write, False)
+        self._posted: deque[Callable[[], None]] = deque()
+        self._closing: list[_sockets.ClosingListener] = []
+        self._closed = threading.Event()
+        self._ended = False
+        self._changed = threading.Condition()  # guards connections
+        self._connections: dict[socket.socket, _Connection] = {}
+
+    # -- verbs, from any thread but the loop's --------------------------------------------------------------------
+
+    def addresses(self) -> list[str]:
+        return [_sockets.describe(listener.socket) for listener in self._listeners]
+
+    def announce(self) -> None:
+        """Every answer says close anyway."""
+
+    def stop_accepting(self, timeout: float) -> None:
+        self._post(self._begin_closing)
+        self._closed.wait(timeout)
+
+    def wait_idle(self, timeout: float, linger: float) -> bool:
+        deadline = time.monotonic() + timeout
+        with self._changed:
+            self._changed.wait_for(lambda: not self._connections, min(timeout, linger))
+        os.close(self._hang_up_write)
+        with self._changed:
+            return self._changed.wait_for(lambda: not self._connections, max(0.0, deadline - time.monotonic()))
+
+    def unfinished(self) -> list[RequestInfo]:
+        now = time.monotonic()
+        with self._changed:
+            connections = list(self._connections.values())
+        return [
+            RequestInfo(connection.method, connection.path, now - connection.since, stage=connection.stage)
+            for connection in connections
+            if connection.stage in ("receiving", "sending")
+        ]
+
+    def stop(self) -> None:
+        self._post(lambda: setattr(self, "_ended", True))
+
+    def _post(self, function: Callable[[], None]) -> None:
+        self._posted.append(function)
+        with contextlib.suppress(OSError):
+            os.write(self._wake_write, b"x")
+
+    # -- the loop -------------------------------------------------------------------------------------------------
+
+    def serve(self) -> None:
+        """Serve until :meth:`stop`, in the calling thread."""
+        while not self._ended:
+            self._tick()
+        self._release()
+
+    def close(self) -> None:
+        """Let go of everything without having served."""
+        for listener in self._listeners:
+            listener.server_close()
+            _sockets.unlink(listener.path, listener.identity)
+        self._release()
+
+    def _tick(self) -> None:
+        poll = select.poll()
+        poll.register(self._wake_read, select.POLLIN)
+        listening = {listener.fileno(): listener for listener in self._listeners if listener.fileno() >= 0}
+        for descriptor in listening:
+            poll.register(descriptor, select.POLLIN)
+        # At most a second, so that a signal which another thread took is not left lying.
+        for descriptor, _event in poll.poll(int((_CLOSING_TICK if self._closing else 1.0) * 1000)):
+            if descriptor == self._wake_read:
+                os.read(self._wake_read, 4096)
+            else:
+                listening[descriptor].accept_one()
+        while self._posted:
+            self._posted.popleft()()
+        if self._closing:
+            self._closing = [listener for listener in self._closing if not listener.step()]
+            if not self._closing:
+                self._closed.set()
+
+    def _begin_closing(self) -> None:
+        self._closing = [
+            _sockets.ClosingListener(
+                listener.socket,
+                accept=listener.accept_one,
+                close=listener.server_close,
+                last_accept=lambda: self.last_accept,
+                path=listener.path,
+                identity=listener.identity,
+            )
+            for listener in self._listeners
+        ]
+
+    def _release(self) -> None:
+        with self._changed:
+            if self._connections:
+                return  # stragglers still poll these, and the process is about to leave anyway
+        for descriptor in (self._wake_read, self._wake_write, self.hang_up_read, self.ended_read):
+            os.close(descriptor)
+        with contextlib.suppress(OSError):  # closed already, if a drain has come that far
+            os.close(self._hang_up_write)
+
+    # -- connections, from their threads --------------------------------------------------------------------------
+
+    def opened(self, sock: socket.socket) -> None:
+        self.last_accept = time.monotonic()
+        with self._changed:
+            self._connections[sock] = _Connection()
+
+    def closed(self, sock: socket.socket) -> None:
+        with self._changed:
+            self._connections.pop(sock, None)
+            self._changed.notify_all()
+
+    def connection(self, sock: socket.socket) -> _Connection:
+        return self._connections[sock]
+
+
+class _Connection:
+    """What one connection is doing; written by its own thread alone."""
+
+    def __init__(self) -> None:
+        self.stage = "silent"
+        self.since = time.monotonic()
+        self.method = self.path = "-"
+
+    def enter(self, stage: str) -> None:
+        self.stage = stage
+        self.since = time.monotonic()
+
+
+class _Listener(ThreadedWSGIServer):
+    """One address. The socket is bound here, because Werkzeug prints and exits where we want an error."""
+
+    def __init__(self, app: WSGIApplication, address: str, runner: Werkzeug) -> None:
+        self.runner = runner
+        self.path: str | None = None
+        self.identity: tuple[int, int] | None = None
+        host, port, sock = self._bind(address)
+        with sock:
+            super().__init__(host, port, app, handler=_Handler, fd=sock.fileno())
+        self.socket.setblocking(False)
+        if self.path is not None:
+            self.identity = _sockets.socket_identity(self.path)
+
+    def _bind(self, address: str) -> tuple[str, int, socket.socket]:
+        if address.startswith("unix://"):
+            self.path = address.removeprefix("unix://")
+            if _sockets.socket_identity(self.path) is not None:
+                os.unlink(self.path)  # left behind by a process that was killed
+            family, where, host, port = socket.AF_UNIX, self.path, address, 0
+        else:
+            host, _, number = address.rpartition(":")
+            host = host.strip("[]") or "127.0.0.1"
+            if not number.isdecimal() or int(number) > 65535:
+                raise ValueError(f"'{address}' is no address to listen on; write it as 127.0.0.1:5000 or [::1]:5000.")
+            family, _kind, _proto, _name, where = socket.getaddrinfo(  # type: ignore[assignment]
+                host, int(number), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+            )[0]
+            port = int(number)
+        sock = socket.socket(family, socket.SOCK_STREAM)
+        try:
+            if family == socket.AF_INET6:
+                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sock.bind(where)
+            sock.listen(LISTEN_QUEUE)
+        except OSError:
+            sock.close()
+            raise
+        return host, port, sock
+
+    def accept_one(self) -> bool:
+        """Accept a waiting connection and start its thread; ``False`` if there was none."""
+        try:
+            sock, address = self.get_request()
+        except OSError:
+            return False
+        self.runner.opened(sock)
+        try:
+            self.process_request(sock, address)
+        except RuntimeError:  # no thread to be had
+            self.handle_error(sock, address)
+            self.close_request(sock)
+            self.runner.closed(sock)
+        return True
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self.runner.closed(request)
+
+    def shutdown_request(self, request: Any) -> None:
+        """The farewell, in the connection's own thread."""
+        connection = self.runner.connection(request)
+        if connection.stage != "silent" and _sockets.half_close(request):
+            connection.enter("sending")
+            with contextlib.suppress(OSError):
+                self._farewell(request)
+        self.close_request(request)
+
+    def _farewell(self, sock: socket.socket) -> None:
+        hang_up = self.runner.hang_up_read
+        until = time.monotonic() + FAREWELL
+        poll = select.poll()
+        poll.register(sock, select.POLLIN)
+        poll.register(hang_up, select.POLLIN)
+        while (left := until - time.monotonic()) > 0:
+            ready = dict(poll.poll(left * 1000))
+            if sock.fileno() in ready and not sock.recv(65536):
+                return
+            if hang_up in ready:
+                if not _sockets.unsent(sock):
+                    return
+                # The hang-up stays readable: from here on wait for the acknowledgements, however long they take.
+                until = time.monotonic() + FAREWELL
+                poll_one = select.poll()
+                poll_one.register(sock, select.POLLIN)
+                poll_one.poll(_ACK_TICK * 1000)
+
+
+class _AtItsEnd:
+    """Stands in for a request's stream and socket once the answer is out: nothing more is to be read."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+
+    def fileno(self) -> int:
+        return self._descriptor
+
+    def read(self, size: int = -1) -> bytes:
+        return b""
+
+    def close(self) -> None:
+        pass
+
+
+class _Handler(WSGIRequestHandler):
+    """One connection."""
+
+    server: _Listener
+    # As BaseWSGIServer would set it on a threaded server's handler.
+    protocol_version = "HTTP/1.1"
+
+    def setup(self) -> None:
+        super().setup()
+        self._stream, self._socket = self.rfile, self.connection
+
+    def handle_one_request(self) -> None:
+        self.rfile, self.connection = self._stream, self._socket
+        connection = self.server.runner.connection(self.request)
+        if not self._buffered() and not self._first_byte():
+            self.close_connection = True
+            return
+        connection.enter("receiving")
+        try:
+            super().handle_one_request()
+        finally:
+            self.rfile, self.connection = self._stream, self._socket
+
+    def _first_byte(self) -> bool:
+        """Wait for the client to say something; ``False`` when it is time to hang up."""
+        hang_up = self.server.runner.hang_up_read
+        poll = select.poll()
+        poll.register(self._socket, select.POLLIN)
+        poll.register(hang_up, select.POLLIN)
+        return any(descriptor != hang_up for descriptor, _event in poll.poll())
+
+    def _buffered(self) -> bool:
+        """Whether bytes of a request are here, in our buffer or in the kernel's."""
+        self._socket.settimeout(0)
+        try:
+            return bool(self._stream.peek(1))  # type: ignore[attr-defined]
+        except OSError:
+            return False
+        finally:
+            self._socket.settimeout(None)
+
+    def make_environ(self) -> Any:
+        environ = super().make_environ()
+        connection = self.server.runner.connection(self.request)
+        connection.method, connection.path = self.command, environ["PATH_INFO"]
+        connection.enter("running")
+        self.rfile = self.connection = _AtItsEnd(self.server.runner.ended_read)  # type: ignore[assignment]
+        return environ
+
+    def send_header(self, keyword: str, value: str) -> None:
+        if keyword == "Connection" and value == "close" and self._another_waits():
+            return
+        super().send_header(keyword, value)
+
+    def _another_waits(self) -> bool:
+        headers = self.headers
+        has_body = headers.get("Transfer-Encoding") or headers.get("Content-Length", "0").strip() != "0"
+        return not self.close_connection and self.request_version == "HTTP/1.1" and not has_body and self._buffered()

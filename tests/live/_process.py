@@ -1,0 +1,323 @@
+"""Processes under test: started, watched through their log and their event file, signalled, and
+ended by their own pid.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ._client import PATIENCE, Address
+
+APPS = Path(__file__).parent.parent / "live_apps"
+BIG = b"".join(b"%07d\n" % number for number in range(1 << 20))  # as the live app makes it
+
+# What a process prints when something went wrong that nobody caught.
+TROUBLE = re.compile(r"Traceback \(most recent call last\)|Exception ignored|Fatal Python error")
+# A terminal sends Ctrl-C to the session that it controls.
+OWN_TERMINAL = """
+import fcntl, os, sys, termios
+os.setsid()
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+LISTENING = re.compile(r"(?:listening|Serving|Running) on (http://\S+|unix:\S+)")
+
+
+@dataclass(frozen=True)
+class Event:
+    """A line of the event file; ``when`` is ``time.monotonic``, which all processes of a machine
+    share.
+    """
+
+    when: float
+    text: str
+
+
+def wait_until(true: Callable[[], bool], what: str) -> None:
+    """Wait until something is true, looking each 5 ms; fail after PATIENCE."""
+    end = time.monotonic() + PATIENCE
+    while not true():
+        if time.monotonic() > end:
+            raise AssertionError(f"not within {PATIENCE:g} s: {what}")
+        time.sleep(0.005)
+
+
+def parse_address(text: str) -> Address:
+    """Turn a listener's address, as the log tells it, into what ``connect`` takes."""
+    if text.startswith("unix:"):
+        return text[len("unix:") :]
+    host, _, port = text[len("http://") :].rstrip("/").rpartition(":")
+    return host.strip("[]"), int(port)
+
+
+class Running:
+    """A process under test.
+
+    :param excuse: pattern of the tracebacks that the test provokes; each other one fails the test.
+    :param terminal: give it a terminal of its own, on which the test can type.
+    """
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        home: Path,
+        env: dict[str, str],
+        *,
+        excuse: str,
+        fds: Sequence[int],
+        terminal: bool,
+    ) -> None:
+        self.home = home
+        self.excuse = excuse
+        self.signalled_at = self.gone_at = 0.0
+        self.gone = threading.Event()
+        self.keyboard: int | None = None
+        if terminal:
+            self.popen = self._start_on_terminal(command, env)
+        else:
+            with (home / "log").open("wb") as log:
+                self.popen = self._start(command, env, subprocess.DEVNULL, log.fileno(), fds)
+        self.target = self.popen.pid  # who gets the signals: under unshare it is the child
+        self._watcher = threading.Thread(target=self._watch, daemon=True)
+        self._watcher.start()
+
+    def _start(
+        self,
+        command: Sequence[str],
+        env: dict[str, str],
+        stdin: int,
+        output: int,
+        fds: Sequence[int],
+    ) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(command, env=env, cwd=APPS, stdin=stdin, stdout=output, stderr=output, pass_fds=fds)
+
+    def _start_on_terminal(self, command: Sequence[str], env: dict[str, str]) -> subprocess.Popen[bytes]:
+        self.keyboard, terminal = os.openpty()
+        try:
+            owner = (sys.executable, "-c", OWN_TERMINAL, *command)
+            return self._start(owner, env, terminal, terminal, ())
+        finally:
+            os.close(terminal)
+            self._screen = threading.Thread(target=self._copy_screen, args=(self.keyboard,))
+            self._screen.daemon = True
+            self._screen.start()
+
+    def _copy_screen(self, screen: int) -> None:
+        with (self.home / "log").open("wb", buffering=0) as log, contextlib.suppress(OSError):
+            while data := os.read(screen, 65536):  # EIO when the last process has closed it
+                log.write(data)
+        os.close(screen)
+
+    def type(self, keys: bytes) -> None:
+        """Type on the process's terminal."""
+        assert self.keyboard is not None, "not started on a terminal"
+        self.signalled_at = time.monotonic()
+        os.write(self.keyboard, keys)
+
+    def _watch(self) -> None:
+        self.popen.wait()
+        self.gone_at = time.monotonic()
+        if self.keyboard is not None:
+            self._screen.join(PATIENCE)
+        self.gone.set()
+
+    @property
+    def log(self) -> str:
+        """What the process has printed so far."""
+        path = self.home / "log"
+        return path.read_text(errors="replace") if path.exists() else ""
+
+    @property
+    def events(self) -> list[Event]:
+        """What the application has told so far."""
+        path = self.home / "events"
+        lines = path.read_text().splitlines() if path.exists() else []
+        return [Event(float(when), text) for when, _, text in (x.partition(" ") for x in lines)]
+
+    def told(self, text: str) -> list[float]:
+        """Return when the application told this event."""
+        return [event.when for event in self.events if event.text == text]
+
+    def hooks(self, kind: str = "shutdown") -> list[str]:
+        """Return the names of the hooks of a kind that ran, in their order."""
+        prefix = f"{kind} "
+        return [e.text[len(prefix) :] for e in self.events if e.text.startswith(prefix)]
+
+    def wait_for(self, true: Callable[[], object], what: str) -> None:
+        def happened() -> bool:
+            gone = self.gone.is_set()  # asked first: what it did before it went counts
+            if true():
+                return True
+            assert not gone, f"process gone before {what}; its log:\n{self.log}"
+            return False
+
+        try:
+            wait_until(happened, what)
+        except AssertionError as error:
+            raise AssertionError(f"{error}\nlog of the process:\n{self.log}") from None
+
+    def wait_log(self, pattern: str) -> re.Match[str]:
+        """Wait for a line of the log and return the match."""
+        found: list[re.Match[str]] = []
+
+        def look() -> bool:
+            match = re.search(pattern, self.log)
+            found.extend([match] if match else [])
+            return bool(found)
+
+        self.wait_for(look, f"the log line {pattern!r}")
+        return found[0]
+
+    def wait_event(self, text: str, times: int = 1) -> None:
+        """Wait until the application has told this event."""
+        self.wait_for(lambda: len(self.told(text)) >= times, f"{times} events {text!r}")
+
+    def open_gate(self, name: str) -> None:
+        """Let whoever waits at this gate go on."""
+        (self.home / f"gate-{name}").touch()
+
+    @property
+    def addresses(self) -> list[Address]:
+        """Where the process listens, in the order of its log."""
+        return [parse_address(match[1]) for match in LISTENING.finditer(self.log)]
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Where the process listens, if that is one TCP address."""
+        (address,) = self.addresses
+        assert not isinstance(address, str)
+        return address
+
+    def send(self, number: int) -> None:
+        """Send a signal, to this one process only."""
+        self.signalled_at = time.monotonic()
+        os.kill(self.target, number)
+
+    def begin_stop(self, number: int = signal.SIGTERM) -> None:
+        """Send a signal and wait until the drain has begun."""
+        self.send(number)
+        self.wait_log("-> DRAINING")
+
+    def wait_gone(self) -> int:
+        """Wait until the process has gone and return its code, as subprocess tells it."""
+        if not self.gone.wait(PATIENCE):
+            raise AssertionError(f"not gone within {PATIENCE:g} s; its log:\n{self.log}")
+        self._watcher.join()
+        return int(self.popen.returncode)
+
+    def stop(self, number: int = signal.SIGTERM) -> int:
+        """Send a signal, wait until the process has gone and return its code."""
+        self.send(number)
+        return self.wait_gone()
+
+    @property
+    def lasted(self) -> float:
+        """Seconds from the last signal to the end of the process."""
+        return self.gone_at - self.signalled_at
+
+    @property
+    def shutdown_took(self) -> float:
+        """Seconds that the shutdown took, as the process itself tells it."""
+        return float(self.wait_log(r"shutdown complete in ([\d.]+) s")[1])
+
+    def process_state(self) -> str:
+        """Return the letter that the kernel has for the state of the process (T: stopped)."""
+        stat = Path(f"/proc/{self.target}/stat").read_text()
+        return stat.rpartition(")")[2].split()[0]
+
+    def end(self) -> None:
+        """End the process if it is still there, and fail if it printed a traceback that nobody
+        excused.
+        """
+        if not self.gone.is_set():
+            if self.target != self.popen.pid:
+                os.kill(self.target, signal.SIGKILL)
+            self.popen.kill()
+        self.gone.wait(PATIENCE)
+        log = self.log
+        excused = len(re.findall(self.excuse, log)) if self.excuse else 0
+        assert len(TROUBLE.findall(log)) <= excused, f"the process printed a traceback:\n{log}"
+
+
+class Starter:
+    """Starts the processes of one test, each with a directory of its own, and ends them."""
+
+    def __init__(self, home: Path) -> None:
+        self._home = home
+        self._running: list[Running] = []
+
+    def start(
+        self,
+        *command: str,
+        settings: dict[str, Any] | None = None,
+        plan: dict[str, Any] | None = None,
+        excuse: str = "",
+        env: dict[str, str] | None = None,
+        fds: Sequence[int] = (),
+        terminal: bool = False,
+    ) -> Running:
+        """Start a command; the settings and the plan are for the live app."""
+        home = self._home / f"process-{len(self._running)}"
+        home.mkdir()
+        foreign = ("FLASK_", "LIFECYCLE_", "LIVE_", "WERKZEUG_", "KUBERNETES_")
+        inherited = {k: v for k, v in os.environ.items() if not k.startswith(foreign)}
+        told = {
+            "LIVE_HOME": str(home),
+            "LIVE_SETTINGS": json.dumps(settings or {}),
+            "LIVE_PLAN": json.dumps(plan or {}),
+            "PYTHONUNBUFFERED": "1",
+            "PYTHONFAULTHANDLER": "1",
+        }
+        env = {**inherited, **told, **(env or {})}
+        running = Running(command, home, env, excuse=excuse, fds=fds, terminal=terminal)
+        self._running.append(running)
+        return running
+
+    def serve(
+        self,
+        server: str,
+        *options: str,
+        threads: int | None = None,
+        app: str = "live_app.py",
+        listeners: int = 1,
+        prefix: Sequence[str] = (),
+        **more: Any,
+    ) -> Running:
+        """Run ``flask lifecycle run`` on a free port and wait until it is ready.
+
+        :param threads: how many for work, where the server has a pool of them.
+        :param listeners: how many to wait for; with 0 do not wait at all.
+        :param prefix: a command to start it by.
+        """
+        if not {"--listen", "--unix-socket", "-p"} & set(options):
+            options = ("-p", "0", *options)
+        if threads is not None and server == "waitress":
+            options = ("--threads", str(threads), *options)
+        command = (sys.executable, "-m", "flask", "--app", app, "lifecycle", "run")
+        running = self.start(*prefix, *command, "--server", server, *options, **more)
+        if listeners:
+            running.wait_log("STARTING -> READY")
+            running.wait_for(lambda: len(running.addresses) >= listeners, "all its listeners")
+        return running
+
+    def end(self) -> None:
+        """End every process; then fail if one of them printed a traceback."""
+        errors = []
+        for running in self._running:
+            try:
+                running.end()
+            except AssertionError as error:
+                errors.append(str(error))
+        assert not errors, "\n".join(errors)

@@ -1,0 +1,193 @@
+"""The grace period, hooks that fail or hang, and the signal that forces."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+import sys
+
+import pytest
+
+from ._client import Connection, get
+from ._process import Running, Starter
+
+TERM_AND_INT = [signal.SIGTERM, signal.SIGINT]
+
+
+def test_request_longer_than_the_grace_period(live: Starter, server: str) -> None:
+    """A request that outlasts the grace period is named in the log; the hooks have run, the process
+    is gone in time, exit 1.
+    """
+    running = live.serve(server, settings={"LIFECYCLE_GRACE_PERIOD": 2.0})
+    with Connection(running.address) as connection:
+        connection.ask("/gate/never")
+        running.wait_event("begin live never")
+        assert running.stop() == 1
+    assert "abandoned GET /gate/never after" in running.log
+    assert "1 abandoned" in running.log
+    assert running.hooks() == ["last", "first"]
+    assert running.shutdown_took <= 2.5
+    assert running.lasted < 7.0
+
+
+def test_reader_longer_than_the_grace_period(live: Starter, server: str) -> None:
+    """A client that never reads its answer is given up at the deadline, and named in the log."""
+    running = live.serve(server, settings={"LIFECYCLE_GRACE_PERIOD": 2.0})
+    with Connection(running.address, small=True) as connection:
+        connection.ask("/big")
+        connection.head()
+        assert running.stop() == 1
+    assert "abandoned GET /big after" in running.log
+    assert running.hooks() == ["last", "first"]
+    assert running.shutdown_took <= 2.5
+
+
+def test_queue_longer_than_the_grace_period(live: Starter) -> None:
+    """Requests that no thread has taken until the deadline count as abandoned too."""
+    settings = {"LIFECYCLE_GRACE_PERIOD": 2.0}
+    running = live.serve("waitress", threads=1, settings=settings)
+    with contextlib.ExitStack() as stack:
+        for _ in range(3):
+            stack.enter_context(Connection(running.address)).ask("/gate/never")
+        running.wait_event("begin live never")
+        assert get(running.address, "/livez").status == 200
+        assert running.stop() == 1
+    assert "3 abandoned" in running.log
+    assert running.log.count("abandoned GET /gate/never after") == 3
+    assert len(running.told("begin live never")) == 1
+    assert running.hooks() == ["last", "first"]
+
+
+def test_delay_counts_into_the_grace_period(live: Starter, server: str) -> None:
+    """The delay is a part of the grace period: a request that never ends does not add the one to
+    the other.
+    """
+    settings = {"LIFECYCLE_GRACE_PERIOD": 3.0, "LIFECYCLE_SHUTDOWN_DELAY": 1.5}
+    running = live.serve(server, settings=settings)
+    with Connection(running.address) as connection:
+        connection.ask("/gate/never")
+        running.wait_event("begin live never")
+        assert running.stop() == 1
+    assert running.shutdown_took <= 3.5
+
+
+def test_report_names_what_was_abandoned(live: Starter, server: str) -> None:
+    """The report of `run` names the abandoned request and is not clean."""
+    plan = {"run": {"server": server}, "logging": True}
+    settings = {"LIFECYCLE_GRACE_PERIOD": 1.5}
+    running = live.start(sys.executable, "live_app.py", plan=plan, settings=settings)
+    running.wait_log("STARTING -> READY")
+    with Connection(running.address) as connection:
+        connection.ask("/gate/never")
+        running.wait_event("begin live never")
+        assert running.stop() == 1
+    report = json.loads((running.home / "report.json").read_text())
+    assert report["abandoned"] == [["GET", "/gate/never"]]
+    assert (report["clean"], report["exit_code"]) == (False, 1)
+
+
+def test_hook_raises(live: Starter, server: str) -> None:
+    """A hook that raises is named in the log with its traceback; the others run, and the exit code
+    is 1.
+    """
+    hooks = [["first", "ok", None], ["bad", "raise", None], ["last", "ok", None]]
+    running = live.serve(server, plan={"hooks": {"shutdown": hooks}}, excuse="ValueError: boom")
+    assert running.stop() == 1
+    assert running.hooks() == ["last", "bad", "first"]
+    assert "on_shutdown 'bad' failed after" in running.log
+    assert "ValueError: boom" in running.log
+    assert "1 hook failed, exit 1" in running.log
+
+
+@pytest.mark.parametrize("timeout", [0.5, None])
+def test_hook_hangs(live: Starter, server: str, timeout: float | None) -> None:
+    """A hook that hangs is named in the log; the others run, and the process is gone within the
+    grace period, exit 1.
+    """
+    hooks = [["first", "ok", None], ["bad", "hang", timeout], ["last", "ok", None]]
+    plan = {"hooks": {"shutdown": hooks}}
+    running = live.serve(server, plan=plan, settings={"LIFECYCLE_GRACE_PERIOD": 3.0})
+    assert running.stop() == 1
+    assert running.hooks() == ["last", "bad", "first"]
+    assert "on_shutdown 'bad' hung: not back after" in running.log
+    assert running.shutdown_took <= 3.5
+    assert running.lasted < 8.0
+
+
+def test_drain_hook_hangs(live: Starter, server: str) -> None:
+    """An on_drain function that hangs neither keeps a request from its answer nor the process past
+    its grace period.
+    """
+    hooks = {"drain": [["bad", "hang", None], ["good", "ok", None]]}
+    running = live.serve(server, plan={"hooks": hooks}, settings={"LIFECYCLE_GRACE_PERIOD": 3.0})
+    with Connection(running.address) as connection:
+        connection.ask("/gate/a")
+        running.wait_event("begin live a")
+        running.begin_stop()
+        running.wait_event("drain bad")
+        running.open_gate("a")
+        assert connection.answer().body == b"passed a"
+        assert running.wait_gone() == 1
+    assert "on_drain 'bad' hung: not back after" in running.log
+    assert sorted(running.hooks("drain")) == ["bad", "good"]
+    assert running.hooks() == ["last", "first"]
+    assert running.shutdown_took <= 3.5
+
+
+def force(running: Running, first: int, second: int) -> None:
+    """Send two signals, the second once the drain has begun and more than 50 ms after the first."""
+    running.begin_stop(first)
+    assert not running.gone.wait(0.2)
+    assert running.stop(second) == 128 + second
+
+
+@pytest.mark.parametrize("first", TERM_AND_INT)
+@pytest.mark.parametrize("second", TERM_AND_INT)
+def test_second_signal(live: Starter, server: str, first: int, second: int) -> None:
+    """A second signal forces the exit at once with 128 + its number, and the log names what was
+    abandoned.
+    """
+    running = live.serve(server, settings={"LIFECYCLE_GRACE_PERIOD": 60.0})
+    with Connection(running.address) as connection:
+        connection.ask("/gate/never")
+        running.wait_event("begin live never")
+        force(running, first, second)
+    assert f"forced by {signal.Signals(second).name}: abandoned 1" in running.log
+    assert "abandoned GET /gate/never after" in running.log
+    assert running.lasted < 5.0
+
+
+def test_second_signal_while_a_hook_hangs(live: Starter, server: str) -> None:
+    """A second signal forces the exit also while a hook hangs."""
+    plan = {"hooks": {"shutdown": [["bad", "hang", None]]}}
+    running = live.serve(server, plan=plan, settings={"LIFECYCLE_GRACE_PERIOD": 60.0})
+    running.send(signal.SIGTERM)
+    running.wait_event("shutdown bad")
+    assert not running.gone.wait(0.2)
+    assert running.stop() == 128 + signal.SIGTERM
+    assert running.lasted < 5.0
+
+
+def test_second_signal_in_the_delay(live: Starter, server: str) -> None:
+    """A second signal during the delay forces the exit; it does not begin the delay again."""
+    settings = {"LIFECYCLE_GRACE_PERIOD": 60.0, "LIFECYCLE_SHUTDOWN_DELAY": 30.0}
+    running = live.serve(server, settings=settings)
+    force(running, signal.SIGTERM, signal.SIGTERM)
+    assert running.lasted < 5.0
+
+
+def test_same_signal_twice_at_once_is_one(live: Starter, server: str) -> None:
+    """The same signal twice within a moment, as GNU timeout sends it, is one signal: the request is
+    answered.
+    """
+    running = live.serve(server)
+    with Connection(running.address) as connection:
+        connection.ask("/gate/a")
+        running.wait_event("begin live a")
+        running.send(signal.SIGTERM)
+        running.send(signal.SIGTERM)
+        running.wait_log("-> DRAINING")
+        running.open_gate("a")
+        assert connection.answer().body == b"passed a"
+    assert running.wait_gone() == 0

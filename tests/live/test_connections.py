@@ -1,0 +1,376 @@
+"""What a stop does to connections: half received, idle, pipelined, waiting to be accepted, still
+being read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+import signal
+import socket
+import sys
+from pathlib import Path
+
+import pytest
+
+from ._client import Address, Answer, Connection, get, head_of, refuses
+from ._process import BIG, Running, Starter, wait_until
+
+each_signal = pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+
+
+def fill_accept_queue(running: Running, addresses: list[Address]) -> list[Connection]:
+    """Stop the process, put requests into its accept queues, send SIGTERM and let the process go
+    on.
+    """
+    running.send(signal.SIGSTOP)
+    wait_until(lambda: running.process_state() == "T", "the process is stopped")
+    connections = [Connection(address) for address in addresses]
+    for connection in connections:
+        connection.ask("/fast")
+    running.send(signal.SIGTERM)
+    running.send(signal.SIGCONT)
+    return connections
+
+
+def answers_of(connections: list[Connection]) -> list[tuple[int, bytes]]:
+    """Read and close every connection."""
+    answers = []
+    for connection in connections:
+        with connection:
+            answer = connection.answer()
+            answers.append((answer.status, answer.body))
+    return answers
+
+
+FRAMED = {
+    "length": (head_of("POST", "/echo", {}, 1000) + b"x" * 500, b"x" * 500),
+    "chunked": (
+        head_of("POST", "/echo", {"Transfer-Encoding": "chunked"}, 0) + b"1f4\r\n" + b"x" * 500,
+        b"\r\n1f4\r\n" + b"x" * 500 + b"\r\n0\r\n\r\n",
+    ),
+}
+
+
+@each_signal
+@pytest.mark.parametrize("framing", FRAMED)
+def test_half_a_body(live: Starter, server: str, number: int, framing: str) -> None:
+    """A request of which half the body has come is answered 200 when the rest comes a second after
+    the signal.
+    """
+    running = live.serve(server)
+    with Connection(running.address) as connection:
+        first, rest = FRAMED[framing]
+        connection.send(first)
+        assert get(running.address, "/fast").status == 200
+        running.begin_stop(number)
+        assert not running.gone.wait(1.0)
+        connection.send(rest)
+        answer = connection.answer()
+    assert (answer.status, answer.body) == (200, b"1000 bytes")
+    assert answer.says_close
+    assert running.wait_gone() == 0
+    assert running.hooks() == ["last", "first"]
+
+
+def test_body_that_was_asked_for(live: Starter, server: str) -> None:
+    """A client that was told "100 Continue" before the signal may send its body after it."""
+    running = live.serve(server)
+    with Connection(running.address) as connection:
+        connection.send(head_of("POST", "/echo", {"Expect": "100-continue"}, 1000))
+        # Werkzeug says it twice: http.server does, and then run_wsgi.
+        assert connection.receive().startswith(b"HTTP/1.1 100 Continue\r\n\r\n")
+        running.begin_stop()
+        assert not running.gone.wait(1.0)
+        connection.send(b"x" * 1000)
+        answer = connection.answer()
+    assert (answer.status, answer.body) == (200, b"1000 bytes")
+    assert running.wait_gone() == 0
+
+
+def test_half_a_head(live: Starter, server: str) -> None:
+    """A request of which half the head has come is answered 200 when the rest comes a second after
+    the signal.
+    """
+    running = live.serve(server)
+    head = head_of("GET", "/fast", {}, 0)
+    with Connection(running.address) as connection:
+        connection.send(head[:20])
+        assert get(running.address, "/fast").status == 200
+        running.begin_stop()
+        assert not running.gone.wait(1.0)
+        connection.send(head[20:])
+        answer = connection.answer()
+    assert (answer.status, answer.body) == (200, b"fast")
+    assert answer.says_close
+    assert running.wait_gone() == 0
+
+
+def test_request_that_never_ends(live: Starter, server: str) -> None:
+    """A request that never comes to its end does not hold the process past the grace period, nor
+    keep hooks from running.
+    """
+    running = live.serve(server, settings={"LIFECYCLE_GRACE_PERIOD": 2.0})
+    with Connection(running.address) as connection:
+        connection.send(head_of("POST", "/echo", {}, 1000) + b"x" * 500)
+        assert get(running.address, "/fast").status == 200
+        running.stop()
+    assert running.shutdown_took <= 2.5
+    assert running.lasted < 7.0
+    assert running.hooks() == ["last", "first"]
+
+
+def test_idle_and_silent_connections(live: Starter, server: str) -> None:
+    """Connections that are idle or never sent a byte do not hold the exit past the linger, and are
+    hung up without a reset.
+    """
+    settings = {"LIFECYCLE_KEEPALIVE_LINGER": 0.25, "LIFECYCLE_GRACE_PERIOD": 60.0}
+    running = live.serve(server, settings=settings)
+    idle = [Connection(running.address) for _ in range(3)]
+    silent = [Connection(running.address) for _ in range(3)]
+    for connection in idle:
+        assert connection.get("/fast").body == b"fast"
+    assert get(running.address, "/fast").body == b"fast"
+    assert running.stop() == 0
+    assert running.shutdown_took < 3.0
+    assert running.hooks() == ["last", "first"]
+    for connection in idle + silent:
+        with connection:
+            assert connection.rest() == b""
+
+
+def test_request_within_the_linger(live: Starter) -> None:
+    """A request that comes on an idle keep-alive connection within the linger is answered, after
+    the listener closed.
+    """
+    running = live.serve("waitress", settings={"LIFECYCLE_KEEPALIVE_LINGER": 10.0})
+    with Connection(running.address) as connection:
+        assert not connection.get("/fast").says_close
+        running.begin_stop()
+        running.wait_log("listener closed")
+        answer = connection.get("/fast")
+        assert (answer.status, answer.body, answer.says_close) == (200, b"fast", True)
+        assert connection.rest() == b""
+    assert running.wait_gone() == 0
+    assert running.shutdown_took < 8.0
+
+
+def test_silent_connection_speaks_within_the_linger(live: Starter, server: str) -> None:
+    """A connection made before the signal that first speaks within the linger is answered."""
+    running = live.serve(server, settings={"LIFECYCLE_KEEPALIVE_LINGER": 10.0})
+    with Connection(running.address) as connection:
+        assert get(running.address, "/fast").status == 200
+        running.begin_stop()
+        running.wait_log("listener closed")
+        answer = connection.get("/fast")
+        assert (answer.status, answer.body, answer.says_close) == (200, b"fast", True)
+        assert connection.rest() == b""
+    assert running.wait_gone() == 0
+    assert running.shutdown_took < 8.0
+
+
+def test_connection_that_spoke_in_the_delay_lingers_no_more(live: Starter) -> None:
+    """An idle connection whose request in the delay was told to close is closed by the answer, not
+    by the linger.
+    """
+    settings = {"LIFECYCLE_SHUTDOWN_DELAY": 2.0, "LIFECYCLE_KEEPALIVE_LINGER": 10.0}
+    running = live.serve("waitress", settings=settings)
+    with Connection(running.address) as connection:
+        assert not connection.get("/fast").says_close
+        running.begin_stop()
+        assert connection.get("/fast").says_close
+        assert connection.rest() == b""
+    assert running.wait_gone() == 0
+    assert running.shutdown_took < 8.0
+
+
+def test_policy_reject(live: Starter) -> None:
+    """With the policy "reject" a request that comes after the delay gets 503 with Retry-After and a
+    problem document.
+    """
+    settings = {"LIFECYCLE_DRAIN_POLICY": "reject", "LIFECYCLE_KEEPALIVE_LINGER": 10.0}
+    running = live.serve("waitress", settings=settings)
+    with Connection(running.address) as connection:
+        assert connection.get("/fast").status == 200
+        running.begin_stop()
+        running.wait_log("listener closed")
+        answer = connection.get("/fast")
+    assert answer.status == 503
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert int(answer.headers["retry-after"]) > 0
+    assert answer.says_close
+    assert running.wait_gone() == 0
+
+
+def test_pipelined(live: Starter, server: str) -> None:
+    """Pipelined requests are all answered, and only the last answer tells the client to close."""
+    running = live.serve(server)
+    with Connection(running.address) as connection:
+        requests = [head_of("GET", path, {}, 0) for path in ("/gate/a", "/fast", "/in-flight")]
+        connection.send(b"".join(requests))
+        running.wait_event("begin live a")
+        running.begin_stop()
+        running.wait_log("listener closed")
+        running.open_gate("a")
+        answers = [connection.answer() for _ in requests]
+        assert connection.rest() == b""
+    assert [answer.body for answer in answers] == [b"passed a", b"fast", b"1"]
+    assert [answer.says_close for answer in answers] == [False, False, True]
+    assert running.wait_gone() == 0
+    assert running.hooks() == ["last", "first"]
+
+
+def test_accept_queue(live: Starter, server: str) -> None:
+    """Connections that only the kernel has accepted when the signal comes, 20 of them, are all
+    answered.
+    """
+    running = live.serve(server)
+    connections = fill_accept_queue(running, [running.address] * 20)
+    assert answers_of(connections) == [(200, b"fast")] * 20
+    assert running.wait_gone() == 0
+    assert running.hooks() == ["last", "first"]
+
+
+def test_accept_queue_without_the_socket_filter(live: Starter, server: str) -> None:
+    """Where the kernel refuses the filter, what stands in the accept queue is answered all the
+    same.
+    """
+    running = live.serve(server, plan={"fallback": True})
+    connections = fill_accept_queue(running, [running.address] * 20)
+    assert answers_of(connections) == [(200, b"fast")] * 20
+    assert running.wait_gone() == 0
+    assert "listener closed (quiet period)" in running.log
+
+
+def test_accept_queue_beyond_the_connection_limit(live: Starter) -> None:
+    """The limit on connections does not keep the accept queue of a stop from being served."""
+    running = live.serve("waitress", "--connection-limit", "8")
+    connections = fill_accept_queue(running, [running.address] * 20)
+    assert answers_of(connections) == [(200, b"fast")] * 20
+    assert running.wait_gone() == 0
+
+
+def test_answer_is_not_cut_by_what_the_client_sends_on(live: Starter, server: str) -> None:
+    """A client that sends on while it reads an answer that said "close" gets that answer to its
+    last byte.
+    """
+    running = live.serve(server)
+    with Connection(running.address, small=True) as connection:
+        connection.ask("/gated-big/a")
+        running.wait_event("begin live a")
+        running.begin_stop()
+        running.open_gate("a")
+        status, headers = connection.head()
+        assert headers["connection"] == "close"
+        connection.ask("/fast")
+        assert not running.gone.wait(0.5)
+        body = connection.body(headers)
+    assert status == 200
+    assert body == BIG
+    assert running.wait_gone() == 0
+    assert running.shutdown_took < 10.0
+
+
+def test_small_answer_is_not_reset_by_what_the_client_sent_on(live: Starter, server: str) -> None:
+    """Bytes that the server never read do not turn the end of an answer into a reset."""
+    running = live.serve(server)
+    with Connection(running.address) as connection:
+        connection.ask("/gate/a")
+        running.wait_event("begin live a")
+        running.begin_stop()
+        connection.send(b"GET /fa")
+        running.open_gate("a")
+        answer = connection.answer()
+        assert answer.body == b"passed a"
+        if not answer.says_close:  # the server waits for the request that has begun
+            connection.send(b"st HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            assert connection.answer().body == b"fast"
+        assert connection.rest() == b""
+    assert running.wait_gone() == 0
+
+
+def test_many_idle_connections(live: Starter) -> None:
+    """A thousand idle keep-alive connections do not hold the exit a second past the linger."""
+    many = 1000
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 2 * many + 200  # the process inherits the limit
+    if hard != resource.RLIM_INFINITY and hard < wanted:
+        pytest.skip(f"needs {wanted} descriptors, the hard limit is {hard}")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, wanted), hard))
+    with contextlib.ExitStack() as stack:
+        stack.callback(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
+        settings = {"LIFECYCLE_KEEPALIVE_LINGER": 0.25, "LIFECYCLE_GRACE_PERIOD": 60.0}
+        running = live.serve("waitress", "--connection-limit", "2000", settings=settings)
+        connections = [stack.enter_context(Connection(running.address)) for _ in range(many)]
+        for connection in connections:
+            connection.ask("/fast")
+        assert all(connection.answer().body == b"fast" for connection in connections)
+        assert running.stop() == 0
+        assert running.shutdown_took < 0.25 + 1.0
+        assert all(connection.rest() == b"" for connection in connections)
+
+
+def test_one_listener_of_each_family(live: Starter, server: str, tmp_path: Path) -> None:
+    """IPv6 and Unix sockets keep the promise of the accept queue too, and the path of a Unix socket
+    is gone afterwards.
+    """
+    path = str(tmp_path / "socket")
+    for options in (["-h", "::1", "-p", "0"], ["--unix-socket", path]):
+        running = live.serve(server, *options)
+        (address,) = running.addresses
+        assert get(address, "/fast").body == b"fast"
+        connections = fill_accept_queue(running, [address] * 5)
+        assert answers_of(connections) == [(200, b"fast")] * 5
+        assert running.wait_gone() == 0
+        assert refuses(address)
+    assert not os.path.exists(path)
+
+
+def test_three_listeners(live: Starter, server: str, tmp_path: Path) -> None:
+    """Three listeners, v4, v6 and Unix, are served by one process, and one stop drains the accept
+    queue of each.
+    """
+    path = str(tmp_path / "socket")
+    listen = ["--listen", "127.0.0.1:0", "--listen", "[::1]:0", "--unix-socket", path]
+    running = live.serve(server, *listen, listeners=3)
+    addresses = running.addresses
+    assert sorted(a if isinstance(a, str) else a[0] for a in addresses) == sorted(["127.0.0.1", "::1", path])
+    with Connection(path) as connection:
+        connection.ask("/gate/a")
+        running.wait_event("begin live a")
+        waiting = fill_accept_queue(running, addresses * 5)
+        assert answers_of(waiting) == [(200, b"fast")] * 15
+        running.open_gate("a")
+        assert connection.answer().body == b"passed a"
+    assert running.wait_gone() == 0
+    assert running.hooks() == ["last", "first"]
+    assert not os.path.exists(path)
+
+
+def test_given_socket_is_left_to_its_giver(live: Starter) -> None:
+    """A listening socket that was given is neither drained nor closed for others: the next process
+    takes its queue.
+    """
+    with socket.socket() as giver:
+        giver.bind(("127.0.0.1", 0))
+        giver.listen()
+        giver.settimeout(10.0)
+        plan = {"descriptor": giver.fileno(), "logging": True}
+        running = live.start(sys.executable, "live_app.py", plan=plan, fds=[giver.fileno()])
+        running.wait_log("STARTING -> READY")
+        address: Address = giver.getsockname()
+        with Connection(address) as connection:
+            connection.ask("/gate/a")
+            running.wait_event("begin live a")
+            running.begin_stop()
+            running.wait_log(r"\(left to its giver\)")
+            with Connection(address) as later:
+                later.ask("/fast")
+                accepted, _ = giver.accept()
+                with accepted:
+                    assert accepted.recv(3) == b"GET"
+            running.open_gate("a")
+            answer: Answer = connection.answer()
+        assert answer.body == b"passed a"
+        assert running.wait_gone() == 0

@@ -1,0 +1,126 @@
+"""Probes while the application is too busy to answer anything, and to the end of the stop."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+
+from ._client import Address, Connection, get, refuses
+from ._process import Running, Starter, parse_address
+
+PROBES = ("/livez", "/readyz", "/startupz", "/healthcheck")
+PROBE_LISTENER = {"LIFECYCLE_PROBE_PORT": 0, "LIFECYCLE_PROBE_HOST": "127.0.0.1"}
+
+
+def probe_address(running: Running) -> Address:
+    """Return where the process says that its probe listener is."""
+    return parse_address(running.wait_log(r"probe listener on (http://\S+)")[1])
+
+
+def statuses(address: Address) -> list[int]:
+    """Ask every probe over a connection of its own."""
+    return [get(address, path).status for path in PROBES]
+
+
+def test_all_workers_busy(live: Starter, server: str) -> None:
+    """With every worker busy and more work queued, the probe listener and the main port both answer
+    every probe.
+    """
+    running = live.serve(server, threads=2, settings=PROBE_LISTENER)
+    probes = probe_address(running)
+    with contextlib.ExitStack() as stack:
+        busy = [stack.enter_context(Connection(running.address)) for _ in range(6)]
+        for number, connection in enumerate(busy):
+            connection.ask("/gate/all")
+            if number < 2:
+                running.wait_event("begin live all", number + 1)
+        for address in (probes, running.address):
+            assert statuses(address) == [200, 200, 200, 200]
+            # One connection may ask again and again.
+            with Connection(address) as connection:
+                answers = [connection.get("/livez")]
+                if not answers[0].says_close:
+                    answers.append(connection.get("/livez"))
+                assert all(answer.status == 200 for answer in answers)
+        running.begin_stop()
+        assert statuses(probes) == [200, 503, 200, 503]
+        running.open_gate("all")
+        assert [connection.answer().body for connection in busy] == [b"passed all"] * 6
+    assert running.wait_gone() == 0
+
+
+def test_probes_on_the_main_port_during_the_delay_with_all_workers_busy(live: Starter, server: str) -> None:
+    """Also in the delay of a stop, with every worker busy, the main port answers the probes, and
+    with the truth.
+    """
+    settings = {"LIFECYCLE_SHUTDOWN_DELAY": 3.0, "LIFECYCLE_GRACE_PERIOD": 30.0}
+    running = live.serve(server, threads=1, settings=settings)
+    with Connection(running.address) as connection:
+        connection.ask("/gate/a")
+        running.wait_event("begin live a")
+        running.begin_stop()
+        assert statuses(running.address) == [200, 503, 200, 503]
+        running.open_gate("a")
+        assert connection.answer().body == b"passed a"
+    assert running.wait_gone() == 0
+
+
+def test_probe_listener_closes_last(live: Starter, server: str) -> None:
+    """The probe listener still tells the truth while the hooks run, when the main port has long
+    been closed.
+    """
+    plan = {"hooks": {"shutdown": [["slow", "gate", None]]}}
+    running = live.serve(server, settings=PROBE_LISTENER, plan=plan)
+    probes = probe_address(running)
+    assert statuses(probes) == [200, 200, 200, 200]
+    running.send(signal.SIGTERM)
+    running.wait_event("shutdown slow")
+    assert refuses(running.address)
+    assert statuses(probes) == [200, 503, 200, 503]
+    running.open_gate("slow")
+    assert running.wait_gone() == 0
+    assert refuses(probes)
+
+
+def test_probe_listener_before_ready(live: Starter, server: str) -> None:
+    """The probe listener answers while the start-up functions run: alive, and not yet ready or
+    started.
+    """
+    plan = {"hooks": {"startup": [["warm-up", "gate", None]]}}
+    running = live.serve(server, settings=PROBE_LISTENER, plan=plan, listeners=0)
+    probes = probe_address(running)
+    running.wait_event("startup warm-up")
+    assert statuses(probes) == [200, 503, 503, 503]
+    running.open_gate("warm-up")
+    running.wait_log("STARTING -> READY")
+    assert statuses(probes) == [200, 200, 200, 200]
+    assert running.stop() == 0
+
+
+def test_probe_listener_does_no_work(live: Starter, server: str) -> None:
+    """Work that is sent to the probe listener gets 404."""
+    running = live.serve(server, settings=PROBE_LISTENER)
+    assert get(probe_address(running), "/fast").status == 404
+    assert running.stop() == 0
+
+
+def test_silent_client_of_the_probe_listener(live: Starter, server: str) -> None:
+    """A client that connects to the probe listener and says nothing neither holds other probes nor
+    the exit.
+    """
+    running = live.serve(server, settings={**PROBE_LISTENER, "LIFECYCLE_GRACE_PERIOD": 60.0})
+    probes = probe_address(running)
+    with Connection(probes), Connection(probes) as half:
+        half.send(b"GET /liv")
+        assert statuses(probes) == [200, 200, 200, 200]
+        assert running.stop() == 0
+    assert running.shutdown_took < 5.0
+
+
+def test_probe_listener_may_stay_open_to_keep_alive_clients(live: Starter, server: str) -> None:
+    """A prober that keeps its connection does not hold the exit."""
+    running = live.serve(server, settings={**PROBE_LISTENER, "LIFECYCLE_GRACE_PERIOD": 60.0})
+    with Connection(probe_address(running)) as connection:
+        assert connection.get("/livez").status == 200
+        assert running.stop() == 0
+    assert running.shutdown_took < 5.0

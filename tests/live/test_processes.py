@@ -1,0 +1,364 @@
+"""Processes that the package does not rule alone: foreign servers, several applications, workers,
+PID 1.
+"""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from ._client import Connection, get
+from ._process import Running, Starter, wait_until
+
+FOREIGN: dict[str, tuple[str, ...]] = {
+    "waitress-serve": ("-m", "waitress", "--listen=127.0.0.1:0", "live_app:app"),
+    "flask run": ("-m", "flask", "--app", "live_app.py", "run", "--no-reload", "-p", "0"),
+}
+each_foreign = pytest.mark.parametrize("command", FOREIGN.values(), ids=FOREIGN.keys())
+UNSHARE = ("unshare", "--fork", "--pid", "--kill-child")
+
+
+def start_foreign(
+    live: Starter,
+    command: Sequence[str],
+    *,
+    settings: dict[str, object] | None = None,
+    second: bool = False,
+    prefix: Sequence[str] = (),
+) -> Running:
+    """Start a server that knows nothing of the package, and wait until it listens."""
+    plan = {"logging": True, "second": second}
+    running = live.start(*prefix, sys.executable, *command, plan=plan, settings=settings)
+    running.wait_log(r"(Serving|Running) on http")
+    return running
+
+
+@each_foreign
+def test_foreign_server_sigterm(live: Starter, command: tuple[str, ...]) -> None:
+    """With init_app alone SIGTERM answers the request in flight, runs the hooks once after it, and
+    ends the process.
+    """
+    running = start_foreign(live, command)
+    with Connection(running.address) as connection:
+        connection.ask("/gate/a")
+        running.wait_event("begin live a")
+        running.begin_stop()
+        assert running.hooks() == []
+        running.open_gate("a")
+        assert connection.answer().body == b"passed a"
+    assert running.wait_gone() in (0, -signal.SIGTERM)
+    assert running.hooks() == ["last", "first"]
+    assert running.told("end live a") < running.told("shutdown last")
+
+
+@each_foreign
+def test_foreign_server_streams(live: Starter, command: tuple[str, ...]) -> None:
+    """With init_app alone a stream goes on to its last chunk."""
+    running = start_foreign(live, command)
+    with Connection(running.address) as connection:
+        connection.ask("/stream?gate=a")
+        running.wait_event("begin stream")
+        running.begin_stop()
+        running.open_gate("a")
+        assert connection.answer().body.endswith(b"chunk 11\n")
+    assert running.wait_gone() in (0, -signal.SIGTERM)
+    assert running.hooks() == ["last", "first"]
+
+
+@each_foreign
+def test_foreign_server_idle(live: Starter, command: tuple[str, ...]) -> None:
+    """With init_app alone SIGTERM to an idle process runs the hooks once and ends it soon."""
+    running = start_foreign(live, command)
+    assert get(running.address, "/fast").body == b"fast"
+    assert running.stop() in (0, -signal.SIGTERM)
+    assert running.hooks() == ["last", "first"]
+    assert running.lasted < 5.0
+
+
+@each_foreign
+def test_foreign_server_that_got_no_request(live: Starter, command: tuple[str, ...]) -> None:
+    """With init_app alone a server that was not yet asked for anything still runs the hooks once on
+    SIGTERM.
+    """
+    running = start_foreign(live, command)
+    assert running.stop() in (0, -signal.SIGTERM)
+    assert running.hooks() == ["last", "first"]
+
+
+@each_foreign
+def test_foreign_server_sigint(live: Starter, command: tuple[str, ...]) -> None:
+    """With init_app alone SIGINT stays with the server, which leaves with 0, and the hooks run once
+    as well.
+    """
+    running = start_foreign(live, command)
+    assert get(running.address, "/fast").body == b"fast"
+    assert running.stop(signal.SIGINT) == 0
+    assert running.hooks() == ["last", "first"]
+
+
+@each_foreign
+def test_foreign_server_probes(live: Starter, command: tuple[str, ...]) -> None:
+    """With init_app alone the probes tell the truth before and during the drain; after the delay
+    work is refused with 503.
+    """
+    running = start_foreign(live, command)
+    assert get(running.address, "/readyz").status == 200
+    with Connection(running.address) as connection:
+        connection.ask("/gate/a")
+        running.wait_event("begin live a")
+        running.begin_stop()
+        assert get(running.address, "/readyz").status == 503
+        assert get(running.address, "/livez").status == 200
+        refused = get(running.address, "/fast")
+        assert refused.status == 503
+        assert int(refused.headers["retry-after"]) > 0
+        running.open_gate("a")
+        assert connection.answer().body == b"passed a"
+    assert running.wait_gone() in (0, -signal.SIGTERM)
+
+
+@each_foreign
+def test_foreign_server_request_longer_than_the_grace_period(live: Starter, command: tuple[str, ...]) -> None:
+    """With init_app alone a request that never ends is named in the log; the hooks run, the process
+    goes in time.
+    """
+    running = start_foreign(live, command, settings={"LIFECYCLE_GRACE_PERIOD": 2.0})
+    with Connection(running.address) as connection:
+        connection.ask("/gate/never")
+        running.wait_event("begin live never")
+        assert running.stop() in (1, -signal.SIGTERM)
+    assert "abandoned GET /gate/never after" in running.log
+    assert running.hooks() == ["last", "first"]
+    assert running.lasted < 7.0
+
+
+@each_foreign
+def test_foreign_server_second_signal(live: Starter, command: tuple[str, ...]) -> None:
+    """With init_app alone a second SIGTERM forces the exit at once."""
+    running = start_foreign(live, command, settings={"LIFECYCLE_GRACE_PERIOD": 60.0})
+    with Connection(running.address) as connection:
+        connection.ask("/gate/never")
+        running.wait_event("begin live never")
+        running.begin_stop()
+        assert not running.gone.wait(0.2)
+        assert running.stop() in (128 + signal.SIGTERM, -signal.SIGTERM)
+    assert running.lasted < 5.0
+
+
+SERVE_THEN_LEAVE = """
+import threading, live_app, waitress
+server = waitress.create_server(live_app.app, host="127.0.0.1", port=0)
+threading.Thread(target=server.run, daemon=True).start()
+print(f"Serving on http://127.0.0.1:{server.effective_port}", flush=True)
+live_app.pass_gate("leave")
+"""
+
+
+def test_interpreter_exit(live: Starter) -> None:
+    """When the interpreter of a process that has served just ends, the hooks run once, and the exit
+    code stays 0.
+    """
+    running = live.start(sys.executable, "-c", SERVE_THEN_LEAVE, plan={"logging": True})
+    running.wait_log("Serving on")
+    assert get(running.address, "/fast").body == b"fast"
+    running.open_gate("leave")
+    assert running.wait_gone() == 0
+    assert running.hooks() == ["last", "first"]
+
+
+def test_two_apps_under_run(live: Starter, server: str) -> None:
+    """Of two applications in one process both are drained, the hooks of both run once, and the
+    process exits once.
+    """
+    settings = {"LIFECYCLE_SHUTDOWN_DELAY": 2.0}
+    running = live.serve(server, plan={"second": True}, settings=settings)
+    assert get(running.address, "/second/readyz").status == 200
+    with Connection(running.address) as one, Connection(running.address) as two:
+        one.ask("/gate/a")
+        two.ask("/second/gate/a")
+        running.wait_event("begin live a")
+        running.wait_event("begin second a")
+        running.begin_stop()
+        wait_until(lambda: get(running.address, "/second/readyz").status == 503, "the second app drains")
+        assert get(running.address, "/readyz").status == 503
+        running.wait_log("listener closed")
+        assert running.hooks() == []
+        running.open_gate("a")
+        assert one.answer().body == b"passed a"
+        assert two.answer().body == b"passed a"
+    assert running.wait_gone() == 0
+    assert sorted(running.hooks()) == ["first", "last", "second first", "second last"]
+    assert max(running.told("end second a") + running.told("end live a")) < min(
+        event.when for event in running.events if event.text.startswith("shutdown ")
+    )
+
+
+@each_foreign
+def test_two_apps_under_a_foreign_server(live: Starter, command: tuple[str, ...]) -> None:
+    """With init_app alone, too, two applications are drained, and the hooks of both run once."""
+    running = start_foreign(live, command, second=True)
+    with Connection(running.address) as connection:
+        connection.ask("/second/gate/a")
+        running.wait_event("begin second a")
+        running.begin_stop()
+        running.open_gate("a")
+        assert connection.answer().body == b"passed a"
+    assert running.wait_gone() in (0, -signal.SIGTERM)
+    assert sorted(running.hooks()) == ["first", "last", "second first", "second last"]
+    assert running.told("end second a") < running.told("shutdown second last")
+
+
+SERVE_NOTHING = """
+import signal, sys
+
+def exits(number, frame):
+    live_app.event(f"previous {number}")
+    sys.exit(7)
+
+def returns(number, frame):
+    live_app.event(f"previous {number}")
+
+signal.signal(signal.SIGTERM, %s)
+import live_app
+live_app.event("waiting")
+live_app.pass_gate("leave")
+live_app.event("left")
+sys.exit(3)
+"""
+SLOW = {"LIFECYCLE_SHUTDOWN_DELAY": 15.0, "LIFECYCLE_KEEPALIVE_LINGER": 15.0}
+
+
+def start_worker(live: Starter, previous: str) -> Running:
+    """Start a process that imports the application and serves nothing, with long delays."""
+    settings = {**SLOW, "LIFECYCLE_GRACE_PERIOD": 60.0}
+    running = live.start(sys.executable, "-c", SERVE_NOTHING % previous, settings=settings)
+    running.wait_event("waiting")
+    return running
+
+
+def test_worker_without_a_handler(live: Starter) -> None:
+    """A process that serves nothing and had no handler dies by SIGTERM as ever, with no delay and
+    no linger.
+    """
+    running = start_worker(live, "signal.SIG_DFL")
+    assert running.stop() == -signal.SIGTERM
+    assert running.lasted < 7.0
+
+
+def test_worker_whose_handler_exits(live: Starter) -> None:
+    """In a process that serves nothing the previous owner gets SIGTERM at once, and its exit code
+    stands.
+    """
+    running = start_worker(live, "exits")
+    assert running.stop() == 7
+    assert len(running.told(f"previous {signal.SIGTERM:d}")) == 1
+    assert running.lasted < 7.0
+
+
+def test_worker_whose_handler_returns(live: Starter) -> None:
+    """In a process that serves nothing a previous owner that ends its job first is left to do so,
+    signal after signal.
+    """
+    running = start_worker(live, "returns")
+    previous = f"previous {signal.SIGTERM:d}"
+    for times in (1, 2):
+        running.send(signal.SIGTERM)
+        running.wait_event(previous, times)
+        assert not running.gone.wait(0.2)
+    running.open_gate("leave")
+    assert running.wait_gone() == 3
+    assert running.told("left")
+    assert len(running.told(previous)) == 2
+
+
+def test_worker_that_ignores_sigterm(live: Starter) -> None:
+    """A process that serves nothing and ignored SIGTERM before goes on ignoring it."""
+    running = start_worker(live, "signal.SIG_IGN")
+    running.send(signal.SIGTERM)
+    assert not running.gone.wait(1.0)
+    running.open_gate("leave")
+    assert running.wait_gone() == 3
+
+
+def test_command_of_the_application(live: Starter) -> None:
+    """A command of the application, which serves nothing, is neither slowed down nor given another
+    exit code.
+    """
+    settings = {**SLOW, "LIFECYCLE_GRACE_PERIOD": 60.0}
+    command = ("-m", "flask", "--app", "live_app.py", "routes")
+    running = live.start(sys.executable, *command, settings=settings)
+    assert running.wait_gone() == 0
+    assert running.gone_at - running.told("ready live")[0] < 7.0
+    assert len(running.hooks()) <= 2
+
+
+def child_of(running: Running) -> int:
+    """Return the pid, as this side sees it, of the only child of a process."""
+    children = Path(f"/proc/{running.popen.pid}/task/{running.popen.pid}/children")
+    running.wait_for(lambda: children.read_text().split(), "the child of unshare")
+    (pid,) = children.read_text().split()
+    return int(pid)
+
+
+@pytest.fixture
+def pid_namespace() -> None:
+    """Skip where the kernel refuses a new PID namespace."""
+    if not sys.platform.startswith("linux"):
+        pytest.skip("PID namespaces are of Linux")
+    tried = subprocess.run([*UNSHARE, "true"], capture_output=True, text=True, timeout=20)
+    if tried.returncode and "not permitted" in tried.stderr:
+        pytest.skip(f"the kernel refuses unshare: {tried.stderr.strip()}")
+
+
+@pytest.mark.usefixtures("pid_namespace")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_pid_1(live: Starter, server: str, number: int) -> None:
+    """As PID 1, for which the kernel ignores what has no handler, the process answers what is in
+    flight and exits 0.
+    """
+    running = live.serve(server, prefix=UNSHARE)
+    running.target = child_of(running)
+    with Connection(running.address) as connection:
+        connection.ask("/gate/a")
+        running.wait_event("begin live a")
+        running.begin_stop(number)
+        running.open_gate("a")
+        assert connection.answer().body == b"passed a"
+    assert running.wait_gone() == 0
+    assert running.hooks() == ["last", "first"]
+
+
+@pytest.mark.usefixtures("pid_namespace")
+@each_foreign
+def test_pid_1_under_a_foreign_server(live: Starter, command: tuple[str, ...]) -> None:
+    """As PID 1 under a server that the package did not start SIGTERM drains, runs the hooks and
+    ends the process.
+    """
+    running = start_foreign(live, command, prefix=UNSHARE)
+    running.target = child_of(running)
+    with Connection(running.address) as connection:
+        connection.ask("/gate/a")
+        running.wait_event("begin live a")
+        running.begin_stop()
+        running.open_gate("a")
+        assert connection.answer().body == b"passed a"
+    running.wait_gone()
+    assert running.hooks() == ["last", "first"]
+
+
+@pytest.mark.usefixtures("pid_namespace")
+@pytest.mark.parametrize("how", ["exit code", "signal"])
+def test_pid_1_leaves_however_it_should(live: Starter, server: str, how: str) -> None:
+    """As PID 1, which cannot die by a signal of its own, the process leaves all the same with
+    LIFECYCLE_EXIT "signal".
+    """
+    settings = {"LIFECYCLE_EXIT": "signal"} if how == "signal" else {}
+    running = live.serve(server, prefix=UNSHARE, settings=settings)
+    running.target = child_of(running)
+    code = running.stop()
+    assert code in ((0,) if how == "exit code" else (-signal.SIGTERM, 128 + signal.SIGTERM))

@@ -1,0 +1,142 @@
+"""Signals during the start-up, and starts that fail."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import sys
+import time
+
+import pytest
+
+from ._client import Connection, get
+from ._process import Starter
+
+MOMENTS = 20
+
+
+def test_signal_at_any_moment_of_the_start(live: Starter, server: str) -> None:
+    """At whichever of twenty moments of the start the signal comes, the process ends cleanly and
+    prints no traceback.
+    """
+    began = time.monotonic()
+    running = live.serve(server)
+    start_takes = time.monotonic() - began
+    assert running.stop() == 0
+    for moment in range(MOMENTS):
+        running = live.serve(server, listeners=0)
+        # The moment itself is the matter: from the first instruction to a little after the start.
+        time.sleep(start_takes * 1.1 * moment / MOMENTS)
+        code = running.stop()
+        installed = running.told("ready live")
+        if installed and installed[0] < running.signalled_at:
+            assert code == 0, f"moment {moment}: {running.log}"
+        else:  # whoever comes before the handler meets the default action
+            assert code in (0, -signal.SIGTERM), f"moment {moment}: {running.log}"
+        assert "Traceback" not in running.log, f"moment {moment}"
+        assert running.hooks() in ([], ["last", "first"]), f"moment {moment}"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signal_while_a_startup_function_runs(live: Starter, server: str, number: int) -> None:
+    """A signal during an on_startup function stops cleanly: not a request is taken, the hooks run,
+    exit 0.
+    """
+    plan = {"hooks": {"startup": [["warm-up", "gate", None]]}}
+    running = live.serve(server, plan=plan, listeners=0)
+    running.wait_event("startup warm-up")
+    running.send(number)
+    assert not running.gone.wait(0.2)
+    running.open_gate("warm-up")
+    assert running.wait_gone() == 0
+    assert "-> READY" not in running.log
+    assert running.hooks() == ["last", "first"]
+
+
+def test_signal_while_a_startup_function_hangs(live: Starter, server: str) -> None:
+    """An on_startup function that hangs does not hold a stop past the grace period."""
+    plan = {"hooks": {"startup": [["warm-up", "hang", None]]}}
+    settings = {"LIFECYCLE_GRACE_PERIOD": 2.0}
+    running = live.serve(server, plan=plan, settings=settings, listeners=0)
+    running.wait_event("startup warm-up")
+    running.stop()
+    assert running.lasted < 7.0
+    assert "-> READY" not in running.log
+
+
+def test_startup_function_raises(live: Starter, server: str) -> None:
+    """When an on_startup function raises, the process never gets ready and leaves with a code other
+    than 0.
+    """
+    plan = {"hooks": {"startup": [["warm-up", "raise", None]]}}
+    running = live.serve(server, plan=plan, listeners=0, excuse="ValueError: boom")
+    assert running.wait_gone() != 0
+    assert "'warm-up'" in running.log
+    assert "-> READY" not in running.log
+
+
+def test_startup_functions_run_before_ready(live: Starter, server: str) -> None:
+    """The on_startup functions run once, before readiness is told."""
+    plan = {"hooks": {"startup": [["warm-up", "ok", None]]}}
+    running = live.serve(server, plan=plan)
+    assert running.hooks("startup") == ["warm-up"]
+    assert get(running.address, "/readyz").status == 200
+    assert running.stop() == 0
+    assert running.hooks("startup") == ["warm-up"]
+
+
+def test_manual_readiness(live: Starter, server: str) -> None:
+    """With readiness by hand the process serves and is alive, and says 503 for ready; a stop is
+    clean in that state.
+    """
+    running = live.serve(server, settings={"LIFECYCLE_READY": "manual"}, listeners=0)
+    running.wait_log("listening on")
+    statuses = [get(running.address, path).status for path in ("/readyz", "/livez", "/fast")]
+    assert statuses == [503, 200, 200]
+    assert running.stop() == 0
+    assert running.hooks() == ["last", "first"]
+
+
+@pytest.mark.parametrize("which", ["main", "probe"])
+def test_port_taken(live: Starter, server: str, which: str) -> None:
+    """A port that is taken, be it the one for work or for probes, is one clear error with exit 2
+    and no traceback.
+    """
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        options = ["-p", str(port)] if which == "main" else []
+        settings: dict[str, object] = {"LIFECYCLE_PROBE_HOST": "127.0.0.1"}
+        if which == "probe":
+            settings["LIFECYCLE_PROBE_PORT"] = port
+        running = live.serve(server, *options, settings=settings, listeners=0)
+        assert running.wait_gone() == 2
+    assert str(port) in running.log
+    assert "-> READY" not in running.log
+
+
+def test_port_is_free_again(live: Starter, server: str) -> None:
+    """The next process may take the port at once, although answered connections linger in the
+    kernel.
+    """
+    first = live.serve(server)
+    port = str(first.address[1])
+    with Connection(first.address) as connection:
+        connection.ask("/gate/a")
+        first.wait_event("begin live a")
+        first.begin_stop()
+        first.open_gate("a")
+        assert connection.answer().body == b"passed a"
+    assert first.wait_gone() == 0
+    second = live.serve(server, "-p", port)
+    assert get(second.address, "/fast").body == b"fast"
+    assert second.stop() == 0
+
+
+def test_unknown_server(live: Starter) -> None:
+    """An unknown server's name is an error of the command line: exit 2, no traceback."""
+    command = ("-m", "flask", "--app", "live_app.py", "lifecycle", "run", "--server", "nosuch")
+    running = live.start(sys.executable, *command)
+    assert running.wait_gone() == 2
+    assert "nosuch" in running.log

@@ -1,0 +1,197 @@
+"""The examples, each served by a real process, asked over a socket and stopped by SIGTERM."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+EXAMPLES = sorted(path.name for path in (ROOT / "examples").glob("*.py"))
+# Bounds of waits, in seconds: far above what they take, so that what reaches them is a failure.
+START = 30.0
+STOP = 20.0
+
+
+def flask(example: str) -> list[str]:
+    """The command that serves an example on a free port."""
+    app = f"examples/{example}"
+    return [sys.executable, "-m", "flask", "--app", app, "lifecycle", "run", "-p", "0"]
+
+
+class Served:
+    """An example in a process of its own, with its log and its port."""
+
+    def __init__(self, command: list[str], **environ: str) -> None:
+        self.process = subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env={**os.environ, "PYTHONPATH": str(ROOT), **environ},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self.lines: list[str] = []
+        self._ended = False
+        self._new_line = threading.Condition()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stderr is not None
+        with self.process.stderr as stderr:
+            for line in stderr:
+                with self._new_line:
+                    self.lines.append(line.rstrip())
+                    self._new_line.notify_all()
+        with self._new_line:
+            self._ended = True
+            self._new_line.notify_all()
+
+    @property
+    def log(self) -> str:
+        return "\n".join(self.lines)
+
+    def port(self) -> int:
+        """The port that the process says it listens on."""
+
+        def listening() -> re.Match[str] | None:
+            return re.search(r"listening on http://127\.0\.0\.1:(\d+)", self.log)
+
+        with self._new_line:
+            self._new_line.wait_for(lambda: listening() or self._ended, START)
+        found = listening()
+        assert found, f"not listening; its log:\n{self.log}"
+        return int(found[1])
+
+    def get(self, path: str) -> tuple[int, str]:
+        """Ask for a path on a connection of its own; return status and body."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port(), timeout=STOP)
+        try:
+            connection.request("GET", path)
+            response = connection.getresponse()
+            return response.status, response.read().decode()
+        finally:
+            connection.close()
+
+    def ready(self) -> None:
+        """Wait until the readiness probe says so."""
+        deadline = time.monotonic() + START
+        while self.get("/readyz")[0] != 200:
+            assert time.monotonic() < deadline, self.log
+            time.sleep(0.01)
+
+    def terminate(self) -> None:
+        self.process.send_signal(signal.SIGTERM)
+
+    def exit_code(self) -> int:
+        try:
+            return self.process.wait(STOP)
+        except subprocess.TimeoutExpired:
+            pytest.fail(f"still there {STOP} s after SIGTERM; its log:\n{self.log}")
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        self._reader.join()
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[..., Served]]:
+    """Start processes that end with the test."""
+    served: list[Served] = []
+
+    def start(command: list[str], **environ: str) -> Served:
+        served.append(Served(command, **environ))
+        return served[-1]
+
+    yield start
+    for one in served:
+        one.close()
+
+
+def in_thread(function: Callable[[], Any]) -> Callable[[], Any]:
+    """Run a function in a thread; the returned function waits for what it returned."""
+    results: list[Any] = []
+    thread = threading.Thread(target=lambda: results.append(function()))
+    thread.start()
+
+    def result() -> Any:
+        thread.join(STOP)
+        assert results, "no answer"
+        return results[0]
+
+    return result
+
+
+@pytest.mark.parametrize(
+    "command",
+    [flask("quickstart.py"), [sys.executable, "examples/quickstart.py"]],
+    ids=["flask", "python"],
+)
+def test_quickstart_answers_the_request_under_way(serve: Callable[..., Served], command: list[str]) -> None:
+    """The quickstart is ready, and a SIGTERM in the middle of a request leaves it answered."""
+    served = serve(command, PORT="0")
+    served.ready()
+    assert json.loads(served.get("/healthcheck")[1])["status"] == "pass"
+    assert served.get("/livez")[0] == 200
+    slow = in_thread(lambda: served.get("/slow?seconds=1"))
+    deadline = time.monotonic() + START
+    while json.loads(served.get("/")[1])["in_flight"] < 2:
+        assert time.monotonic() < deadline, served.log
+        time.sleep(0.01)
+    served.terminate()
+    assert slow() == (200, '{"slept":1.0}\n')
+    assert served.exit_code() == 0, served.log
+    assert "clean, exit 0" in served.log
+
+
+def test_factory_warms_up_before_it_is_ready(serve: Callable[..., Served]) -> None:
+    """The factory runs its start-up function before it is ready, and its hook when it stops."""
+    served = serve(flask("factory.py"), FLASK_LIFECYCLE_GRACE_PERIOD="8")
+    served.ready()
+    assert served.get("/") == (200, "hello\n")
+    served.terminate()
+    assert served.exit_code() == 0, served.log
+    assert "grace period 8.0 s" in served.log
+    assert "saving because of" in served.log
+
+
+def test_streaming_response_ends_by_itself(serve: Callable[..., Served]) -> None:
+    """A stream without an end notices the drain, ends by itself and arrives to its last byte."""
+    served = serve(flask("streaming.py"))
+    served.ready()
+    connection = http.client.HTTPConnection("127.0.0.1", served.port(), timeout=STOP)
+    try:
+        connection.request("GET", "/ticks")
+        response = connection.getresponse()
+        assert response.readline() == b"data: 1\n"
+        served.terminate()
+        # read() raises IncompleteRead when the stream is cut off without its last chunk.
+        rest = response.read().decode()
+    finally:
+        connection.close()
+    assert re.search(r"^event: bye\nid: \d+\ndata: reconnect\n\n\Z", rest, re.MULTILINE)
+    assert served.exit_code() == 0, served.log
+    assert "streams are asked to end" in served.log
+
+
+def test_every_example_is_short_and_run_here() -> None:
+    """No example is longer than a reader's patience, and each is served by a test of this file."""
+    here = Path(__file__).read_text(encoding="utf-8")
+    for name in EXAMPLES:
+        text = (ROOT / "examples" / name).read_text(encoding="utf-8")
+        assert len(text.splitlines()) <= 60, name
+        assert f'flask("{name}")' in here

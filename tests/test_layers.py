@@ -1,0 +1,173 @@
+"""The layers of the package: imports point down, and optional packages stay where they belong."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "flask_lifecycle"
+
+# A unit is a module, or a package with all its submodules, which may import each other.
+LAYERS = {
+    "_state": 0,
+    "_inflight": 0,
+    "_config": 0,
+    "_shutdown": 1,
+    "checks": 1,
+    "_signals": 2,
+    "_probe_server": 2,
+    "servers": 2,
+    "_process": 3,
+    "_views": 3,
+    "_cli": 3,
+    "_extension": 4,
+    "__init__": 5,
+}
+# Flask itself brings the other three, so they cost nothing and are always there.
+REQUIRED = {"flask", "werkzeug", "blinker", "click"}
+# A file that is imported only once its own package is wanted may import it at the top.
+AT_HOME = {("servers/waitress.py", "waitress")}
+
+
+@dataclass(frozen=True)
+class Import:
+    """One imported module, by its absolute name, and where it stands."""
+
+    line: int
+    module: str
+    at_run_time: bool
+    at_module_level: bool
+
+
+def _imports(source: str, package: tuple[str, ...]) -> Iterator[Import]:
+    """Every import of a module's source; ``package`` is what its relative imports start from."""
+
+    def walk(node: ast.AST, at_run_time: bool, at_module_level: bool) -> Iterator[Import]:
+        names: list[str] = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) + 1 - node.level] if node.level else ()
+            start = [*base, *(node.module.split(".") if node.module else ())]
+            # What is imported may be a submodule: "from . import _state" is an import of _state.
+            names = [".".join([*start, alias.name]) for alias in node.names]
+        for name in names:
+            yield Import(getattr(node, "lineno", 0), name, at_run_time, at_module_level)
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            for statement in node.body:
+                yield from walk(statement, False, at_module_level)
+            for statement in node.orelse:
+                yield from walk(statement, at_run_time, at_module_level)
+            return
+        inside = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+        for child in ast.iter_child_nodes(node):
+            yield from walk(child, at_run_time, at_module_level and not inside)
+
+    yield from walk(ast.parse(source), True, True)
+
+
+def _unit(parts: tuple[str, ...]) -> str | None:
+    """The unit of an absolute name within the package; ``None`` for a name of another package."""
+    if parts[0] != "flask_lifecycle":
+        return None
+    return parts[1] if len(parts) > 1 and parts[1] in LAYERS else "__init__"
+
+
+def _violations(file: str, source: str) -> list[str]:
+    """What one file of the package, given by its path within it, does against the rules."""
+    path = Path(file)
+    unit = path.parts[0].removesuffix(".py")
+    layer = LAYERS[unit]
+    found = []
+    for item in _imports(source, ("flask_lifecycle", *path.parent.parts)):
+        top = item.module.split(".")[0]
+        other = _unit(tuple(item.module.split(".")))
+        where = f"{file}:{item.line}"
+        if other is not None:
+            if other != unit and LAYERS[other] >= layer:
+                found.append(f"{where}: {unit} (layer {layer}) imports {other}")
+        elif not (item.at_module_level and item.at_run_time):
+            continue
+        elif top == "flask" and layer <= 2:
+            found.append(f"{where}: {unit} (layer {layer}) imports flask at module level")
+        elif top not in sys.stdlib_module_names | REQUIRED and (path.as_posix(), top) not in AT_HOME:
+            found.append(f"{where}: {unit} imports the optional package {top} at module level")
+    return found
+
+
+FILES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))
+
+
+def test_every_module_has_a_layer() -> None:
+    """A module is in the table of layers, and what is in the table exists."""
+    assert {Path(file).parts[0].removesuffix(".py") for file in FILES} == set(LAYERS)
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_imports_point_down(file: str) -> None:
+    """A module imports lower layers only, no Flask below layer 3, optional ones in functions."""
+    assert _violations(file, (PACKAGE / file).read_text(encoding="utf-8")) == []
+
+
+@pytest.mark.parametrize(
+    ("file", "source", "complaint"),
+    [
+        ("_state.py", "from ._shutdown import x", "_state (layer 0) imports _shutdown"),
+        ("_state.py", "from . import _shutdown", "_state (layer 0) imports _shutdown"),
+        ("_state.py", "import flask_lifecycle._config", "_state (layer 0) imports _config"),
+        ("_state.py", "from flask_lifecycle import State", "_state (layer 0) imports __init__"),
+        ("_state.py", "def f():\n    from . import _cli", "_state (layer 0) imports _cli"),
+        ("servers/_sockets.py", "from .. import _signals", "servers (layer 2) imports _signals"),
+        ("checks/__init__.py", "from flask import g", "checks (layer 1) imports flask at module"),
+        (
+            "_views.py",
+            "try:\n    import waitress\nexcept ImportError:\n    pass",
+            "_views imports the optional package waitress at module level",
+        ),
+    ],
+)
+def test_a_violation_is_found(file: str, source: str, complaint: str) -> None:
+    """The check itself sees upward and sideways imports and packages in the wrong place."""
+    (found,) = _violations(file, source)
+    assert complaint in found
+
+
+@pytest.mark.parametrize(
+    ("file", "source"),
+    [
+        ("_shutdown.py", "from ._state import State"),
+        (
+            "servers/waitress.py",
+            "import waitress\nfrom . import _sockets\nfrom .._state import State",
+        ),
+        ("servers/__init__.py", "def f():\n    from .waitress import x\n    import waitress"),
+        (
+            "_inflight.py",
+            "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from flask import Flask",
+        ),
+        ("_inflight.py", "def f():\n    import flask"),
+    ],
+)
+def test_what_is_allowed_is_not_a_violation(file: str, source: str) -> None:
+    """Downward imports, a package's own submodules and imports inside functions pass."""
+    assert _violations(file, source) == []
+
+
+def test_import_of_the_package_imports_nothing_optional() -> None:
+    """``import flask_lifecycle`` does not import waitress."""
+    code = "import sys, flask_lifecycle; print('waitress' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=PACKAGE.parent,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    assert done.stdout == "False\n"

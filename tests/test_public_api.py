@@ -1,0 +1,114 @@
+"""What the package offers, as data: a change here is a change that users see."""
+
+from __future__ import annotations
+
+import enum
+import inspect
+import types
+from typing import Any
+
+import pytest
+
+import flask_lifecycle
+from flask_lifecycle import Lifecycle
+
+PUBLIC = [
+    "Check",
+    "HookRecord",
+    "Lifecycle",
+    "PhaseRecord",
+    "RequestInfo",
+    "ShutdownContext",
+    "ShutdownReport",
+    "State",
+    "state_changed",
+]
+
+# Of each public method of Lifecycle: its parameters with their defaults. Types are mypy's to check.
+SIGNATURES = {
+    "__init__": "(self, app=None)",
+    "init_app": "(self, app)",
+    "check": "(self, name=None, *, timeout=2.0, critical=True, groups=('ready',))",
+    "add_check": "(self, check)",
+    "on_startup": "(self, function=None, *, name=None, timeout=None)",
+    "on_drain": "(self, function=None, *, name=None, timeout=None)",
+    "on_shutdown": "(self, function=None, *, name=None, timeout=None)",
+    "requests": "(self)",
+    "remaining": "(self)",
+    "set_ready": "(self)",
+    "set_not_ready": "(self, reason='set_not_ready()')",
+    "run": "(self, app, host=None, port=None, server='waitress', **server_options)",
+    "shutdown": "(self, reason='shutdown()', wait=True)",
+}
+
+
+def _signature(function: Any) -> str:
+    signature = inspect.signature(function)
+    bare = [parameter.replace(annotation=inspect.Parameter.empty) for parameter in signature.parameters.values()]
+    return str(inspect.Signature(bare))
+
+
+def test_all_is_sorted_and_complete() -> None:
+    """``__all__`` is the sorted list of what the package offers, neither more nor less."""
+    there = [
+        name
+        for name, value in vars(flask_lifecycle).items()
+        if not name.startswith("_") and not isinstance(value, types.ModuleType) and name != "annotations"
+    ]
+    assert flask_lifecycle.__all__ == PUBLIC
+    assert sorted(there) == PUBLIC
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_public_names_are_documented(name: str) -> None:
+    """Every public name has a docstring of its own, written for it and not inherited."""
+    value = getattr(flask_lifecycle, name)
+    doc = value.__dict__.get("__doc__")
+    assert doc
+    # What dataclasses write when nobody else did.
+    assert not doc.startswith(f"{name}(")
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_public_names_belong_to_the_package(name: str) -> None:
+    """A public class is found by pickles, tracebacks and help under a module of the package."""
+    value = getattr(flask_lifecycle, name)
+    assert getattr(value, "__module__", "flask_lifecycle").split(".")[0] in {
+        "flask_lifecycle",
+        "blinker",
+    }
+
+
+def test_public_members_of_classes_are_documented() -> None:
+    """Every public method and property of a public class has a docstring."""
+    bare = []
+    for name in PUBLIC:
+        value = getattr(flask_lifecycle, name)
+        if not inspect.isclass(value) or issubclass(value, enum.Enum):
+            continue
+        for member, thing in vars(value).items():
+            documentable = inspect.isfunction(thing) or isinstance(thing, property)
+            if documentable and not member.startswith("_") and not inspect.getdoc(thing):
+                bare.append(f"{name}.{member}")
+    assert bare == []
+
+
+def test_signatures_of_lifecycle() -> None:
+    """The methods of ``Lifecycle`` take what is written here."""
+    methods = {
+        name: _signature(value)
+        for name, value in vars(Lifecycle).items()
+        if inspect.isfunction(value) and (not name.startswith("_") or name == "__init__")
+    }
+    assert methods == SIGNATURES
+
+
+def test_properties_of_lifecycle() -> None:
+    """What is read without a call is a property that cannot be set."""
+    properties = {n: p for n, p in vars(Lifecycle).items() if isinstance(p, property)}
+    assert sorted(name for name in properties if not name.startswith("_")) == [
+        "draining",
+        "in_flight",
+        "state",
+    ]
+    assert all(prop.fset is None for prop in properties.values())
