@@ -48,6 +48,7 @@ if TYPE_CHECKING:
 FAREWELL = 2.0
 _ACK_TICK = 0.005
 _CLOSING_TICK = 0.001
+_UNIX = "unix://"
 _OPTIONS = ("listen", "unix_socket")
 
 
@@ -64,12 +65,42 @@ def create(
     if (addresses or unix) and (host is not None or port is not None):
         raise ValueError("A host or port cannot be combined with 'listen' or 'unix_socket'; give one of them.")
     if unix:
-        addresses.append(f"unix://{os.path.abspath(unix)}")
+        addresses.append(f"{_UNIX}{os.path.abspath(unix)}")
     return Werkzeug(app, addresses or [_join(host or "127.0.0.1", 5000 if port is None else port)])
 
 
 def _join(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _split(address: str) -> tuple[str, int]:
+    host, _, port = address.rpartition(":")
+    if not port.isdecimal() or int(port) > 65535:
+        raise ValueError(f"'{address}' is no address to listen on; write it as 127.0.0.1:5000 or [::1]:5000.")
+    return host.strip("[]") or "127.0.0.1", int(port)
+
+
+def _bind(address: str) -> socket.socket:
+    """A listening socket. Werkzeug's own would print and exit where we want an error."""
+    if address.startswith(_UNIX):
+        path = address.removeprefix(_UNIX)
+        # Left behind by a process that was killed.
+        _sockets.unlink(path, _sockets.socket_identity(path))
+        sock, where = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM), path
+    else:
+        found = socket.getaddrinfo(*_split(address), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, kind, _proto, _name, where = found[0]  # type: ignore[assignment]
+        sock = socket.socket(family, kind)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(where)
+        sock.listen(LISTEN_QUEUE)
+    except OSError:
+        sock.close()
+        raise
+    return sock
 
 
 class Werkzeug:
@@ -83,7 +114,7 @@ class Werkzeug:
         self._listeners: list[_Listener] = []
         for address in addresses:
             try:
-                self._listeners.append(_Listener(app, address, self))
+                self._listeners.append(_Listener(app, address, _bind(address), self))
             except OSError as error:
                 for listener in self._listeners:
                     listener.server_close()
@@ -224,45 +255,16 @@ class _Connection:
 
 
 class _Listener(ThreadedWSGIServer):
-    """One address. The socket is bound here, because Werkzeug prints and exits where we want an error."""
+    """One address, served by Werkzeug on a socket that is bound already."""
 
-    def __init__(self, app: WSGIApplication, address: str, runner: Werkzeug) -> None:
+    def __init__(self, app: WSGIApplication, address: str, sock: socket.socket, runner: Werkzeug) -> None:
         self.runner = runner
-        self.path: str | None = None
-        self.identity: tuple[int, int] | None = None
-        host, port, sock = self._bind(address)
+        self.path = address.removeprefix(_UNIX) if address.startswith(_UNIX) else None
+        self.identity = _sockets.socket_identity(self.path) if self.path is not None else None
+        host, port = (address, 0) if self.path is not None else _split(address)
         with sock:
             super().__init__(host, port, app, handler=_Handler, fd=sock.fileno())
         self.socket.setblocking(False)
-        if self.path is not None:
-            self.identity = _sockets.socket_identity(self.path)
-
-    def _bind(self, address: str) -> tuple[str, int, socket.socket]:
-        if address.startswith("unix://"):
-            self.path = address.removeprefix("unix://")
-            if _sockets.socket_identity(self.path) is not None:
-                os.unlink(self.path)  # left behind by a process that was killed
-            family, where, host, port = socket.AF_UNIX, self.path, address, 0
-        else:
-            host, _, number = address.rpartition(":")
-            host = host.strip("[]") or "127.0.0.1"
-            if not number.isdecimal() or int(number) > 65535:
-                raise ValueError(f"'{address}' is no address to listen on; write it as 127.0.0.1:5000 or [::1]:5000.")
-            family, _kind, _proto, _name, where = socket.getaddrinfo(  # type: ignore[assignment]
-                host, int(number), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-            )[0]
-            port = int(number)
-        sock = socket.socket(family, socket.SOCK_STREAM)
-        try:
-            if family == socket.AF_INET6:
-                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            sock.bind(where)
-            sock.listen(LISTEN_QUEUE)
-        except OSError:
-            sock.close()
-            raise
-        return host, port, sock
 
     def accept_one(self) -> bool:
         """Accept a waiting connection and start its thread; ``False`` if there was none."""
