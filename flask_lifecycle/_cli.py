@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 import sys
 import threading
 from collections.abc import Callable
@@ -111,12 +112,15 @@ def make_group(lifecycle: Lifecycle) -> click.Group:
             except (OSError, ValueError, RuntimeError) as error:
                 message = error.strerror if isinstance(error, OSError) else str(error)
                 raise click.UsageError(message or str(error)) from None
+        # One more signal while the interpreter ends would make a clean stop look like a killed process.
+        for signum in {signal.SIGTERM, signal.SIGINT, report.signal or signal.SIGTERM}:
+            signal.signal(signum, signal.SIG_IGN)
         sys.exit(report.exit_code)
 
     return group
 
 
-class _Handler(logging.StreamHandler[TextIO]):
+class _Handler(logging.StreamHandler):  # type: ignore[type-arg]  # subscriptable from Python 3.11 on
     """Writes a record on a line of its own, over a drain's line if there is one."""
 
     def format(self, record: logging.LogRecord) -> str:

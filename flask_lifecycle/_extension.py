@@ -67,7 +67,7 @@ class Lifecycle:
         counted = count_requests(app.wsgi_app, state.ledger, state.probes.by_path, state.before_first)
         app.wsgi_app = counted  # type: ignore[method-assign,assignment]
         app.cli.add_command(make_group(self))
-        process.join(state, settings.signals or (signal.SIGTERM,))
+        process.join(state, (signal.SIGTERM,) if settings.signals is None else settings.signals)
 
     # -- registration ---------------------------------------------------------------------------------------------
 
@@ -334,7 +334,7 @@ class AppState:
         coordinator = self.process.coordinator
         failed = self.hooks.start(self.context, coordinator)
         if failed:
-            coordinator.begin(f"start-up failed: on_startup '{failed}'")
+            self.process.shutdown(f"start-up failed: on_startup '{failed}'", wait=False)
             return
         with self._lock:
             if self._gate.is_set():
@@ -348,7 +348,7 @@ class AppState:
             try:
                 self.open_probe_listener()
             except OSError:
-                coordinator.begin("the probe listener could not start")
+                self.process.shutdown("the probe listener could not start", wait=False)
                 raise
         self._gate.set()
 

@@ -36,8 +36,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from werkzeug.wsgi import ClosingIterator
 
@@ -45,8 +44,7 @@ if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
 
-@dataclass(frozen=True)
-class RequestInfo:
+class RequestInfo(NamedTuple):
     """One request that is in flight, or was when it was abandoned.
 
     ``age`` is in seconds, ``thread`` the name of the thread that runs it (empty where none does), ``stage`` one
@@ -190,7 +188,7 @@ def count_requests(
             raise
         if type(result) is not ClosingIterator:  # nearly every Flask response is one: no length, and no file
             if isinstance(result, _CountedFile):
-                result.lifecycle_body = body
+                result.lifecycle_begin(body)
                 return result
             if hasattr(result, "__len__"):
                 body.__class__ = SizedBody  # the slots are the same, and so is the entry in the ledger
@@ -203,16 +201,22 @@ def count_requests(
 class _CountedFile:
     """Mixed into a server's file wrapper: closing it counts the request out."""
 
-    lifecycle_body: Body | None = None
+    _lifecycle_body: Body | None = None
+    _lifecycle_close: Callable[[], None] | None = None
+
+    def lifecycle_begin(self, body: Body) -> None:
+        # wsgiref's and gunicorn's wrappers set the file's close on the instance, which would hide ours.
+        self._lifecycle_close = self.__dict__.pop("close", None) or getattr(super(), "close", None)
+        self._lifecycle_body = body
 
     def close(self) -> None:
         try:
-            close = getattr(super(), "close", None)
+            close = self._lifecycle_close or getattr(super(), "close", None)
             if close is not None:
                 close()
         finally:
-            if self.lifecycle_body is not None:
-                self.lifecycle_body.close()
+            if self._lifecycle_body is not None:
+                self._lifecycle_body.close()
 
 
 _wrappers: dict[Any, Any] = {}

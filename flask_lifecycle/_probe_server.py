@@ -2,16 +2,19 @@
 
 It answers while every worker of the application is busy, and it closes last. It serves whatever WSGI application it is
 given (the probe views) with Werkzeug's threaded server, which is there wherever Flask is. A connection holds a thread
-only while it speaks: it is given five seconds for its request, and no more than 64 are served at once, so that a
-port which is open to the network cannot be made to use up the process's threads.
+only while it speaks: it is given five seconds in all for its request, and of more than 64 at once the one that has been
+silent longest is hung up, so that a port which is open to the network can neither be made to use up the process's
+threads nor be blocked for the prober.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import socket
 import threading
+import time
 from typing import TYPE_CHECKING, Any
 
 from werkzeug.serving import ThreadedWSGIServer, WSGIRequestHandler
@@ -66,22 +69,24 @@ class ProbeServer:
 
     def close(self) -> None:
         """Stop listening. Does not wait for answers under way, which have threads of their own."""
-        os.close(self._end_write)
+        os.write(self._end_write, b"x")
         if self._thread.is_alive():
             self._thread.join(1.0)
+        os.close(self._end_write)
         os.close(self._end_read)
         self._server.server_close()
 
     def _serve(self) -> None:
-        """Accept until the other end of the pipe is closed; no polling, unlike ``serve_forever``."""
+        """Accept until a byte comes through the pipe; no polling, unlike ``serve_forever``."""
         poll = select.poll()
         poll.register(self._server.fileno(), select.POLLIN)
         poll.register(self._end_read, select.POLLIN)
         while True:
-            ready = dict(poll.poll())
+            ready = dict(poll.poll(self._server.hang_up_late()))
             if self._end_read in ready:
                 return
-            self._server.accept_one()
+            if ready:
+                self._server.accept_one()
 
 
 def _taken(error: OSError, host: str, port: int) -> OSError:
@@ -92,40 +97,82 @@ def _taken(error: OSError, host: str, port: int) -> OSError:
     )
 
 
+def _hang_up(sock: socket.socket) -> None:
+    """Free the thread that reads from a connection; it closes it."""
+    with contextlib.suppress(OSError):
+        sock.shutdown(socket.SHUT_RDWR)
+
+
 class _Server(ThreadedWSGIServer):
     lifecycle_probes = True  # so that nobody takes it for the application's own server
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._places = threading.BoundedSemaphore(_CONNECTIONS)
+        self._lock = threading.Lock()  # guards both collections
+        # Connections whose request is not read yet, oldest first, by when they were accepted; and all the others.
+        self._reading: dict[socket.socket, float] = {}
+        self._answering: set[socket.socket] = set()
 
     def accept_one(self) -> None:
         try:
-            request, address = self.get_request()
+            sock, address = self.get_request()
         except OSError:
             return
-        if not self._places.acquire(blocking=False):
-            self.shutdown_request(request)
-            return
+        with self._lock:
+            if len(self._answering) >= _CONNECTIONS:
+                sock.close()  # as many as that wait for slow checks
+                return
+            if len(self._reading) >= _CONNECTIONS:
+                # The one that has kept silent longest makes room: what comes now is more likely a prober.
+                oldest = next(iter(self._reading))
+                del self._reading[oldest]
+                _hang_up(oldest)
+            self._reading[sock] = time.monotonic()
         try:
-            self.process_request(request, address)
+            self.process_request(sock, address)
         except RuntimeError:  # no thread to be had
-            self._places.release()
-            self.shutdown_request(request)
+            self.forget(sock)
+            self.shutdown_request(sock)
+
+    def hang_up_late(self) -> float | None:
+        """End the connections that have not sent their request in time; milliseconds until the next is due, or none."""
+        now = time.monotonic()
+        with self._lock:
+            for sock, since in self._reading.items():
+                if now - since < _REQUEST_TIMEOUT:
+                    return (since + _REQUEST_TIMEOUT - now) * 1000 + 1
+                _hang_up(sock)
+        return _REQUEST_TIMEOUT * 1000 if self._reading else None
+
+    def answering(self, sock: socket.socket) -> None:
+        """The request is here: from now on it takes as long as the checks do."""
+        with self._lock:
+            self._reading.pop(sock, None)
+            self._answering.add(sock)
+
+    def forget(self, sock: socket.socket) -> None:
+        with self._lock:
+            self._reading.pop(sock, None)
+            self._answering.discard(sock)
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
         try:
             super().process_request_thread(request, client_address)
         finally:
-            self._places.release()
+            self.forget(request)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         logger.debug("probe connection failed", exc_info=True)
 
 
 class _Handler(WSGIRequestHandler):
+    server: _Server
     protocol_version = "HTTP/1.1"
     timeout = _REQUEST_TIMEOUT
+
+    def make_environ(self) -> Any:
+        self.server.answering(self.request)
+        return super().make_environ()
 
     def log_request(self, code: int | str = "-", size: int | str = "-") -> None:
         """A probe is never logged."""

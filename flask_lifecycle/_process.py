@@ -13,14 +13,16 @@ How the process leaves depends on who is in charge of the main thread:
 - Nobody: a shell, a migration, a Celery worker that imports the application. There is nothing to drain, and tearing
   down what the process works with would be wrong, so the signal is given back at once and no hook runs.
 
-Two watchdogs keep the grace period where our reach ends. Non-daemon threads hold the interpreter open after the main
-thread has ended: they are named, and the process leaves, at the deadline. A main thread that does not leave although
-it was told to is left behind in the same way.
+One watchdog keeps the grace period where our reach ends. It is a thread that waits for the deadline and then leaves
+without asking anybody: whether the coordinator is stuck (a log handler that blocks, a receiver that hangs), the
+main thread does not leave although it was told to, or non-daemon threads hold the interpreter open after it has. Once
+``run`` has returned it does nothing as long as the main thread lives: the caller may have other things to do.
 """
 
 from __future__ import annotations
 
 import atexit
+import contextlib
 import logging
 import os
 import signal
@@ -34,15 +36,15 @@ from typing import TYPE_CHECKING, Any, Protocol
 from . import servers
 from ._shutdown import Coordinator, Member, Server, ShutdownReport, signal_name
 from ._signals import SignalRelay, die_by, in_main_thread
+from ._state import logger
 from .servers import foreign
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication
 
-logger = logging.getLogger("flask_lifecycle")
-
-# GNU timeout signals its child and then the child's group: the same event, microseconds later.
-_SAME_SIGNAL = 0.05
+# GNU timeout signals its child and then the child's group: the same event, microseconds later. The time is taken where
+# the signal is read, which a busy interpreter delays; nobody presses Ctrl-C twice within a tenth of a second.
+_SAME_SIGNAL = 0.1
 
 
 class App(Member, Protocol):
@@ -77,7 +79,8 @@ class Process:
 
     def _renew(self) -> None:
         self.coordinator = Coordinator(self.members, self._find_server, self._leave)
-        self._began = 0.0
+        self._first_signal = 0.0
+        self._left = threading.Event()  # run's loop has ended
 
     def members(self) -> Sequence[App]:
         """The applications, in the order of their registration."""
@@ -104,17 +107,20 @@ class Process:
     # -- stopping -------------------------------------------------------------------------------------------------
 
     def receive(self, signum: int) -> None:
-        """A signal has come; called in the relay's thread."""
+        """A signal has come; called in the relay's thread, which must not log: a stalled handler would stop it."""
         coordinator = self.coordinator
+        now = time.monotonic()
+        first, self._first_signal = self._first_signal, self._first_signal or now
         if coordinator.begun:
-            if coordinator.done.is_set() or time.monotonic() - self._began < _SAME_SIGNAL:
-                return
-            self._force(signum)
-        if not coordinator.owned and not self._serving():
+            if first and now - first >= _SAME_SIGNAL and not coordinator.done.is_set():
+                self._force(signum)
+            # The first signal after shutdown() joins it, as shutdown() joins a signal's.
+            coordinator.signal = coordinator.signal or signum
+        elif not coordinator.owned and not self._serving():
+            self._first_signal = 0.0
             self.relay.run_in_main(lambda: self._give_back(signum, 128 + signum))
-            return
-        self._began = time.monotonic()
-        coordinator.begin(signal_name(signum), signum)
+        else:
+            self._begin(signal_name(signum), signum)
 
     def shutdown(self, reason: str, wait: bool) -> ShutdownReport | None:
         """Begin the shutdown, or join the one that is under way.
@@ -127,15 +133,36 @@ class Process:
                 "shutdown() was called in a thread that the shutdown itself waits for (a request, a hook or the"
                 " server's loop); call shutdown(wait=False) there."
             )
-        coordinator.begin(reason)
+        self._begin(reason)
         return coordinator.wait() if wait else None
+
+    def _begin(self, reason: str, signum: int | None = None) -> None:
+        coordinator = self.coordinator
+        must_leave = self.signals and (coordinator.owned or self._serving())
+        if coordinator.begin(reason, signum) and must_leave:
+            with contextlib.suppress(RuntimeError):  # the interpreter is finalizing, and leaves
+                threading.Thread(target=self._watch, name="lifecycle-watchdog", daemon=True).start()
+
+    def _watch(self) -> None:
+        """Leave at the deadline, whatever still runs."""
+        coordinator = self.coordinator
+        what = "the shutdown or the main thread has not ended"
+        if self._left.wait(coordinator.remaining()):
+            threading.main_thread().join(coordinator.remaining())
+            if threading.main_thread().is_alive():
+                return
+            threading.Event().wait(coordinator.remaining() or 0.0)
+            what = "threads still run: " + ", ".join(thread.name for thread in _non_daemons())
+        report = coordinator.report
+        _exit_now(report.exit_code or 1 if report else 1, f"grace period over, leaving at once: {what}")
 
     def _force(self, signum: int) -> None:
         unfinished = self.coordinator.unfinished()
-        logger.error("forced by %s: abandoned %d", signal_name(signum), len(unfinished))
-        for info in unfinished:
-            logger.error("abandoned %s", info)
-        _exit_now(128 + signum)
+        lines = [
+            f"forced by {signal_name(signum)}: abandoned {len(unfinished)}",
+            *(f"abandoned {i}" for i in unfinished),
+        ]
+        _exit_now(128 + signum, *lines)
 
     def _serving(self) -> bool:
         return any(member.started for member in self.members()) or self._find_server() is not None
@@ -158,10 +185,13 @@ class Process:
         coordinator = self.coordinator
         self._check_run()
         coordinator.owned = True
+        before: dict[int, Any] | None = {}
         try:
             if self.signals:
-                self.relay.install(member.settings.signals or (signal.SIGTERM, signal.SIGINT))
+                given = member.settings.signals
+                before = self.relay.install((signal.SIGTERM, signal.SIGINT) if given is None else given)
             self._serve(app, member, servers.create(server, app, host, port, _probe_paths(self.members()), options))
+            before = None  # all of them: this process has stopped
         except BaseException:
             if not coordinator.begun:
                 coordinator.owned = False
@@ -169,13 +199,13 @@ class Process:
         finally:
             member.close_probe_listener()
             if self.signals:
-                self.relay.restore()
+                self.relay.restore(before)
         report = coordinator.wait()
         if report.signal is not None and member.settings.exit == "signal":
             die_by(report.signal)
             raise SystemExit(128 + report.signal)  # PID 1, whom it does not kill
-        if self.signals:
-            _leave_behind(coordinator, report)
+        if self.signals and (others := _non_daemons()):
+            logger.warning("non-daemon threads still run: %s", ", ".join(thread.name for thread in others))
         return report
 
     def _check_run(self) -> None:
@@ -219,6 +249,7 @@ class Process:
             raise
         finally:
             self._loop_thread = None
+            self._left.set()
 
     # -- leaving --------------------------------------------------------------------------------------------------
 
@@ -237,10 +268,6 @@ class Process:
         by_signal = report.signal is not None and any(m.settings.exit == "signal" for m in self.members())
         if not self.relay.run_in_main(lambda: self._give_back(signum, None if by_signal else report.exit_code)):
             os.kill(os.getpid(), signum)  # no handler of ours: whoever has the signal gets it
-        remaining = self.coordinator.remaining() or 0.0
-        threading.Event().wait(remaining)
-        logger.error("the main thread has not left within the grace period; leaving without it")
-        _exit_now(report.exit_code or 1)
 
     def _give_back(self, signum: int, code: int | None) -> None:
         """Let whoever had a signal have it. Runs in the main thread, inside the signal handler.
@@ -269,8 +296,7 @@ class Process:
             coordinator.done.wait(coordinator.remaining())
             report = coordinator.report
             if report is None:
-                logger.error("the shutdown has not ended within the grace period; leaving without it")
-                _exit_now(1)
+                _exit_now(1, "grace period over, leaving at once: the shutdown has not ended")
         if self._exit_code and not coordinator.owned:
             _exit_now(self._exit_code)
 
@@ -279,30 +305,30 @@ def _probe_paths(members: Sequence[App]) -> Collection[str]:
     return {path for member in members for path in member.settings.probe_paths().values()}
 
 
-def _leave_behind(coordinator: Coordinator, report: ShutdownReport) -> None:
-    """Let no thread hold the interpreter open past the deadline. Does nothing as long as the main thread lives."""
-
-    def watch() -> None:
-        threading.main_thread().join()
-        threading.Event().wait(coordinator.remaining() or 0.0)
-        names = [thread.name for thread in threading.enumerate() if not thread.daemon and thread.is_alive()]
-        logger.error("left behind at the end of the grace period: threads %s", ", ".join(names))
-        _exit_now(report.exit_code or 1)
-
-    others = [t for t in threading.enumerate() if not t.daemon and t is not threading.main_thread()]
-    if others:
-        logger.warning("non-daemon threads still run: %s", ", ".join(thread.name for thread in others))
-    threading.Thread(target=watch, name="lifecycle-watchdog", daemon=True).start()
+def _non_daemons() -> list[threading.Thread]:
+    return [t for t in threading.enumerate() if not t.daemon and t is not threading.main_thread()]
 
 
-def _exit_now(code: int) -> None:
-    """Leave without the interpreter's own end, which might not come; what was printed and logged is kept."""
-    logging.shutdown()
-    for stream in (sys.stdout, sys.stderr):
-        try:
-            stream.flush()
-        except (OSError, ValueError, AttributeError):  # closed, or none
-            continue
+def _exit_now(code: int, *lines: str) -> None:
+    """Leave without the interpreter's own end, which might not come; what is logged is kept, if it can be.
+
+    The logging has a thread of its own and half a second, because what is in the way may be the log itself.
+    """
+
+    def say() -> None:
+        for line in lines:
+            logger.error("%s", line)
+        logging.shutdown()
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError, AttributeError):  # closed, or none
+                stream.flush()
+
+    last_words = threading.Thread(target=say, name="lifecycle-last-words", daemon=True)
+    try:
+        last_words.start()
+        last_words.join(0.5)
+    except RuntimeError:  # the interpreter is finalizing
+        say()
     os._exit(code)
 
 

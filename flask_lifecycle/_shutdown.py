@@ -43,20 +43,20 @@ from __future__ import annotations
 
 import faulthandler
 import inspect
-import logging
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from ._config import Settings
 from ._inflight import Ledger, RequestInfo
-from ._state import Event, StateMachine
+from ._state import Event, StateMachine, logger
 
-logger = logging.getLogger("flask_lifecycle")
+# The report, the threads and the interpreter's own end.
+_WAY_OUT = 0.25
 
 
 class Clock:
@@ -69,8 +69,7 @@ class Clock:
         return event.wait(max(0.0, timeout))
 
 
-@dataclass(frozen=True)
-class Deadline:
+class Deadline(NamedTuple):
     """A moment on a clock, made once and passed down."""
 
     clock: Clock
@@ -88,16 +87,14 @@ class Deadline:
         return Deadline(self.clock, self.at - seconds)
 
 
-@dataclass(frozen=True)
-class PhaseRecord:
+class PhaseRecord(NamedTuple):
     """One phase of a shutdown and how many seconds it took."""
 
     name: str
     duration: float
 
 
-@dataclass(frozen=True)
-class HookRecord:
+class HookRecord(NamedTuple):
     """What became of one hook.
 
     ``kind`` is ``startup``, ``drain`` or ``shutdown``; ``outcome`` is ``ok``, ``failed`` or ``hung``; ``duration``
@@ -157,8 +154,7 @@ class ShutdownContext:
         return sum(len(member.ledger) for member in self._coordinator.members())
 
 
-@dataclass(frozen=True)
-class Hook:
+class Hook(NamedTuple):
     """A registered function."""
 
     name: str
@@ -345,11 +341,13 @@ class Coordinator:
             grace = min((member.settings.grace_period for member in self.members()), default=0.0)
             self.reason, self.signal = reason, signum
             self.deadline = Deadline.after(self.clock, grace)
-        self.thread = threading.Thread(target=self._run, args=(self.deadline,), name="lifecycle-shutdown", daemon=True)
+        # The phases keep a little of the grace period for the way out, so that the process is gone within it.
+        phases = self.deadline.earlier(min(_WAY_OUT, grace / 20))
+        self.thread = threading.Thread(target=self._run, args=(phases,), name="lifecycle-shutdown", daemon=True)
         try:
             self.thread.start()
         except RuntimeError:  # the interpreter is finalizing: see the head of this module
-            self._run(self.deadline)
+            self._run(phases)
         return True
 
     def wait(self) -> ShutdownReport:
@@ -394,7 +392,10 @@ class Coordinator:
     ) -> None:
         self.phase = "exit"
         for member in members:
-            member.machine.apply(Event.STOPPED, self.reason)
+            try:
+                member.machine.apply(Event.STOPPED, self.reason)
+            except Exception:
+                logger.exception("an application could not be marked as stopped")
         hooks = tuple(record for group in _hook_groups(members) for record in group.records)
         duration = sum(phase.duration for phase in phases)
         report = ShutdownReport(self.reason, self.signal, tuple(phases), abandoned, hooks, duration)
@@ -412,7 +413,10 @@ class Coordinator:
             extra={"lifecycle_reason": self.reason},
         )  # fmt: skip
         for member in members:
-            member.begin_drain(self.reason)
+            try:
+                member.begin_drain(self.reason)
+            except Exception:
+                logger.exception("an application could not be told of the drain")
         if self.server is not None:
             self.server.announce()
         hooks = [(group, hook) for group in _hook_groups(members) for hook in group.of("drain")]
@@ -423,7 +427,10 @@ class Coordinator:
             target=self._run_hooks, args=(members, "drain", self._drain_deadline(members, deadline)),
             name="lifecycle-on-drain", daemon=True,
         )  # fmt: skip
-        runner.start()
+        try:
+            runner.start()
+        except RuntimeError:  # the interpreter is finalizing
+            runner.run()
 
     def _delay_seconds(self, members: Sequence[Member], deadline: Deadline) -> float:
         # Nobody sends work to what never was ready, or is not served at all: nobody has to notice that it leaves.

@@ -25,7 +25,6 @@ belongs to the parent: a byte from a child's handler would stop the parent.
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import signal
 import threading
@@ -33,7 +32,7 @@ from collections.abc import Callable, Iterable
 from types import FrameType
 from typing import Any
 
-logger = logging.getLogger("flask_lifecycle")
+from ._state import logger
 
 Handler = Any  # what signal.getsignal gives: a callable, SIG_DFL, SIG_IGN or None
 

@@ -23,6 +23,7 @@ their receivers (each is told both ends of its own step, so none is misled).
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import logging
 import threading
@@ -31,7 +32,19 @@ from typing import Any
 
 from blinker import Namespace
 
-logger = logging.getLogger("flask_lifecycle")
+
+class _Log(logging.LoggerAdapter):  # type: ignore[type-arg]  # subscriptable from Python 3.11 on
+    """The one logger. A handler that raises is the application's trouble, and must not change the course of a stop."""
+
+    def process(self, msg: Any, kwargs: Any) -> tuple[Any, Any]:
+        return msg, kwargs
+
+    def log(self, level: int, msg: object, *args: Any, **kwargs: Any) -> None:
+        with contextlib.suppress(Exception):
+            super().log(level, msg, *args, **kwargs)
+
+
+logger = _Log(logging.getLogger("flask_lifecycle"), {})
 
 state_changed = Namespace().signal(
     "lifecycle-state-changed",

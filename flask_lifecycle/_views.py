@@ -16,8 +16,7 @@ import functools
 import hmac
 import json
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from flask import Blueprint, Flask, Response, request
 from werkzeug import Response as BaseResponse
@@ -43,8 +42,7 @@ _METHODS = "GET, HEAD"
 _GROUPS: dict[str, str | None] = {"livez": "live", "readyz": "ready", "startupz": "startup", "healthcheck": None}
 
 
-@dataclass(frozen=True)
-class Answer:
+class Answer(NamedTuple):
     """A probe's answer before it is written down."""
 
     status: str
@@ -142,14 +140,21 @@ def render(result: Answer, kind: str, details: bool) -> bytes:
     if details:
         document |= {"state": result.state.value, "reason": result.reason}
         document["checks"] = {check.name: [_component(check)] for check in result.checks}
-    return json.dumps(document, default=str).encode() + b"\n"
+    return _to_json(document) + b"\n"
+
+
+def _to_json(document: dict[str, Any]) -> bytes:
+    try:
+        return json.dumps(document, default=str, allow_nan=False).encode()
+    except ValueError:  # NaN or infinity was observed, for which JSON has no number
+        return json.dumps(json.loads(json.dumps(document, default=str), parse_constant=str)).encode()
 
 
 def _component(check: CheckReport) -> dict[str, Any]:
     component: dict[str, Any] = {"componentId": check.name, "status": check.status}
     component |= {"observedValue": round(check.duration * 1000, 1), "observedUnit": "ms"}
     if check.observed:
-        component["observed"] = dict(check.observed)
+        component["observed"] = {str(key): value for key, value in check.observed.items()}
     if check.hanging:
         component["output"] = f"hanging since {check.duration:.1f} s"
     elif check.error is not None:

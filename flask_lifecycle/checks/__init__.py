@@ -15,16 +15,15 @@ No lock is held while a check runs: :class:`_Slot` holds its own only to look at
 from __future__ import annotations
 
 import inspect
-import logging
 import math
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
-logger = logging.getLogger("flask_lifecycle")
+from .._state import logger
 
 GROUPS = ("live", "ready", "startup")
 
@@ -87,14 +86,13 @@ def check_timeout(what: str, timeout: Any) -> None:
         raise ValueError(f"The timeout of the {what} must be a number of seconds greater than zero, not {timeout!r}.")
 
 
-@dataclass(frozen=True)
-class CheckReport:
+class CheckReport(NamedTuple):
     """What one check answered: ``status`` is ``pass``, ``warn`` or ``fail``; the rest is detail."""
 
     name: str
     status: str
     duration: float
-    observed: Mapping[str, Any] = field(default_factory=dict)
+    observed: Mapping[str, Any] = {}
     error: BaseException | None = None
     hanging: bool = False
 

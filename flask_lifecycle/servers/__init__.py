@@ -6,7 +6,6 @@ peculiar to its server. The coordinator knows no server, a server knows no phase
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import importlib.util
 from collections.abc import Collection
@@ -55,6 +54,8 @@ def create(
     :raises OSError: an address cannot be listened on.
     """
     if server not in RUNNERS:
+        import difflib  # for this sentence alone
+
         near = difflib.get_close_matches(str(server), RUNNERS, n=1, cutoff=0.0)[0]
         raise ValueError(
             f"There is no server '{server}'; did you mean '{near}'? One can be run by: {', '.join(RUNNERS)}."

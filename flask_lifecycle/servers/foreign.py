@@ -12,6 +12,9 @@ comes at a bad moment is repeated at the next tick.
 from __future__ import annotations
 
 import gc
+import os
+import socket
+import stat
 import sys
 import threading
 import time
@@ -26,17 +29,42 @@ _TICK = 0.02
 
 def find() -> Server | None:
     """The server that carries this process's applications, if it is of a kind that we know."""
+    if not _listens():
+        return None  # a shell, a migration: spared the search, which takes as long as a request
     waitress = sys.modules.get("waitress.server")
     if waitress is not None:
         found = [server for server in _instances(waitress.BaseWSGIServer) if server.accepting]
         if found:
             return ForeignWaitress(found)
     werkzeug = sys.modules.get("werkzeug.serving")
-    if werkzeug is not None:
-        found = [server for server in _instances(werkzeug.BaseWSGIServer) if not hasattr(server, "lifecycle_probes")]
-        if any(server.socket.fileno() >= 0 for server in found):
-            return ForeignWerkzeug()
+    if werkzeug is not None and any(_serves(server) for server in _instances(werkzeug.BaseWSGIServer)):
+        return ForeignWerkzeug()
     return None
+
+
+def _listens() -> bool:
+    """Whether this process has a listening socket; ``True`` where its descriptors cannot be listed."""
+    try:
+        descriptors = [int(name) for name in os.listdir("/proc/self/fd")]
+    except OSError:
+        return True
+    return any(_is_listener(descriptor) for descriptor in descriptors)
+
+
+def _is_listener(descriptor: int) -> bool:
+    try:
+        if not stat.S_ISSOCK(os.fstat(descriptor).st_mode):
+            return False
+        with socket.socket(fileno=os.dup(descriptor)) as sock:
+            return bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
+    except OSError:
+        return False
+
+
+def _serves(server: Any) -> bool:
+    """Whether a Werkzeug server is open, and is not our own probe listener. One whose bind failed has no socket."""
+    sock = getattr(server, "socket", None)
+    return sock is not None and sock.fileno() >= 0 and not hasattr(server, "lifecycle_probes")
 
 
 def _instances(kind: type) -> Iterator[Any]:

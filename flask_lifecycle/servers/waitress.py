@@ -62,8 +62,10 @@ from . import _sockets
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication
 
-# nginx's lingering_timeout is 5 s between two reads; two seconds in all are Apache's MAX_SECS_TO_LINGER.
+# Between two reads, and in all as nginx' lingering_time: a client that still sends an upload which was refused gets to
+# read why.
 FAREWELL = 2.0
+FAREWELL_IN_ALL = 30.0
 # How often a drain looks for what wakes no loop: the acknowledgement of the last bytes.
 _ACK_TICK = 0.005
 _CLOSING_TICK = 0.001
@@ -111,6 +113,7 @@ class Waitress:
             lane.set_thread_count(1)
         self._waker = _Waker(self._map)
         self._posted: deque[Callable[[], None]] = deque()
+        _sockets.close_in_children(self)
         self._closing: list[_sockets.ClosingListener] = []
         self._closed = threading.Event()
         self._linger: float | None = None  # not None: a drain is on
@@ -123,17 +126,20 @@ class Waitress:
         beside = options.pop("unix_socket", None) if "listen" in options else None
         where = options.get("listen") or options.get("unix_socket") or f"{options.get('host')}:{options.get('port')}"
         try:
-            first = create_server(app, map=self._map, **options)
+            # Without threads until everything is bound, so that a failure leaves none behind.
+            dispatcher = ThreadedTaskDispatcher()
+            first = create_server(app, map=self._map, _dispatcher=dispatcher, **options)
             if beside is not None:
                 where = beside
                 rest = {k: v for k, v in options.items() if k not in ("listen", "host", "port")}
                 adjustments = Adjustments(unix_socket=beside, **rest)
-                UnixWSGIServer(app, self._map, dispatcher=first.task_dispatcher, adj=adjustments)
+                UnixWSGIServer(app, self._map, dispatcher=dispatcher, adj=adjustments)
         except OSError as error:
             wasyncore.close_all(self._map, ignore_all=True)
             raise _sockets.bind_error(error, str(where)) from None
         except ValueError as error:
             raise ValueError(f"waitress refuses its options: {error}") from None
+        dispatcher.set_thread_count(first.adj.threads)
         listeners = [o for o in self._map.values() if isinstance(o, BaseWSGIServer)]
         for listener in listeners:
             listener.channel_class = type("_Channel", (_Channel,), {"owner": self})
@@ -148,14 +154,24 @@ class Waitress:
 
     # -- verbs, from any thread but the loop's --------------------------------------------------------------------
 
+    def sockets(self) -> list[socket.socket]:
+        """Everything that a forked child must not keep open."""
+        listening = [listener.socket for listener in self._listeners if not self._is_given(listener)]
+        return [sock for sock in (*listening, *(channel.socket for channel in self._channels())) if sock is not None]
+
     def addresses(self) -> list[str]:
         return [_sockets.describe(listener.socket) for listener in self._listeners]
+
+    @property
+    def draining(self) -> bool:
+        """Whether the drain is on, and every connection is on its way out."""
+        return self._linger is not None
 
     def announce(self) -> None:
         self.announced = True  # read by the workers
 
     def stop_accepting(self, timeout: float) -> None:
-        self._post(self._begin_closing)
+        self._post(lambda: self._begin_closing(timeout))
         self._closed.wait(timeout)
 
     def wait_idle(self, timeout: float, linger: float) -> bool:
@@ -213,13 +229,15 @@ class Waitress:
 
     def _add_task(self, channel: _Channel) -> None:
         """Choose the lane of a channel's next request. Called with its requests_lock held, by the loop or a worker."""
-        path = "/" + getattr(channel.requests[0], "path", "").strip("/")
-        prefix = self._adj.url_prefix
-        if prefix and path.startswith(prefix + "/"):
-            path = path[len(prefix) :]
-        self._lanes.get(path, self._dispatcher).add_task(channel)
+        request = channel.requests[0]
+        lane = self._dispatcher
+        if getattr(request, "command", "") in ("GET", "HEAD"):
+            # Exactly what the middleware will take for a probe: anything more lets work into the lane.
+            path = str(getattr(request, "path", "")).removeprefix(self._adj.url_prefix)
+            lane = self._lanes.get("/" + path.lstrip("/").removesuffix("/"), lane)
+        lane.add_task(channel)
 
-    def _begin_closing(self) -> None:
+    def _begin_closing(self, patience: float) -> None:
         for listener in self._listeners:
             if self._is_given(listener):
                 # Whoever gave it goes on using it, or hands it to the next process: what waits in it is theirs.
@@ -236,6 +254,7 @@ class Waitress:
                     last_accept=lambda: self.last_accept,
                     path=path,
                     identity=identity,
+                    patience=patience,
                 )
             )
         if not self._closing:
@@ -273,7 +292,7 @@ class Waitress:
     def _end_farewells(self, patience: float) -> None:
         now = time.monotonic()
         for channel in list(self.farewells):
-            channel.end_farewell(now, patience, draining=self._linger is not None)
+            channel.end_farewell(now, patience, draining=self.draining)
 
     def _release(self) -> None:
         """End the threads and close what is left, unless a worker is still at work with it."""
@@ -330,7 +349,15 @@ class _ClosingTask:
 
 
 class _WorkTask(_ClosingTask, WSGITask):  # type: ignore[misc]
-    pass
+    def execute(self) -> None:
+        try:
+            super().execute()
+        except Exception:
+            raise
+        except BaseException as error:
+            # waitress lets a SystemExit go by and keeps its request on the channel for ever: unanswered, and in the
+            # way of every drain. As an ordinary exception it is answered with 500.
+            raise RuntimeError(f"the application raised {type(error).__name__}") from error
 
 
 class _RefusalTask(_ClosingTask, ErrorTask):  # type: ignore[misc]
@@ -344,7 +371,8 @@ class _Channel(HTTPChannel):  # type: ignore[misc]
     task_class = _WorkTask
     error_task_class = _RefusalTask
     saying_farewell = False
-    farewell_began = 0.0
+    heard_all = False
+    farewell_began = last_heard = 0.0
     idle_since: float | None = None
     last_request: Any = None
 
@@ -392,16 +420,24 @@ class _Channel(HTTPChannel):  # type: ignore[misc]
 
     def hang_up(self) -> None:
         """Close at once: for a connection on which nothing is under way."""
+        _sockets.hang_up(self.socket)
         super().handle_close()
 
     def handle_close(self) -> None:
-        polite = self.will_close and self.connected and not self.saying_farewell and not self.requests
-        if polite and not self.total_outbufs_len and _sockets.half_close(self.socket):
-            self.saying_farewell = True
-            self.farewell_began = time.monotonic()
-            self.owner.farewells.add(self)
-            return
-        super().handle_close()
+        flushed = self.connected and not self.requests and not self.total_outbufs_len
+        if flushed and not self.saying_farewell and self.will_close and _sockets.half_close(self.socket):
+            self.say_farewell()
+        elif flushed and not self.heard_all and self.owner.draining and _sockets.unsent(self.socket):
+            # The client has shut down its side, and still reads the answer.
+            self.heard_all = True
+            self.say_farewell()
+        else:
+            super().handle_close()
+
+    def say_farewell(self) -> None:
+        self.saying_farewell = True
+        self.farewell_began = self.last_heard = time.monotonic()
+        self.owner.farewells.add(self)
 
     def del_channel(self, map: dict[int, Any] | None = None) -> None:  # noqa: A002  waitress' own name
         self.owner.farewells.discard(self)
@@ -410,12 +446,12 @@ class _Channel(HTTPChannel):  # type: ignore[misc]
     def end_farewell(self, now: float, patience: float, draining: bool) -> None:
         """Close if the client has had its time. In a drain that begins when it has acknowledged everything."""
         if draining and _sockets.unsent(self.socket):
-            self.farewell_began = now
-        elif now - self.farewell_began >= patience:
+            self.last_heard = now
+        elif self.heard_all or now - self.last_heard >= patience or now - self.farewell_began >= FAREWELL_IN_ALL:
             self.hang_up()
 
     def readable(self) -> bool:
-        return self.saying_farewell or bool(super().readable())
+        return not self.heard_all if self.saying_farewell else bool(super().readable())
 
     def writable(self) -> bool:
         return not self.saying_farewell and bool(super().writable())
@@ -425,7 +461,8 @@ class _Channel(HTTPChannel):  # type: ignore[misc]
             super().handle_read()
             return
         try:
-            self.recv(65536)  # thrown away; an end of file closes
+            if self.recv(65536):  # thrown away; an end of file closes
+                self.last_heard = time.monotonic()
         except OSError:
             self.hang_up()
 

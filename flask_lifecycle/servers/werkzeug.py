@@ -20,9 +20,12 @@ Werkzeug answers every request with ``Connection: close``. Two things that it do
   waitress runner: a close with unread input resets the connection and destroys the end of the answer), and, in a
   drain, until the client's kernel has acknowledged every byte.
 
-Pipelined requests are answered as well, although Werkzeug has no keep-alive: if a request has no body, so that the
-bytes behind it can only be the next one, and such bytes are here, the answer does not say close and the connection goes
-on. What comes behind a request with a body is not looked at: the client was told close, and sends it again.
+Pipelined requests are answered as well, although Werkzeug has no keep-alive: if a request certainly has no body, so
+that the bytes behind it can only be the next one, and such bytes are here, the answer does not say close and the
+connection goes on, provided that the answer turns out as long as it said. The head is judged strictly, because two
+readings of where a request ends are how requests are smuggled: GET or HEAD, HTTP/1.1, no header that speaks of a body
+at all, nothing that the header parser found odd. What comes behind any other request is not looked at: the client
+was told close, and sends it again.
 """
 
 from __future__ import annotations
@@ -45,7 +48,9 @@ from . import _sockets
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication
 
+# Between two reads and in all: see the waitress runner.
 FAREWELL = 2.0
+FAREWELL_IN_ALL = 30.0
 _ACK_TICK = 0.005
 _CLOSING_TICK = 0.001
 _UNIX = "unix://"
@@ -110,6 +115,7 @@ class Werkzeug:
     ours = True
 
     def __init__(self, app: WSGIApplication, addresses: list[str]) -> None:
+        self.announced = False
         self.last_accept = 0.0
         self._listeners: list[_Listener] = []
         for address in addresses:
@@ -130,24 +136,31 @@ class Werkzeug:
         self._ended = False
         self._changed = threading.Condition()  # guards connections
         self._connections: dict[socket.socket, _Connection] = {}
+        _sockets.close_in_children(self)
 
     # -- verbs, from any thread but the loop's --------------------------------------------------------------------
+
+    def sockets(self) -> list[socket.socket]:
+        """Everything that a forked child must not keep open."""
+        return [listener.socket for listener in self._listeners] + list(self._connections.copy())
 
     def addresses(self) -> list[str]:
         return [_sockets.describe(listener.socket) for listener in self._listeners]
 
     def announce(self) -> None:
-        """Every answer says close anyway."""
+        self.announced = True  # every answer says close anyway
 
     def stop_accepting(self, timeout: float) -> None:
-        self._post(self._begin_closing)
+        self._post(lambda: self._begin_closing(timeout))
         self._closed.wait(timeout)
 
     def wait_idle(self, timeout: float, linger: float) -> bool:
         deadline = time.monotonic() + timeout
         with self._changed:
             self._changed.wait_for(lambda: not self._connections, min(timeout, linger))
-        os.close(self._hang_up_write)
+        os.write(
+            self._hang_up_write, b"x"
+        )  # never read, so that every silent thread sees it; a close a child could hide
         with self._changed:
             return self._changed.wait_for(lambda: not self._connections, max(0.0, deadline - time.monotonic()))
 
@@ -203,7 +216,7 @@ class Werkzeug:
             if not self._closing:
                 self._closed.set()
 
-    def _begin_closing(self) -> None:
+    def _begin_closing(self, patience: float) -> None:
         self._closing = [
             _sockets.ClosingListener(
                 listener.socket,
@@ -212,6 +225,7 @@ class Werkzeug:
                 last_accept=lambda: self.last_accept,
                 path=listener.path,
                 identity=listener.identity,
+                patience=patience,
             )
             for listener in self._listeners
         ]
@@ -220,10 +234,9 @@ class Werkzeug:
         with self._changed:
             if self._connections:
                 return  # stragglers still poll these, and the process is about to leave anyway
-        for descriptor in (self._wake_read, self._wake_write, self.hang_up_read, self.ended_read):
+        pipes = (self._wake_read, self._wake_write, self.hang_up_read, self._hang_up_write, self.ended_read)
+        for descriptor in pipes:
             os.close(descriptor)
-        with contextlib.suppress(OSError):  # closed already, if a drain has come that far
-            os.close(self._hang_up_write)
 
     # -- connections, from their threads --------------------------------------------------------------------------
 
@@ -294,26 +307,24 @@ class _Listener(ThreadedWSGIServer):
             connection.enter("sending")
             with contextlib.suppress(OSError):
                 self._farewell(request)
+        _sockets.hang_up(request)
         self.close_request(request)
 
     def _farewell(self, sock: socket.socket) -> None:
         hang_up = self.runner.hang_up_read
-        until = time.monotonic() + FAREWELL
+        until = time.monotonic() + FAREWELL_IN_ALL
         poll = select.poll()
         poll.register(sock, select.POLLIN)
         poll.register(hang_up, select.POLLIN)
-        while (left := until - time.monotonic()) > 0:
-            ready = dict(poll.poll(left * 1000))
-            if sock.fileno() in ready and not sock.recv(65536):
-                return
-            if hang_up in ready:
-                if not _sockets.unsent(sock):
-                    return
-                # The hang-up stays readable: from here on wait for the acknowledgements, however long they take.
-                until = time.monotonic() + FAREWELL
-                poll_one = select.poll()
-                poll_one.register(sock, select.POLLIN)
-                poll_one.poll(_ACK_TICK * 1000)
+        while time.monotonic() < until:
+            ready = dict(poll.poll(FAREWELL * 1000))
+            if sock.fileno() not in ready or not sock.recv(65536):
+                break  # silent, or at its end; one that still sends goes on, also after the hang-up
+        # In a drain the end of this process may be the end of its network: wait for the acknowledgements, as long as
+        # it takes. What the client still sends may stay unread meanwhile: it has been told to send no more.
+        pause = threading.Event()
+        while self.runner.announced and _sockets.unsent(sock):
+            pause.wait(_ACK_TICK)
 
 
 class _AtItsEnd:
@@ -341,19 +352,21 @@ class _Handler(WSGIRequestHandler):
 
     def setup(self) -> None:
         super().setup()
-        self._stream, self._socket = self.rfile, self.connection
+        self._stream, self._sink, self._socket = self.rfile, self.wfile, self.connection
 
     def handle_one_request(self) -> None:
-        self.rfile, self.connection = self._stream, self._socket
         connection = self.server.runner.connection(self.request)
         if not self._buffered() and not self._first_byte():
             self.close_connection = True
             return
         connection.enter("receiving")
+        self._answer: _Answer | None = None
         try:
             super().handle_one_request()
         finally:
-            self.rfile, self.connection = self._stream, self._socket
+            if self._answer is not None and not self._answer.complete:
+                self.close_connection = True  # what came next would be taken for the rest of this one
+            self.rfile, self.wfile, self.connection = self._stream, self._sink, self._socket
 
     def _first_byte(self) -> bool:
         """Wait for the client to say something; ``False`` when it is time to hang up."""
@@ -379,14 +392,78 @@ class _Handler(WSGIRequestHandler):
         connection.method, connection.path = self.command, environ["PATH_INFO"]
         connection.enter("running")
         self.rfile = self.connection = _AtItsEnd(self.server.runner.ended_read)  # type: ignore[assignment]
+        if self._is_whole() and self._buffered():
+            self.wfile = self._answer = _Answer(self._sink, self.command)  # type: ignore[assignment]
         return environ
 
+    def _is_whole(self) -> bool:
+        """Whether this request certainly ends with its head, so that what comes behind it can only be the next."""
+        names = {name.strip().lower() for name in self.headers}
+        return (
+            self.command in ("GET", "HEAD")
+            and self.request_version == "HTTP/1.1"
+            and not self.close_connection
+            and not names & {"content-length", "transfer-encoding", "upgrade", "expect"}
+            and not self.headers.defects
+            and not self.headers.get_payload()
+        )
+
+    def send_response(self, code: int, message: str | None = None) -> None:
+        if self._answer is not None:
+            self._answer.code = code
+        super().send_response(code, message)
+
     def send_header(self, keyword: str, value: str) -> None:
-        if keyword == "Connection" and value == "close" and self._another_waits():
-            return
+        if self._answer is not None:
+            if keyword == "Connection" and value == "close" and not self.close_connection:
+                return
+            self._answer.header(keyword.lower(), value)
         super().send_header(keyword, value)
 
-    def _another_waits(self) -> bool:
-        headers = self.headers
-        has_body = headers.get("Transfer-Encoding") or headers.get("Content-Length", "0").strip() != "0"
-        return not self.close_connection and self.request_version == "HTTP/1.1" and not has_body and self._buffered()
+    def end_headers(self) -> None:
+        super().end_headers()
+        if self._answer is not None:
+            self._answer.begin_body()
+
+
+class _Answer:
+    """An answer behind which the connection goes on: written through, and watched for its own end."""
+
+    def __init__(self, sink: Any, method: str) -> None:
+        self.code = 0
+        self._sink = sink
+        self._method = method
+        self._length: int | None = None
+        self._chunked = False
+        self._in_body = False
+        self._body = 0
+        self._last = b""
+
+    def header(self, name: str, value: str) -> None:
+        if name == "content-length":
+            self._length = int(value) if value.strip().isdecimal() and self._length is None else -1
+        elif name == "transfer-encoding":
+            self._chunked = True
+
+    def begin_body(self) -> None:
+        self._in_body = True
+
+    def write(self, data: bytes) -> int:
+        if self._in_body:
+            self._body += len(data)
+            self._last = data
+        return int(self._sink.write(data))
+
+    def flush(self) -> None:
+        self._sink.flush()
+
+    @property
+    def complete(self) -> bool:
+        """Whether the client can tell where it ended, and it ended there."""
+        if not self._in_body:
+            return False
+        if self._method == "HEAD" or self.code in (204, 304):
+            return self._body == 0
+        if self._chunked:
+            return self._length is None and self._last == b"0\r\n\r\n"
+        return self._body == self._length
