@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import signal
 import sys
@@ -114,7 +115,7 @@ def make_group(lifecycle: Lifecycle) -> click.Group:
                 raise click.UsageError(message or str(error)) from None
         # One more signal while the interpreter ends would make a clean stop look like a killed process.
         for signum in {signal.SIGTERM, signal.SIGINT, report.signal or signal.SIGTERM}:
-            signal.signal(signum, signal.SIG_IGN)
+            atexit.register(signal.signal, signum, signal.SIG_IGN)
         sys.exit(report.exit_code)
 
     return group

@@ -287,6 +287,7 @@ class AppState:
     def __init__(self, app: Flask, settings: Settings, hooks: Hooks, checks: Registry, process: Process) -> None:
         self.settings = settings
         self.hooks = hooks
+        self._checks = checks
         self.process = process
         self.ledger = Ledger()
         self.draining = threading.Event()
@@ -359,6 +360,7 @@ class AppState:
             self.refuse()
         self.machine.apply(Event.DRAIN, reason)
         self.draining.set()
+        self._checks.hurry()
         self._gate.set()
 
     def refuse(self) -> None:

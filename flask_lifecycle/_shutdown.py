@@ -409,7 +409,7 @@ class Coordinator:
     def _announce(self, members: Sequence[Member], deadline: Deadline) -> None:
         logger.info(
             "shutdown begins: %s (grace period %.1f s, delay %.1f s)",
-            self.reason, deadline.remaining(), self._delay_seconds(members, deadline),
+            self.reason, self.remaining(), self._delay_seconds(members, deadline),
             extra={"lifecycle_reason": self.reason},
         )  # fmt: skip
         for member in members:

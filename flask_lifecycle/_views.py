@@ -24,7 +24,7 @@ from werkzeug.datastructures import MIMEAccept
 from werkzeug.http import parse_accept_header
 
 from ._config import Settings
-from ._state import State, StateMachine
+from ._state import ENDING, State, StateMachine
 from .checks import CheckReport, overall
 
 if TYPE_CHECKING:
@@ -60,13 +60,16 @@ def answer(probe: str, machine: StateMachine, run: Callable[[str | None], tuple[
 
     :param run: runs the checks of a group; not called where the state alone decides.
     """
-    state, reason = machine.state, machine.reason
-    alive = probe == "livez"
-    started = probe == "startupz" and state is not State.STARTING
-    if not alive and not started and state is not State.READY:
-        return Answer("fail", state, reason)
-    reports = run(_GROUPS[probe]) if not (started and machine.ending) else ()
-    return Answer(overall(reports), state, reason, reports)
+    while True:
+        state, reason = machine.state, machine.reason
+        alive = probe == "livez"
+        started = probe == "startupz" and state is not State.STARTING
+        if not alive and not started and state is not State.READY:
+            return Answer("fail", state, reason)
+        reports = run(_GROUPS[probe]) if not (started and machine.ending) else ()
+        # A drain that began while a check was waited for makes another answer true.
+        if machine.ending == (state in ENDING):
+            return Answer(overall(reports), state, reason, reports)
 
 
 class Probes:
@@ -115,7 +118,7 @@ class Probes:
             return policy == "always"
         scheme, _, given = environ.get("HTTP_AUTHORIZATION", "").partition(" ")
         # WSGI strings are latin-1; the comparison takes as long for a wrong token as for a right one.
-        right = hmac.compare_digest(given.strip().encode("latin-1"), token.encode("utf-8"))
+        right = hmac.compare_digest(given.strip(" \t").encode("latin-1", "replace"), token.encode("utf-8"))
         return right and scheme.lower() == "bearer"
 
 

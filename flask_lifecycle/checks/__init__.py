@@ -121,7 +121,15 @@ class Registry:
         """
         slots = [slot for slot in self._slots.values() if group is None or group in slot.check.groups]
         runs = [(slot, slot.join_or_start(context)) for slot in slots]
-        return tuple(slot.report(run) for slot, run in runs)
+        return tuple(slot.report(run, run.done if group == "live" else run.hurried) for slot, run in runs)
+
+    def hurry(self) -> None:
+        """Let every probe that waits for a check have its answer now, but for liveness; the checks themselves go on.
+
+        Called when a drain begins: readiness is no matter of checks any more, and nobody may wait for a hung one.
+        """
+        for slot in self._slots.values():
+            slot.hurry()
 
 
 def overall(reports: Iterable[CheckReport]) -> str:
@@ -137,6 +145,7 @@ class _Run:
         self.started = time.monotonic()
         self.ended: float | None = None
         self.done = threading.Event()
+        self.hurried = threading.Event()  # done, or no longer to be waited for
         self.observed: Mapping[str, Any] = {}
         self.error: BaseException | None = None
 
@@ -151,6 +160,7 @@ class _Run:
         finally:
             self.ended = time.monotonic()
             self.done.set()
+            self.hurried.set()
 
 
 class _Slot:
@@ -175,11 +185,19 @@ class _Slot:
         except RuntimeError as error:  # no more threads to be had: that is no reason to answer a probe with 500
             run.error = error
             run.done.set()
+            run.hurried.set()
         return run
 
-    def report(self, run: _Run) -> CheckReport:
+    def hurry(self) -> None:
+        with self._lock:
+            run = self._run
+        if run is not None:
+            run.hurried.set()
+
+    def report(self, run: _Run, event: threading.Event) -> CheckReport:
         check = self.check
-        ended = run.done.wait(max(0.0, run.started + check.timeout - time.monotonic()))
+        event.wait(max(0.0, run.started + check.timeout - time.monotonic()))
+        ended = run.done.is_set()
         duration = (run.ended or time.monotonic()) - run.started
         error = run.error
         if not ended:

@@ -239,16 +239,15 @@ class ClosingListener:
             return False
         # Once more, and this time to the end: as many as the longest queue, lest a storm hold the listener open.
         for _ in range(_LONGEST_QUEUE // _AT_ONCE):
-            if not has_input(self._sock) or self._starved:
+            if not self._accept_waiting():
                 break
-            self._accept_waiting()
         self._close()
         log_closed(self.method)
         return True
 
     def _settled(self, age: float) -> bool:
         if self.method == "unix":
-            return not has_input(self._sock)
+            return True
         if self.method == "quiet period":
             return time.monotonic() - self._last_accept() >= QUIET_PERIOD
         busy = handshakes(self._sock.getsockname()[1])
@@ -259,20 +258,27 @@ class ClosingListener:
         checked, self._checked = self._checked, not busy
         return checked and not busy and not has_input(self._sock)
 
-    def _accept_waiting(self) -> None:
-        """Accept some of what is in the queue; it is *starved* if accepting fails over and over (no descriptors left).
+    def _accept_waiting(self) -> bool:
+        """Accept some of what is in the queue, and say whether there may be more.
+
+        It is *starved* if accepting fails over and over although there is (no descriptors left). A Unix listener that
+        has been shut down is always readable, so there the first failure says that the queue is empty.
 
         Not until it is empty: threads that answer meanwhile let their clients come again, for ever.
         """
         self._tried = time.monotonic()
+        self._starved = False
         failures = 0
         for _ in range(_AT_ONCE):
             if not has_input(self._sock):
-                break
+                return False
             failures = 0 if self._accept() else failures + 1
+            if failures and self.method == "unix":
+                return False
             if failures == _FAILURES:
-                break
-        self._starved = failures == _FAILURES and self._tried - self._began < self._patience
+                self._starved = self._tried - self._began < self._patience
+                return False
+        return True
 
 
 class _Owner(Protocol):

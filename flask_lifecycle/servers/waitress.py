@@ -108,9 +108,11 @@ class Waitress:
         self._listeners = self._listen(app, options)
         self._adj = self._listeners[0].adj
         self._dispatcher = self._listeners[0].task_dispatcher
-        self._lanes = {path: ThreadedTaskDispatcher() for path in probe_paths}
-        for lane in self._lanes.values():
+        self._lanes: dict[str | None, ThreadedTaskDispatcher] = {}  # by path
+        for path in probe_paths:
+            lane = ThreadedTaskDispatcher()
             lane.set_thread_count(1)
+            self._lanes |= {self._adj.url_prefix + path: lane, self._adj.url_prefix + path + "/": lane}
         self._waker = _Waker(self._map)
         self._posted: deque[Callable[[], None]] = deque()
         _sockets.close_in_children(self)
@@ -230,11 +232,10 @@ class Waitress:
     def _add_task(self, channel: _Channel) -> None:
         """Choose the lane of a channel's next request. Called with its requests_lock held, by the loop or a worker."""
         request = channel.requests[0]
-        lane = self._dispatcher
-        if getattr(request, "command", "") in ("GET", "HEAD"):
-            # Exactly what the middleware will take for a probe: anything more lets work into the lane.
-            path = str(getattr(request, "path", "")).removeprefix(self._adj.url_prefix)
-            lane = self._lanes.get("/" + path.lstrip("/").removesuffix("/"), lane)
+        # Nothing that the middleware would not take for a probe: else work could get into the lane.
+        lane = self._lanes.get(getattr(request, "path", None))
+        if lane is None or request.command not in ("GET", "HEAD"):
+            lane = self._dispatcher
         lane.add_task(channel)
 
     def _begin_closing(self, patience: float) -> None:
@@ -296,9 +297,11 @@ class Waitress:
 
     def _release(self) -> None:
         """End the threads and close what is left, unless a worker is still at work with it."""
+        for listener in filter(self._is_given, self._listeners):
+            listener.del_channel()  # out of the map, of which everything is closed now
         if self._channels():
             return  # a straggler: it may still write to its trigger, and the process is about to leave anyway
-        dispatchers = [self._dispatcher, *self._lanes.values()]
+        dispatchers = {self._dispatcher, *self._lanes.values()}
         for dispatcher in dispatchers:
             dispatcher.set_thread_count(0)
         for dispatcher in dispatchers:

@@ -356,9 +356,10 @@ class _Handler(WSGIRequestHandler):
 
     def handle_one_request(self) -> None:
         connection = self.server.runner.connection(self.request)
-        if not self._buffered() and not self._first_byte():
-            self.close_connection = True
-            return
+        while not self._buffered():
+            if not self._first_byte() or not _sockets.has_bytes(self._socket):
+                self.close_connection = True
+                return
         connection.enter("receiving")
         self._answer: _Answer | None = None
         try:
@@ -377,10 +378,15 @@ class _Handler(WSGIRequestHandler):
         return any(descriptor != hang_up for descriptor, _event in poll.poll())
 
     def _buffered(self) -> bool:
-        """Whether bytes of a request are here, in our buffer or in the kernel's."""
+        """Whether bytes of a request are here, in our buffer or the kernel's; empty lines before one (RFC 9112) are not."""
         self._socket.settimeout(0)
         try:
-            return bool(self._stream.peek(1))  # type: ignore[attr-defined]
+            while data := self._stream.peek(1):  # type: ignore[attr-defined]
+                empty = len(data) - len(data.lstrip(b"\r\n"))
+                self._stream.read(empty)
+                if empty < len(data):
+                    return True
+            return False
         except OSError:
             return False
         finally:
