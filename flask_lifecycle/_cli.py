@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any, Protocol, TextIO
 
 import click
@@ -107,7 +108,7 @@ def make_group(lifecycle: Lifecycle) -> click.Group:
             given["unix_socket"] = unix_socket
         app = info.load_app()
         show_log(sys.stderr)
-        with DrainLine(lifecycle, sys.stderr):
+        with DrainLine(lifecycle, app.app_context, sys.stderr):
             try:
                 report = lifecycle.run(app, host, port, server, **given)
             except (OSError, ValueError, RuntimeError) as error:
@@ -142,8 +143,11 @@ def show_log(stream: TextIO) -> None:
 class DrainLine:
     """While a shutdown is under way, one line on a terminal says how it goes. Elsewhere it does nothing."""
 
-    def __init__(self, lifecycle: Lifecycle, stream: TextIO) -> None:
+    def __init__(
+        self, lifecycle: Lifecycle, context: Callable[[], AbstractContextManager[Any]], stream: TextIO
+    ) -> None:
         self._lifecycle = lifecycle
+        self._context = context
         self._stream = stream
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._draw, name="lifecycle-drain-line", daemon=True)
@@ -160,6 +164,10 @@ class DrainLine:
             self._stream.flush()
 
     def _draw(self) -> None:
+        with self._context():  # a Lifecycle may have several applications
+            self._redraw()
+
+    def _redraw(self) -> None:
         draining = self._lifecycle.draining
         while not self._over.is_set():
             if draining.wait(_REDRAW):

@@ -452,11 +452,16 @@ class Coordinator:
 
     def _drain(self, members: Sequence[Member], deadline: Deadline) -> tuple[RequestInfo, ...]:
         until = self._drain_deadline(members, deadline)
-        if self.server is not None:
-            linger = max((member.settings.keepalive_linger for member in members), default=0.0)
-            self.server.wait_idle(until.remaining(), linger)
-        for member in members:
-            member.ledger.wait_idle(until.remaining())
+        linger = max((member.settings.keepalive_linger for member in members), default=0.0)
+        # Twice, because a server that is not ours sees neither what the application runs, nor that it will have to send
+        # its answer afterwards.
+        for _ in range(2):
+            if self.server is not None:
+                self.server.wait_idle(until.remaining(), linger)
+            for member in members:
+                member.ledger.wait_idle(until.remaining())
+            if not self.unfinished():
+                break
         self.clock.wait(self._drain_hooks_ended, until.remaining())
         for group in _hook_groups(members):
             if group.startup_begun.is_set():

@@ -63,7 +63,6 @@ _AT_ONCE = 64
 _FAILURES = 16
 _STARVED_PAUSE = 0.01
 _UNKNOWN_HANDSHAKES = 0.05
-_LONGEST_QUEUE = 4096  # net.core.somaxconn, which bounds every listener's backlog, since Linux 5.4
 
 
 def attach_syn_filter(sock: socket.socket) -> bool:
@@ -237,10 +236,10 @@ class ClosingListener:
         self._accept_waiting()
         if self._starved or (age < CLOSING_BOUND and not self._settled(age)):
             return False
-        # Once more, and this time to the end: as many as the longest queue, lest a storm hold the listener open.
-        for _ in range(_LONGEST_QUEUE // _AT_ONCE):
-            if not self._accept_waiting():
-                break
+        # Once more, and this time to the end; but not for ever, which is how long a storm would hold the listener open.
+        until = time.monotonic() + CLOSING_BOUND / 10
+        while self._accept_waiting() and time.monotonic() < until:
+            pass
         self._close()
         log_closed(self.method)
         return True

@@ -158,9 +158,8 @@ class Werkzeug:
         deadline = time.monotonic() + timeout
         with self._changed:
             self._changed.wait_for(lambda: not self._connections, min(timeout, linger))
-        os.write(
-            self._hang_up_write, b"x"
-        )  # never read, so that every silent thread sees it; a close a child could hide
+        # A byte that is never read, so that every silent thread sees it; a close could be hidden by a forked child.
+        os.write(self._hang_up_write, b"x")
         with self._changed:
             return self._changed.wait_for(lambda: not self._connections, max(0.0, deadline - time.monotonic()))
 
@@ -378,7 +377,7 @@ class _Handler(WSGIRequestHandler):
         return any(descriptor != hang_up for descriptor, _event in poll.poll())
 
     def _buffered(self) -> bool:
-        """Whether bytes of a request are here, in our buffer or the kernel's; empty lines before one (RFC 9112) are not."""
+        """Whether bytes of a request are here, in our buffer or the kernel's; empty lines before one are not."""
         self._socket.settimeout(0)
         try:
             while data := self._stream.peek(1):  # type: ignore[attr-defined]
