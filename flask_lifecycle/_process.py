@@ -291,7 +291,7 @@ class Process:
         """The interpreter leaves: run the hooks if nothing else has, and keep an exit code that a server swallowed."""
         coordinator = self.coordinator
         self._exiting = True
-        if coordinator.begun or (not coordinator.owned and self._serving()):
+        if coordinator.begun or (self.members() and not coordinator.owned and self._serving()):
             coordinator.begin("interpreter exit")
             coordinator.done.wait(coordinator.remaining())
             report = coordinator.report

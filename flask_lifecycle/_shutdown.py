@@ -473,8 +473,11 @@ class Coordinator:
 
     def _hooks(self, members: Sequence[Member], deadline: Deadline) -> None:
         for member in members:
-            member.refuse()
-            member.machine.apply(Event.STOP, self.reason)
+            try:
+                member.refuse()
+                member.machine.apply(Event.STOP, self.reason)
+            except Exception:
+                logger.exception("an application could not be told that it stops")
         self._run_hooks(members, "shutdown", deadline)
 
     def _run_hooks(self, members: Sequence[Member], kind: str, deadline: Deadline) -> None:

@@ -196,6 +196,8 @@ class ClosingListener:
     :param last_accept: when the listener last accepted, on the monotonic clock.
     :param path: of a Unix socket, with the identity of the file that was bound.
     :param patience: seconds to wait for descriptors if there are none left.
+    :param hold: called before the last pass over the queue, where threads answer while the loop accepts: who is not
+        answered before the listener is closed does not come again, so the queue runs empty.
     """
 
     def __init__(
@@ -207,6 +209,7 @@ class ClosingListener:
         path: str | None = None,
         identity: tuple[int, int] | None = None,
         patience: float = 0.0,
+        hold: Callable[[], None] = lambda: None,
     ) -> None:
         self._sock = sock
         self._accept = accept
@@ -214,6 +217,7 @@ class ClosingListener:
         self._last_accept = last_accept
         self._began = time.monotonic()
         self._patience = patience
+        self._hold = hold
         self._tried = 0.0
         self._starved = False
         self._checked = False
@@ -237,7 +241,8 @@ class ClosingListener:
         if self._starved or (age < CLOSING_BOUND and not self._settled(age)):
             return False
         # Once more, and this time to the end; but not for ever, which is how long a storm would hold the listener open.
-        until = time.monotonic() + CLOSING_BOUND / 10
+        self._hold()
+        until = time.monotonic() + CLOSING_BOUND / 2
         while self._accept_waiting() and time.monotonic() < until:
             pass
         self._close()

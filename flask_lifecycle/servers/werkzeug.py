@@ -220,7 +220,8 @@ class Werkzeug:
             _sockets.ClosingListener(
                 listener.socket,
                 accept=listener.accept_one,
-                close=listener.server_close,
+                close=listener.close_and_release,
+                hold=listener.hold,
                 last_accept=lambda: self.last_accept,
                 path=listener.path,
                 identity=listener.identity,
@@ -277,6 +278,7 @@ class _Listener(ThreadedWSGIServer):
         with sock:
             super().__init__(host, port, app, handler=_Handler, fd=sock.fileno())
         self.socket.setblocking(False)
+        self._held: list[tuple[Any, Any]] | None = None
 
     def accept_one(self) -> bool:
         """Accept a waiting connection and start its thread; ``False`` if there was none."""
@@ -285,13 +287,29 @@ class _Listener(ThreadedWSGIServer):
         except OSError:
             return False
         self.runner.opened(sock)
+        if self._held is None:
+            self._start(sock, address)
+        else:
+            self._held.append((sock, address))
+        return True
+
+    def _start(self, sock: Any, address: Any) -> None:
         try:
             self.process_request(sock, address)
         except RuntimeError:  # no thread to be had
             self.handle_error(sock, address)
             self.close_request(sock)
             self.runner.closed(sock)
-        return True
+
+    def hold(self) -> None:
+        """Accept without answering, until the listener is closed."""
+        self._held = []
+
+    def close_and_release(self) -> None:
+        self.server_close()
+        held, self._held = self._held or [], None
+        for sock, address in held:
+            self._start(sock, address)
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
         try:

@@ -235,9 +235,9 @@ def storm_client(address: tuple[str, int], gone: threading.Event, tally: Tally, 
 
 
 @contextlib.contextmanager
-def storm(address: tuple[str, int], gone: threading.Event, keep_alive: bool) -> Iterator[list[Tally]]:
-    """Run six clients, from the moment each has had 20 answers until the server has gone."""
-    tallies = [Tally() for _ in range(6)]
+def storm(address: tuple[str, int], gone: threading.Event, *, clients: int, keep_alive: bool) -> Iterator[list[Tally]]:
+    """Run clients, from the moment each has had 20 answers until the server has gone."""
+    tallies = [Tally() for _ in range(clients)]
     threads = [
         threading.Thread(target=storm_client, args=(address, gone, tally, keep_alive), daemon=True) for tally in tallies
     ]

@@ -140,6 +140,11 @@ class Running:
         return path.read_text(errors="replace") if path.exists() else ""
 
     @property
+    def log_tail(self) -> str:
+        """The end of the log, for the message of a failure: a storm writes thousands of lines."""
+        return self.log[-3000:]
+
+    @property
     def events(self) -> list[Event]:
         """What the application has told so far."""
         path = self.home / "events"
@@ -160,13 +165,13 @@ class Running:
             gone = self.gone.is_set()  # asked first: what it did before it went counts
             if true():
                 return True
-            assert not gone, f"process gone before {what}; its log:\n{self.log}"
+            assert not gone, f"process gone before {what}; its log:\n{self.log_tail}"
             return False
 
         try:
             wait_until(happened, what)
         except AssertionError as error:
-            raise AssertionError(f"{error}\nlog of the process:\n{self.log}") from None
+            raise AssertionError(f"{error}\nlog of the process:\n{self.log_tail}") from None
 
     def wait_log(self, pattern: str) -> re.Match[str]:
         """Wait for a line of the log and return the match."""
@@ -213,7 +218,7 @@ class Running:
     def wait_gone(self) -> int:
         """Wait until the process has gone and return its code, as subprocess tells it."""
         if not self.gone.wait(PATIENCE):
-            raise AssertionError(f"not gone within {PATIENCE:g} s; its log:\n{self.log}")
+            raise AssertionError(f"not gone within {PATIENCE:g} s; its log:\n{self.log_tail}")
         self._watcher.join()
         return int(self.popen.returncode)
 
@@ -248,7 +253,7 @@ class Running:
         self.gone.wait(PATIENCE)
         log = self.log
         excused = len(re.findall(self.excuse, log)) if self.excuse else 0
-        assert len(TROUBLE.findall(log)) <= excused, f"the process printed a traceback:\n{log}"
+        assert len(TROUBLE.findall(log)) <= excused, f"the process printed a traceback:\n{log[-6000:]}"
 
 
 class Starter:

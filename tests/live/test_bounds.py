@@ -191,3 +191,14 @@ def test_same_signal_twice_at_once_is_one(live: Starter, server: str) -> None:
         running.open_gate("a")
         assert connection.answer().body == b"passed a"
     assert running.wait_gone() == 0
+
+
+def test_thread_that_holds_the_interpreter_open(live: Starter, server: str) -> None:
+    """A thread of the application that never ends is named in the log and does not keep the process
+    past its grace period.
+    """
+    plan = {"hooks": {"startup": [["stubborn", "thread", None]]}}
+    running = live.serve(server, plan=plan, settings={"LIFECYCLE_GRACE_PERIOD": 2.0})
+    running.stop()
+    assert running.lasted < 7.0
+    assert "non-daemon threads still run: stubborn" in running.log

@@ -64,6 +64,9 @@ def hook(kind: str, name: str, conduct: str) -> Callable[[], None]:
             threading.Event().wait(LONGEST)
         if conduct == "gate":
             pass_gate(name)
+        if conduct == "thread":  # not a daemon: it holds the interpreter open
+            forever = threading.Event().wait
+            threading.Thread(target=forever, args=(LONGEST,), name=name, daemon=False).start()
 
     return behave
 

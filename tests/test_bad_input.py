@@ -1,0 +1,590 @@
+"""Bad input: each error is one sentence, the thing and the cure, and is compared whole."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flask import Flask
+
+from flask_lifecycle import Check, Lifecycle
+from flask_lifecycle.servers import create
+from tests._fakes import ROOT, make_app, run_python, running, state_of, whole
+
+NAN = math.nan
+
+
+def wsgi(environ: Any, start_response: Any) -> list[bytes]:
+    raise AssertionError("nobody calls it")
+
+
+def nothing() -> None: ...
+
+
+async def coroutine() -> None: ...
+
+
+# -- settings -----------------------------------------------------------------------------------------------------
+
+SECONDS = "must be a finite number of seconds"
+
+
+@pytest.mark.parametrize(
+    ("config", "kind", "message"),
+    [
+        (
+            {"LIFECYCLE_GRACE_PEROID": 5},
+            ValueError,
+            "'LIFECYCLE_GRACE_PEROID' is not a setting of flask_lifecycle; did you mean 'LIFECYCLE_GRACE_PERIOD'?",
+        ),
+        (
+            {"LIFECYCLE_POLICY": "auto"},
+            ValueError,
+            "'LIFECYCLE_POLICY' is not a setting of flask_lifecycle; did you mean 'LIFECYCLE_DRAIN_POLICY'?",
+        ),
+        (
+            {"LIFECYCLE_GRACE_PERIOD": 0},
+            ValueError,
+            f"'LIFECYCLE_GRACE_PERIOD' {SECONDS}, more than zero, not 0.",
+        ),
+        (
+            {"LIFECYCLE_GRACE_PERIOD": -1.5},
+            ValueError,
+            f"'LIFECYCLE_GRACE_PERIOD' {SECONDS}, more than zero, not -1.5.",
+        ),
+        (
+            {"LIFECYCLE_SHUTDOWN_DELAY": -1},
+            ValueError,
+            f"'LIFECYCLE_SHUTDOWN_DELAY' {SECONDS}, zero or more, not -1.",
+        ),
+        ({"LIFECYCLE_HOOK_RESERVE": NAN}, ValueError, f"'LIFECYCLE_HOOK_RESERVE' {SECONDS}, zero or more, not nan."),
+        (
+            {"LIFECYCLE_KEEPALIVE_LINGER": math.inf},
+            ValueError,
+            f"'LIFECYCLE_KEEPALIVE_LINGER' {SECONDS}, zero or more, not inf.",
+        ),
+        (
+            {"LIFECYCLE_GRACE_PERIOD": "25"},
+            TypeError,
+            "'LIFECYCLE_GRACE_PERIOD' must be a number of seconds, not '25'.",
+        ),
+        (
+            {"LIFECYCLE_GRACE_PERIOD": True},
+            TypeError,
+            "'LIFECYCLE_GRACE_PERIOD' must be a number of seconds, not True.",
+        ),
+        (
+            {"LIFECYCLE_GRACE_PERIOD": None},
+            TypeError,
+            "'LIFECYCLE_GRACE_PERIOD' must be a number of seconds, not None.",
+        ),
+        (
+            {"LIFECYCLE_GRACE_PERIOD": 10, "LIFECYCLE_SHUTDOWN_DELAY": 8, "LIFECYCLE_HOOK_RESERVE": 2},
+            ValueError,
+            "'LIFECYCLE_SHUTDOWN_DELAY' (8 s) and 'LIFECYCLE_HOOK_RESERVE' (2 s) leave nothing of"
+            " 'LIFECYCLE_GRACE_PERIOD' (10 s) to drain in; raise the grace period or lower one of the two.",
+        ),
+        (
+            {"LIFECYCLE_SIGNALS": "SIGTREM"},
+            ValueError,
+            "'LIFECYCLE_SIGNALS' names 'SIGTREM', which is no signal here; use names such as 'SIGTERM'.",
+        ),
+        (
+            {"LIFECYCLE_SIGNALS": [15, 999]},
+            ValueError,
+            "'LIFECYCLE_SIGNALS' names 999, which is no signal here; use names such as 'SIGTERM'.",
+        ),
+        (
+            {"LIFECYCLE_SIGNALS": [True]},
+            ValueError,
+            "'LIFECYCLE_SIGNALS' names True, which is no signal here; use names such as 'SIGTERM'.",
+        ),
+        (
+            {"LIFECYCLE_SIGNALS": [None]},
+            ValueError,
+            "'LIFECYCLE_SIGNALS' names None, which is no signal here; use names such as 'SIGTERM'.",
+        ),
+        (
+            {"LIFECYCLE_SIGNALS": ["SIGKILL"]},
+            ValueError,
+            "'LIFECYCLE_SIGNALS' names 'SIGKILL', which no process can catch; leave it out.",
+        ),
+        (
+            {"LIFECYCLE_SIGNALS": [19]},
+            ValueError,
+            "'LIFECYCLE_SIGNALS' names 'SIGSTOP', which no process can catch; leave it out.",
+        ),
+        (
+            {"LIFECYCLE_SIGNALS": 1.5},
+            TypeError,
+            "'LIFECYCLE_SIGNALS' must be a list of signal names or numbers, not 1.5.",
+        ),
+        ({"LIFECYCLE_EXIT": "quick"}, ValueError, "'LIFECYCLE_EXIT' must be one of 'code', 'signal', not 'quick'."),
+        ({"LIFECYCLE_READY": True}, ValueError, "'LIFECYCLE_READY' must be one of 'auto', 'manual', not True."),
+        (
+            {"LIFECYCLE_DRAIN_POLICY": "drop"},
+            ValueError,
+            "'LIFECYCLE_DRAIN_POLICY' must be one of 'auto', 'serve', 'reject', not 'drop'.",
+        ),
+        (
+            {"LIFECYCLE_DETAILS": "some"},
+            ValueError,
+            "'LIFECYCLE_DETAILS' must be one of 'never', 'token', 'always', not 'some'.",
+        ),
+        (
+            {"LIFECYCLE_DETAILS": "token"},
+            ValueError,
+            "'LIFECYCLE_DETAILS' is 'token' but 'LIFECYCLE_TOKEN' is not set; set it to a long secret.",
+        ),
+        ({"LIFECYCLE_TOKEN": b"hush"}, TypeError, "'LIFECYCLE_TOKEN' must be a string or None, not a bytes."),
+        (
+            {"LIFECYCLE_PROBE_HOST": ""},
+            TypeError,
+            "'LIFECYCLE_PROBE_HOST' must be an address to listen on, such as '0.0.0.0' or '::', not ''.",
+        ),
+        (
+            {"LIFECYCLE_PROBE_HOST": None},
+            TypeError,
+            "'LIFECYCLE_PROBE_HOST' must be an address to listen on, such as '0.0.0.0' or '::', not None.",
+        ),
+        *(
+            (
+                {"LIFECYCLE_PROBE_PORT": port},
+                ValueError,
+                f"'LIFECYCLE_PROBE_PORT' must be a port from 0 (any free one) to 65535, or None, not {port!r}.",
+            )
+            for port in (-1, 65536, "8000", True)
+        ),
+        *(
+            (
+                {"LIFECYCLE_URL_PREFIX": prefix},
+                ValueError,
+                f"'LIFECYCLE_URL_PREFIX' must hold paths such as '/livez', not {prefix!r}.",
+            )
+            for prefix in ("ops", "/ops?x", "/<ops>", 3)
+        ),
+        (
+            {"LIFECYCLE_PATHS": {"livez": "/"}},
+            ValueError,
+            "'LIFECYCLE_PATHS' must hold paths such as '/livez', not '/'.",
+        ),
+        (
+            {"LIFECYCLE_PATHS": ["/livez"]},
+            TypeError,
+            "'LIFECYCLE_PATHS' must be a mapping from a probe to its path, not ['/livez'].",
+        ),
+        (
+            {"LIFECYCLE_PATHS": {"alive": "/alive"}},
+            ValueError,
+            "'LIFECYCLE_PATHS' names the probe 'alive'; the probes are 'healthcheck', 'livez', 'readyz', 'startupz'.",
+        ),
+        (
+            {"LIFECYCLE_PATHS": {"livez": "/readyz"}},
+            ValueError,
+            "'LIFECYCLE_PATHS' gives two probes the same path; each needs its own.",
+        ),
+    ],
+)
+def test_settings(config: dict[str, Any], kind: type[Exception], message: str) -> None:
+    """A bad setting is an error at init_app that names the key and the cure, and leaves the application as it was."""
+    app = make_app(**config)
+    before = app.wsgi_app
+    with pytest.raises(kind, match=whole(message)):
+        Lifecycle(app)
+    assert "lifecycle" not in app.extensions
+    assert "lifecycle" not in app.blueprints
+    assert app.wsgi_app == before
+
+
+def test_a_secret_is_not_in_its_error() -> None:
+    """A token of the wrong type is not repeated in the error."""
+    with pytest.raises(TypeError, match=whole("'LIFECYCLE_TOKEN' must be a string or None, not a bytes.")):
+        Lifecycle(make_app(LIFECYCLE_TOKEN=b"hunter2"))
+
+
+# -- init_app -----------------------------------------------------------------------------------------------------
+
+
+def test_a_second_init_app() -> None:
+    """A second init_app on one application is an error, by whichever Lifecycle."""
+    app = make_app()
+    lifecycle = Lifecycle(app)
+    message = "The application 'testing' has a Lifecycle already; call init_app once for each."
+    for second in (lifecycle, Lifecycle()):
+        with pytest.raises(RuntimeError, match=whole(message)):
+            second.init_app(app)
+
+
+NO_APP = "This Lifecycle has no application yet; call lifecycle.init_app(app) first."
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda lifecycle: lifecycle.state,
+        lambda lifecycle: lifecycle.in_flight,
+        lambda lifecycle: lifecycle.requests(),
+        lambda lifecycle: lifecycle.draining,
+        lambda lifecycle: lifecycle.remaining(),
+        lambda lifecycle: lifecycle.set_ready(),
+        lambda lifecycle: lifecycle.set_not_ready(),
+        lambda lifecycle: lifecycle.shutdown(),
+        lambda lifecycle: lifecycle.run(Flask("x")),
+        lambda lifecycle: lifecycle.run(wsgi),
+    ],
+)
+def test_used_before_init_app(use: Callable[[Lifecycle], object]) -> None:
+    """A Lifecycle that has no application says so, whatever it is asked."""
+    with pytest.raises(RuntimeError, match=whole(NO_APP)):
+        use(Lifecycle())
+
+
+def test_run_of_an_application_that_has_none() -> None:
+    """run() with another application than the Lifecycle's own is the same error."""
+    lifecycle = Lifecycle(make_app())
+    with pytest.raises(RuntimeError, match=whole(NO_APP)):
+        lifecycle.run(Flask("other"))
+
+
+# -- checks and hooks ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("make", "kind", "message"),
+    [
+        (
+            lambda lifecycle: lifecycle.check("db")(3),
+            TypeError,
+            "The check 'db' is not callable; register a function, or an object with __call__.",
+        ),
+        (
+            lambda lifecycle: lifecycle.add_check("db"),
+            TypeError,
+            "The check 'db' is not callable; register a function, or an object with __call__.",
+        ),
+        (
+            lambda lifecycle: lifecycle.add_check(Check("", nothing)),
+            TypeError,
+            "A check needs a name that is a string, not ''; pass name='...'.",
+        ),
+        (
+            lambda lifecycle: lifecycle.check(coroutine),
+            TypeError,
+            "The check 'coroutine' is an async function, which is not supported; make it a plain one.",
+        ),
+        *(
+            (
+                lambda lifecycle, timeout=timeout: lifecycle.check("db", timeout=timeout)(nothing),
+                ValueError,
+                f"The timeout of the check 'db' must be a number of seconds greater than zero, not {timeout!r}.",
+            )
+            for timeout in (0, -1, NAN, math.inf, "2", True, None)
+        ),
+        (
+            lambda lifecycle: lifecycle.check("db", groups=("redy",))(nothing),
+            ValueError,
+            "The check 'db' names the groups ('redy',); give a tuple of 'live', 'ready', 'startup'.",
+        ),
+        (
+            lambda lifecycle: lifecycle.check("db", groups="ready")(nothing),
+            ValueError,
+            "The check 'db' names the groups 'ready'; give a tuple of 'live', 'ready', 'startup'.",
+        ),
+        (
+            lambda lifecycle: lifecycle.check("db", groups=())(nothing),
+            ValueError,
+            "The check 'db' names the groups (); give a tuple of 'live', 'ready', 'startup'.",
+        ),
+        (
+            lambda lifecycle: [lifecycle.check("db")(nothing) for _ in range(2)],
+            ValueError,
+            "There is a check 'db' already; give this one another name.",
+        ),
+    ],
+)
+def test_checks(make: Callable[[Lifecycle], object], kind: type[Exception], message: str) -> None:
+    """A bad check is refused where it is registered."""
+    with pytest.raises(kind, match=whole(message)):
+        make(Lifecycle())
+
+
+def takes_two(one: Any, two: Any) -> None: ...
+
+
+def takes_keyword(*, context: Any) -> None: ...
+
+
+@pytest.mark.parametrize("kind", ["startup", "drain", "shutdown"])
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda on: on(3), TypeError, "on_{kind} was given 3, which is not callable; register a function."),
+        (
+            lambda on: on(name="pool")("text"),
+            TypeError,
+            "on_{kind} was given 'text', which is not callable; register a function.",
+        ),
+        (
+            lambda on: on(coroutine),
+            TypeError,
+            f"on_{{kind}} was given the async function {coroutine!r}; register a plain one.",
+        ),
+        (
+            lambda on: [on(nothing) for _ in range(2)],
+            ValueError,
+            "There is an on_{kind} function 'nothing' already; pass name='...' to tell them apart.",
+        ),
+        (
+            lambda on: on(takes_two),
+            TypeError,
+            "The on_{kind} function 'takes_two' takes (one: 'Any', two: 'Any') -> 'None';"
+            " it may take nothing, or one argument, the context.",
+        ),
+        (
+            lambda on: on(takes_keyword),
+            TypeError,
+            "The on_{kind} function 'takes_keyword' takes (*, context: 'Any') -> 'None';"
+            " it may take nothing, or one argument, the context.",
+        ),
+        (
+            lambda on: on(timeout=0)(nothing),
+            ValueError,
+            "The timeout of the on_{kind} function must be a number of seconds greater than zero, not 0.",
+        ),
+        (
+            lambda on: on(timeout=NAN)(nothing),
+            ValueError,
+            "The timeout of the on_{kind} function must be a number of seconds greater than zero, not nan.",
+        ),
+    ],
+)
+def test_hooks(kind: str, make: Callable[[Any], object], error: type[Exception], message: str) -> None:
+    """A bad hook is refused where it is registered."""
+    with pytest.raises(error, match=whole(message.format(kind=kind))):
+        make(getattr(Lifecycle(), f"on_{kind}"))
+
+
+# -- run ----------------------------------------------------------------------------------------------------------
+
+
+def test_run_outside_the_main_thread() -> None:
+    """run() off the main thread is an error."""
+    app = make_app()
+    lifecycle = Lifecycle(app)
+    message = "run() was called outside the main thread, where no signal arrives; call it in the main one."
+
+    def call() -> None:
+        with pytest.raises(RuntimeError, match=whole(message)):
+            lifecycle.run(app)
+
+    with running(call):
+        pass
+    assert not state_of(app).process.coordinator.owned
+
+
+def test_run_after_a_shutdown() -> None:
+    """run() once a shutdown has begun is an error."""
+    app = make_app()
+    lifecycle = Lifecycle(app)
+    lifecycle.shutdown()
+    message = "run() was called after a shutdown had begun, and a process stops once; start a new process."
+    with pytest.raises(RuntimeError, match=whole(message)):
+        lifecycle.run(app)
+
+
+def test_run_twice() -> None:
+    """run() while run() is serving is an error."""
+    app = make_app()
+    lifecycle = Lifecycle(app)
+    state_of(app).process.coordinator.owned = True
+    message = "run() is serving already; to serve several applications combine them into one."
+    with pytest.raises(RuntimeError, match=whole(message)):
+        lifecycle.run(app)
+
+
+SERVERS = [
+    (
+        {"server": "gunicron"},
+        ValueError,
+        "There is no server 'gunicron'; did you mean 'waitress'? One can be run by: waitress, werkzeug.",
+    ),
+    (
+        {"server": "werkzeg"},
+        ValueError,
+        "There is no server 'werkzeg'; did you mean 'werkzeug'? One can be run by: waitress, werkzeug.",
+    ),
+    (
+        {"server": "waitress", "treads": 8},
+        ValueError,
+        "waitress has no option 'treads'; did you mean 'threads'?",
+    ),
+    (
+        {"server": "waitress", "host": "127.0.0.1", "listen": "127.0.0.1:0"},
+        ValueError,
+        "A host or port cannot be combined with 'listen', 'sockets' or 'unix_socket'; give one of them.",
+    ),
+    (
+        {"server": "werkzeug", "threads": 8},
+        ValueError,
+        "werkzeug has no option 'threads'; it takes 'host', 'port', 'listen' and 'unix_socket'.",
+    ),
+    (
+        {"server": "werkzeug", "port": 80, "unix_socket": "/tmp/x"},
+        ValueError,
+        "A host or port cannot be combined with 'listen' or 'unix_socket'; give one of them.",
+    ),
+    *(
+        (
+            {"server": "werkzeug", "listen": address},
+            ValueError,
+            f"'{address}' is no address to listen on; write it as 127.0.0.1:5000 or [::1]:5000.",
+        )
+        for address in ("127.0.0.1", "127.0.0.1:http", "127.0.0.1:70000")
+    ),
+]
+
+
+@pytest.mark.parametrize(("arguments", "kind", "message"), SERVERS)
+def test_servers(arguments: dict[str, Any], kind: type[Exception], message: str) -> None:
+    """An unknown server, an unknown option or two that exclude each other are errors that name the cure."""
+    app = make_app()
+    lifecycle = Lifecycle(app)
+    with pytest.raises(kind, match=whole(message)):
+        lifecycle.run(app, **arguments)
+    assert not state_of(app).process.coordinator.owned
+
+
+def test_an_option_with_a_value_that_waitress_refuses() -> None:
+    """What waitress says of an option's value is passed on."""
+    lifecycle = Lifecycle(app := make_app())
+    with pytest.raises(ValueError, match=r"^waitress refuses its options: .*'many'"):
+        lifecycle.run(app, port=0, threads="many")
+
+
+@pytest.mark.parametrize("server", ["waitress", "werkzeug"])
+def test_port_taken(server: str) -> None:
+    """A port that is taken is one sentence that says so and what to do."""
+    app = make_app()
+    lifecycle = Lifecycle(app)
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        with pytest.raises(OSError, match="Cannot listen on") as caught:
+            lifecycle.run(app, port=port, server=server)
+    assert caught.value.strerror == (
+        f"Cannot listen on 127.0.0.1:{port}: it is in use by another program; stop that program or choose another port."
+    )
+
+
+def test_waitress_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server whose package is missing names the extra to install."""
+    real = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "waitress" else real(name))
+    message = "The server 'waitress' is not installed; install it with: pip install 'flask-lifecycle[waitress]'"
+    with pytest.raises(RuntimeError, match=whole(message)):
+        create("waitress", wsgi, None, None, (), {})
+
+
+# -- the command line ---------------------------------------------------------------------------------------------
+
+APP = """
+from flask import Flask
+from flask_lifecycle import Lifecycle
+app = Flask(__name__)
+app.config.from_prefixed_env("BAD")
+Lifecycle(app)
+"""
+
+
+def flask(directory: Path, *arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
+    """Run ``flask lifecycle run`` in a process of its own."""
+    (directory / "app.py").write_text(APP)
+    code = "import sys; from flask.cli import main; sys.argv[0] = 'flask'; main()"
+    return run_python(code, "--app", str(directory / "app.py"), "lifecycle", "run", *arguments, environ=environ)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["--server", "gunicron"],
+            "There is no server 'gunicron'; did you mean 'waitress'? One can be run by: waitress, werkzeug.",
+        ),
+        (["-o", "treads=8"], "waitress has no option 'treads'; did you mean 'threads'?"),
+        (["-o", "treads"], "Invalid value for '--option' / '-o': 'treads' is not of the form KEY=VALUE."),
+        (["-o", "=8"], "Invalid value for '--option' / '-o': '=8' is not of the form KEY=VALUE."),
+        (["-p", "70000"], "Invalid value for '--port' / '-p': 70000 is not in the range 0<=x<=65535."),
+        (["--threads", "0"], "Invalid value for '--threads': 0 is not in the range x>=1."),
+        (
+            ["-p", "0", "--listen", "127.0.0.1:0"],
+            "A host or port cannot be combined with 'listen', 'sockets' or 'unix_socket'; give one of them.",
+        ),
+        (
+            ["--server", "werkzeug", "--threads", "8"],
+            "werkzeug has no option 'threads'; it takes 'host', 'port', 'listen' and 'unix_socket'.",
+        ),
+    ],
+)
+def test_command_line(tmp_path: Path, arguments: list[str], message: str) -> None:
+    """A bad option goes to stderr as one sentence, with exit 2 and no traceback."""
+    done = flask(tmp_path, *arguments)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.splitlines()[-1] == f"Error: {message}"
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("which", ["main", "probe"])
+def test_command_line_port_taken(tmp_path: Path, which: str) -> None:
+    """A port that is taken goes to stderr as one sentence, with exit 2 and no traceback."""
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        environ = {"BAD_LIFECYCLE_PROBE_HOST": "127.0.0.1", "BAD_LIFECYCLE_PROBE_PORT": str(port)}
+        done = flask(tmp_path, "-p", str(port if which == "main" else 0), **(environ if which == "probe" else {}))
+    message = {
+        "main": f"Cannot listen on 127.0.0.1:{port}: it is in use by another program;"
+        " stop that program or choose another port.",
+        "probe": f"The probe listener cannot listen on 127.0.0.1:{port} (Address already in use);"
+        " set 'LIFECYCLE_PROBE_PORT' to a free port, or to 0 for any.",
+    }[which]
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.splitlines()[-1] == f"Error: {message}"
+    assert "Traceback" not in done.stderr
+
+
+def test_command_line_bad_setting(tmp_path: Path) -> None:
+    """A bad setting ends the command with its sentence; the traceback is Flask's, which loads the application."""
+    done = flask(tmp_path, "-p", "0", BAD_LIFECYCLE_GRACE_PERIOD="-1")
+    assert done.stderr.splitlines()[-1] == (
+        "ValueError: 'LIFECYCLE_GRACE_PERIOD' must be a finite number of seconds, more than zero, not -1."
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+
+
+def test_command_line_without_waitress(tmp_path: Path) -> None:
+    """A server that is not installed goes to stderr as one sentence with the extra, exit 2 and no traceback."""
+    (tmp_path / "app.py").write_text(APP)
+    code = (
+        "import importlib.util as u, sys; real = u.find_spec;"
+        "u.find_spec = lambda name, *more: None if name == 'waitress' else real(name, *more);"
+        "from flask.cli import main; main()"
+    )
+    done = run_python(code, "--app", str(tmp_path / "app.py"), "lifecycle", "run")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.splitlines()[-1] == (
+        "Error: The server 'waitress' is not installed; install it with: pip install 'flask-lifecycle[waitress]'"
+    )
+    assert "Traceback" not in done.stderr
+
+
+def test_the_program_is_this_one() -> None:
+    """What the processes of these tests import is the package under test."""
+    done = run_python("import flask_lifecycle; print(flask_lifecycle.__file__)")
+    assert Path(done.stdout.strip()) == ROOT / "flask_lifecycle" / "__init__.py", sys.path
+    assert threading.current_thread() is threading.main_thread()

@@ -1,0 +1,170 @@
+"""The settings: defaults, units and rules. Bad values have their texts in test_bad_input."""
+
+from __future__ import annotations
+
+import re
+import signal
+from typing import Any
+
+import pytest
+
+from flask_lifecycle._config import KEYS, PREFIX, Settings, default_delay, parse_signal
+
+
+def read(**keys: Any) -> Settings:
+    """The settings from keys without their prefix, in capitals."""
+    return Settings.from_mapping({f"{PREFIX}{key}": value for key, value in keys.items()})
+
+
+def test_defaults() -> None:
+    """Without any key the settings are those of DESIGN's table, outside a cluster."""
+    assert read() == Settings(
+        grace_period=25.0,
+        shutdown_delay=0.0,
+        hook_reserve=5.0,
+        keepalive_linger=0.25,
+        signals=None,
+        exit="code",
+        ready="auto",
+        drain_policy="auto",
+        probe_host="0.0.0.0",
+        probe_port=None,
+        details="never",
+        token=None,
+        url_prefix="",
+        paths={"healthcheck": "/healthcheck", "livez": "/livez", "readyz": "/readyz", "startupz": "/startupz"},
+    )
+
+
+def test_every_key_has_an_attribute_and_every_attribute_a_key() -> None:
+    """The table of keys and the fields of Settings name the same things."""
+    assert {key.attribute for key in KEYS.values()} == set(Settings.__annotations__)
+
+
+def test_keys_of_others_are_left_alone() -> None:
+    """A configuration may hold whatever else it likes, also keys that are no strings."""
+    assert Settings.from_mapping({"SECRET_KEY": "x", "lifecycle_ready": "no", 7: 7}) == read()  # type: ignore[dict-item]
+
+
+def test_settings_are_frozen() -> None:
+    """Nothing can change a setting once it was read."""
+    with pytest.raises(AttributeError, match=r"^(cannot assign to field|can't set attribute)"):
+        read().grace_period = 1.0  # type: ignore[misc]
+
+
+def test_delay_inside_kubernetes() -> None:
+    """The delay is five seconds inside a cluster and none outside."""
+    assert default_delay({"KUBERNETES_SERVICE_HOST": "10.0.0.1"}) == 5.0
+    assert default_delay({}) == 0.0
+    assert default_delay({"KUBERNETES_SERVICE_HOST": ""}) == 0.0
+
+
+def test_delay_is_taken_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The default of the delay looks at the process's own environment, and a configured one wins."""
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
+    assert read().shutdown_delay == 5.0
+    assert read(SHUTDOWN_DELAY=1).shutdown_delay == 1.0
+
+
+@pytest.mark.parametrize(("grace", "reserve"), [(25, 5.0), (100, 5.0), (20, 4.0), (1, 0.2)])
+def test_hook_reserve_follows_the_grace_period(grace: float, reserve: float) -> None:
+    """The reserve is the smaller of five seconds and a fifth of the grace period."""
+    assert read(GRACE_PERIOD=grace).hook_reserve == reserve
+
+
+def test_seconds_are_floats() -> None:
+    """A whole number of seconds is read as a float."""
+    settings = read(GRACE_PERIOD=10, SHUTDOWN_DELAY=1, HOOK_RESERVE=2, KEEPALIVE_LINGER=0)
+    times = [settings.grace_period, settings.shutdown_delay, settings.hook_reserve, settings.keepalive_linger]
+    assert times == [10.0, 1.0, 2.0, 0.0]
+    assert all(type(time) is float for time in times)
+
+
+def test_zero_reserve_and_delay_are_allowed() -> None:
+    """Only the grace period must be more than zero."""
+    assert read(GRACE_PERIOD=0.1, SHUTDOWN_DELAY=0, HOOK_RESERVE=0).hook_reserve == 0.0
+
+
+@pytest.mark.parametrize("given", ["SIGTERM", "term", " sigterm ", 15, signal.SIGTERM])
+def test_a_signal_by_name_or_number(given: Any) -> None:
+    """A signal may be given by name with or without SIG, by number or as a member."""
+    assert parse_signal(given) is signal.SIGTERM
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (None, None),
+        ("SIGTERM", (signal.SIGTERM,)),
+        (2, (signal.SIGINT,)),
+        (["SIGTERM", 15, "int"], (signal.SIGTERM, signal.SIGINT)),
+        (("SIGHUP",), (signal.SIGHUP,)),
+        ([], ()),
+    ],
+)
+def test_signals(given: Any, expected: tuple[signal.Signals, ...] | None) -> None:
+    """Signals come as one or as a list, each once."""
+    assert read(SIGNALS=given).signals == expected
+
+
+@pytest.mark.parametrize("kind", [set, frozenset])
+def test_signals_from_a_set(kind: Any) -> None:
+    """A set of signals is as good as a list."""
+    assert set(read(SIGNALS=kind({"SIGTERM", "SIGINT"})).signals or ()) == {signal.SIGTERM, signal.SIGINT}
+
+
+@pytest.mark.parametrize(
+    ("key", "attribute", "values"),
+    [
+        ("EXIT", "exit", ("code", "signal")),
+        ("READY", "ready", ("auto", "manual")),
+        ("DRAIN_POLICY", "drain_policy", ("auto", "serve", "reject")),
+        ("PROBE_PORT", "probe_port", (None, 0, 65535)),
+        ("PROBE_HOST", "probe_host", ("127.0.0.1", "::")),
+        ("DETAILS", "details", ("never", "always")),
+    ],
+)
+def test_choices(key: str, attribute: str, values: tuple[Any, ...]) -> None:
+    """Every documented value of a key is taken as it is."""
+    assert tuple(getattr(read(**{key: value}), attribute) for value in values) == values
+
+
+def test_token() -> None:
+    """A token is kept, an empty one is none, and none of it shows in a repr."""
+    settings = read(DETAILS="token", TOKEN="hush-hush")
+    assert settings.token == "hush-hush"
+    assert "hush" not in repr(settings)
+    assert read(TOKEN="").token is None
+
+
+@pytest.mark.parametrize(
+    ("given", "prefix"), [("", ""), (None, ""), ("/", ""), ("/ops", "/ops"), ("/ops/", "/ops"), ("/a/b", "/a/b")]
+)
+def test_prefix(given: Any, prefix: str) -> None:
+    """The prefix stands before every path, without a slash at its end."""
+    assert read(URL_PREFIX=given).probe_paths()["livez"] == f"{prefix}/livez"
+
+
+def test_paths() -> None:
+    """Each path can be given by itself; the others stay."""
+    settings = read(PATHS={"livez": "/alive/"}, URL_PREFIX="/ops")
+    assert settings.probe_paths() == {
+        "healthcheck": "/ops/healthcheck",
+        "livez": "/ops/alive",
+        "readyz": "/ops/readyz",
+        "startupz": "/ops/startupz",
+    }
+
+
+def test_reading_paths_does_not_change_the_defaults() -> None:
+    """One application's paths are not another's."""
+    read(PATHS={"livez": "/alive"})
+    assert read().paths["livez"] == "/livez"
+
+
+def test_every_default_is_said_as_it_is() -> None:
+    """The default that a key's row tells the README agrees with what is read without the key."""
+    settings = read()
+    for key, row in KEYS.items():
+        if re.fullmatch(r"None|\d+(\.\d+)?|\".*\"", row.default):
+            assert row.default.strip('"') == str(getattr(settings, row.attribute)), key

@@ -1,0 +1,521 @@
+"""The servers: create(), what is known of sockets, closing a listener, servers that somebody else started."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import importlib
+import logging
+import os
+import select
+import socket
+import stat
+import struct
+import time
+import types
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from werkzeug.serving import make_server
+
+from flask_lifecycle import RequestInfo
+from flask_lifecycle.servers import RUNNERS, _sockets, create, foreign
+from tests._fakes import BOUND, run_python, until
+
+
+def wsgi(environ: Any, start_response: Any) -> list[bytes]:
+    start_response("200 OK", [("Content-Length", "2")])
+    return [b"ok"]
+
+
+def made(server: str, **options: Any) -> Any:
+    return create(server, wsgi, options.pop("host", None), options.pop("port", None), ("/livez",), options)
+
+
+@contextlib.contextmanager
+def pair(kind: str = "tcp") -> Iterator[tuple[socket.socket, socket.socket]]:
+    """Two ends of one connection."""
+    if kind == "unix":
+        one, two = socket.socketpair()
+    else:
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            one = socket.create_connection(listener.getsockname())
+            two, _address = listener.accept()
+    with one, two:
+        yield one, two
+
+
+@pytest.fixture
+def listener() -> Iterator[socket.socket]:
+    """A TCP listener that does not block."""
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        sock.setblocking(False)
+        yield sock
+
+
+# -- create -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("server", RUNNERS)
+def test_a_server_is_bound_when_it_is_made(server: str) -> None:
+    """A server listens from the moment it is made, says where, and lets go of it without having served."""
+    runner = made(server, port=0)
+    [address] = runner.addresses()
+    assert (runner.name, runner.ours) == (server, True)
+    port = int(address.removeprefix("http://127.0.0.1:"))
+    socket.create_connection(("127.0.0.1", port)).close()
+    runner.close()
+    with pytest.raises(ConnectionRefusedError, match="refused"):
+        socket.create_connection(("127.0.0.1", port))
+
+
+@pytest.mark.parametrize("server", RUNNERS)
+def test_several_listeners(server: str, tmp_path: Path) -> None:
+    """TCP listeners and a Unix socket stand side by side, and the socket's path is removed."""
+    path = tmp_path / "s"
+    runner = made(server, listen="127.0.0.1:0 127.0.0.1:0", unix_socket=str(path))
+    first, second, unix = runner.addresses()
+    assert first != second
+    assert {a.rpartition(":")[0] for a in (first, second)} == {"http://127.0.0.1"}
+    assert unix == f"unix:{path}"
+    assert stat.S_ISSOCK(path.stat().st_mode)
+    runner.close()
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("server", RUNNERS)
+def test_a_unix_socket_alone(server: str, tmp_path: Path) -> None:
+    """A Unix socket may be the only listener, and one that a killed process left behind is no obstacle."""
+    path = str(tmp_path / "s")
+    with socket.socket(socket.AF_UNIX) as left_behind:
+        left_behind.bind(path)
+    runner = made(server, unix_socket=path)
+    assert runner.addresses() == [f"unix:{path}"]
+    runner.close()
+    assert not os.path.exists(path)
+
+
+@pytest.mark.parametrize("server", RUNNERS)
+def test_ipv6(server: str) -> None:
+    """An IPv6 address is listened on and written with its brackets."""
+    try:
+        runner = made(server, host="::1", port=0)
+    except OSError:
+        pytest.skip("there is no IPv6 here")
+    assert runner.addresses()[0].startswith("http://[::1]:")
+    runner.close()
+
+
+def test_listen_as_a_list() -> None:
+    """Werkzeug's runner takes addresses as a list as well, each of which may hold several."""
+    runner = made("werkzeug", listen=["127.0.0.1:0 127.0.0.1:0", ":0"])
+    assert len(runner.addresses()) == 3
+    runner.close()
+
+
+def test_given_sockets_stay_open(listener: socket.socket) -> None:
+    """A socket that was given to waitress is left to its giver."""
+    runner = made("waitress", sockets=[listener])
+    assert runner.addresses() == [_sockets.describe(listener)]
+    runner.close()
+    socket.create_connection(listener.getsockname()).close()
+
+
+@pytest.mark.parametrize("server", RUNNERS)
+def test_an_error_lets_the_others_go(server: str, listener: socket.socket) -> None:
+    """When one of several addresses is taken, none of them stays bound."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    taken = listener.getsockname()[1]
+    with pytest.raises(OSError, match="it is in use by another program"):
+        made(server, listen=f"127.0.0.1:{port} 127.0.0.1:{taken}")
+    socket.create_server(("127.0.0.1", port)).close()
+
+
+# -- what the kernel knows ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["tcp", "unix"])
+def test_input_and_bytes(kind: str) -> None:
+    """Bytes are input and bytes; an end of file is input and no bytes; looking takes nothing away."""
+    with pair(kind) as (one, two):
+        assert (_sockets.has_input(one), _sockets.has_bytes(one)) == (False, False)
+        two.sendall(b"xy")
+        until(lambda: _sockets.has_input(one))
+        assert _sockets.has_bytes(one)
+        assert one.recv(10) == b"xy"
+        two.close()
+        until(lambda: _sockets.has_input(one))
+        assert not _sockets.has_bytes(one)
+
+
+@pytest.mark.parametrize("kind", ["tcp", "unix"])
+def test_unsent(kind: str) -> None:
+    """What the peer has not taken is counted until it has; of a closed socket nobody tells."""
+    with pair(kind) as (one, two):
+        assert _sockets.unsent(one) == 0
+        one.setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                one.send(b"x" * 65536)
+        assert _sockets.unsent(one) > 0
+
+        def read() -> bool:
+            while _sockets.has_bytes(two):
+                two.recv(1 << 20)
+            return _sockets.unsent(one) == 0
+
+        until(read)
+    assert _sockets.unsent(one) == 0
+
+
+def test_half_close() -> None:
+    """After a half-close the peer reads an end of file and may still be read; a gone socket says so."""
+    with pair() as (one, two):
+        assert _sockets.half_close(one)
+        assert two.recv(1) == b""
+        two.sendall(b"late")
+        assert one.recv(4) == b"late"
+    assert not _sockets.half_close(one)
+
+
+def test_describe(tmp_path: Path, listener: socket.socket) -> None:
+    """An address is written as a user would type it."""
+    assert _sockets.describe(listener) == f"http://127.0.0.1:{listener.getsockname()[1]}"
+    with socket.socket(socket.AF_UNIX) as unix:
+        unix.bind(str(tmp_path / "s"))
+        assert _sockets.describe(unix) == f"unix:{tmp_path}/s"
+
+
+def test_unlink_only_what_was_bound(tmp_path: Path) -> None:
+    """A Unix socket's path is removed only if it still is the one that was bound."""
+    path = str(tmp_path / "s")
+    with socket.socket(socket.AF_UNIX) as mine:
+        mine.bind(path)
+        identity = _sockets.socket_identity(path)
+        assert identity is not None
+        os.rename(path, f"{path}.old")
+        with socket.socket(socket.AF_UNIX) as theirs:
+            theirs.bind(path)
+            _sockets.unlink(path, identity)
+            assert os.path.exists(path)
+        _sockets.unlink(f"{path}.old", identity)
+        assert not os.path.exists(f"{path}.old")
+    _sockets.unlink(None, None)
+    (tmp_path / "file").write_text("no socket")
+    assert _sockets.socket_identity(str(tmp_path / "file")) is None
+    assert _sockets.socket_identity(str(tmp_path / "nothing")) is None
+
+
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        (
+            OSError(errno.EADDRINUSE, "x"),
+            "Cannot listen on here: it is in use by another program; stop that program or choose another port.",
+        ),
+        (
+            PermissionError(errno.EACCES, "x"),
+            "Cannot listen on here: permission is denied; choose a port above 1023 or a path that may be written.",
+        ),
+        (
+            OSError(errno.EADDRNOTAVAIL, "x"),
+            "Cannot listen on here: Cannot assign requested address; choose another address.",
+        ),
+        (OSError("told"), "Cannot listen on here: told; choose another address."),
+        (
+            socket.gaierror(socket.EAI_NONAME, "Name or service not known"),
+            "Cannot listen on here: Name or service not known; choose another address.",
+        ),
+    ],
+)
+def test_bind_errors(error: OSError, sentence: str) -> None:
+    """Each way in which an address cannot be listened on is one sentence with a cure."""
+    made = _sockets.bind_error(error, "here")
+    assert made.strerror == sentence
+    assert made.errno == error.errno
+
+
+# -- closing a listener -------------------------------------------------------------------------------------------
+
+
+class Closing:
+    """A listener on its way to being closed, and what became of its connections."""
+
+    def __init__(self, sock: socket.socket, path: str | None = None) -> None:
+        self.sock = sock
+        self.accepted: list[socket.socket] = []
+        self.closed = False
+        self.last_accept = 0.0
+        identity = _sockets.socket_identity(path) if path is not None else None
+        self.subject = _sockets.ClosingListener(sock, self.accept, self.close, lambda: self.last_accept, path, identity)
+
+    def accept(self) -> bool:
+        try:
+            self.accepted.append(self.sock.accept()[0])
+        except OSError:
+            return False
+        self.last_accept = time.monotonic()
+        return True
+
+    def close(self) -> None:
+        self.closed = True
+        self.sock.close()
+
+    def finish(self) -> float:
+        """Step until it is closed; return the seconds that took."""
+        began = time.monotonic()
+        until(self.subject.step)
+        assert self.closed
+        for sock in self.accepted:
+            sock.close()
+        return time.monotonic() - began
+
+
+def test_all_that_waits_is_accepted(listener: socket.socket, caplog: pytest.LogCaptureFixture) -> None:
+    """What is in the accept queue is accepted before the listener is closed, and the log tells how it was."""
+    caplog.set_level(logging.INFO, "flask_lifecycle")
+    clients = [socket.create_connection(listener.getsockname()) for _ in range(5)]
+    closing = Closing(listener)
+    closing.finish()
+    assert len(closing.accepted) == 5
+    assert caplog.messages == [f"listener closed ({closing.subject.method})"]
+    for client in clients:
+        client.close()
+
+
+def test_the_filter_lets_nobody_begin(listener: socket.socket) -> None:
+    """Behind the filter a new connection does not come about, and an idle listener is closed at once."""
+    if not _sockets.attach_syn_filter(listener):
+        pytest.skip("the filter needs CAP_NET_ADMIN here")
+    with socket.socket() as late:
+        late.setblocking(False)
+        assert late.connect_ex(listener.getsockname()) == errno.EINPROGRESS
+        poll = select.poll()
+        poll.register(late, select.POLLOUT)
+        assert poll.poll(50) == []
+    assert Closing(listener).finish() < _sockets.CLOSING_BOUND
+
+
+def test_a_handshake_under_way_is_waited_for(listener: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the filter the listener stays while the kernel lists a handshake, and until the second look is clear."""
+    looks = iter([True, False, True, False, False])
+    asked: list[bool] = []
+
+    def handshakes(port: int) -> bool:
+        assert port == listener.getsockname()[1]
+        asked.append(next(looks))
+        return asked[-1]
+
+    monkeypatch.setattr(_sockets, "attach_syn_filter", lambda sock: True)
+    monkeypatch.setattr(_sockets, "handshakes", handshakes)
+    closing = Closing(listener)
+    closing.subject._began -= 0.5
+    assert [closing.subject.step() for _ in range(5)] == [False, False, False, False, True]
+
+
+def test_a_handshake_that_never_ends_is_bounded(listener: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A peer that never completes its handshake does not hold the listener past the bound."""
+    monkeypatch.setattr(_sockets, "attach_syn_filter", lambda sock: True)
+    monkeypatch.setattr(_sockets, "handshakes", lambda port: True)
+    closing = Closing(listener)
+    assert not closing.subject.step()
+    closing.subject._began -= _sockets.CLOSING_BOUND
+    assert closing.subject.step()
+
+
+def test_a_quiet_period_without_the_filter(listener: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the filter the listener is closed once nobody has connected for a while, or when the bound has passed."""
+    monkeypatch.setattr(_sockets, "attach_syn_filter", lambda sock: False)
+    closing = Closing(listener)
+    closing.last_accept = time.monotonic()
+    assert (closing.subject.method, closing.subject.step()) == ("quiet period", False)
+    closing.last_accept -= _sockets.QUIET_PERIOD
+    assert closing.subject.step()
+
+
+def test_a_listener_that_is_never_quiet_is_bounded(listener: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the filter a listener that is never quiet is closed when the bound has passed."""
+    monkeypatch.setattr(_sockets, "attach_syn_filter", lambda sock: False)
+    closing = Closing(listener)
+    closing.last_accept = time.monotonic() + BOUND
+    assert not closing.subject.step()
+    closing.subject._began -= _sockets.CLOSING_BOUND
+    assert closing.subject.step()
+
+
+def test_accepting_that_fails_does_not_spin(listener: socket.socket) -> None:
+    """A queue that cannot be accepted from (no descriptors left) is given up and the listener closed."""
+    with socket.create_connection(listener.getsockname()):
+        closing = Closing(listener)
+        until(lambda: _sockets.has_input(listener))
+        tries: list[int] = []
+        closing.subject._accept = lambda: bool(tries.append(1))  # type: ignore[func-returns-value]
+        closing.subject._accept_waiting()
+        assert len(tries) == 16
+        closing.subject._began -= _sockets.CLOSING_BOUND
+        closing.finish()
+
+
+def test_a_unix_listener_is_closed_at_once(tmp_path: Path) -> None:
+    """A Unix listener refuses at once whoever connects, accepts what waits, closes, and its path is gone."""
+    path = str(tmp_path / "s")
+    with socket.socket(socket.AF_UNIX) as sock, socket.socket(socket.AF_UNIX) as waits:
+        sock.bind(path)
+        sock.listen()
+        waits.connect(path)
+        sock.setblocking(False)
+        closing = Closing(sock, path)
+        assert not os.path.exists(path)
+        assert closing.subject.method == "unix"
+        assert closing.finish() < _sockets.CLOSING_BOUND / 2
+        assert len(closing.accepted) == 1
+
+
+def test_no_filter_on_a_unix_socket(listener: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Unix socket takes no filter; nor does a kernel that forbids it."""
+    with socket.socket(socket.AF_UNIX) as unix:
+        assert not _sockets.attach_syn_filter(unix)
+
+    class Forbidden:
+        family = socket.AF_INET
+
+        def setsockopt(self, *arguments: Any) -> None:
+            raise PermissionError(errno.EPERM, "no")
+
+    assert not _sockets.attach_syn_filter(Forbidden())  # type: ignore[arg-type]
+
+
+def test_the_filter_is_five_instructions() -> None:
+    """The filter is what DESIGN describes: byte 13, SYN and ACK, drop what is SYN alone."""
+    assert [struct.pack("=HBBI", *instruction).hex() for instruction in _sockets._SYN_FILTER] == [
+        "300000000d000000",
+        "5400000012000000",
+        "1500000102000000",
+        "0600000000000000",
+        "06000000ffffffff",
+    ]
+
+
+def test_nobody_is_connecting(listener: socket.socket) -> None:
+    """With nobody in the middle of connecting the kernel says so, or does not tell."""
+    assert not _sockets.handshakes(listener.getsockname()[1])
+
+
+def test_a_kernel_that_does_not_tell(listener: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the kernel does not tell of handshakes, the listener is closed after 50 ms without anybody waiting."""
+
+    def refuse(*arguments: Any) -> bool:
+        raise PermissionError(errno.EPERM, "no netlink here")
+
+    monkeypatch.setattr(_sockets, "_in_state", refuse)
+    monkeypatch.setattr(_sockets, "attach_syn_filter", lambda sock: True)
+    assert _sockets.handshakes(1) is None
+    closing = Closing(listener)
+    assert not closing.subject.step()
+    closing.subject._began -= _sockets._UNKNOWN_HANDSHAKES
+    assert closing.subject.step()
+
+
+# -- servers that somebody else started ---------------------------------------------------------------------------
+
+
+def test_nothing_is_found_where_nothing_serves() -> None:
+    """A process that has imported no server has none, and looking imports none."""
+    code = (
+        "import sys; from flask_lifecycle.servers import foreign; assert foreign.find() is None;"
+        "assert 'waitress' not in sys.modules"
+    )
+    assert run_python(code).returncode == 0
+
+
+def test_werkzeugs_server_is_found() -> None:
+    """The development server that somebody runs is found while it listens, and not once it is closed."""
+    server = make_server("127.0.0.1", 0, wsgi, threaded=True)
+    found = foreign.find()
+    assert isinstance(found, foreign.ForeignWerkzeug)
+    assert (found.name, found.ours, list(found.unfinished())) == ("werkzeug", False, [])
+    found.announce()
+    found.stop_accepting(1.0)
+    found.stop()
+    assert found.wait_idle(1.0, 0.25)
+    server.server_close()
+    del server
+    assert not isinstance(foreign.find(), foreign.ForeignWerkzeug)
+
+
+def test_a_half_made_server_is_no_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server whose making failed halfway has no socket, and does not break the search."""
+    serving = importlib.import_module("werkzeug.serving")
+    half = object.__new__(serving.BaseWSGIServer)
+    assert foreign.find() is None
+    del half
+
+
+def channel(**attributes: Any) -> types.SimpleNamespace:
+    """A waitress channel, as far as one looks at it."""
+    values: dict[str, Any] = {
+        "last_activity": time.time(),
+        "requests": [],
+        "request": None,
+        "total_outbufs_len": 0,
+        "close_when_flushed": False,
+    }
+    return types.SimpleNamespace(**{**values, **attributes})
+
+
+def request(path: str) -> types.SimpleNamespace:
+    return types.SimpleNamespace(command="GET", path=path)
+
+
+def test_what_a_foreign_waitress_holds() -> None:
+    """Queued, half-received and unsent requests of a waitress that somebody else runs are seen."""
+    queue: list[Any] = []
+    server = types.SimpleNamespace(task_dispatcher=types.SimpleNamespace(queue=queue), active_channels={})
+    channels = [
+        channel(requests=[request("/running"), request("/behind")]),
+        channel(requests=[request("/queued")]),
+        channel(request=request("/half")),
+        channel(total_outbufs_len=5),
+        channel(close_when_flushed=True),
+        channel(),
+    ]
+
+    class Channel:
+        """Hashable by identity, unlike a namespace."""
+
+        def __init__(self, values: types.SimpleNamespace) -> None:
+            self.__dict__.update(vars(values), server=server)
+
+    for number, values in enumerate(channels):
+        server.active_channels[number] = Channel(values)
+    queue.append(server.active_channels[1])
+    subject = foreign.ForeignWaitress([server])
+    assert [(info.path, info.stage) for info in subject.unfinished()] == [
+        ("/behind", "queued"),
+        ("/queued", "queued"),
+        ("/half", "receiving"),
+        ("-", "sending"),
+        ("-", "sending"),
+    ]
+    assert not subject.wait_idle(0.03, 0.0)
+    server.active_channels.clear()
+    assert subject.wait_idle(0.03, 0.0)
+    assert all(isinstance(info, RequestInfo) for info in subject.unfinished())
+
+
+def test_a_foreign_waitress_is_found() -> None:
+    """A waitress that somebody runs is found while it listens."""
+    code = """
+from flask_lifecycle.servers import foreign
+from waitress.server import create_server
+server = create_server(lambda e, s: [], port=0, host="127.0.0.1")
+found = foreign.find()
+assert isinstance(found, foreign.ForeignWaitress), found
+assert (found.name, found.ours, list(found.unfinished())) == ("waitress", False, [])
+import os; os._exit(0)
+"""
+    done = run_python(code, python=["-W", "ignore"])
+    assert (done.returncode, done.stderr) == (0, "")

@@ -1,0 +1,283 @@
+"""The states: the one table, the lock, the signal."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from flask_lifecycle import State, state_changed
+from flask_lifecycle._state import ENDING, TRANSITIONS, Event, StateMachine, announce_change
+from tests._fakes import BOUND, running, whole
+
+ILLEGAL = [(state, event) for state in State for event in Event if event not in TRANSITIONS[state]]
+CURES = {
+    Event.SET_READY: "a drain is one-way, start a new process instead",
+    Event.SET_NOT_READY: "a drain is one-way and already answers readiness probes with 503",
+    Event.STARTED: "an application starts once, and not after its shutdown has begun",
+    Event.STOP: "it is out of order",
+    Event.STOPPED: "it is out of order",
+}
+
+
+class Heard(list[tuple[State, State, str]]):
+    """The changes that a machine told of."""
+
+    def __call__(self, old: State, new: State, reason: str) -> None:
+        self.append((old, new, reason))
+
+
+def machine(*, ready: bool = True) -> tuple[StateMachine, Heard]:
+    """A machine at its beginning, and what it tells."""
+    heard = Heard()
+    return StateMachine(ready=ready, notify=heard), heard
+
+
+def bring(machine: StateMachine, state: State) -> None:
+    """Lead a machine to a state by legal events."""
+    way = {
+        State.STARTING: [],
+        State.READY: [Event.STARTED],
+        State.NOT_READY: [Event.STARTED, Event.SET_NOT_READY],
+        State.DRAINING: [Event.DRAIN],
+        State.STOPPING: [Event.DRAIN, Event.STOP],
+        State.STOPPED: [Event.DRAIN, Event.STOP, Event.STOPPED],
+    }
+    for event in way[state]:
+        machine.apply(event, "brought")
+    assert machine.state is state
+
+
+@pytest.fixture
+def receivers() -> Iterator[list[Any]]:
+    """Receivers of the signal, disconnected after the test."""
+    connected: list[Any] = []
+    yield connected
+    for receiver in connected:
+        state_changed.disconnect(receiver)
+
+
+def test_table_has_a_row_for_every_state() -> None:
+    """Every state has its row."""
+    assert set(TRANSITIONS) == set(State)
+
+
+@pytest.mark.parametrize("state", State)
+def test_a_stop_is_legal_in_every_state(state: State) -> None:
+    """A drain leads to DRAINING from any state before it, and changes nothing after it."""
+    subject, heard = machine()
+    bring(subject, state)
+    del heard[:]
+    after = subject.apply(Event.DRAIN, "stop")
+    assert after is (state if state in ENDING else State.DRAINING)
+    assert len(heard) == (0 if state in ENDING else 1)
+
+
+def test_nothing_leads_back_from_the_drain() -> None:
+    """From DRAINING on every transition goes to an ending state."""
+    assert all(new in ENDING for state in ENDING for new in TRANSITIONS[state].values())
+
+
+@pytest.mark.parametrize(("state", "event"), ILLEGAL, ids=lambda value: value.name)
+def test_an_illegal_event_changes_nothing(state: State, event: Event) -> None:
+    """An event that the table does not have raises, names itself and the state, and changes nothing."""
+    subject, heard = machine()
+    bring(subject, state)
+    before = (subject.state, subject.reason, subject.reached_ready, list(heard))
+    message = f"'{event.value}' cannot happen in state {state.name}; {CURES[event]}."
+    with pytest.raises(RuntimeError, match=whole(message)) as caught:
+        subject.apply(event, "illegal")
+    assert caught.value.__suppress_context__
+    assert (subject.state, subject.reason, subject.reached_ready, list(heard)) == before
+
+
+def test_start_leads_to_ready() -> None:
+    """READY comes by itself once the start-up is done."""
+    subject, heard = machine()
+    assert subject.apply(Event.STARTED) is State.READY
+    assert heard == [(State.STARTING, State.READY, "started")]
+    assert subject.reached_ready
+
+
+def test_manual_start_waits_for_set_ready() -> None:
+    """With manual readiness the start leads to NOT_READY, which says what it waits for."""
+    subject, _heard = machine(ready=False)
+    assert subject.apply(Event.STARTED) is State.NOT_READY
+    assert subject.reason == "waiting for set_ready()"
+    assert not subject.reached_ready
+    assert subject.apply(Event.SET_READY, "by hand") is State.READY
+    assert (subject.reason, subject.reached_ready) == ("by hand", True)
+
+
+@pytest.mark.parametrize("ready", [True, False])
+def test_last_wish_before_the_start_is_remembered(ready: bool) -> None:
+    """Readiness set by hand while starting is no error; the start leads to what was wished last."""
+    subject, heard = machine(ready=not ready)
+    first, last = (Event.SET_NOT_READY, Event.SET_READY) if ready else (Event.SET_READY, Event.SET_NOT_READY)
+    assert subject.apply(first, "first") is State.STARTING
+    assert subject.apply(last, "last") is State.STARTING
+    assert heard == []
+    assert subject.apply(Event.STARTED) is (State.READY if ready else State.NOT_READY)
+    assert subject.reason == "last"
+
+
+def test_a_new_reason_for_not_ready_is_kept_without_a_change() -> None:
+    """set_not_ready twice changes the reason and tells nobody."""
+    subject, heard = machine()
+    bring(subject, State.NOT_READY)
+    del heard[:]
+    subject.apply(Event.SET_NOT_READY, "another reason")
+    assert subject.reason == "another reason"
+    assert heard == []
+
+
+def test_set_ready_twice_tells_once() -> None:
+    """A change is told once; an event that leads to the same state is none."""
+    subject, heard = machine()
+    bring(subject, State.NOT_READY)
+    del heard[:]
+    subject.apply(Event.SET_READY, "one")
+    subject.apply(Event.SET_READY, "two")
+    assert heard == [(State.NOT_READY, State.READY, "one")]
+    assert subject.reason == "one"
+
+
+def test_a_second_drain_keeps_the_first_reason() -> None:
+    """The reason of the shutdown is that of the first stop."""
+    subject, _heard = machine()
+    subject.apply(Event.DRAIN, "first")
+    subject.apply(Event.DRAIN, "second")
+    assert subject.reason == "first"
+
+
+@pytest.mark.parametrize("state", State)
+def test_ending_from_the_drain_on(state: State) -> None:
+    """``ending`` is true from DRAINING to STOPPED."""
+    subject, _heard = machine()
+    bring(subject, state)
+    assert subject.ending is (state in {State.DRAINING, State.STOPPING, State.STOPPED})
+
+
+def test_notify_is_called_without_the_lock() -> None:
+    """A receiver may change the state itself: nobody holds the lock then."""
+    subject: StateMachine
+    seen: list[State] = []
+
+    def notify(old: State, new: State, reason: str) -> None:
+        seen.append(new)
+        if new is State.READY:
+            subject.apply(Event.DRAIN, "from a receiver")
+
+    subject = StateMachine(ready=True, notify=notify)
+    with running(lambda: subject.apply(Event.STARTED)):
+        pass
+    assert seen == [State.READY, State.DRAINING]
+
+
+def test_change_took_effect_before_it_is_told() -> None:
+    """Whoever hears of a change finds it done."""
+    subject: StateMachine
+    seen: list[State] = []
+    subject = StateMachine(ready=True, notify=lambda old, new, reason: seen.append(subject.state))
+    bring(subject, State.STOPPED)
+    assert seen == [State.DRAINING, State.STOPPING, State.STOPPED]
+
+
+def test_two_drains_at_once_make_one_change() -> None:
+    """Of two threads that stop at the same moment one makes the change; both find it made."""
+    # Both come to the barrier, and then to the lock in either order: one finds READY, the other DRAINING.
+    for _ in range(50):
+        subject, heard = machine()
+        bring(subject, State.READY)
+        del heard[:]
+        barrier = threading.Barrier(2, timeout=BOUND)
+
+        def stop(subject: StateMachine = subject, barrier: threading.Barrier = barrier) -> None:
+            barrier.wait()
+            assert subject.apply(Event.DRAIN, threading.current_thread().name) is State.DRAINING
+
+        with running(stop, "one"), running(stop, "two"):
+            pass
+        assert len(heard) == 1
+
+
+def test_changes_out_of_order_tell_both_ends() -> None:
+    """Two changes may be heard out of order, but each tells both ends of its own step."""
+    # The first change is held in its receiver while the second is made and told by another thread.
+    told: list[tuple[State, State]] = []
+    held, go_on = threading.Event(), threading.Event()
+
+    def notify(old: State, new: State, reason: str) -> None:
+        if new is State.READY:
+            held.set()
+            assert go_on.wait(BOUND)
+        told.append((old, new))
+
+    subject = StateMachine(ready=True, notify=notify)
+    with running(lambda: subject.apply(Event.STARTED)):
+        assert held.wait(BOUND)
+        subject.apply(Event.SET_NOT_READY, "quick")
+        go_on.set()
+    assert told == [(State.READY, State.NOT_READY), (State.STARTING, State.READY)]
+
+
+def test_announce_sends_the_signal_once(receivers: list[Any]) -> None:
+    """A change is sent once, by its sender, with both ends and the reason."""
+    heard: list[Any] = []
+
+    def receiver(sender: Any, **arguments: Any) -> None:
+        heard.append((sender, arguments))
+
+    receivers.append(receiver)
+    state_changed.connect(receiver)
+    announce_change("app", State.READY, State.DRAINING, "SIGTERM")
+    assert heard == [("app", {"old": State.READY, "new": State.DRAINING, "reason": "SIGTERM"})]
+
+
+def test_announce_logs_a_change_once(caplog: pytest.LogCaptureFixture) -> None:
+    """A change is logged once, with the new state and the reason as extra fields."""
+    caplog.set_level(logging.INFO, "flask_lifecycle")
+    announce_change("app", State.READY, State.DRAINING, "SIGTERM")
+    [record] = caplog.records
+    assert record.getMessage() == "state READY -> DRAINING"
+    assert record.__dict__["lifecycle_state"] == "DRAINING"
+    assert record.__dict__["lifecycle_reason"] == "SIGTERM"
+
+
+def test_a_raising_receiver_stops_nobody(receivers: list[Any], caplog: pytest.LogCaptureFixture) -> None:
+    """A receiver that raises is logged, and the others still hear the change, whichever was connected first."""
+    heard: list[str] = []
+
+    def first(sender: Any, **_arguments: Any) -> None:
+        heard.append("first")
+
+    def raises(sender: Any, **_arguments: Any) -> None:
+        raise ValueError("deaf")
+
+    def last(sender: Any, **_arguments: Any) -> None:
+        heard.append("last")
+
+    for receiver in (first, raises, last):
+        receivers.append(receiver)
+        state_changed.connect(receiver)
+    announce_change("app", State.STARTING, State.READY, "started")
+    assert sorted(heard) == ["first", "last"]
+    assert [r.getMessage() for r in caplog.records if r.exc_info] == ["a receiver of state_changed failed"]
+
+
+def test_a_receiver_of_one_sender_hears_no_other(receivers: list[Any]) -> None:
+    """A receiver that asked for one application hears of that one only."""
+    mine, other = object(), object()
+    heard: list[object] = []
+
+    def receiver(sender: object, **_arguments: Any) -> None:
+        heard.append(sender)
+
+    receivers.append(receiver)
+    state_changed.connect(receiver, sender=mine)
+    announce_change(other, State.STARTING, State.READY, "started")
+    announce_change(mine, State.STARTING, State.READY, "started")
+    assert heard == [mine]
