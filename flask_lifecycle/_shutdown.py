@@ -462,7 +462,8 @@ class Coordinator:
                 member.ledger.wait_idle(until.remaining())
             if not self.unfinished():
                 break
-        self.clock.wait(self._drain_hooks_ended, until.remaining())
+        # Their own deadline is the same; a moment more, so that one that hangs is on record.
+        self.clock.wait(self._drain_hooks_ended, until.remaining() + 0.1)
         for group in _hook_groups(members):
             if group.startup_begun.is_set():
                 self.clock.wait(group.startup_over, until.remaining())

@@ -570,7 +570,7 @@ def test_a_slow_on_drain_keeps_no_listener_open(clock: ManualClock, free: thread
     free.set()
     result = finish(coordinator)
     assert ran == ["shutdown"]
-    assert (result.clean, sorted(clock.waits.queue)) == (True, [8.0, 8.0])
+    assert (result.clean, sorted(clock.waits.queue)) == (True, [8.0, 8.1])
 
 
 def test_a_hanging_on_drain_leaves_the_reserve(clock: ManualClock, free: threading.Event) -> None:

@@ -299,6 +299,7 @@ class Waitress:
         """End the threads and close what is left, unless a worker is still at work with it."""
         for listener in filter(self._is_given, self._listeners):
             listener.del_channel()  # out of the map, of which everything is closed now
+            listener.accepting = False
         if self._channels():
             return  # a straggler: it may still write to its trigger, and the process is about to leave anyway
         dispatchers = {self._dispatcher, *self._lanes.values()}
