@@ -285,7 +285,8 @@ def url_preprocessor(app: Flask) -> None:
 @pytest.mark.parametrize(
     ("spoil", "broken"),
     [
-        (trusted_hosts, 400),
+        # Flask itself reads the key from 3.1 on.
+        (trusted_hosts, 400 if "TRUSTED_HOSTS" in Flask.default_config else 200),
         (login_guard, 401),
         (https_only, 302),
         (broken_session, 500),
