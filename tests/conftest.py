@@ -13,6 +13,11 @@ import pytest
 # The default of LIFECYCLE_SHUTDOWN_DELAY depends on it, and a test may well run inside a cluster.
 os.environ.pop("KUBERNETES_SERVICE_HOST", None)
 
+# A shell without job control starts what it puts into the background with SIGINT ignored, and every process that is
+# started from here would inherit that; a handler is not inherited, its child begins with the default.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 _WATCHED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 # How long a thread that has been told to end may take, in seconds.
 _PATIENCE = 5.0
