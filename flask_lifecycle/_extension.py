@@ -378,6 +378,9 @@ class AppState:
                 self._probe_server = ProbeServer(self.probes, self.settings.probe_host, port)
                 self._probe_server.start()
 
+    def lane(self, path: str) -> str | None:
+        return self.probes.lane(path)
+
     def close_probe_listener(self) -> None:
         with self._lock:
             server, self._probe_server = self._probe_server, None

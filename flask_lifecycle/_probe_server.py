@@ -9,7 +9,6 @@ threads nor be blocked for the prober.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import select
 import socket
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from werkzeug.serving import ThreadedWSGIServer, WSGIRequestHandler
 
+from . import _sockets
 from ._state import logger
 
 if TYPE_CHECKING:
@@ -97,12 +97,6 @@ def _taken(error: OSError, host: str, port: int) -> OSError:
     )
 
 
-def _hang_up(sock: socket.socket) -> None:
-    """Free the thread that reads from a connection; it closes it."""
-    with contextlib.suppress(OSError):
-        sock.shutdown(socket.SHUT_RDWR)
-
-
 class _Server(ThreadedWSGIServer):
     lifecycle_probes = True  # so that nobody takes it for the application's own server
 
@@ -126,7 +120,7 @@ class _Server(ThreadedWSGIServer):
                 # The one that has kept silent longest makes room: what comes now is more likely a prober.
                 oldest = next(iter(self._reading))
                 del self._reading[oldest]
-                _hang_up(oldest)
+                _sockets.hang_up(oldest)
             self._reading[sock] = time.monotonic()
         try:
             self.process_request(sock, address)
@@ -141,7 +135,7 @@ class _Server(ThreadedWSGIServer):
             for sock, since in self._reading.items():
                 if now - since < _REQUEST_TIMEOUT:
                     return (since + _REQUEST_TIMEOUT - now) * 1000 + 1
-                _hang_up(sock)
+                _sockets.hang_up(sock)
         return _REQUEST_TIMEOUT * 1000 if self._reading else None
 
     def answering(self, sock: socket.socket) -> None:

@@ -30,7 +30,7 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from . import servers
@@ -58,6 +58,9 @@ class App(Member, Protocol):
 
     def close_probe_listener(self) -> None:
         """The last thing that is closed."""
+
+    def lane(self, path: str) -> str | None:
+        """The name of the probe that a request path asks for, if it does."""
 
 
 class Process:
@@ -190,7 +193,7 @@ class Process:
             if self.signals:
                 given = member.settings.signals
                 before = self.relay.install((signal.SIGTERM, signal.SIGINT) if given is None else given)
-            self._serve(app, member, servers.create(server, app, host, port, _probe_paths(self.members()), options))
+            self._serve(app, member, servers.create(server, app, host, port, _lane_finder(self.members()), options))
             before = None  # all of them: this process has stopped
         except BaseException:
             if not coordinator.begun:
@@ -301,8 +304,11 @@ class Process:
             _exit_now(self._exit_code)
 
 
-def _probe_paths(members: Sequence[App]) -> Collection[str]:
-    return {path for member in members for path in member.settings.probe_paths().values()}
+def _lane_finder(members: Sequence[App]) -> Callable[[str], str | None]:
+    """What names the lane of a request path; it is asked for every request."""
+    if len(members) == 1:
+        return members[0].lane
+    return lambda path: next((lane for member in members if (lane := member.lane(path)) is not None), None)
 
 
 def _non_daemons() -> list[threading.Thread]:

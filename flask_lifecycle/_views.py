@@ -90,8 +90,11 @@ class Probes:
         self._run = run
         self._nudge = nudge
         self.by_path: dict[str, WSGIApplication] = {}
+        self._names: dict[str, str] = {}  # by path as well
         for name, path in settings.probe_paths().items():
             self.by_path[path] = self.by_path[path + "/"] = functools.partial(self.serve, name)
+            self._names[path] = self._names[path + "/"] = name
+        self._mounts: frozenset[str] = frozenset()  # where else than at the root this application was found
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """The probe listener: the probes, and 404 for all else."""
@@ -100,11 +103,31 @@ class Probes:
             return _respond(environ, start_response, 404, TEXT, b"not found: only probes are answered here\n")
         return probe(environ, start_response)
 
+    def lane(self, path: str) -> str | None:
+        """The name of the probe that a request path asks for, wherever the application is mounted; else ``None``."""
+        name = self._names.get(path)
+        for mount in self._mounts:
+            if name is None and path.startswith(mount):
+                name = self._names.get(path[len(mount) :])
+        return name
+
+    def _learn_mount(self, environ: WSGIEnvironment) -> None:
+        """Remember where the application is mounted.
+
+        Only what is in the request line: a prefix that a forwarding header claims would let a client name any.
+        """
+        mount = environ.get("SCRIPT_NAME", "")
+        if mount and mount not in self._mounts:
+            target = environ.get("REQUEST_URI", "").partition("?")[0]
+            if target == mount + environ["PATH_INFO"]:
+                self._mounts |= {mount}
+
     def serve(self, probe: str, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """Answer one probe."""
         if environ["REQUEST_METHOD"] not in ("GET", "HEAD"):
             allow = [("Allow", _METHODS)]
             return _respond(environ, start_response, 405, TEXT, b"probes answer GET and HEAD\n", allow)
+        self._learn_mount(environ)
         self._nudge()
         result = answer(probe, self._machine, self._run)
         kind = negotiate(environ.get("HTTP_ACCEPT", ""))

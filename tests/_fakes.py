@@ -121,6 +121,9 @@ class FakeMember:
     def close_probe_listener(self) -> None:
         pass
 
+    def lane(self, path: str) -> str | None:
+        return None
+
 
 class FakeServer:
     """A server that writes down which verbs it was asked for."""

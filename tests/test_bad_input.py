@@ -489,7 +489,7 @@ def test_waitress_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "waitress" else real(name))
     message = "The server 'waitress' is not installed; install it with: pip install 'flask-lifecycle[waitress]'"
     with pytest.raises(RuntimeError, match=whole(message)):
-        create("waitress", wsgi, None, None, (), {})
+        create("waitress", wsgi, None, None, lambda path: None, {})
 
 
 # -- the command line ---------------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ LAYERS = {
     "_state": 0,
     "_inflight": 0,
     "_config": 0,
+    "_sockets": 0,
     "_shutdown": 1,
     "checks": 1,
     "_signals": 2,
@@ -123,7 +124,7 @@ def test_imports_point_down(file: str) -> None:
         ("_state.py", "import flask_lifecycle._config", "_state (layer 0) imports _config"),
         ("_state.py", "from flask_lifecycle import State", "_state (layer 0) imports __init__"),
         ("_state.py", "def f():\n    from . import _cli", "_state (layer 0) imports _cli"),
-        ("servers/_sockets.py", "from .. import _signals", "servers (layer 2) imports _signals"),
+        ("servers/_closing.py", "from .. import _signals", "servers (layer 2) imports _signals"),
         ("checks/__init__.py", "from flask import g", "checks (layer 1) imports flask at module"),
         (
             "_views.py",
@@ -144,7 +145,7 @@ def test_a_violation_is_found(file: str, source: str, complaint: str) -> None:
         ("_shutdown.py", "from ._state import State"),
         (
             "servers/waitress.py",
-            "import waitress\nfrom . import _sockets\nfrom .._state import State",
+            "import waitress\nfrom . import _closing\nfrom .._state import State",
         ),
         ("servers/__init__.py", "def f():\n    from .waitress import x\n    import waitress"),
         (

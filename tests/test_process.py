@@ -98,7 +98,7 @@ def test_run_serves_until_stopped(runner: FakeRunner, caplog: pytest.LogCaptureF
 
 
 def test_run_passes_everything_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The server gets host, port and its options as they were given, and the probes' paths."""
+    """The server gets host, port and its options as they were given, and how a probe is told."""
     given: list[Any] = []
 
     def create(*arguments: Any) -> FakeRunner:
@@ -109,8 +109,10 @@ def test_run_passes_everything_on(monkeypatch: pytest.MonkeyPatch) -> None:
     lifecycle = Lifecycle(app := make_app(LIFECYCLE_URL_PREFIX="/ops"))
     with pytest.raises(OSError, match=whole("enough")):
         lifecycle.run(app, "::1", 0, "werkzeug", listen="x", threads=3)
-    paths = {f"/ops/{name}" for name in ("livez", "readyz", "startupz", "healthcheck")}
-    assert given == ["werkzeug", app, "::1", 0, paths, {"listen": "x", "threads": 3}]
+    lane = given.pop(4)
+    assert given == ["werkzeug", app, "::1", 0, {"listen": "x", "threads": 3}]
+    for name in ("livez", "readyz", "startupz", "healthcheck"):
+        assert [lane(path) for path in (f"/ops/{name}", f"/ops/{name}/", f"/{name}")] == [name, name, None]
 
 
 def test_run_of_a_containing_application(runner: FakeRunner) -> None:

@@ -20,8 +20,8 @@ from typing import Any
 import pytest
 from werkzeug.serving import make_server
 
-from flask_lifecycle import RequestInfo
-from flask_lifecycle.servers import RUNNERS, _sockets, create, foreign
+from flask_lifecycle import RequestInfo, _sockets
+from flask_lifecycle.servers import RUNNERS, _closing, create, foreign
 from tests._fakes import BOUND, run_python, until
 
 
@@ -31,7 +31,7 @@ def wsgi(environ: Any, start_response: Any) -> list[bytes]:
 
 
 def made(server: str, **options: Any) -> Any:
-    return create(server, wsgi, options.pop("host", None), options.pop("port", None), ("/livez",), options)
+    return create(server, wsgi, options.pop("host", None), options.pop("port", None), {"/livez": "livez"}.get, options)
 
 
 @contextlib.contextmanager
@@ -250,7 +250,7 @@ class Closing:
         self.closed = False
         self.last_accept = 0.0
         identity = _sockets.socket_identity(path) if path is not None else None
-        self.subject = _sockets.ClosingListener(sock, self.accept, self.close, lambda: self.last_accept, path, identity)
+        self.subject = _closing.ClosingListener(sock, self.accept, self.close, lambda: self.last_accept, path, identity)
 
     def accept(self) -> bool:
         try:
@@ -288,7 +288,7 @@ def test_all_that_waits_is_accepted(listener: socket.socket, caplog: pytest.LogC
 
 def test_the_filter_lets_nobody_begin(listener: socket.socket) -> None:
     """Behind the filter a new connection does not come about, and an idle listener is closed at once."""
-    if not _sockets.attach_syn_filter(listener):
+    if not _closing.attach_syn_filter(listener):
         pytest.skip("the filter needs CAP_NET_ADMIN here")
     with socket.socket() as late:
         late.setblocking(False)
@@ -296,7 +296,7 @@ def test_the_filter_lets_nobody_begin(listener: socket.socket) -> None:
         poll = select.poll()
         poll.register(late, select.POLLOUT)
         assert poll.poll(50) == []
-    assert Closing(listener).finish() < _sockets.CLOSING_BOUND
+    assert Closing(listener).finish() < _closing.CLOSING_BOUND
 
 
 def test_a_handshake_under_way_is_waited_for(listener: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -304,13 +304,13 @@ def test_a_handshake_under_way_is_waited_for(listener: socket.socket, monkeypatc
     looks = iter([True, False, True, False, False])
     asked: list[bool] = []
 
-    def handshakes(port: int) -> bool:
-        assert port == listener.getsockname()[1]
+    def handshakes(asked_of: socket.socket) -> bool:
+        assert asked_of is listener
         asked.append(next(looks))
         return asked[-1]
 
-    monkeypatch.setattr(_sockets, "attach_syn_filter", lambda sock: True)
-    monkeypatch.setattr(_sockets, "handshakes", handshakes)
+    monkeypatch.setattr(_closing, "attach_syn_filter", lambda sock: True)
+    monkeypatch.setattr(_closing, "handshakes", handshakes)
     closing = Closing(listener)
     closing.subject._began -= 0.5
     assert [closing.subject.step() for _ in range(5)] == [False, False, False, False, True]
@@ -318,31 +318,31 @@ def test_a_handshake_under_way_is_waited_for(listener: socket.socket, monkeypatc
 
 def test_a_handshake_that_never_ends_is_bounded(listener: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
     """A peer that never completes its handshake does not hold the listener past the bound."""
-    monkeypatch.setattr(_sockets, "attach_syn_filter", lambda sock: True)
-    monkeypatch.setattr(_sockets, "handshakes", lambda port: True)
+    monkeypatch.setattr(_closing, "attach_syn_filter", lambda sock: True)
+    monkeypatch.setattr(_closing, "handshakes", lambda listener: True)
     closing = Closing(listener)
     assert not closing.subject.step()
-    closing.subject._began -= _sockets.CLOSING_BOUND
+    closing.subject._began -= _closing.CLOSING_BOUND
     assert closing.subject.step()
 
 
 def test_a_quiet_period_without_the_filter(listener: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the filter the listener is closed once nobody has connected for a while, or when the bound has passed."""
-    monkeypatch.setattr(_sockets, "attach_syn_filter", lambda sock: False)
+    monkeypatch.setattr(_closing, "attach_syn_filter", lambda sock: False)
     closing = Closing(listener)
     closing.last_accept = time.monotonic()
     assert (closing.subject.method, closing.subject.step()) == ("quiet period", False)
-    closing.last_accept -= _sockets.QUIET_PERIOD
+    closing.last_accept -= _closing.QUIET_PERIOD
     assert closing.subject.step()
 
 
 def test_a_listener_that_is_never_quiet_is_bounded(listener: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the filter a listener that is never quiet is closed when the bound has passed."""
-    monkeypatch.setattr(_sockets, "attach_syn_filter", lambda sock: False)
+    monkeypatch.setattr(_closing, "attach_syn_filter", lambda sock: False)
     closing = Closing(listener)
     closing.last_accept = time.monotonic() + BOUND
     assert not closing.subject.step()
-    closing.subject._began -= _sockets.CLOSING_BOUND
+    closing.subject._began -= _closing.CLOSING_BOUND
     assert closing.subject.step()
 
 
@@ -355,7 +355,7 @@ def test_accepting_that_fails_does_not_spin(listener: socket.socket) -> None:
         closing.subject._accept = lambda: bool(tries.append(1))  # type: ignore[func-returns-value]
         closing.subject._accept_waiting()
         assert len(tries) == 16
-        closing.subject._began -= _sockets.CLOSING_BOUND
+        closing.subject._began -= _closing.CLOSING_BOUND
         closing.finish()
 
 
@@ -370,14 +370,14 @@ def test_a_unix_listener_is_closed_at_once(tmp_path: Path) -> None:
         closing = Closing(sock, path)
         assert not os.path.exists(path)
         assert closing.subject.method == "unix"
-        assert closing.finish() < _sockets.CLOSING_BOUND / 2
+        assert closing.finish() < _closing.CLOSING_BOUND / 2
         assert len(closing.accepted) == 1
 
 
 def test_no_filter_on_a_unix_socket(listener: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
     """A Unix socket takes no filter; nor does a kernel that forbids it."""
     with socket.socket(socket.AF_UNIX) as unix:
-        assert not _sockets.attach_syn_filter(unix)
+        assert not _closing.attach_syn_filter(unix)
 
     class Forbidden:
         family = socket.AF_INET
@@ -385,12 +385,12 @@ def test_no_filter_on_a_unix_socket(listener: socket.socket, monkeypatch: pytest
         def setsockopt(self, *arguments: Any) -> None:
             raise PermissionError(errno.EPERM, "no")
 
-    assert not _sockets.attach_syn_filter(Forbidden())  # type: ignore[arg-type]
+    assert not _closing.attach_syn_filter(Forbidden())  # type: ignore[arg-type]
 
 
 def test_the_filter_is_five_instructions() -> None:
     """The filter is what DESIGN describes: byte 13, SYN and ACK, drop what is SYN alone."""
-    assert [struct.pack("=HBBI", *instruction).hex() for instruction in _sockets._SYN_FILTER] == [
+    assert [struct.pack("=HBBI", *instruction).hex() for instruction in _closing._SYN_FILTER] == [
         "300000000d000000",
         "5400000012000000",
         "1500000102000000",
@@ -401,7 +401,7 @@ def test_the_filter_is_five_instructions() -> None:
 
 def test_nobody_is_connecting(listener: socket.socket) -> None:
     """With nobody in the middle of connecting the kernel says so, or does not tell."""
-    assert not _sockets.handshakes(listener.getsockname()[1])
+    assert not _closing.handshakes(listener)
 
 
 def test_a_kernel_that_does_not_tell(listener: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -410,12 +410,12 @@ def test_a_kernel_that_does_not_tell(listener: socket.socket, monkeypatch: pytes
     def refuse(*arguments: Any) -> bool:
         raise PermissionError(errno.EPERM, "no netlink here")
 
-    monkeypatch.setattr(_sockets, "_in_state", refuse)
-    monkeypatch.setattr(_sockets, "attach_syn_filter", lambda sock: True)
-    assert _sockets.handshakes(1) is None
+    monkeypatch.setattr(_closing, "_in_state", refuse)
+    monkeypatch.setattr(_closing, "attach_syn_filter", lambda sock: True)
+    assert _closing.handshakes(listener) is None
     closing = Closing(listener)
     assert not closing.subject.step()
-    closing.subject._began -= _sockets._UNKNOWN_HANDSHAKES
+    closing.subject._began -= _closing._UNKNOWN_HANDSHAKES
     assert closing.subject.step()
 
 

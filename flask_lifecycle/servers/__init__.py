@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from collections.abc import Collection
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
 from .._shutdown import Server
@@ -42,12 +42,12 @@ def create(
     app: WSGIApplication,
     host: str | None,
     port: int | None,
-    probe_paths: Collection[str],
+    lane: Callable[[str], str | None],
     options: dict[str, Any],
 ) -> Runner:
     """Make the runner of a server by its name, bound and listening.
 
-    :param probe_paths: request paths that must never queue behind work.
+    :param lane: names the lane of a request path that must never queue behind work; ``None`` for all else.
     :param options: what else the server takes, by its own names.
     :raises ValueError: there is no such server, or it does not know an option.
     :raises RuntimeError: the package is not installed.
@@ -65,5 +65,5 @@ def create(
         raise RuntimeError(
             f"The server '{server}' is not installed; install it with: pip install 'flask-lifecycle[{extra}]'"
         )
-    runner: Runner = importlib.import_module(module, __name__).create(app, host, port, probe_paths, options)
+    runner: Runner = importlib.import_module(module, __name__).create(app, host, port, lane, options)
     return runner

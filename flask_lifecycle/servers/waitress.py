@@ -28,8 +28,8 @@ still reading. A channel that wants to close with all its output flushed is shut
 client has closed its side too, and only then closed; at the latest after two seconds, or, in a drain, a linger after
 the client has acknowledged everything.
 
-The lanes: each probe has a task dispatcher of its own with one thread, chosen in ``add_task``. So no probe ever queues
-behind work, nor liveness behind a readiness probe that waits for a hung check.
+The lanes: each probe has a task dispatcher of its own with one thread, made when it is first asked and chosen in
+``add_task``. So no probe ever queues behind work, nor liveness behind a readiness probe that waits for a hung check.
 
 Traps of waitress that this file walks around: ``server.close()`` closes the trigger's pipe while workers still write
 to that number (only the listener is closed, by ``dispatcher.close``); ``MultiSocketServer`` has none of the
@@ -56,25 +56,23 @@ from waitress.channel import HTTPChannel
 from waitress.server import BaseWSGIServer, UnixWSGIServer, create_server
 from waitress.task import ErrorTask, ThreadedTaskDispatcher, WSGITask
 
+from .. import _sockets
 from .._inflight import RequestInfo
-from . import _sockets
+from . import _closing
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication
 
-# Between two reads, and in all as nginx' lingering_time: a client that still sends an upload which was refused gets to
-# read why.
-FAREWELL = 2.0
-FAREWELL_IN_ALL = 30.0
-# How often a drain looks for what wakes no loop: the acknowledgement of the last bytes.
-_ACK_TICK = 0.005
-_CLOSING_TICK = 0.001
 # The upper bound on what a lost wake-up could cost; all that a drain waits for does wake the loop.
 _DRAIN_TICK = 0.05
 
 
 def create(
-    app: WSGIApplication, host: str | None, port: int | None, probe_paths: Collection[str], options: dict[str, Any]
+    app: WSGIApplication,
+    host: str | None,
+    port: int | None,
+    lane: Callable[[str], str | None],
+    options: dict[str, Any],
 ) -> Waitress:
     """Make the server, bound and listening; ``options`` are waitress' own adjustments."""
     known = [name for name, _cast in Adjustments._params]
@@ -89,7 +87,7 @@ def create(
             "A host or port cannot be combined with 'listen', 'sockets' or 'unix_socket'; give one of them."
         )
     options.setdefault("asyncore_use_poll", hasattr(select, "poll"))
-    return Waitress(app, probe_paths, options)
+    return Waitress(app, lane, options)
 
 
 class Waitress:
@@ -98,7 +96,7 @@ class Waitress:
     name = "waitress"
     ours = True
 
-    def __init__(self, app: WSGIApplication, probe_paths: Collection[str], options: dict[str, Any]) -> None:
+    def __init__(self, app: WSGIApplication, lane: Callable[[str], str | None], options: dict[str, Any]) -> None:
         self.announced = False
         self.farewells: set[_Channel] = set()
         self.last_accept = 0.0
@@ -108,15 +106,13 @@ class Waitress:
         self._listeners = self._listen(app, options)
         self._adj = self._listeners[0].adj
         self._dispatcher = self._listeners[0].task_dispatcher
-        self._lanes: dict[str | None, ThreadedTaskDispatcher] = {}  # by path
-        for path in probe_paths:
-            lane = ThreadedTaskDispatcher()
-            lane.set_thread_count(1)
-            self._lanes |= {self._adj.url_prefix + path: lane, self._adj.url_prefix + path + "/": lane}
+        self._find_lane = lane
+        self._lanes: dict[str, ThreadedTaskDispatcher] = {}
+        self._lanes_lock = threading.Lock()  # guards the making of a lane
         self._waker = _Waker(self._map)
         self._posted: deque[Callable[[], None]] = deque()
         _sockets.close_in_children(self)
-        self._closing: list[_sockets.ClosingListener] = []
+        self._closing: list[_closing.ClosingListener] = []
         self._closed = threading.Event()
         self._linger: float | None = None  # not None: a drain is on
         self._next_look = 0.0  # seconds until the next scan must come, if nothing wakes the loop before
@@ -205,7 +201,7 @@ class Waitress:
             if self._linger is not None:
                 self._scan(self._linger)
             elif self.farewells:
-                self._end_farewells(FAREWELL)
+                self._end_farewells(_sockets.FAREWELL)
         self._release()
 
     def close(self) -> None:
@@ -220,7 +216,7 @@ class Waitress:
         if self._posted or self._ended:
             return 0.0
         if self._closing:
-            return _CLOSING_TICK
+            return _closing.CLOSING_TICK
         if self._linger is not None:
             return self._next_look
         # At most a second, so that a signal which another thread took is not left lying.
@@ -233,10 +229,17 @@ class Waitress:
         """Choose the lane of a channel's next request. Called with its requests_lock held, by the loop or a worker."""
         request = channel.requests[0]
         # Nothing that the middleware would not take for a probe: else work could get into the lane.
-        lane = self._lanes.get(getattr(request, "path", None))
-        if lane is None or request.command not in ("GET", "HEAD"):
-            lane = self._dispatcher
-        lane.add_task(channel)
+        path: str = getattr(request, "path", "").removeprefix(self._adj.url_prefix)
+        name = self._find_lane(path)
+        dispatcher = self._dispatcher if name is None or request.command not in ("GET", "HEAD") else self._lane(name)
+        dispatcher.add_task(channel)
+
+    def _lane(self, name: str) -> ThreadedTaskDispatcher:
+        with self._lanes_lock:
+            if name not in self._lanes:
+                self._lanes[name] = ThreadedTaskDispatcher()
+                self._lanes[name].set_thread_count(1)
+            return self._lanes[name]
 
     def _begin_closing(self, patience: float) -> None:
         for listener in self._listeners:
@@ -244,11 +247,11 @@ class Waitress:
                 # Whoever gave it goes on using it, or hands it to the next process: what waits in it is theirs.
                 listener.del_channel()
                 listener.accepting = False
-                _sockets.log_closed("left to its giver")
+                _closing.log_closed("left to its giver")
                 continue
             path, identity = self._unix.get(listener, (None, None))
             self._closing.append(
-                _sockets.ClosingListener(
+                _closing.ClosingListener(
                     listener.socket,
                     accept=lambda listener=listener: self._accept(listener),  # type: ignore[misc]
                     close=lambda listener=listener: wasyncore.dispatcher.close(listener),  # type: ignore[misc]
@@ -279,13 +282,13 @@ class Waitress:
             if channel.saying_farewell or channel.busy():
                 channel.idle_since = None
                 if not channel.requests:  # else it is a worker that ends it, and wakes the loop
-                    self._next_look = min(self._next_look, _ACK_TICK)
+                    self._next_look = min(self._next_look, _sockets.ACK_TICK)
                 continue
             channel.idle_since = channel.idle_since or now
             left = channel.idle_since + linger - now
             if left <= 0:
                 channel.hang_up()
-            self._next_look = max(_CLOSING_TICK, min(self._next_look, left))
+            self._next_look = max(_closing.CLOSING_TICK, min(self._next_look, left))
         self._end_farewells(linger)
         if not self._closing and self._closed.is_set() and not self._channels():
             self._idle.set()
@@ -451,7 +454,9 @@ class _Channel(HTTPChannel):  # type: ignore[misc]
         """Close if the client has had its time. In a drain that begins when it has acknowledged everything."""
         if draining and _sockets.unsent(self.socket):
             self.last_heard = now
-        elif self.heard_all or now - self.last_heard >= patience or now - self.farewell_began >= FAREWELL_IN_ALL:
+        elif (
+            self.heard_all or now - self.last_heard >= patience or now - self.farewell_began >= _sockets.FAREWELL_IN_ALL
+        ):
             self.hang_up()
 
     def readable(self) -> bool:

@@ -37,28 +37,28 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from werkzeug.serving import LISTEN_QUEUE, ThreadedWSGIServer, WSGIRequestHandler
 
+from .. import _sockets
 from .._inflight import RequestInfo
-from . import _sockets
+from . import _closing
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication
 
-# Between two reads and in all: see the waitress runner.
-FAREWELL = 2.0
-FAREWELL_IN_ALL = 30.0
-_ACK_TICK = 0.005
-_CLOSING_TICK = 0.001
 _UNIX = "unix://"
 _OPTIONS = ("listen", "unix_socket")
 
 
 def create(
-    app: WSGIApplication, host: str | None, port: int | None, probe_paths: Collection[str], options: dict[str, Any]
+    app: WSGIApplication,
+    host: str | None,
+    port: int | None,
+    lane: Callable[[str], str | None],
+    options: dict[str, Any],
 ) -> Werkzeug:
     """Make the server, bound and listening. Probes need no lane: no request ever queues for a thread."""
     for option in options:
@@ -131,7 +131,7 @@ class Werkzeug:
         os.close(ended_write)  # so that its read end is always ready, with an end of file
         os.set_blocking(self._wake_write, False)
         self._posted: deque[Callable[[], None]] = deque()
-        self._closing: list[_sockets.ClosingListener] = []
+        self._closing: list[_closing.ClosingListener] = []
         self._closed = threading.Event()
         self._ended = False
         self._changed = threading.Condition()  # guards connections
@@ -203,7 +203,7 @@ class Werkzeug:
         for descriptor in listening:
             poll.register(descriptor, select.POLLIN)
         # At most a second, so that a signal which another thread took is not left lying.
-        for descriptor, _event in poll.poll(int((_CLOSING_TICK if self._closing else 1.0) * 1000)):
+        for descriptor, _event in poll.poll(int((_closing.CLOSING_TICK if self._closing else 1.0) * 1000)):
             if descriptor == self._wake_read:
                 os.read(self._wake_read, 4096)
             else:
@@ -217,7 +217,7 @@ class Werkzeug:
 
     def _begin_closing(self, patience: float) -> None:
         self._closing = [
-            _sockets.ClosingListener(
+            _closing.ClosingListener(
                 listener.socket,
                 accept=listener.accept_one,
                 close=listener.close_and_release,
@@ -329,19 +329,19 @@ class _Listener(ThreadedWSGIServer):
 
     def _farewell(self, sock: socket.socket) -> None:
         hang_up = self.runner.hang_up_read
-        until = time.monotonic() + FAREWELL_IN_ALL
+        until = time.monotonic() + _sockets.FAREWELL_IN_ALL
         poll = select.poll()
         poll.register(sock, select.POLLIN)
         poll.register(hang_up, select.POLLIN)
         while time.monotonic() < until:
-            ready = dict(poll.poll(FAREWELL * 1000))
+            ready = dict(poll.poll(_sockets.FAREWELL * 1000))
             if sock.fileno() not in ready or not sock.recv(65536):
                 break  # silent, or at its end; one that still sends goes on, also after the hang-up
         # In a drain the end of this process may be the end of its network: wait for the acknowledgements, as long as
         # it takes. What the client still sends may stay unread meanwhile: it has been told to send no more.
         pause = threading.Event()
         while self.runner.announced and _sockets.unsent(sock):
-            pause.wait(_ACK_TICK)
+            pause.wait(_sockets.ACK_TICK)
 
 
 class _AtItsEnd:

@@ -220,12 +220,12 @@ def create_app(name: str = "live") -> tuple[Flask, Lifecycle]:
 
 def force_fallback() -> None:
     """Make the socket filter unavailable, as it is without CAP_NET_ADMIN on recent kernels."""
-    import flask_lifecycle.servers._sockets as sockets
+    from flask_lifecycle.servers import _closing
 
     def refuse(sock: socket.socket) -> bool:
         return False
 
-    sockets.attach_syn_filter = refuse
+    _closing.attach_syn_filter = refuse
 
 
 def write_report(report: ShutdownReport) -> None:

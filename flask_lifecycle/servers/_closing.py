@@ -1,4 +1,4 @@
-"""What the kernel knows of a socket, and how a listener is closed without losing a connection.
+"""How a listener is closed without losing a connection.
 
 Closing a listener resets every connection in its accept queue, and whoever completes a handshake between the last
 accept and the close is reset as well, with its request already sent. Accepting until the queue is empty and then
@@ -22,21 +22,13 @@ is, so accepting until empty and closing has no race.
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
-import errno
-import fcntl
-import os
-import select
 import socket
-import stat
 import struct
-import termios
 import time
-import weakref
-from collections.abc import Callable, Iterable
-from typing import Protocol
+from collections.abc import Callable
 
+from .._sockets import has_input, unlink
 from .._state import logger
 
 # Not in the socket module: <asm-generic/socket.h>
@@ -58,6 +50,8 @@ _NETLINK_TIMEOUT = 0.1
 QUIET_PERIOD = 0.1
 # A peer that has not completed its handshake after this long is not going to while we wait.
 CLOSING_BOUND = 1.0
+# How often a server's loop calls step() meanwhile.
+CLOSING_TICK = 0.001
 _AT_ONCE = 64
 # Accepting may fail for once because the client has gone again; so often in a row, because nothing can be accepted.
 _FAILURES = 16
@@ -79,10 +73,12 @@ def attach_syn_filter(sock: socket.socket) -> bool:
     return True
 
 
-def handshakes(port: int) -> bool | None:
-    """Whether somebody is in the middle of connecting to a local port; ``None`` where the kernel does not tell."""
+def handshakes(listener: socket.socket) -> bool | None:
+    """Whether somebody is in the middle of connecting to a listener; ``None`` where the kernel does not tell."""
+    # An IPv6 one may take IPv4 as well.
+    families = {socket.AF_INET, listener.family}
     try:
-        return any(_in_state(family, port, _SYN_RECV) for family in (socket.AF_INET, socket.AF_INET6))
+        return any(_in_state(family, listener.getsockname()[1], _SYN_RECV) for family in families)
     except (OSError, AttributeError, struct.error):
         return None
 
@@ -99,87 +95,6 @@ def _in_state(family: int, port: int, states: int) -> bool:
     if kind == 2:  # NLMSG_ERROR
         raise OSError("the kernel does not tell")
     return bool(kind != 3)  # NLMSG_DONE: there is none
-
-
-def has_input(sock: socket.socket) -> bool:
-    """Whether a read would not block: bytes, an end of file or an error wait in the kernel."""
-    return _ready(sock, select.POLLIN)
-
-
-def _ready(sock: socket.socket, event: int) -> bool:
-    poll = select.poll()
-    poll.register(sock, event)
-    return bool(poll.poll(0))
-
-
-def has_bytes(sock: socket.socket) -> bool:
-    """Whether at least one byte waits to be read (an end of file is none)."""
-    try:
-        return bool(sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT))
-    except OSError:
-        return False
-
-
-def unsent(sock: socket.socket) -> int:
-    """How many bytes the peer's kernel has not acknowledged (SIOCOUTQ); 0 where nobody tells or the peer is gone."""
-    try:
-        # SIOCOUTQ and TIOCOUTQ are one number. On a Unix socket it counts what the peer has not read.
-        return int(struct.unpack("i", fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, b"\0\0\0\0"))[0])
-    except (OSError, ValueError):
-        return 0
-
-
-def hang_up(sock: socket.socket) -> None:
-    """End a connection for the peer as well where a forked child holds a copy of it: closing ours alone would not."""
-    with contextlib.suppress(OSError):
-        sock.shutdown(socket.SHUT_RDWR)
-
-
-def half_close(sock: socket.socket) -> bool:
-    """Tell the peer that nothing more will come, while still reading; ``False`` if it has gone."""
-    try:
-        sock.shutdown(socket.SHUT_WR)
-    except OSError:
-        return False
-    return True
-
-
-def socket_identity(path: str) -> tuple[int, int] | None:
-    """Which file a Unix socket's path stands for now, ``None`` if there is none."""
-    try:
-        status = os.stat(path)
-    except OSError:
-        return None
-    return (status.st_dev, status.st_ino) if stat.S_ISSOCK(status.st_mode) else None
-
-
-def unlink(path: str | None, identity: tuple[int, int] | None) -> None:
-    """Remove a Unix socket's path if it still is the one that was bound."""
-    if path is not None and identity is not None and socket_identity(path) == identity:
-        with contextlib.suppress(OSError):
-            os.unlink(path)
-
-
-def describe(sock: socket.socket) -> str:
-    """A listener's address as a user would type it."""
-    name = sock.getsockname()
-    if sock.family == socket.AF_INET6:
-        return f"http://[{name[0]}]:{name[1]}"
-    if sock.family == socket.AF_INET:
-        return f"http://{name[0]}:{name[1]}"
-    return f"unix:{name}"
-
-
-def bind_error(error: OSError, where: str) -> OSError:
-    """The one sentence for an address that cannot be listened on."""
-    cause, cure = os.strerror(error.errno or 0), "choose another address"
-    if error.errno == errno.EADDRINUSE:
-        cause, cure = "it is in use by another program", "stop that program or choose another port"
-    elif error.errno in (errno.EACCES, errno.EPERM):
-        cause, cure = "permission is denied", "choose a port above 1023 or a path that may be written"
-    elif error.errno is None or isinstance(error, socket.gaierror):
-        cause = error.strerror or str(error)
-    return OSError(error.errno, f"Cannot listen on {where}: {cause}; {cure}.")
 
 
 def log_closed(method: str) -> None:
@@ -254,7 +169,7 @@ class ClosingListener:
             return True
         if self.method == "quiet period":
             return time.monotonic() - self._last_accept() >= QUIET_PERIOD
-        busy = handshakes(self._sock.getsockname()[1])
+        busy = handshakes(self._sock)
         if busy is None:
             return age >= _UNKNOWN_HANDSHAKES and not has_input(self._sock)
         # A SYN that passed the filter on another processor just before it was attached shows in the table a moment
@@ -283,28 +198,3 @@ class ClosingListener:
                 self._starved = self._tried - self._began < self._patience
                 return False
         return True
-
-
-class _Owner(Protocol):
-    def sockets(self) -> Iterable[socket.socket]: ...
-
-
-_owners: weakref.WeakSet[_Owner] = weakref.WeakSet()
-
-
-def close_in_children(owner: _Owner) -> None:
-    """Close a server's sockets in every child that is forked from this process.
-
-    A child that outlives us would keep a listener open that nobody accepts from, and connections that nobody answers.
-    """
-    _owners.add(owner)
-
-
-def _after_fork() -> None:
-    for owner in list(_owners):
-        for sock in list(owner.sockets()):
-            sock.close()
-    _owners.clear()
-
-
-os.register_at_fork(after_in_child=_after_fork)
