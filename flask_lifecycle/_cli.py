@@ -8,10 +8,10 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from typing import Any, Protocol, TextIO
 
 import click
+from flask import Flask
 from flask.cli import AppGroup, ScriptInfo, pass_script_info
 
 logger = logging.getLogger("flask_lifecycle")
@@ -36,21 +36,15 @@ _WAITRESS: tuple[tuple[str, Any, str], ...] = (
 )
 
 
-class Event(Protocol):
-    """What can be waited for."""
+class Served(Protocol):
+    """What the commands ask of an application that has a ``Lifecycle``: its ``extensions["lifecycle"]``."""
 
-    def wait(self, timeout: float | None = None, /) -> bool: ...
+    draining: threading.Event
 
-
-class Lifecycle(Protocol):
-    """What the commands ask of the extension, which is a layer above them."""
-
-    @property
-    def draining(self) -> Event: ...
     @property
     def in_flight(self) -> int: ...
     def remaining(self) -> float | None: ...
-    def run(self, app: Any, host: str | None, port: int | None, server: str, **server_options: Any) -> Any: ...
+    def run(self, app: Any, host: str | None, port: int | None, server: str, options: dict[str, Any]) -> Any: ...
 
 
 def _waitress_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -67,59 +61,78 @@ def _key_values(context: click.Context, parameter: click.Parameter, values: tupl
     return {key.replace("-", "_"): value for key, _, value in pairs}
 
 
-def make_group(lifecycle: Lifecycle) -> click.Group:
-    """The commands of one extension."""
-    group = AppGroup("lifecycle", help="Serve the application, and stop it without losing a request.")
-
-    @group.command("run", with_appcontext=False)
-    @click.option("--host", "-h", default=None, help="The address to listen on.  [default: 127.0.0.1]")
-    @click.option(
-        "--port",
-        "-p",
-        type=click.IntRange(0, 65535),
-        default=None,
-        help="The port; 0 takes a free one.  [default: 5000]",
-    )
-    @click.option("--server", default="waitress", show_default=True, help="The server: waitress or werkzeug.")
-    @click.option("--listen", multiple=True, metavar="HOST:PORT", help="An address to listen on; may be repeated.")
-    @click.option("--unix-socket", default=None, metavar="PATH", help="A Unix socket to listen on.")
-    @_waitress_options
-    @click.option(
-        "--option", "-o", "others", multiple=True, metavar="KEY=VALUE", callback=_key_values,
-        help="Any other option of the server; may be repeated.",
-    )  # fmt: skip
-    @pass_script_info
-    def run(
-        info: ScriptInfo,
-        /,
-        host: str | None,
-        port: int | None,
-        server: str,
-        listen: tuple[str, ...],
-        unix_socket: str | None,
-        others: dict[str, str],
-        **options: Any,
-    ) -> None:
-        """Serve until SIGTERM or Ctrl-C, then drain: no request that was handed to this process goes unanswered."""
-        given = {key: value for key, value in options.items() if value is not None} | others
-        if listen:
-            given["listen"] = " ".join(listen)
-        if unix_socket is not None:
-            given["unix_socket"] = unix_socket
+def _load(info: ScriptInfo) -> tuple[Flask, Served]:
+    """The application, with what is wrong with its settings as one sentence; its own errors keep their traceback."""
+    try:
         app = info.load_app()
-        show_log(sys.stderr)
-        with DrainLine(lifecycle, app.app_context, sys.stderr):
-            try:
-                report = lifecycle.run(app, host, port, server, **given)
-            except (OSError, ValueError, RuntimeError) as error:
-                message = error.strerror if isinstance(error, OSError) else str(error)
-                raise click.UsageError(message or str(error)) from None
-        # One more signal while the interpreter ends would make a clean stop look like a killed process.
-        for signum in {signal.SIGTERM, signal.SIGINT, report.signal or signal.SIGTERM}:
-            atexit.register(signal.signal, signum, signal.SIG_IGN)
-        sys.exit(report.exit_code)
+    except (ValueError, TypeError, RuntimeError) as error:
+        if not _raised_by_us(error):
+            raise
+        raise click.UsageError(str(error)) from None
+    if "lifecycle" not in app.extensions:
+        raise click.UsageError(f"The application '{app.name}' has no Lifecycle; give it one with Lifecycle(app).")
+    return app, app.extensions["lifecycle"]
 
-    return group
+
+def _raised_by_us(error: BaseException) -> bool:
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace is not None and trace.tb_frame.f_globals.get("__package__") == __package__
+
+
+# Flask finds it in two places: in the application, and by the entry point of this distribution, which is there even
+# if the application cannot be loaded, so that our own sentence can say why not.
+group = AppGroup("lifecycle", help="Serve the application, and stop it without losing a request.")
+
+
+@group.command("run", with_appcontext=False)
+@click.option("--host", "-h", default=None, help="The address to listen on.  [default: 127.0.0.1]")
+@click.option(
+    "--port",
+    "-p",
+    type=click.IntRange(0, 65535),
+    default=None,
+    help="The port; 0 takes a free one.  [default: 5000]",
+)
+@click.option("--server", default="waitress", show_default=True, help="The server: waitress or werkzeug.")
+@click.option("--listen", multiple=True, metavar="HOST:PORT", help="An address to listen on; may be repeated.")
+@click.option("--unix-socket", default=None, metavar="PATH", help="A Unix socket to listen on.")
+@_waitress_options
+@click.option(
+    "--option", "-o", "others", multiple=True, metavar="KEY=VALUE", callback=_key_values,
+    help="Any other option of the server; may be repeated.",
+)  # fmt: skip
+@pass_script_info
+def run(
+    info: ScriptInfo,
+    /,
+    host: str | None,
+    port: int | None,
+    server: str,
+    listen: tuple[str, ...],
+    unix_socket: str | None,
+    others: dict[str, str],
+    **options: Any,
+) -> None:
+    """Serve until SIGTERM or Ctrl-C, then drain: no request that was handed to this process goes unanswered."""
+    given = {key: value for key, value in options.items() if value is not None} | others
+    if listen:
+        given["listen"] = " ".join(listen)
+    if unix_socket is not None:
+        given["unix_socket"] = unix_socket
+    app, served = _load(info)
+    show_log(sys.stderr)
+    with DrainLine(served, sys.stderr):
+        try:
+            report = served.run(app, host, port, server, given)
+        except (OSError, ValueError, RuntimeError) as error:
+            message = error.strerror if isinstance(error, OSError) else str(error)
+            raise click.UsageError(message or str(error)) from None
+    # One more signal while the interpreter ends would make a clean stop look like a killed process.
+    for signum in {signal.SIGTERM, signal.SIGINT, report.signal or signal.SIGTERM}:
+        atexit.register(signal.signal, signum, signal.SIG_IGN)
+    sys.exit(report.exit_code)
 
 
 class _Handler(logging.StreamHandler):  # type: ignore[type-arg]  # subscriptable from Python 3.11 on
@@ -143,11 +156,8 @@ def show_log(stream: TextIO) -> None:
 class DrainLine:
     """While a shutdown is under way, one line on a terminal says how it goes. Elsewhere it does nothing."""
 
-    def __init__(
-        self, lifecycle: Lifecycle, context: Callable[[], AbstractContextManager[Any]], stream: TextIO
-    ) -> None:
-        self._lifecycle = lifecycle
-        self._context = context
+    def __init__(self, served: Served, stream: TextIO) -> None:
+        self._served = served
         self._stream = stream
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._draw, name="lifecycle-drain-line", daemon=True)
@@ -164,15 +174,10 @@ class DrainLine:
             self._stream.flush()
 
     def _draw(self) -> None:
-        with self._context():  # a Lifecycle may have several applications
-            self._redraw()
-
-    def _redraw(self) -> None:
-        draining = self._lifecycle.draining
         while not self._over.is_set():
-            if draining.wait(_REDRAW):
-                left = self._lifecycle.remaining() or 0.0
-                line = f"{self._lifecycle.in_flight} in flight, {left:.0f} s left (Ctrl-C again to force)"
+            if self._served.draining.wait(_REDRAW):
+                left = self._served.remaining() or 0.0
+                line = f"{self._served.in_flight} in flight, {left:.0f} s left (Ctrl-C again to force)"
                 self._stream.write(f"\r\x1b[K{line}")
                 self._stream.flush()
                 self._over.wait(_REDRAW)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 from flask import Flask, current_app, has_app_context
 
-from ._cli import make_group
+from ._cli import group
 from ._config import Settings
 from ._inflight import Ledger, RequestInfo, count_requests
 from ._probe_server import ProbeServer
@@ -66,7 +66,7 @@ class Lifecycle:
         app.register_blueprint(make_blueprint(state.probes.by_path, settings.probe_paths()))
         counted = count_requests(app.wsgi_app, state.ledger, state.probes.by_path, state.before_first)
         app.wsgi_app = counted  # type: ignore[method-assign,assignment]
-        app.cli.add_command(make_group(self))
+        app.cli.add_command(group)
         process.join(state, (signal.SIGTERM,) if settings.signals is None else settings.signals)
 
     # -- registration ---------------------------------------------------------------------------------------------
@@ -181,7 +181,7 @@ class Lifecycle:
     @property
     def in_flight(self) -> int:
         """How many requests the application has not finished answering; probes are not counted."""
-        return len(self._state().ledger)
+        return self._state().in_flight
 
     def requests(self) -> tuple[RequestInfo, ...]:
         """A snapshot of the requests in flight, oldest first: method, path, age in seconds, thread."""
@@ -194,7 +194,7 @@ class Lifecycle:
 
     def remaining(self) -> float | None:
         """Seconds left of the grace period; ``None`` when no shutdown has begun."""
-        return self._state().process.coordinator.remaining()
+        return self._state().remaining()
 
     def set_ready(self) -> None:
         """Answer readiness probes with 200 from now on; before the start-up is over, from then on.
@@ -236,7 +236,7 @@ class Lifecycle:
         state = app.extensions.get("lifecycle") if isinstance(app, Flask) else self._state()
         if not isinstance(state, AppState):
             raise RuntimeError(_NO_APP)
-        return state.process.run(app, state, host, port, server, server_options)
+        return state.run(app, host, port, server, server_options)
 
     @overload
     def shutdown(self, reason: str = ..., wait: Literal[True] = ...) -> ShutdownReport: ...
@@ -304,6 +304,18 @@ class AppState:
 
     def context(self) -> AbstractContextManager[Any]:
         return self._app.app_context()
+
+    @property
+    def in_flight(self) -> int:
+        return len(self.ledger)
+
+    def remaining(self) -> float | None:
+        return self.process.coordinator.remaining()
+
+    def run(
+        self, app: WSGIApplication, host: str | None, port: int | None, server: str, options: dict[str, Any]
+    ) -> ShutdownReport:
+        return self.process.run(app, self, host, port, server, options)
 
     # -- start-up -------------------------------------------------------------------------------------------------
 

@@ -150,14 +150,16 @@ class Process:
         """Leave at the deadline, whatever still runs."""
         coordinator = self.coordinator
         what = "the shutdown or the main thread has not ended"
-        if self._left.wait(coordinator.remaining()):
-            threading.main_thread().join(coordinator.remaining())
+        last_moment = coordinator.last_moment
+        if self._left.wait(last_moment.remaining()):
+            threading.main_thread().join(last_moment.remaining())
             if threading.main_thread().is_alive():
                 return
-            threading.Event().wait(coordinator.remaining() or 0.0)
+            threading.Event().wait(last_moment.remaining())
             what = "threads still run: " + ", ".join(thread.name for thread in _non_daemons())
         report = coordinator.report
-        _exit_now(report.exit_code or 1 if report else 1, f"grace period over, leaving at once: {what}")
+        code = report.exit_code or 1 if report else 1
+        _exit_now(code, f"grace period over, leaving at once: {what}", limit=coordinator.remaining() or 0.0)
 
     def _force(self, signum: int) -> None:
         unfinished = self.coordinator.unfinished()
@@ -296,10 +298,11 @@ class Process:
         self._exiting = True
         if coordinator.begun or (self.members() and not coordinator.owned and self._serving()):
             coordinator.begin("interpreter exit")
-            coordinator.done.wait(coordinator.remaining())
+            coordinator.done.wait(coordinator.last_moment.remaining())
             report = coordinator.report
             if report is None:
-                _exit_now(1, "grace period over, leaving at once: the shutdown has not ended")
+                limit = coordinator.remaining() or 0.0
+                _exit_now(1, "grace period over, leaving at once: the shutdown has not ended", limit=limit)
         if self._exit_code and not coordinator.owned:
             _exit_now(self._exit_code)
 
@@ -315,10 +318,10 @@ def _non_daemons() -> list[threading.Thread]:
     return [t for t in threading.enumerate() if not t.daemon and t is not threading.main_thread()]
 
 
-def _exit_now(code: int, *lines: str) -> None:
+def _exit_now(code: int, *lines: str, limit: float = 0.5) -> None:
     """Leave without the interpreter's own end, which might not come; what is logged is kept, if it can be.
 
-    The logging has a thread of its own and half a second, because what is in the way may be the log itself.
+    The logging has a thread of its own and so many seconds, because what is in the way may be the log itself.
     """
 
     def say() -> None:
@@ -332,7 +335,7 @@ def _exit_now(code: int, *lines: str) -> None:
     last_words = threading.Thread(target=say, name="lifecycle-last-words", daemon=True)
     try:
         last_words.start()
-        last_words.join(0.5)
+        last_words.join(limit)
     except RuntimeError:  # the interpreter is finalizing
         say()
     os._exit(code)

@@ -305,6 +305,7 @@ class Coordinator:
         self.reason = ""
         self.signal: int | None = None
         self.deadline: Deadline | None = None
+        self.last_moment = Deadline(self.clock, 0.0)  # when whatever has not ended is left behind
         self.report: ShutdownReport | None = None
         self.phase = ""
         self.thread: threading.Thread | None = None
@@ -341,8 +342,10 @@ class Coordinator:
             grace = min((member.settings.grace_period for member in self.members()), default=0.0)
             self.reason, self.signal = reason, signum
             self.deadline = Deadline.after(self.clock, grace)
-        # The phases keep a little of the grace period for the way out, so that the process is gone within it.
-        phases = self.deadline.earlier(min(_WAY_OUT, grace / 20))
+        # The phases keep a little of the grace period for the way out, and the watchdog half of that, so that the
+        # process is gone within it.
+        way_out = min(_WAY_OUT, grace / 20)
+        phases, self.last_moment = self.deadline.earlier(way_out), self.deadline.earlier(way_out / 2)
         self.thread = threading.Thread(target=self._run, args=(phases,), name="lifecycle-shutdown", daemon=True)
         try:
             self.thread.start()
@@ -391,11 +394,7 @@ class Coordinator:
         self, members: Sequence[Member], phases: list[PhaseRecord], abandoned: tuple[RequestInfo, ...], served: bool
     ) -> None:
         self.phase = "exit"
-        for member in members:
-            try:
-                member.machine.apply(Event.STOPPED, self.reason)
-            except Exception:
-                logger.exception("an application could not be marked as stopped")
+        _each(members, "marked as stopped", lambda member: member.machine.apply(Event.STOPPED, self.reason))
         hooks = tuple(record for group in _hook_groups(members) for record in group.records)
         duration = sum(phase.duration for phase in phases)
         report = ShutdownReport(self.reason, self.signal, tuple(phases), abandoned, hooks, duration)
@@ -412,11 +411,7 @@ class Coordinator:
             self.reason, self.remaining(), self._delay_seconds(members, deadline),
             extra={"lifecycle_reason": self.reason},
         )  # fmt: skip
-        for member in members:
-            try:
-                member.begin_drain(self.reason)
-            except Exception:
-                logger.exception("an application could not be told of the drain")
+        _each(members, "told of the drain", lambda member: member.begin_drain(self.reason))
         if self.server is not None:
             self.server.announce()
         hooks = [(group, hook) for group in _hook_groups(members) for hook in group.of("drain")]
@@ -473,12 +468,8 @@ class Coordinator:
         return abandoned
 
     def _hooks(self, members: Sequence[Member], deadline: Deadline) -> None:
-        for member in members:
-            try:
-                member.refuse()
-                member.machine.apply(Event.STOP, self.reason)
-            except Exception:
-                logger.exception("an application could not be told that it stops")
+        _each(members, "made to refuse work", lambda member: member.refuse())
+        _each(members, "told that it stops", lambda member: member.machine.apply(Event.STOP, self.reason))
         self._run_hooks(members, "shutdown", deadline)
 
     def _run_hooks(self, members: Sequence[Member], kind: str, deadline: Deadline) -> None:
@@ -508,6 +499,15 @@ PHASES: tuple[tuple[str, Phase], ...] = (
     ("drain", Coordinator._drain),
     ("hooks", Coordinator._hooks),
 )
+
+
+def _each(members: Iterable[Member], what: str, tell: Callable[[Member], object]) -> None:
+    """Tell every application something, whatever becomes of the others."""
+    for member in members:
+        try:
+            tell(member)
+        except Exception:
+            logger.exception("an application could not be %s", what)
 
 
 def _hook_groups(members: Iterable[Member]) -> list[Hooks]:

@@ -559,12 +559,33 @@ def test_command_line_port_taken(tmp_path: Path, which: str) -> None:
 
 
 def test_command_line_bad_setting(tmp_path: Path) -> None:
-    """A bad setting ends the command with its sentence; the traceback is Flask's, which loads the application."""
+    """A bad setting goes to stderr as one sentence, with exit 2 and no traceback."""
     done = flask(tmp_path, "-p", "0", BAD_LIFECYCLE_GRACE_PERIOD="-1")
+    assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.splitlines()[-1] == (
-        "ValueError: 'LIFECYCLE_GRACE_PERIOD' must be a finite number of seconds, more than zero, not -1."
+        "Error: 'LIFECYCLE_GRACE_PERIOD' must be a finite number of seconds, more than zero, not -1."
     )
-    assert (done.returncode, done.stdout) == (1, "")
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("source", "code", "last"),
+    [
+        (
+            "from flask import Flask\napp = Flask('shop')",
+            2,
+            "Error: The application 'shop' has no Lifecycle; give it one with Lifecycle(app).",
+        ),
+        ("from flask import Flask\napp = Flask('shop')\nint('x')", 1, "ValueError: invalid literal"),
+    ],
+)
+def test_command_line_bad_application(tmp_path: Path, source: str, code: int, last: str) -> None:
+    """An application without a Lifecycle is named; one that fails by itself keeps its traceback."""
+    (tmp_path / "app.py").write_text(source)
+    done = run_python("from flask.cli import main; main()", "--app", str(tmp_path / "app.py"), "lifecycle", "run")
+    assert (done.returncode, done.stdout) == (code, "")
+    assert done.stderr.splitlines()[-1].startswith(last)
+    assert ("Traceback" in done.stderr) == (code == 1)
 
 
 def test_command_line_without_waitress(tmp_path: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
-import sys
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -15,8 +14,8 @@ from click.testing import Result
 from flask import Flask
 
 from flask_lifecycle import HookRecord, Lifecycle, ShutdownReport
-from flask_lifecycle._cli import DrainLine, make_group, show_log
-from tests._fakes import BOUND, make_app, until
+from flask_lifecycle._cli import DrainLine, group, show_log
+from tests._fakes import make_app, until
 
 LOGGER = logging.getLogger("flask_lifecycle")
 
@@ -32,8 +31,8 @@ class Terminal(io.StringIO):
         return self.tty
 
 
-class FakeLifecycle:
-    """What the commands ask of the extension."""
+class FakeState:
+    """What the commands ask of an application."""
 
     def __init__(self, hooks: tuple[HookRecord, ...] = (), error: Exception | None = None) -> None:
         self.draining = threading.Event()
@@ -45,17 +44,18 @@ class FakeLifecycle:
     def remaining(self) -> float | None:
         return 7.4 if self.draining.is_set() else None
 
-    def run(self, app: Any, host: str | None, port: int | None, server: str, **server_options: Any) -> ShutdownReport:
-        self.calls.append((app, host, port, server, server_options))
+    def run(self, app: Any, host: str | None, port: int | None, server: str, options: dict[str, Any]) -> ShutdownReport:
+        self.calls.append((app, host, port, server, options))
         if self.error is not None:
             raise self.error
         return self.report
 
 
-def invoke(lifecycle: FakeLifecycle, *arguments: str) -> tuple[Flask, Result]:
+def invoke(state: FakeState, *arguments: str) -> tuple[Flask, Result]:
     """Run the command as ``flask`` would."""
     app = Flask("app")
-    app.cli.add_command(make_group(lifecycle))
+    app.extensions["lifecycle"] = state
+    app.cli.add_command(group)
     return app, app.test_cli_runner().invoke(args=["lifecycle", "run", *arguments])
 
 
@@ -114,16 +114,16 @@ def test_options_reach_run(
     arguments: list[str], host: str | None, port: int | None, server: str, options: dict[str, Any]
 ) -> None:
     """Options are named as in ``flask run`` and ``waitress-serve`` and reach run(); what is not given does not."""
-    lifecycle = FakeLifecycle()
-    app, result = invoke(lifecycle, *arguments)
+    state = FakeState()
+    app, result = invoke(state, *arguments)
     assert (result.exit_code, result.output) == (0, "")
-    assert lifecycle.calls == [(app, host, port, server, options)]
+    assert state.calls == [(app, host, port, server, options)]
 
 
 def test_the_exit_code_is_the_reports() -> None:
     """The command leaves with the report's exit code."""
-    lifecycle = FakeLifecycle(hooks=(HookRecord("pool", "shutdown", "failed", 0.0, "x"),))
-    assert invoke(lifecycle)[1].exit_code == 1
+    state = FakeState(hooks=(HookRecord("pool", "shutdown", "failed", 0.0, "x"),))
+    assert invoke(state)[1].exit_code == 1
 
 
 @pytest.mark.parametrize(
@@ -137,7 +137,7 @@ def test_the_exit_code_is_the_reports() -> None:
 )
 def test_errors_are_one_sentence(error: Exception, text: str) -> None:
     """What run() refuses goes to stderr as its sentence, with exit 2 and no traceback."""
-    _app, result = invoke(FakeLifecycle(error=error))
+    _app, result = invoke(FakeState(error=error))
     assert (result.exit_code, result.stdout) == (2, "")
     assert result.stderr.splitlines()[-1] == f"Error: {text}"
     assert "Traceback" not in result.stderr
@@ -145,13 +145,13 @@ def test_errors_are_one_sentence(error: Exception, text: str) -> None:
 
 def test_other_errors_are_not_hidden() -> None:
     """An exception of the application is not made an error of usage."""
-    _app, result = invoke(FakeLifecycle(error=ZeroDivisionError("a defect")))
+    _app, result = invoke(FakeState(error=ZeroDivisionError("a defect")))
     assert isinstance(result.exception, ZeroDivisionError)
 
 
 def test_help_names_every_option() -> None:
     """The help tells what each option is for, and which are waitress' own."""
-    _app, result = invoke(FakeLifecycle(), "--help")
+    _app, result = invoke(FakeState(), "--help")
     assert result.exit_code == 0
     assert "Serve until SIGTERM or Ctrl-C" in result.output
     for option in ("--host", "--port", "--server", "--listen", "--unix-socket", "--threads", "--option"):
@@ -210,12 +210,12 @@ def test_an_application_that_logs_itself_is_left_alone(monkeypatch: pytest.Monke
 
 def test_the_line_of_a_drain() -> None:
     """On a terminal a drain shows how many are in flight, the seconds left and how to force, and clears its line."""
-    lifecycle, stream = FakeLifecycle(), Terminal()
-    with DrainLine(lifecycle, contextlib.nullcontext, stream):
+    state, stream = FakeState(), Terminal()
+    with DrainLine(state, stream):
         assert stream.getvalue() == ""
-        lifecycle.draining.set()
+        state.draining.set()
         until(lambda: "force" in stream.getvalue())
-        lifecycle.in_flight = 1
+        state.in_flight = 1
         until(lambda: "1 in flight" in stream.getvalue())
     text = stream.getvalue()
     assert text.startswith("\r\x1b[K3 in flight, 7 s left (Ctrl-C again to force)")
@@ -224,19 +224,17 @@ def test_the_line_of_a_drain() -> None:
 
 def test_no_line_without_a_terminal() -> None:
     """Elsewhere than on a terminal nothing is drawn and no thread is started."""
-    lifecycle, stream = FakeLifecycle(), Terminal(tty=False)
-    lifecycle.draining.set()
+    state, stream = FakeState(), Terminal(tty=False)
+    state.draining.set()
     before = threading.active_count()
-    with DrainLine(lifecycle, contextlib.nullcontext, stream):
+    with DrainLine(state, stream):
         assert threading.active_count() == before
     assert stream.getvalue() == ""
 
 
 def test_no_line_before_a_drain() -> None:
     """A command that ends without a drain leaves nothing but a cleared line, and its thread ends at once."""
-    lifecycle, stream = FakeLifecycle(), Terminal()
-    with DrainLine(lifecycle, contextlib.nullcontext, stream):
+    state, stream = FakeState(), Terminal()
+    with DrainLine(state, stream):
         pass
     assert stream.getvalue() == "\r\x1b[K"
-    assert BOUND > 0
-    assert sys.stderr is not stream

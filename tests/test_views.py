@@ -234,6 +234,18 @@ def test_a_mounted_application() -> None:
     assert outer.get("/livez").status_code == 404
 
 
+def test_where_an_application_is_mounted_is_learned() -> None:
+    """A probe under a mount is recognised by its path once one was answered there; a claimed prefix is not believed."""
+    app, _lifecycle = serve()
+    lane = app.extensions["lifecycle"].lane
+    outer = Client(DispatcherMiddleware(Flask("outer").wsgi_app, {"/shop": app.wsgi_app}), Response)
+    assert [lane("/livez"), lane("/shop/livez"), lane("/work")] == ["livez", None, None]
+    outer.get("/shop/livez", environ_overrides={"REQUEST_URI": "/shop/livez?x"})
+    assert [lane("/shop/livez"), lane("/shop/readyz/"), lane("/shop/livez//")] == ["livez", "readyz", None]
+    Client(app.wsgi_app).get("/livez", environ_overrides={"SCRIPT_NAME": "/made/up", "REQUEST_URI": "/livez"})
+    assert lane("/made/up/livez") is None
+
+
 def test_probes_are_not_counted() -> None:
     """A probe is not in flight, not even the one that asks."""
     app, lifecycle = serve()

@@ -65,6 +65,23 @@ def test_probes_on_the_main_port_during_the_delay_with_all_workers_busy(live: St
     assert running.wait_gone() == 0
 
 
+def test_mounted_probes_have_their_lane(live: Starter, server: str) -> None:
+    """Once it has been probed, an application mounted under a prefix is answered for however busy the workers are,
+    and no prefix that a client makes up leads anywhere.
+    """
+    running = live.serve(server, threads=1, plan={"second": True})
+    assert get(running.address, "/second/livez").status == 200
+    with Connection(running.address) as connection:
+        connection.ask("/gate/a")
+        running.wait_event("begin live a")
+        assert get(running.address, "/second/livez").status == 200
+        assert get(running.address, "/second/readyz/").status == 200
+        running.open_gate("a")
+        assert connection.answer().body == b"passed a"
+    assert get(running.address, "/made/up/livez").status == 404
+    assert running.stop() == 0
+
+
 def test_probe_listener_closes_last(live: Starter, server: str) -> None:
     """The probe listener still tells the truth while the hooks run, when the main port has long
     been closed.
