@@ -51,6 +51,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
+from ._callbacks import name_of, takes_context
 from ._config import Settings
 from ._inflight import Ledger, RequestInfo
 from ._state import Event, StateMachine, logger
@@ -188,12 +189,14 @@ class Hooks:
             raise TypeError(f"on_{kind} was given {function!r}, which is not callable; register a function.")
         if inspect.iscoroutinefunction(function):
             raise TypeError(f"on_{kind} was given the async function {function!r}; register a plain one.")
-        hook_name = name or getattr(function, "__name__", None) or type(function).__name__
+        hook_name = name or name_of(function)
         if any(hook.name == hook_name for hook in self._hooks[kind]):
             raise ValueError(
                 f"There is an on_{kind} function '{hook_name}' already; pass name='...' to tell them apart."
             )
-        self._hooks[kind].append(Hook(hook_name, kind, function, timeout, _takes_context(kind, hook_name, function)))
+        self._hooks[kind].append(
+            Hook(hook_name, kind, function, timeout, takes_context(f"on_{kind} function '{hook_name}'", function))
+        )
 
     def of(self, kind: str) -> tuple[Hook, ...]:
         """The functions of a kind in the order in which they are called: teardown in reverse."""
@@ -217,25 +220,6 @@ class Hooks:
             self.startup_over.set()
         self.startup_over.wait()
         return next((hook.name for hook in self.records if hook.kind == "startup" and hook.outcome != "ok"), "")
-
-
-def _takes_context(kind: str, name: str, function: Callable[..., Any]) -> bool:
-    try:
-        signature = inspect.signature(function)
-    except (TypeError, ValueError):  # a builtin that does not tell
-        return False
-    required = [
-        parameter
-        for parameter in signature.parameters.values()
-        if parameter.default is parameter.empty
-        and parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
-    ]
-    keywords = [p for p in signature.parameters.values() if p.kind is p.KEYWORD_ONLY and p.default is p.empty]
-    if len(required) > 1 or keywords:
-        raise TypeError(
-            f"The on_{kind} function '{name}' takes {signature}; it may take nothing, or one argument, the context."
-        )
-    return len(required) == 1
 
 
 class Member(Protocol):

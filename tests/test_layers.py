@@ -19,6 +19,7 @@ LAYERS = {
     "_inflight": 0,
     "_config": 0,
     "_sockets": 0,
+    "_callbacks": 0,
     "_shutdown": 1,
     "checks": 1,
     "_signals": 2,

@@ -1,0 +1,34 @@
+"""The functions that users register: what they are called, and whether they take the context."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+
+def name_of(function: Any) -> str:
+    """What a function or a callable object is called."""
+    return str(getattr(function, "name", None) or getattr(function, "__name__", None) or type(function).__name__)
+
+
+def takes_context(what: str, function: Callable[..., Any]) -> bool:
+    """Whether a function wants its one argument, the context.
+
+    :param what: names it in the error.
+    :raises TypeError: it wants more than that.
+    """
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # a builtin that does not tell
+        return False
+    required = [
+        parameter
+        for parameter in signature.parameters.values()
+        if parameter.default is parameter.empty
+        and parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
+    ]
+    keywords = [p for p in signature.parameters.values() if p.kind is p.KEYWORD_ONLY and p.default is p.empty]
+    if len(required) > 1 or keywords:
+        raise TypeError(f"The {what} takes {signature}; it may take nothing, or one argument, the context.")
+    return len(required) == 1
