@@ -23,10 +23,26 @@ from ._extension import Lifecycle
 from ._inflight import RequestInfo
 from ._shutdown import HookRecord, PhaseRecord, ShutdownContext, ShutdownReport
 from ._state import State, state_changed
-from .checks import Check
+from ._views import probe_refused
+from .checks import (
+    Check,
+    CheckContext,
+    CheckReport,
+    CheckResult,
+    HealthCheckError,
+    HealthReport,
+    Transition,
+    check_changed,
+    health_changed,
+)
 
 __all__ = [
     "Check",
+    "CheckContext",
+    "CheckReport",
+    "CheckResult",
+    "HealthCheckError",
+    "HealthReport",
     "HookRecord",
     "Lifecycle",
     "PhaseRecord",
@@ -34,6 +50,10 @@ __all__ = [
     "ShutdownContext",
     "ShutdownReport",
     "State",
+    "Transition",
+    "check_changed",
+    "health_changed",
+    "probe_refused",
     "state_changed",
 ]
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import signal
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -20,6 +21,8 @@ GRACE_PERIOD = 25.0
 KUBERNETES_DELAY = 5.0
 HOOK_RESERVE = 5.0
 KEEPALIVE_LINGER = 0.25
+# Twice what a check has by default, and a second for the rest.
+PROBE_TIMEOUT = 5.0
 
 PATHS = {
     "healthcheck": "/healthcheck",
@@ -27,6 +30,8 @@ PATHS = {
     "readyz": "/readyz",
     "startupz": "/startupz",
 }
+
+_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110, 5.6.2
 
 _UNCATCHABLE = {signal.SIGKILL, signal.SIGSTOP}
 
@@ -51,6 +56,13 @@ class Settings(NamedTuple):
     token: str | None = None
     url_prefix: str = ""
     paths: Mapping[str, str] = PATHS
+    probe_timeout: float = PROBE_TIMEOUT
+    status_codes: Mapping[str, int] = {}
+    headers: Mapping[str, str] = {}
+    readiness_on_drain: str = "fail"
+    case_insensitive: bool = False
+    log_probes: bool = False
+    self_test: bool = True
 
     def __repr__(self) -> str:
         shown = self._asdict() | {"token": self.token and "***"}
@@ -187,14 +199,14 @@ def _token(key: str, value: Any) -> str | None:
     return value or None
 
 
-def _path(key: str, value: Any) -> str:
+def read_path(key: str, value: Any) -> str:
     if not isinstance(value, str) or not value.startswith("/") or value.rstrip("/") == "" or set(value) & set("<>?#"):
         raise ValueError(f"'{key}' must hold paths such as '/livez', not {value!r}.")
     return value.rstrip("/")
 
 
 def _prefix(key: str, value: Any) -> str:
-    return "" if value in ("", None, "/") else _path(key, value)
+    return "" if value in ("", None, "/") else read_path(key, value)
 
 
 def _paths(key: str, value: Any) -> dict[str, str]:
@@ -203,10 +215,42 @@ def _paths(key: str, value: Any) -> dict[str, str]:
     for name in value:
         if name not in PATHS:
             raise ValueError(f"'{key}' names the probe {name!r}; the probes are {', '.join(map(repr, PATHS))}.")
-    paths = PATHS | {name: _path(key, path) for name, path in value.items()}
+    paths = PATHS | {name: read_path(key, path) for name, path in value.items()}
     if len(set(paths.values())) < len(paths):
         raise ValueError(f"'{key}' gives two probes the same path; each needs its own.")
     return paths
+
+
+def _flag(key: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError(f"'{key}' must be True or False, not {value!r}.")
+    return value
+
+
+def read_status_codes(key: str, value: Any) -> dict[str, int]:
+    """A mapping from ``pass``, ``warn`` and ``fail`` to HTTP status codes."""
+    if not isinstance(value, Mapping):
+        raise TypeError(f"'{key}' must be a mapping such as {{'fail': 500}}, not {value!r}.")
+    for status, code in value.items():
+        if status not in ("pass", "warn", "fail"):
+            raise ValueError(f"'{key}' names the status {status!r}; the statuses are 'pass', 'warn' and 'fail'.")
+        if isinstance(code, bool) or not isinstance(code, int) or not 200 <= code <= 599:
+            raise ValueError(f"'{key}' must give '{status}' an HTTP status from 200 to 599, not {code!r}.")
+    return dict(value)
+
+
+def read_headers(key: str, value: Any) -> dict[str, str]:
+    """A mapping from the names of headers to their values."""
+    if not isinstance(value, Mapping):
+        raise TypeError(f"'{key}' must be a mapping from header names to strings, not {value!r}.")
+    for name, text in value.items():
+        if not isinstance(name, str) or not _TOKEN.fullmatch(name):
+            raise ValueError(f"'{key}' names the header {name!r}, which is no header name; use one such as 'X-Node'.")
+        if not isinstance(text, str) or not text.isprintable() or not text.isascii():
+            raise ValueError(f"'{key}' must give '{name}' one line of printable ASCII, not {text!r}.")
+        if name.lower() in ("content-length", "transfer-encoding", "connection"):
+            raise ValueError(f"'{key}' names the header '{name}', which is the server's to set; leave it out.")
+    return dict(value)
 
 
 KEYS: dict[str, Key] = {
@@ -228,4 +272,11 @@ KEYS: dict[str, Key] = {
     "LIFECYCLE_TOKEN": Key("token", "None", _token),
     "LIFECYCLE_URL_PREFIX": Key("url_prefix", '""', _prefix),
     "LIFECYCLE_PATHS": Key("paths", "/healthcheck, /livez, /readyz and /startupz", _paths),
+    "LIFECYCLE_PROBE_TIMEOUT": Key("probe_timeout", "5.0", _seconds(zero=False)),
+    "LIFECYCLE_STATUS_CODES": Key("status_codes", "pass and warn 200, fail 503", read_status_codes),
+    "LIFECYCLE_HEADERS": Key("headers", "{}", read_headers),
+    "LIFECYCLE_READINESS_ON_DRAIN": Key("readiness_on_drain", '"fail"', _choice("fail", "keep")),
+    "LIFECYCLE_CASE_INSENSITIVE": Key("case_insensitive", "False", _flag),
+    "LIFECYCLE_LOG_PROBES": Key("log_probes", "False", _flag),
+    "LIFECYCLE_SELF_TEST": Key("self_test", "True", _flag),
 }

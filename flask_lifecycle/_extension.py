@@ -2,30 +2,40 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import threading
 import weakref
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 from flask import Flask, current_app, has_app_context
 
-from ._cli import group
-from ._config import Settings
-from ._inflight import Ledger, RequestInfo, count_requests
-from ._probe_server import ProbeServer
+from ._access_log import silence
+from ._app import AppState
+from ._cli import group as commands
+from ._config import Settings, read_headers, read_path, read_status_codes
+from ._inflight import RequestInfo, count_requests
 from ._process import Process, this_process
 from ._shutdown import Hooks, ShutdownReport
-from ._state import Event, State, StateMachine, announce_change
-from ._views import Probes, install_guard, make_blueprint
-from .checks import DEFAULT_TIMEOUT, Check, Registry, check_timeout
+from ._state import Event, State
+from ._views import make_blueprint
+from .checks import (
+    ALWAYS,
+    DEFAULT_TIMEOUT,
+    DEFAULT_TTL,
+    Check,
+    Group,
+    HealthReport,
+    Registry,
+    Transition,
+    check_timeout,
+)
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication
 
 F = TypeVar("F", bound=Callable[..., Any])
+R = TypeVar("R", bound=Callable[[HealthReport], Any])
 
 
 class Lifecycle:
@@ -63,10 +73,13 @@ class Lifecycle:
         process = Process(signals=False) if app.testing else this_process
         state = app.extensions["lifecycle"] = AppState(app, settings, self._hooks, self._checks, process)
         self._apps.add(app)
-        app.register_blueprint(make_blueprint(state.probes.by_path, settings.probe_paths()))
-        counted = count_requests(app.wsgi_app, state.ledger, state.probes.by_path, state.before_first)
+        app.register_blueprint(make_blueprint(state.probes.find, settings.probe_paths()))
+        find = state.probes.find if settings.case_insensitive else state.probes.by_path.get
+        counted = count_requests(app.wsgi_app, state.ledger, find, state.before_first)
         app.wsgi_app = counted  # type: ignore[method-assign,assignment]
-        app.cli.add_command(group)
+        app.cli.add_command(commands)
+        if not settings.log_probes:
+            silence(state.probes)
         process.join(state, (signal.SIGTERM,) if settings.signals is None else settings.signals)
 
     # -- registration ---------------------------------------------------------------------------------------------
@@ -81,43 +94,93 @@ class Lifecycle:
         timeout: float = DEFAULT_TIMEOUT,
         critical: bool = True,
         groups: tuple[str, ...] = ("ready",),
+        ttl: float = DEFAULT_TTL,
+        fail_ttl: float | None = None,
+        interval: float | None = None,
+        fail_interval: float | None = None,
+        fail_after: int = 1,
+        recover_after: int = 1,
+        fail_for: float = 0.0,
+        scope: str = "local",
+        affects: tuple[str, ...] = (),
     ) -> Callable[[F], F]: ...
-    def check(
-        self,
-        name: Any = None,
-        *,
-        timeout: float = DEFAULT_TIMEOUT,
-        critical: bool = True,
-        groups: tuple[str, ...] = ("ready",),
-    ) -> Any:
+    def check(self, name: Any = None, **options: Any) -> Any:
         """Register a health check, as ``@lifecycle.check`` or ``@lifecycle.check("database", timeout=2)``.
 
-        It runs in an application context, in a thread of its own. It passes by returning nothing, or a mapping of what
-        it observed; it fails by raising.
+        It runs in an application context, in a thread of its own. It passes by returning nothing, a mapping of
+        what it observed, or a :class:`CheckResult`; it fails by raising. Times are seconds.
 
         :param name: by default the function's.
-        :param timeout: seconds that a probe waits for it, by default 2.
-        :param critical: whether its failure makes the probe fail (503), or warn (200).
-        :param groups: which probes ask it: ``"ready"``, ``"live"``, ``"startup"``. ``/healthcheck`` asks all. Put
-            nothing into ``live`` that depends on anything outside the process: its failure gets the process killed.
-        :raises ValueError: the name is taken, a group is unknown, or the timeout is not positive.
+        :param options: see :class:`Check`.
+        :raises ValueError: the name is taken, a group is unknown, or a value is out of range.
+        :raises TypeError: there is no such option.
         """
-        options = {"timeout": timeout, "critical": critical, "groups": groups}
 
         def register(function: F) -> F:
             given = name if isinstance(name, str) else getattr(function, "__name__", repr(function))
-            self._checks.add(Check(given, function, **options))  # type: ignore[arg-type]
+            self._checks.add(Check.of(function, name=given, **options))
             return function
 
         return register if name is None or isinstance(name, str) else register(name)
 
-    def add_check(self, check: Any) -> None:
-        """Register a :class:`Check`, or any callable object that has (some of) its attributes.
+    def add_check(self, check: Any, **options: Any) -> None:
+        """Register a :class:`Check`, or any callable object that has (some of) its attributes, as the ready-made ones.
 
-        :raises TypeError: it is not callable.
+        :param options: in place of its attributes.
+        :raises TypeError: it is not callable, or there is no such option.
         :raises ValueError: as for :meth:`check`.
         """
-        self._checks.add(Check.of(check))
+        self._checks.add(Check.of(check, **options))
+
+    def group(
+        self,
+        name: str,
+        *,
+        path: str | None = None,
+        status_codes: Mapping[str, int] | None = None,
+        headers: Mapping[str, str] | None = None,
+        details: str | None = None,
+        renderer: Callable[[HealthReport], Any] | None = None,
+    ) -> None:
+        """Make a group of checks with a probe of its own, or say how one that is always there answers.
+
+        To be called before the checks that name it.
+
+        :param name: what checks name in their ``groups``; ``live``, ``ready``, ``startup``, ``healthcheck`` are there.
+        :param path: where it is asked, below ``LIFECYCLE_URL_PREFIX``.
+        :param status_codes: in place of ``LIFECYCLE_STATUS_CODES``, as far as they are given.
+        :param headers: over ``LIFECYCLE_HEADERS``.
+        :param details: ``"never"``, ``"token"`` or ``"always"``, in place of ``LIFECYCLE_DETAILS``.
+        :param renderer: as for :meth:`renderer`, for this group.
+        :raises ValueError: the name or the path is taken, or a value is out of range.
+        """
+        if not isinstance(name, str) or not name:
+            raise TypeError(f"A group needs a name that is a string, not {name!r}.")
+        if (path is None) != (name in ALWAYS):
+            cure = "set 'LIFECYCLE_PATHS' instead" if name in ALWAYS else "pass path='/health/...'"
+            raise ValueError(f"The group '{name}' {'has its' if name in ALWAYS else 'needs a'} path; {cure}.")
+        if details not in (None, "never", "token", "always"):
+            raise ValueError(
+                f"The details of the group '{name}' must be 'never', 'token' or 'always', not {details!r}."
+            )
+        codes = None if status_codes is None else read_status_codes("status_codes", status_codes)
+        sent = None if headers is None else read_headers("headers", headers)
+        path = None if path is None else read_path("path", path)
+        self._checks.set_group(Group(name, path, codes, sent, details, renderer))
+
+    def renderer(self, function: R) -> R:
+        """Register the function that makes the bodies of all probes, but for groups that have their own.
+
+        It gets the whole :class:`HealthReport` and returns a mapping or list (sent as JSON), a text, bytes, any of
+        these in a tuple with its content type, or ``None`` for the default. Look at ``report.details`` before you tell
+        more than ``report.status``. If it raises, the default is sent, and the log says so once.
+        """
+        self._checks.renderer = function
+        return function
+
+    def transitions(self) -> tuple[Transition, ...]:
+        """The last hundred changes of the state, of checks and of the health as a whole, oldest first."""
+        return self._state().health.transitions()
 
     @overload
     def on_startup(self, function: F, /) -> F: ...
@@ -279,122 +342,3 @@ class Draining:
     def wait(self, timeout: float | None = None) -> bool:
         """Block until it has begun, at most ``timeout`` seconds; say whether it has."""
         return self._event.wait(timeout)
-
-
-class AppState:
-    """One application's part: what ``app.extensions["lifecycle"]`` holds."""
-
-    def __init__(self, app: Flask, settings: Settings, hooks: Hooks, checks: Registry, process: Process) -> None:
-        self.settings = settings
-        self.hooks = hooks
-        self._checks = checks
-        self.process = process
-        self.ledger = Ledger()
-        self.draining = threading.Event()
-        self.machine = StateMachine(
-            ready=settings.ready == "auto", notify=lambda old, new, reason: announce_change(app, old, new, reason)
-        )
-        self.probes = Probes(settings, self.machine, lambda group: checks.run(group, app.app_context), self.nudge)
-        self._app = app
-        self._probe_server: ProbeServer | None = None
-        self._gate = threading.Event()  # opened when the start-up is over or will not come
-        self._lock = threading.Lock()  # guards the one-time steps: start, refuse, and the probe listener
-        self._started_in = 0
-        self._refusing = False
-
-    def context(self) -> AbstractContextManager[Any]:
-        return self._app.app_context()
-
-    @property
-    def in_flight(self) -> int:
-        return len(self.ledger)
-
-    def remaining(self) -> float | None:
-        return self.process.coordinator.remaining()
-
-    def run(
-        self, app: WSGIApplication, host: str | None, port: int | None, server: str, options: dict[str, Any]
-    ) -> ShutdownReport:
-        return self.process.run(app, self, host, port, server, options)
-
-    # -- start-up -------------------------------------------------------------------------------------------------
-
-    @property
-    def started(self) -> bool:
-        """Whether the start-up has succeeded, in this process and not in one that was forked into it."""
-        return self._started_in == os.getpid()
-
-    def before_first(self) -> bool:
-        """Hold a request until the start-up is over; run the start-up where nobody else does."""
-        if not self._gate.is_set():
-            if self.process.coordinator.owned:
-                self._gate.wait()
-            else:
-                self.start()
-        return True
-
-    def nudge(self) -> None:
-        """A probe has come: it may be the first request, but must not wait for a start-up that takes its time."""
-        if self._gate.is_set() or self.process.coordinator.owned:
-            return
-        if not self.hooks.of("startup"):
-            self.start()
-        elif not self.hooks.startup_begun.is_set():
-            threading.Thread(target=self.start, name="lifecycle-startup", daemon=True).start()
-
-    def start(self) -> None:
-        """Run the start-up, once; blocks until it is over."""
-        coordinator = self.process.coordinator
-        failed = self.hooks.start(self.context, coordinator)
-        if failed:
-            self.process.shutdown(f"start-up failed: on_startup '{failed}'", wait=False)
-            return
-        with self._lock:
-            if self._gate.is_set():
-                return
-            self._started_in = os.getpid()
-            try:
-                self.machine.apply(Event.STARTED)
-            except RuntimeError:  # the shutdown was quicker
-                return
-        if not coordinator.owned:
-            try:
-                self.open_probe_listener()
-            except OSError:
-                self.process.shutdown("the probe listener could not start", wait=False)
-                raise
-        self._gate.set()
-
-    # -- shutdown -------------------------------------------------------------------------------------------------
-
-    def begin_drain(self, reason: str) -> None:
-        if not self.started:
-            self.refuse()
-        self.machine.apply(Event.DRAIN, reason)
-        self.draining.set()
-        self._checks.hurry()
-        self._gate.set()
-
-    def refuse(self) -> None:
-        with self._lock:
-            if not self._refusing:
-                self._refusing = True
-                install_guard(self._app, self.process.coordinator.remaining)
-
-    # -- the probe listener ---------------------------------------------------------------------------------------
-
-    def open_probe_listener(self) -> None:
-        port = self.settings.probe_port
-        with self._lock:
-            if port is not None and self._probe_server is None:
-                self._probe_server = ProbeServer(self.probes, self.settings.probe_host, port)
-                self._probe_server.start()
-
-    def lane(self, path: str) -> str | None:
-        return self.probes.lane(path)
-
-    def close_probe_listener(self) -> None:
-        with self._lock:
-            server, self._probe_server = self._probe_server, None
-        if server is not None:
-            server.close()

@@ -35,7 +35,7 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from werkzeug.wsgi import ClosingIterator
@@ -154,7 +154,7 @@ class SizedBody(Body):
 def count_requests(
     app: WSGIApplication,
     ledger: Ledger,
-    probes: Mapping[str, WSGIApplication],
+    find_probe: Callable[[str], WSGIApplication | None],
     before_first: Callable[[], bool],
 ) -> WSGIApplication:
     """The middleware: count the requests of a WSGI application, and answer probes ahead of it.
@@ -162,12 +162,11 @@ def count_requests(
     It is a closure and not a class because that saves a tenth of its cost; every request goes through it.
 
     :param app: the application that is counted.
-    :param probes: answered by these instead, by exact ``PATH_INFO``; they are not counted.
+    :param find_probe: gives what answers a ``PATH_INFO`` instead, if it is a probe's; probes are not counted.
     :param before_first: called in the thread of every request until it has returned ``True`` once; the start-up.
     """
     pending: Callable[[], bool] | None = before_first
     active = ledger.active
-    find_probe = probes.get
 
     def middleware(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         nonlocal pending

@@ -244,6 +244,9 @@ class Member(Protocol):
     def refuse(self) -> None:
         """From now on new work is answered 503; twice is harmless."""
 
+    def withdraw(self) -> None:
+        """The listener is closed: readiness fails, whatever was wished for the beginning of the drain."""
+
 
 class Server(Protocol):
     """What the coordinator asks of a server. Every verb may be called from any thread but the server's own loop."""
@@ -428,6 +431,7 @@ class Coordinator:
                 member.refuse()
         if self.server is not None:
             self.server.stop_accepting(self._drain_deadline(members, deadline).remaining())
+        _each(members, "told that nobody is let in any more", lambda member: member.withdraw())
 
     def _drain(self, members: Sequence[Member], deadline: Deadline) -> tuple[RequestInfo, ...]:
         until = self._drain_deadline(members, deadline)

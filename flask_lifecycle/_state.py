@@ -30,7 +30,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from blinker import Namespace
+from blinker import NamedSignal, Namespace
 
 
 class _Log(logging.LoggerAdapter):  # type: ignore[type-arg]  # subscriptable from Python 3.11 on
@@ -102,9 +102,10 @@ class StateMachine:
         self.state = State.STARTING
         self.reason = "starting"
         self.reached_ready = False
+        self.was_ready = False  # at the moment when the drain began
         self._wish = (ready, "started" if ready else "waiting for set_ready()")
         self._notify = notify
-        self._lock = threading.Lock()  # guards state, reason, reached_ready and _wish
+        self._lock = threading.Lock()  # guards state, reason, reached_ready, was_ready and _wish
 
     def apply(self, event: Event, reason: str = "") -> State:
         """Make the transition that ``event`` stands for and return the state it led to.
@@ -124,6 +125,8 @@ class StateMachine:
             elif event is Event.STARTED:
                 ready, reason = self._wish
                 new = State.READY if ready else State.NOT_READY
+            elif event is Event.DRAIN and old not in ENDING:
+                self.was_ready = old is State.READY
             self.state = new
             if new is not old or event is Event.SET_NOT_READY:
                 self.reason = reason
@@ -146,10 +149,15 @@ _CURES = {
 
 
 def announce_change(sender: Any, old: State, new: State, reason: str) -> None:
-    """Log a change of state and send the signal; a receiver that raises is logged, and the others still hear it."""
+    """Log a change of state and send the signal."""
     logger.info("state %s -> %s", old.name, new.name, extra={"lifecycle_state": new.name, "lifecycle_reason": reason})
-    for receiver in state_changed.receivers_for(sender):
+    send(state_changed, sender, old=old, new=new, reason=reason)
+
+
+def send(signal: NamedSignal, sender: Any, **values: Any) -> None:
+    """Send a signal; a receiver that raises is logged, and the others still hear it."""
+    for receiver in signal.receivers_for(sender):
         try:
-            receiver(sender, old=old, new=new, reason=reason)
+            receiver(sender, **values)
         except Exception:
-            logger.exception("a receiver of state_changed failed")
+            logger.exception("a receiver of %s failed", signal.name.removeprefix("lifecycle-").replace("-", "_"))

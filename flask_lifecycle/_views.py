@@ -12,104 +12,105 @@ be refused, and not before: until then it would cost every request a call to fin
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hmac
+import http
 import json
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qs
 
+from blinker import Namespace
 from flask import Blueprint, Flask, Response, request
 from werkzeug import Response as BaseResponse
-from werkzeug.datastructures import MIMEAccept
-from werkzeug.http import parse_accept_header
 
 from ._config import Settings
-from ._state import ENDING, State, StateMachine
-from .checks import CheckReport, overall
+from ._render import TEXT, negotiate, render, to_body
+from ._self_test import MARK
+from ._state import logger, send
+from .checks import ALL, LIVE, READY, STARTUP, Group, Health, HealthCheckError, HealthReport, Registry
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
-HEALTH_JSON = "application/health+json"
-JSON = "application/json"
-TEXT = "text/plain"
-_OFFERS = (HEALTH_JSON, JSON, TEXT)
+_PLAIN = f"{TEXT}; charset=utf-8"
+_STATUS_LINES = {status.value: f"{status.value} {status.phrase.upper()}" for status in http.HTTPStatus}
+_METHODS = "GET, HEAD, OPTIONS"
 
-_STATUS_LINES = {200: "200 OK", 404: "404 NOT FOUND", 405: "405 METHOD NOT ALLOWED", 503: "503 SERVICE UNAVAILABLE"}
-_METHODS = "GET, HEAD"
+# Which group a probe of LIFECYCLE_PATHS asks.
+_GROUPS = {"livez": LIVE, "readyz": READY, "startupz": STARTUP, "healthcheck": ALL}
 
-# Which checks a probe asks: a group, or all of them.
-_GROUPS: dict[str, str | None] = {"livez": "live", "readyz": "ready", "startupz": "startup", "healthcheck": None}
+STATUS_CODES = {"pass": 200, "warn": 200, "fail": 503}
 
-
-class Answer(NamedTuple):
-    """A probe's answer before it is written down."""
-
-    status: str
-    state: State
-    reason: str = ""
-    checks: tuple[CheckReport, ...] = ()
-
-    @property
-    def code(self) -> int:
-        return 503 if self.status == "fail" else 200
-
-
-def answer(probe: str, machine: StateMachine, run: Callable[[str | None], tuple[CheckReport, ...]]) -> Answer:
-    """What a probe says in a state: one row of the table in DESIGN, and the checks where it depends on them.
-
-    :param run: runs the checks of a group; not called where the state alone decides.
-    """
-    while True:
-        state, reason = machine.state, machine.reason
-        alive = probe == "livez"
-        started = probe == "startupz" and state is not State.STARTING
-        if not alive and not started and state is not State.READY:
-            return Answer("fail", state, reason)
-        reports = run(_GROUPS[probe]) if not (started and machine.ending) else ()
-        # A drain that began while a check was waited for makes another answer true.
-        if machine.ending == (state in ENDING):
-            return Answer(overall(reports), state, reason, reports)
+probe_refused = Namespace().signal(
+    "lifecycle-probe-refused",
+    doc="""Sent for each probe that fails because of the drain. The sender is the application, ``group`` the name of the
+    group that was asked.""",
+)
 
 
 class Probes:
     """The probes of one application as WSGI applications by path. Any thread may call them.
 
+    :param sender: of the signal ``probe_refused``.
     :param nudge: called before each answer; begins the start-up where nothing else has.
     """
 
     def __init__(
-        self,
-        settings: Settings,
-        machine: StateMachine,
-        run: Callable[[str | None], tuple[CheckReport, ...]],
-        nudge: Callable[[], None],
+        self, settings: Settings, registry: Registry, health: Health, sender: Any, nudge: Callable[[], None]
     ) -> None:
         self._settings = settings
-        self._machine = machine
-        self._run = run
+        self._registry = registry
+        self._health = health
+        self._sender = sender
         self._nudge = nudge
+        self._renderer_failed = False
         self.by_path: dict[str, WSGIApplication] = {}
-        self._names: dict[str, str] = {}  # by path as well
-        for name, path in settings.probe_paths().items():
-            self.by_path[path] = self.by_path[path + "/"] = functools.partial(self.serve, name)
-            self._names[path] = self._names[path + "/"] = name
+        self._lanes: dict[str, str] = {}  # by path as well
         self._mounts: frozenset[str] = frozenset()  # where else than at the root this application was found
+        self.update()
 
-    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        """The probe listener: the probes, and 404 for all else."""
-        probe = self.by_path.get(environ.get("PATH_INFO", ""))
-        if probe is None:
-            return _respond(environ, start_response, 404, TEXT, b"not found: only probes are answered here\n")
-        return probe(environ, start_response)
+    # -- where --------------------------------------------------------------------------------------------------
+
+    def update(self) -> None:
+        """Take up the groups and checks that were registered; paths only ever come."""
+        groups = self._registry.groups()
+        paths = {_GROUPS[name]: path for name, path in self._settings.probe_paths().items()}
+        paths |= {name: self._settings.url_prefix + group.path for name, group in groups.items() if group.path}
+        for name, path in paths.items():
+            self._add(path, name, functools.partial(self.serve, name, None))
+            for check in self._registry.checks():
+                if name == ALL or name in check.groups:
+                    component = functools.partial(self.serve, name, check.name)
+                    self._add(f"{path}/{check.name}", "component", component)
+
+    def _add(self, path: str, lane: str, probe: WSGIApplication) -> None:
+        path = self.fold(path)
+        for each in (path, f"{path}/"):
+            self.by_path.setdefault(each, probe)
+            self._lanes.setdefault(each, lane)
+
+    def fold(self, path: str) -> str:
+        """A path as it is looked up."""
+        return path.lower() if self._settings.case_insensitive else path
+
+    def find(self, path: str) -> WSGIApplication | None:
+        """The probe at a path, if there is one."""
+        return self.by_path.get(self.fold(path))
 
     def lane(self, path: str) -> str | None:
         """The name of the probe that a request path asks for, wherever the application is mounted; else ``None``."""
-        name = self._names.get(path)
+        path = self.fold(path)
+        lane = self._lanes.get(path)
         for mount in self._mounts:
-            if name is None and path.startswith(mount):
-                name = self._names.get(path[len(mount) :])
-        return name
+            if lane is None and path.startswith(mount):
+                lane = self._lanes.get(path[len(mount) :])
+        return lane
+
+    def is_probe(self, path: str) -> bool:
+        """Whether a request path asks for a probe."""
+        return self.lane(path) is not None
 
     def _learn_mount(self, environ: WSGIEnvironment) -> None:
         """Remember where the application is mounted.
@@ -117,26 +118,48 @@ class Probes:
         Only what is in the request line: a prefix that a forwarding header claims would let a client name any.
         """
         mount = environ.get("SCRIPT_NAME", "")
-        if mount and mount not in self._mounts:
+        if mount and self.fold(mount) not in self._mounts:
             target = environ.get("REQUEST_URI", "").partition("?")[0]
             if target == mount + environ["PATH_INFO"]:
-                self._mounts |= {mount}
+                self._mounts |= {self.fold(mount)}
 
-    def serve(self, probe: str, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+    # -- what ---------------------------------------------------------------------------------------------------
+
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        """The probe listener: the probes, and 404 for all else."""
+        probe = self.find(environ.get("PATH_INFO", "")) or self._not_found
+        return probe(environ, start_response)
+
+    def serve(
+        self, group: str, component: str | None, environ: WSGIEnvironment, start_response: StartResponse
+    ) -> Iterable[bytes]:
         """Answer one probe."""
+        if MARK in environ:
+            environ[MARK].append(group)
+        how = self._registry.groups()[group]
+        respond = functools.partial(self._respond, environ, start_response, how)
+        if environ["REQUEST_METHOD"] == "OPTIONS":
+            return respond(204, "", b"", Allow=_METHODS)
         if environ["REQUEST_METHOD"] not in ("GET", "HEAD"):
-            allow = [("Allow", _METHODS)]
-            return _respond(environ, start_response, 405, TEXT, b"probes answer GET and HEAD\n", allow)
+            return respond(405, _PLAIN, b"probes answer GET and HEAD\n", Allow=_METHODS)
+        details = self._details(how, environ)
+        if component is not None and not details:
+            # Not 403, which would say that there is such a check.
+            return self._not_found(environ, start_response)
         self._learn_mount(environ)
         self._nudge()
-        result = answer(probe, self._machine, self._run)
-        kind = negotiate(environ.get("HTTP_ACCEPT", ""))
-        body = render(result, kind, self._details(environ))
-        return _respond(environ, start_response, result.code, kind, body, [("Vary", "Accept, Authorization")])
+        query = parse_qs(environ.get("QUERY_STRING", ""), keep_blank_values=True)
+        report = self._health.report(group, component, query.get("exclude", ()))
+        if report.draining:
+            send(probe_refused, self._sender, group=group)
+        if details:
+            report = dataclasses.replace(report, details=True)
+        kind, body = self._body(report, how, environ, "verbose" in query)
+        return respond(self._code(report, how), kind, body, Vary="Accept, Authorization")
 
-    def _details(self, environ: WSGIEnvironment) -> bool:
+    def _details(self, how: Group, environ: WSGIEnvironment) -> bool:
         """Whether this caller may see more than the status."""
-        policy, token = self._settings.details, self._settings.token
+        policy, token = how.details or self._settings.details, self._settings.token
         if policy != "token" or token is None:
             return policy == "always"
         scheme, _, given = environ.get("HTTP_AUTHORIZATION", "").partition(" ")
@@ -144,78 +167,71 @@ class Probes:
         right = hmac.compare_digest(given.strip(" \t").encode("latin-1", "replace"), token.encode("utf-8"))
         return right and scheme.lower() == "bearer"
 
+    def _code(self, report: HealthReport, how: Group) -> int:
+        for error in _decisive(report):
+            if error.status_code is not None:
+                return error.status_code
+        return (STATUS_CODES | dict(self._settings.status_codes) | dict(how.status_codes or {}))[report.status]
 
-def negotiate(accept: str) -> str:
-    """The best of what we offer, and the first of it rather than 406 if nothing suits."""
-    if not accept or accept == "*/*":
-        return HEALTH_JSON
-    return parse_accept_header(accept, MIMEAccept).best_match(_OFFERS, HEALTH_JSON)
+    def _body(self, report: HealthReport, how: Group, environ: WSGIEnvironment, verbose: bool) -> tuple[str, bytes]:
+        renderer = how.renderer or self._registry.renderer
+        try:
+            for error in _decisive(report):
+                if error.response is not None:
+                    return to_body(error.response)
+            made = renderer(report) if renderer is not None else None
+            if made is not None:
+                return to_body(made)
+        except Exception:
+            if not self._renderer_failed:  # a probe is never logged, so its renderer is once
+                self._renderer_failed = True
+                logger.exception("the renderer of '%s' failed; the default body is sent in its place", how.name)
+        kind = negotiate(environ.get("HTTP_ACCEPT", ""), verbose)
+        body = render(report, kind, verbose, self._health.transitions() if verbose and report.details else ())
+        return f"{kind}; charset=utf-8" if kind.startswith("text/") else kind, body
 
+    def _not_found(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        how = self._registry.groups()[ALL]
+        return self._respond(environ, start_response, how, 404, _PLAIN, b"not found: only probes are answered here\n")
 
-def render(result: Answer, kind: str, details: bool) -> bytes:
-    """The body of an answer; without details it is the status alone."""
-    if kind == TEXT:
-        lines = [result.status]
-        if details:
-            lines += [f"state {result.state.value}: {result.reason}"]
-            lines += [
-                f"[{'-' if check.status == 'fail' else '+'}]{check.name} {check.status}" for check in result.checks
-            ]
-        return "".join(f"{line}\n" for line in lines).encode()
-    document: dict[str, Any] = {"status": result.status}
-    if details:
-        document |= {"state": result.state.value, "reason": result.reason}
-        document["checks"] = {check.name: [_component(check)] for check in result.checks}
-    return _to_json(document) + b"\n"
-
-
-def _to_json(document: dict[str, Any]) -> bytes:
-    try:
-        return json.dumps(document, default=str, allow_nan=False).encode()
-    except ValueError:  # NaN or infinity was observed, for which JSON has no number
-        return json.dumps(json.loads(json.dumps(document, default=str), parse_constant=str)).encode()
-
-
-def _component(check: CheckReport) -> dict[str, Any]:
-    component: dict[str, Any] = {"componentId": check.name, "status": check.status}
-    component |= {"observedValue": round(check.duration * 1000, 1), "observedUnit": "ms"}
-    if check.observed:
-        component["observed"] = {str(key): value for key, value in check.observed.items()}
-    if check.hanging:
-        component["output"] = f"hanging since {check.duration:.1f} s"
-    elif check.error is not None:
-        component["output"] = type(check.error).__name__  # its text may hold hosts, users and DSNs: it is in the log
-    return component
-
-
-def _respond(
-    environ: WSGIEnvironment,
-    start_response: StartResponse,
-    code: int,
-    kind: str,
-    body: bytes,
-    headers: Iterable[tuple[str, str]] = (),
-) -> Iterable[bytes]:
-    start_response(
-        _STATUS_LINES[code],
-        [
-            ("Content-Type", f"{kind}; charset=utf-8" if kind == TEXT else kind),
-            ("Content-Length", str(len(body))),
-            ("Cache-Control", "no-store"),
-            ("X-Content-Type-Options", "nosniff"),
-            *headers,
-        ],
-    )
-    return [b"" if environ["REQUEST_METHOD"] == "HEAD" else body]
+    def _respond(
+        self,
+        environ: WSGIEnvironment,
+        start_response: StartResponse,
+        how: Group,
+        code: int,
+        kind: str,
+        body: bytes,
+        **more: str,
+    ) -> Iterable[bytes]:
+        headers = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff", **more}
+        for given in (self._settings.headers, how.headers or {}):
+            # Replaced whatever the case it is written in.
+            lower = {name.lower() for name in given}
+            headers = {name: value for name, value in headers.items() if name.lower() not in lower} | dict(given)
+        if kind:
+            headers = {"Content-Type": kind, "Content-Length": str(len(body))} | headers
+        start_response(_STATUS_LINES.get(code, f"{code} UNKNOWN"), list(headers.items()))
+        return [b"" if environ["REQUEST_METHOD"] == "HEAD" else body]
 
 
-def make_blueprint(probes: Mapping[str, WSGIApplication], paths: Mapping[str, str]) -> Blueprint:
+def _decisive(report: HealthReport) -> list[HealthCheckError]:
+    """The failures that make this probe fail and may say themselves how it is answered."""
+    if report.draining:
+        return []
+    errors = [check.error for check in report.checks if check.status == "fail"]
+    return [error for error in errors if isinstance(error, HealthCheckError)]
+
+
+def make_blueprint(find: Callable[[str], WSGIApplication | None], paths: Mapping[str, str]) -> Blueprint:
     """The probes as Flask views; ``paths`` by their names."""
     blueprint = Blueprint("lifecycle", __name__)
     for name, path in paths.items():
 
         def view(path: str = path) -> BaseResponse:
-            return Response.from_app(probes[path], request.environ)
+            probe = find(path)
+            assert probe is not None, path
+            return Response.from_app(probe, request.environ)
 
         blueprint.add_url_rule(path, name, view, strict_slashes=False, provide_automatic_options=False)
     return blueprint

@@ -22,14 +22,18 @@ LAYERS = {
     "_callbacks": 0,
     "_shutdown": 1,
     "checks": 1,
+    "_access_log": 1,
+    "_self_test": 1,
+    "_render": 2,
     "_signals": 2,
     "_probe_server": 2,
     "servers": 2,
     "_process": 3,
     "_views": 3,
     "_cli": 3,
-    "_extension": 4,
-    "__init__": 5,
+    "_app": 4,
+    "_extension": 5,
+    "__init__": 6,
 }
 # Flask itself brings the other three, so they cost nothing and are always there.
 REQUIRED = {"flask", "werkzeug", "blinker", "click"}

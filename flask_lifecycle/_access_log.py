@@ -1,0 +1,43 @@
+"""Probes stay out of the access logs: a filter on the loggers of the servers that write one."""
+
+from __future__ import annotations
+
+import logging
+import re
+import weakref
+from typing import Protocol
+
+# Werkzeug logs a whole line, with colours; gunicorn gives its fields, of which U is the path without the query.
+_LOGGERS = ("werkzeug", "gunicorn.access")
+_REQUEST_LINE = re.compile(r'"(?:\x1b\[[\d;]*m)*[A-Z]+ ([^ ?"]+)[^ "]* HTTP/')
+
+
+class Probes(Protocol):
+    def is_probe(self, path: str) -> bool:
+        """Whether a request path asks for a probe."""
+
+
+class _ProbeFilter(logging.Filter):
+    """Drops the records of requests that were probes. Holds the applications weakly, which it may outlive."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.silent: weakref.WeakSet[Probes] = weakref.WeakSet()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        path: object = None
+        if isinstance(record.args, dict):
+            path = record.args.get("U")
+        elif record.name == "werkzeug" and (found := _REQUEST_LINE.search(str(record.msg))):
+            path = found[1]
+        return not (isinstance(path, str) and any(probes.is_probe(path) for probes in self.silent))
+
+
+_filter = _ProbeFilter()
+
+
+def silence(probes: Probes) -> None:
+    """Keep an application's probes out of the access logs, also of a server that is not in use yet."""
+    _filter.silent.add(probes)
+    for name in _LOGGERS:
+        logging.getLogger(name).addFilter(_filter)

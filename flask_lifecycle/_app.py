@@ -1,0 +1,182 @@
+"""One application's part: its ledger, its states, its health, its probes. The wiring of what does the work."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any
+
+from flask import Flask
+
+from ._config import Settings
+from ._inflight import Ledger
+from ._probe_server import ProbeServer
+from ._process import Process
+from ._self_test import obstacle
+from ._shutdown import Hooks, ShutdownReport
+from ._state import Event, State, StateMachine, announce_change, logger
+from ._views import Probes, install_guard
+from .checks import CheckContext, Health, Registry
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import WSGIApplication
+
+
+class AppState:
+    """One application's part: what ``app.extensions["lifecycle"]`` holds."""
+
+    def __init__(self, app: Flask, settings: Settings, hooks: Hooks, checks: Registry, process: Process) -> None:
+        self.settings = settings
+        self.hooks = hooks
+        self.process = process
+        self.ledger = Ledger()
+        self.draining = threading.Event()
+        self.machine = StateMachine(ready=settings.ready == "auto", notify=self._state_changed)
+        keep = settings.readiness_on_drain == "keep"
+        self.health = Health(self, checks.checks, app, self.machine, settings.probe_timeout, keep=keep)
+        self.probes = Probes(settings, checks, self.health, app, self.nudge)
+        checks.watch(self._registered)
+        self._app = app
+        self._served: WSGIApplication = app  # what a request goes through
+        self._probe_server: ProbeServer | None = None
+        self._gate = threading.Event()  # opened when the start-up is over or will not come
+        self._lock = threading.Lock()  # guards the one-time steps: start, refuse, and the probe listener
+        self._started_in = 0
+        self._refusing = False
+
+    def context(self) -> AbstractContextManager[Any]:
+        return self._app.app_context()
+
+    def ensure_sync(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        if type(self._app).ensure_sync is not Flask.ensure_sync:
+            return self._app.ensure_sync(function)
+        # A loop for each call, as Flask's own does it; but in the thread of the check, which is a daemon. asgiref's
+        # would be one that the interpreter waits for at its end, for as long as the check hangs.
+        import asyncio  # takes longer than all of this package
+
+        return lambda *arguments: asyncio.run(function(*arguments))
+
+    def check_context(self) -> CheckContext:
+        return CheckContext(self.machine.state, self.machine.reason, self.in_flight, self.remaining())
+
+    def _state_changed(self, old: State, new: State, reason: str) -> None:
+        announce_change(self._app, old, new, reason)
+        self.health.state_changed(old, new, reason)
+
+    def _registered(self) -> None:
+        """A check or a group was registered."""
+        self.probes.update()
+        self.health.engine.wake()
+
+    @property
+    def in_flight(self) -> int:
+        return len(self.ledger)
+
+    def remaining(self) -> float | None:
+        return self.process.coordinator.remaining()
+
+    def run(
+        self, app: WSGIApplication, host: str | None, port: int | None, server: str, options: dict[str, Any]
+    ) -> ShutdownReport:
+        self._served = app
+        return self.process.run(app, self, host, port, server, options)
+
+    # -- start-up -------------------------------------------------------------------------------------------------
+
+    @property
+    def started(self) -> bool:
+        """Whether the start-up has succeeded, in this process and not in one that was forked into it."""
+        return self._started_in == os.getpid()
+
+    def before_first(self) -> bool:
+        """Hold a request until the start-up is over; run the start-up where nobody else does."""
+        if not self._gate.is_set():
+            if self.process.coordinator.owned:
+                self._gate.wait()
+            else:
+                self.start()
+        return True
+
+    def nudge(self) -> None:
+        """A probe has come: it may be the first request, but must not wait for a start-up that takes its time."""
+        if self._gate.is_set() or self.process.coordinator.owned:
+            return
+        if not self.hooks.of("startup"):
+            self.start()
+        elif not self.hooks.startup_begun.is_set():
+            threading.Thread(target=self.start, name="lifecycle-startup", daemon=True).start()
+
+    def start(self) -> None:
+        """Run the start-up, once; blocks until it is over."""
+        coordinator = self.process.coordinator
+        failed = self.hooks.start(self.context, coordinator)
+        if failed:
+            self.process.shutdown(f"start-up failed: on_startup '{failed}'", wait=False)
+            return
+        with self._lock:
+            if self._gate.is_set():
+                return
+            self._started_in = os.getpid()
+            try:
+                self.machine.apply(Event.STARTED)
+            except RuntimeError:  # the shutdown was quicker
+                return
+        if not coordinator.owned:
+            try:
+                self.open_probe_listener()
+            except OSError:
+                self.process.shutdown("the probe listener could not start", wait=False)
+                raise
+        self._gate.set()
+        if self.process.signals:  # an application in testing mode gets no threads that nobody ends
+            self.health.engine.start()
+            if self.settings.self_test:
+                threading.Thread(target=self._test_probe, name="lifecycle-self-test", daemon=True).start()
+
+    def _test_probe(self) -> None:
+        path = self.settings.probe_paths()["livez"]
+        found = obstacle(self._served, path)
+        if found:
+            logger.warning(
+                "A probe as a kubelet sends it (GET %s to an IP address, by http, without cookies) %s;"
+                " exempt the probes there, or wrap the application before init_app.",
+                path, found, extra={"lifecycle_path": path},
+            )  # fmt: skip
+
+    # -- shutdown -------------------------------------------------------------------------------------------------
+
+    def begin_drain(self, reason: str) -> None:
+        if not self.started:
+            self.refuse()
+        self.machine.apply(Event.DRAIN, reason)
+        self.draining.set()
+        self._gate.set()
+
+    def refuse(self) -> None:
+        with self._lock:
+            if not self._refusing:
+                self._refusing = True
+                install_guard(self._app, self.process.coordinator.remaining)
+
+    def withdraw(self) -> None:
+        self.health.withdraw()
+
+    # -- the probe listener ---------------------------------------------------------------------------------------
+
+    def open_probe_listener(self) -> None:
+        port = self.settings.probe_port
+        with self._lock:
+            if port is not None and self._probe_server is None:
+                self._probe_server = ProbeServer(self.probes, self.settings.probe_host, port)
+                self._probe_server.start()
+
+    def lane(self, path: str) -> str | None:
+        return self.probes.lane(path)
+
+    def close_probe_listener(self) -> None:
+        with self._lock:
+            server, self._probe_server = self._probe_server, None
+        if server is not None:
+            server.close()

@@ -1,0 +1,142 @@
+"""The body of a probe's answer: JSON in the shape of the IETF draft, text as the Kubernetes API server, HTML.
+
+Whoever may not see details gets the status and nothing else: no names, no versions, no texts. And nobody gets the text
+of an exception, which may hold hosts, users and passwords: that is in the log.
+"""
+
+from __future__ import annotations
+
+import datetime
+import functools
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from werkzeug.datastructures import MIMEAccept
+from werkzeug.http import parse_accept_header
+
+from .checks import CheckReport, HealthReport, Transition
+
+if TYPE_CHECKING:
+    from jinja2 import Template
+
+HEALTH_JSON = "application/health+json"
+JSON = "application/json"
+TEXT = "text/plain"
+HTML = "text/html"
+_OFFERS = (HEALTH_JSON, JSON, TEXT, HTML)
+
+_MARKS = {"pass": "+", "warn": "!", "fail": "-"}
+_WORDS = {"pass": "ok", "warn": "warning", "fail": "failed"}
+
+
+def negotiate(accept: str, verbose: bool = False) -> str:
+    """The best of what we offer, and the first of it rather than 406 if nothing suits."""
+    anything = TEXT if verbose else HEALTH_JSON  # ``curl .../readyz?verbose``, as with the Kubernetes API server
+    if not accept or accept == "*/*":
+        return anything
+    return parse_accept_header(accept, MIMEAccept).best_match(_OFFERS, anything)
+
+
+def render(report: HealthReport, kind: str, verbose: bool = False, transitions: Sequence[Transition] = ()) -> bytes:
+    """The body of an answer.
+
+    :param verbose: whether a text lists the checks, and JSON the last ``transitions``, for whoever may see them.
+    """
+    if kind == TEXT:
+        return _text(report, verbose).encode()
+    if kind == HTML:
+        return _page().render(report=report, marks=_MARKS).encode()
+    document: dict[str, Any] = {"status": report.status}
+    if report.details:
+        document |= {"state": report.state.value, "reason": report.reason}
+        document["checks"] = {check.name: [_component(check)] for check in report.checks}
+        if verbose:
+            document["transitions"] = [_transition(transition) for transition in transitions]
+    return to_json(document)
+
+
+def _text(report: HealthReport, verbose: bool) -> str:
+    if not (verbose and report.details):
+        return f"{report.status}\n"
+    lines = [f"[{'-' if report.draining else '+'}]state {report.state.value}: {report.reason}"]
+    for check in report.checks:
+        output = f": {check.output}" if check.output else ""
+        lines.append(f"[{_MARKS[check.status]}]{check.name} {_WORDS[check.status]}{output}")
+        lines += [f"   {name}: {cause}" for name, cause in check.causes.items()]
+    what = report.component or report.group
+    lines.append(f"{what} check {'failed' if report.status == 'fail' else 'passed'}")
+    return "".join(f"{' '.join(line.splitlines())}\n" for line in lines)
+
+
+def _component(check: CheckReport) -> dict[str, Any]:
+    result = check.result
+    component: dict[str, Any] = {"componentId": check.name, "status": check.status, "time": _iso(check.time)}
+    if result.value is None:
+        component |= {"observedValue": round(check.duration * 1000, 1), "observedUnit": "ms"}
+    else:
+        component |= {"observedValue": result.value, "observedUnit": result.unit}
+    if result.observed:
+        component["observed"] = result.observed
+    if check.check.affects and check.status != "pass":
+        component["affectedEndpoints"] = list(check.check.affects)
+    if check.output:
+        component["output"] = check.output
+    if check.causes:
+        component["causes"] = check.causes
+    if check.damped:
+        component["contradictedBy"] = check.damped
+    return component
+
+
+def _transition(transition: Transition) -> dict[str, Any]:
+    return transition._asdict() | {"time": _iso(transition.time), "age": round(transition.age, 1)}
+
+
+def _iso(time: float) -> str:
+    return datetime.datetime.fromtimestamp(time, datetime.timezone.utc).isoformat(timespec="milliseconds")
+
+
+def to_json(document: Any) -> bytes:
+    """JSON of anything: what it has no way to write becomes text."""
+    return json.dumps(_plain(document)).encode() + b"\n"
+
+
+def _plain(value: Any, depth: int = 8) -> Any:
+    """What was observed may be NaN, have keys of any type, or contain itself; a probe answers all the same."""
+    if value is None or isinstance(value, (str, int)) or (isinstance(value, float) and math.isfinite(value)):
+        return value
+    if depth and isinstance(value, Mapping):
+        return {str(key): _plain(item, depth - 1) for key, item in value.items()}
+    if depth and isinstance(value, (list, tuple, set, frozenset)):
+        return [_plain(item, depth - 1) for item in value]
+    try:
+        return str(value)
+    except Exception:
+        return type(value).__name__
+
+
+def to_body(made: Any) -> tuple[str, bytes]:
+    """The content type and the body of what a renderer has made: a mapping or list, a text, bytes, or with its type.
+
+    :raises TypeError: it is something else.
+    """
+    if isinstance(made, tuple) and len(made) == 2 and isinstance(made[1], str):
+        return made[1], to_body(made[0])[1]
+    if isinstance(made, str):
+        return f"{TEXT}; charset=utf-8", made.encode()
+    if isinstance(made, bytes):
+        return "application/octet-stream", made
+    if isinstance(made, (Mapping, list)):
+        return JSON, to_json(made)
+    raise TypeError(f"A renderer returns a mapping, a list, a text or bytes, not {made!r}.")
+
+
+@functools.cache
+def _page() -> Template:
+    from jinja2 import Environment, PackageLoader
+
+    return Environment(loader=PackageLoader("flask_lifecycle"), autoescape=True).get_template(
+        "flask_lifecycle/health.html"
+    )

@@ -1,0 +1,69 @@
+"""Which checks and groups there are."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+from ._check import Check
+from ._health import ALL, ALWAYS, Group, HealthReport
+
+
+class Registry:
+    """The checks and groups of one ``Lifecycle``, in the order of their registration. Any thread may use it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()  # guards both against two registrations of one name
+        self._checks: dict[str, Check] = {}
+        self._groups = {name: Group(name) for name in ALWAYS}
+        self.renderer: Callable[[HealthReport], Any] | None = None  # of every group that has none of its own
+        self._watchers: list[weakref.WeakMethod[Callable[[], Any]]] = []
+
+    def checks(self) -> tuple[Check, ...]:
+        return tuple(self._checks.values())
+
+    def groups(self) -> dict[str, Group]:
+        return self._groups
+
+    def watch(self, watcher: Callable[[], Any]) -> None:
+        """Call a method after each registration, as long as its object lives."""
+        self._watchers.append(weakref.WeakMethod(watcher))
+
+    def add(self, check: Check) -> None:
+        """Register a check; the next probe sees it.
+
+        :raises ValueError: the name is taken, or there is no such group.
+        """
+        with self._lock:
+            if check.name in self._checks:
+                raise ValueError(f"There is a check '{check.name}' already; give this one another name.")
+            known = [name for name in self._groups if name != ALL]
+            for group in check.groups:
+                if group not in known:
+                    raise ValueError(
+                        f"The check '{check.name}' names the group {group!r}, which there is not; the groups are"
+                        f" {', '.join(map(repr, known))}, and lifecycle.group() makes more."
+                    )
+            self._checks = self._checks | {check.name: check}
+        self._tell()
+
+    def set_group(self, group: Group) -> None:
+        """Add a group, or say how one of those that are always there answers.
+
+        :raises ValueError: there is one of this name already, or of this path.
+        """
+        with self._lock:
+            if group.name in self._groups and group.name not in ALWAYS:
+                raise ValueError(f"There is a group '{group.name}' already; give this one another name.")
+            if any(other.path == group.path is not None for other in self._groups.values()):
+                raise ValueError(f"There is a group at '{group.path}' already; give '{group.name}' another path.")
+            self._groups = self._groups | {group.name: group}
+        self._tell()
+
+    def _tell(self) -> None:
+        for reference in self._watchers:
+            watcher = reference()
+            if watcher is not None:
+                watcher()
