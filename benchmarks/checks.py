@@ -215,10 +215,16 @@ def main() -> None:
     elif options.child:
         child()
     else:
-        reports: list[Callable[[], None]] = [report_ten_checks, report_fifty_probes, report_threads]
-        for report in (*reports, report_instructions, lambda: report_load(options.probes)):
+        reports: list[Callable[[], None]] = [
+            report_ten_checks,
+            report_fifty_probes,
+            report_threads,
+            report_instructions,
+        ]
+        for report in reports:
             report()
             sys.stdout.flush()
+        report_load(options.probes)
 
 
 if __name__ == "__main__":
