@@ -6,6 +6,7 @@ import logging
 import re
 import weakref
 from typing import Protocol
+from urllib.parse import unquote
 
 # Werkzeug logs a whole line, with colours; gunicorn gives its fields, of which U is the path without the query.
 _LOGGERS = ("werkzeug", "gunicorn.access")
@@ -28,8 +29,8 @@ class _ProbeFilter(logging.Filter):
         path: object = None
         if isinstance(record.args, dict):
             path = record.args.get("U")
-        elif record.name == "werkzeug" and (found := _REQUEST_LINE.search(str(record.msg))):
-            path = found[1]
+        elif record.name == "werkzeug" and (found := _REQUEST_LINE.search(record.getMessage())):
+            path = unquote(found[1])
         return not (isinstance(path, str) and any(probes.is_probe(path) for probes in self.silent))
 
 
