@@ -75,21 +75,26 @@ class Probes:
 
     def update(self) -> None:
         """Take up the groups and checks that were registered; paths only ever come."""
-        groups = self._registry.groups()
         paths = {_GROUPS[name]: path for name, path in self._settings.probe_paths().items()}
-        paths |= {name: self._settings.url_prefix + group.path for name, group in groups.items() if group.path}
-        for name, path in paths.items():
-            self._add(path, name, functools.partial(self.serve, name, None))
-            for check in self._registry.checks():
+        for name, group in self._registry.groups().items():
+            if group.path is not None:
+                path = self._settings.url_prefix + group.path
+                if path in paths.values():
+                    raise ValueError(f"The group '{name}' has the path '{path}' of another probe; give it its own.")
+                paths[name] = path
+        for check in self._registry.checks():
+            for name, path in paths.items():
                 if name == ALL or name in check.groups:
                     component = functools.partial(self.serve, name, check.name)
                     self._add(f"{path}/{check.name}", "component", component)
+        for name, path in paths.items():  # last: a group goes over a component of the same path
+            self._add(path, name, functools.partial(self.serve, name, None))
 
     def _add(self, path: str, lane: str, probe: WSGIApplication) -> None:
         path = self.fold(path)
         for each in (path, f"{path}/"):
-            self.by_path.setdefault(each, probe)
-            self._lanes.setdefault(each, lane)
+            self.by_path[each] = probe
+            self._lanes[each] = lane
 
     def fold(self, path: str) -> str:
         """A path as it is looked up."""
@@ -204,13 +209,12 @@ class Probes:
         body: bytes,
         **more: str,
     ) -> Iterable[bytes]:
-        headers = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff", **more}
+        headers = {"Content-Type": kind, "Content-Length": str(len(body))} if kind else {}
+        headers |= {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff", **more}
         for given in (self._settings.headers, how.headers or {}):
             # Replaced whatever the case it is written in.
             lower = {name.lower() for name in given}
             headers = {name: value for name, value in headers.items() if name.lower() not in lower} | dict(given)
-        if kind:
-            headers = {"Content-Type": kind, "Content-Length": str(len(body))} | headers
         start_response(_STATUS_LINES.get(code, f"{code} UNKNOWN"), list(headers.items()))
         return [b"" if environ["REQUEST_METHOD"] == "HEAD" else body]
 

@@ -463,6 +463,22 @@ def test_no_thread_to_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
     assert made.later(1.0).one().status == "pass"
 
 
+def test_nobody_waits_for_whoever_is_told_of_a_hang(hanging: Hanging) -> None:
+    """A probe that finds a check hanging is answered, even if the log or a receiver that is told of it blocks."""
+    made = Engineered(Check("db", hanging, timeout=2.0))
+    told, free = threading.Event(), threading.Event()
+
+    def changed(check: Check, old: str, new: str, reason: str) -> None:
+        told.set()
+        assert free.wait(BOUND)
+
+    made.engine.changed = changed
+    made.probe(timeout=0)
+    assert made.later(2.0).probe(timeout=0)[0].hanging
+    assert told.wait(BOUND)
+    free.set()
+
+
 def test_a_drain_hurries_every_probe_but_liveness(hanging: Hanging) -> None:
     """When a drain begins nobody waits for a check any more, but for liveness; the check itself goes on."""
     made = Engineered(Check("hung", hanging, timeout=BOUND))
@@ -743,7 +759,7 @@ def test_a_hung_background_check_is_seen_without_a_probe(hanging: Hanging) -> No
     made = Engineered(Check("db", hanging, interval=10.0, timeout=2.0))
     assert made.engine.tick() == 2.0
     assert made.later(2.0).engine.tick() == 2.0
-    assert made.changes == [("db", "", "fail", "TimeoutError")]
+    until(lambda: made.changes == [("db", "", "fail", "TimeoutError")])
     made.later(30.0).engine.tick()
     assert hanging.calls == 1
 

@@ -212,8 +212,18 @@ class _Slot:
                 return
             old, new = self._damper.status, self._damper.feed("fail", now, times - run.hangs)
             run.hangs = times
+        if old == new:
+            return
         error = TimeoutError(f"no answer within {self.check.timeout:g} s, hanging since {now - run.started:.1f} s")
-        self._tell(old, new, error, now - run.started)
+        # In a thread of its own: it is a probe that has found out, and a receiver or a handler of the log might block.
+        telling = threading.Thread(
+            target=self._tell, args=(old, new, error, now - run.started),
+            name=f"lifecycle-check-{self.check.name}-hangs", daemon=True,
+        )  # fmt: skip
+        try:
+            telling.start()
+        except RuntimeError:  # no more threads to be had
+            telling.run()
 
     def look(self, now: float) -> float | None:
         """Count the run under way if it hangs; return when to look again, ``None`` if nothing runs."""
