@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from flask import Flask
 
 from ._config import Settings
-from ._inflight import Ledger
+from ._inflight import Ledger, Load
 from ._probe_server import ProbeServer
 from ._process import Process
 from ._self_test import obstacle
@@ -144,6 +144,14 @@ class AppState:
                 " exempt the probes there, or wrap the application before init_app.",
                 path, found, extra={"lifecycle_path": path},
             )  # fmt: skip
+
+    def load(self) -> Load | None:
+        """What the server has to do, with the ledger's age of the oldest request, which not every server knows."""
+        load = self.process.load()
+        running = self.ledger.requests()
+        if load is None or not running:
+            return load
+        return load._replace(oldest=max(load.oldest, running[0].age))
 
     # -- shutdown -------------------------------------------------------------------------------------------------
 

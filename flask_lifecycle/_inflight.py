@@ -61,6 +61,26 @@ class RequestInfo(NamedTuple):
         return f"{self.method} {self.path} after {self.age:.1f} s ({self.stage})"
 
 
+class Load(NamedTuple):
+    """What a server has to do at one moment; probes that have a lane of their own are no part of it.
+
+    :param queued: requests that wait for a thread because none is idle.
+    :param threads: how many there are for work; ``None`` where each connection has its own.
+    :param busy: how many of them run a request; ``None`` where that is not known.
+    :param oldest: the age in seconds of the oldest request that waits or runs, from when its turn had come; 0 without.
+    """
+
+    queued: int
+    threads: int | None = None
+    busy: int | None = None
+    oldest: float = 0.0
+
+    @property
+    def idle(self) -> int | None:
+        """How many threads wait for a request; ``None`` where that is not known."""
+        return None if self.threads is None or self.busy is None else self.threads - self.busy
+
+
 class Ledger:
     """The requests that the application has been called for and whose bodies are not closed yet.
 

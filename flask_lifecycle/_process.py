@@ -34,6 +34,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from . import servers
+from ._inflight import Load
 from ._shutdown import Coordinator, Member, Server, ShutdownReport, signal_name
 from ._signals import SignalRelay, die_by, in_main_thread
 from ._state import logger
@@ -83,6 +84,7 @@ class Process:
     def _renew(self) -> None:
         self.coordinator = Coordinator(self.members, self._find_server, self._leave)
         self._first_signal = 0.0
+        self._watched: Server | None = None
         self._left = threading.Event()  # run's loop has ended
 
     def members(self) -> Sequence[App]:
@@ -174,6 +176,13 @@ class Process:
 
     def _find_server(self) -> Server | None:
         return None if self.coordinator.owned or not self.signals else foreign.find()
+
+    def load(self) -> Load | None:
+        """What the server that carries this process has to do; ``None`` where there is none that we know."""
+        server = self.coordinator.server or self._watched
+        if server is None:
+            server = self._watched = self._find_server()  # a search of all objects, so what it found is kept
+        return server.load() if server is not None else None
 
     # -- running --------------------------------------------------------------------------------------------------
 

@@ -53,7 +53,7 @@ from typing import Any, NamedTuple, Protocol
 
 from ._callbacks import name_of, takes_context
 from ._config import Settings
-from ._inflight import Ledger, RequestInfo
+from ._inflight import Ledger, Load, RequestInfo
 from ._state import Event, StateMachine, logger
 
 # The report, the threads and the interpreter's own end.
@@ -265,6 +265,9 @@ class Server(Protocol):
 
     def unfinished(self) -> Sequence[RequestInfo]:
         """Requests that the server holds and no application has been called for yet, or whose answer is not sent."""
+
+    def load(self) -> Load | None:
+        """What it has to do now; ``None`` where that cannot be seen. The one verb that has no part in a shutdown."""
 
     def stop(self) -> None:
         """End the loop."""

@@ -21,7 +21,7 @@ from werkzeug.test import create_environ
 from flask_lifecycle import RequestInfo, ShutdownReport
 from flask_lifecycle._config import Settings
 from flask_lifecycle._extension import AppState
-from flask_lifecycle._inflight import Ledger
+from flask_lifecycle._inflight import Ledger, Load
 from flask_lifecycle._shutdown import Clock, Coordinator, Hooks
 from flask_lifecycle._state import Event, State, StateMachine
 
@@ -147,6 +147,9 @@ class FakeServer:
 
     def unfinished(self) -> Sequence[RequestInfo]:
         return self.left
+
+    def load(self) -> Load | None:
+        return Load(0)
 
     def stop(self) -> None:
         self.calls.append(("stop",))

@@ -21,7 +21,7 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from .._inflight import RequestInfo
+from .._inflight import Load, RequestInfo
 from .._shutdown import Server
 
 _TICK = 0.02
@@ -95,6 +95,10 @@ class _Foreign:
     def unfinished(self) -> Sequence[RequestInfo]:
         return ()
 
+    def load(self) -> Load | None:
+        """Nothing that could be seen from outside; what the application runs, its ledger knows."""
+        return Load(0)
+
     def stop(self) -> None:
         """Nothing: the signal is given back to whoever had it."""
 
@@ -109,6 +113,15 @@ class ForeignWaitress(_Foreign):
 
     def unfinished(self) -> Sequence[RequestInfo]:
         return [info for server in self._servers for channel in _values(server) for info in self._of(channel)]
+
+    def load(self) -> Load:
+        now = time.time()
+        queued = [channel for pool in self._pools() for channel in pool.queue.copy()]
+        oldest = max((now - channel.last_activity for channel in queued), default=0.0)
+        return pool_load(self._pools(), max(0.0, oldest))
+
+    def _pools(self) -> list[Any]:
+        return list({id(server.task_dispatcher): server.task_dispatcher for server in self._servers}.values())
 
     def _of(self, channel: Any) -> Iterator[RequestInfo]:
         age = max(0.0, time.time() - channel.last_activity)
@@ -129,6 +142,15 @@ class ForeignWerkzeug(_Foreign):
     """
 
     name = "werkzeug"
+
+
+def pool_load(pools: Sequence[Any], oldest: float) -> Load:
+    """The load of waitress' task dispatchers. A thread that is on its way to a queued task is busy already."""
+    threads = wanted = 0
+    for pool in pools:
+        threads += len(pool.threads) - pool.stop_count
+        wanted += pool.active_count + len(pool.queue)
+    return Load(max(0, wanted - threads), threads, min(threads, wanted), oldest)
 
 
 def _values(server: Any) -> list[Any]:

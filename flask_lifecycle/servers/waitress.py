@@ -57,8 +57,9 @@ from waitress.server import BaseWSGIServer, UnixWSGIServer, create_server
 from waitress.task import ErrorTask, ThreadedTaskDispatcher, WSGITask
 
 from .. import _sockets
-from .._inflight import RequestInfo
+from .._inflight import Load, RequestInfo
 from . import _closing
+from .foreign import pool_load
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication
@@ -180,6 +181,12 @@ class Waitress:
         queued = {id(channel) for channel in self._dispatcher.queue.copy()}
         return [info for channel in self._channels() for info in channel.unfinished(id(channel) in queued)]
 
+    def load(self) -> Load:
+        now = time.monotonic()
+        began = [channel.work_since for channel in self._channels() if channel.requests]
+        oldest = max((now - since for since in began if since is not None), default=0.0)
+        return pool_load([self._dispatcher], oldest)
+
     def stop(self) -> None:
         self._post(lambda: setattr(self, "_ended", True))
 
@@ -232,6 +239,7 @@ class Waitress:
         path: str = getattr(request, "path", "").removeprefix(self._adj.url_prefix)
         name = self._find_lane(path)
         dispatcher = self._dispatcher if name is None or request.command not in ("GET", "HEAD") else self._lane(name)
+        channel.work_since = time.monotonic() if dispatcher is self._dispatcher else None
         dispatcher.add_task(channel)
 
     def _lane(self, name: str) -> ThreadedTaskDispatcher:
@@ -382,6 +390,7 @@ class _Channel(HTTPChannel):  # type: ignore[misc]
     farewell_began = last_heard = 0.0
     idle_since: float | None = None
     last_request: Any = None
+    work_since: float | None = None  # when its request was given to the pool; None: to the lane of a probe
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

@@ -43,7 +43,7 @@ from typing import TYPE_CHECKING, Any
 from werkzeug.serving import LISTEN_QUEUE, ThreadedWSGIServer, WSGIRequestHandler
 
 from .. import _sockets
-from .._inflight import RequestInfo
+from .._inflight import Load, RequestInfo
 from . import _closing
 
 if TYPE_CHECKING:
@@ -172,6 +172,13 @@ class Werkzeug:
             for connection in connections
             if connection.stage in ("receiving", "sending")
         ]
+
+    def load(self) -> Load:
+        now = time.monotonic()
+        with self._changed:
+            connections = list(self._connections.values())
+        ages = [now - connection.since for connection in connections if connection.stage == "running"]
+        return Load(0, busy=len(ages), oldest=max(ages, default=0.0))
 
     def stop(self) -> None:
         self._post(lambda: setattr(self, "_ended", True))
