@@ -1,0 +1,221 @@
+"""The applications of the parity tests: as many in one process as the plan has.
+
+``LIVE_HOME`` is a directory of the test: what happens is appended to its file ``events``, and its files
+``gate-<name>`` are waited for. ``LIVE_PLAN`` (JSON) says which applications there are: ``root`` at the root, each of
+``mounted`` under its name, and ``settings`` for all of them. What an application can be told is in :func:`make_app`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flask import Flask, request
+from werkzeug.middleware.dispatcher import DispatcherMiddleware
+
+from flask_lifecycle import (
+    CheckContext,
+    HealthCheckError,
+    HealthReport,
+    Lifecycle,
+    ShutdownContext,
+    State,
+    probe_refused,
+    state_changed,
+)
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import WSGIApplication
+
+HOME = Path(os.environ["LIVE_HOME"])
+PLAN: dict[str, Any] = json.loads(os.environ.get("LIVE_PLAN", "{}"))
+LONGEST = 60.0  # seconds: longer than any test waits, so that a forgotten process still ends
+
+Tell = Callable[[str], None]
+
+
+def teller(name: str) -> Tell:
+    """What appends a line to the event file; those of a mounted application begin with its name."""
+
+    def tell(text: str) -> None:
+        line = f"{time.monotonic():.6f} {name + ' ' if name else ''}{text}\n".encode()
+        handle = os.open(HOME / "events", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        try:
+            os.write(handle, line)  # one write of O_APPEND, so that threads do not mix their lines
+        finally:
+            os.close(handle)
+
+    return tell
+
+
+def pass_gate(name: str) -> None:
+    """Wait until the test has made the gate's file."""
+    end = time.monotonic() + LONGEST
+    while not (HOME / f"gate-{name}").exists() and time.monotonic() < end:
+        time.sleep(0.005)
+
+
+# -- checks and what is made of them ---------------------------------------------------------------------------------
+
+ERRORS: dict[str, type[Exception]] = {"HealthCheckError": HealthCheckError, "ValueError": ValueError}
+
+
+def fail(message: str = "", causes: Any = (), errors: Any = (), **options: Any) -> None:
+    """Fail as the plan says.
+
+    :param causes: texts, by name or as a list.
+    :param errors: exceptions, as pairs of type and text, in place of ``causes``.
+    """
+    raise HealthCheckError(message, [ERRORS[kind](text) for kind, text in errors] or causes, **options)
+
+
+def add_check(lifecycle: Lifecycle, tell: Tell, name: str, plan: dict[str, Any]) -> None:
+    """Register a check that says on the event file when it runs, and then does as the plan says."""
+
+    @lifecycle.check(name, **{"ttl": 0, **plan.get("options", {})})
+    def check(context: CheckContext) -> Any:
+        tell(f"check {name}")
+        if "raises" in plan:
+            raise ValueError(plan["raises"])
+        if "fails" in plan:
+            fail(**plan["fails"])
+        return {"state": context.state.name} if plan.get("tells_state") else plan.get("returns")
+
+
+def up_or_down(report: HealthReport) -> dict[str, str]:
+    """A body of one's own for good and for bad."""
+    return {"status": "DOWN" if report.status == "fail" else "UP"}
+
+
+def merged(report: HealthReport) -> dict[str, Any]:
+    """What the checks have observed beside the status."""
+    body: dict[str, Any] = {}
+    for check in report.checks:
+        body |= check.result.observed
+    return body | {"status": report.status}
+
+
+def stacks(report: HealthReport) -> dict[str, Any]:
+    """Where each check has failed, for whoever dares to publish it."""
+    errors = [check.error for check in report.checks if check.error is not None]
+    return {"status": report.status, "stacks": ["".join(traceback.format_exception(error)) for error in errors]}
+
+
+RENDERERS: dict[str, Callable[[HealthReport], Any]] = {"up_or_down": up_or_down, "merged": merged, "stacks": stacks}
+
+
+# -- hooks -----------------------------------------------------------------------------------------------------------
+
+
+def hook(tell: Tell, kind: str, name: str, conduct: str) -> Callable[[ShutdownContext], None]:
+    """Make a hook that says when it runs and by which signal, and then does as the plan says."""
+
+    def behave(context: ShutdownContext) -> None:
+        tell(f"{kind} {name}" if context.signal is None else f"{kind} {name} {context.signal}")
+        if conduct == "raise":
+            raise ValueError(f"boom of {name}")
+        if conduct == "gate":
+            pass_gate(name)
+            tell(f"passed {name}")
+
+    return behave
+
+
+def add_hooks(lifecycle: Lifecycle, tell: Tell, plan: dict[str, list[list[str]]]) -> None:
+    """Register the hooks of a plan: lists of name and conduct, by kind."""
+    for name, conduct in plan.get("startup", []):
+        lifecycle.on_startup(name=name)(hook(tell, "startup", name, conduct))
+    for name, conduct in plan.get("drain", []):
+        lifecycle.on_drain(name=name)(hook(tell, "drain", name, conduct))
+    for name, conduct in plan.get("shutdown", []):
+        lifecycle.on_shutdown(name=name)(hook(tell, "shutdown", name, conduct))
+
+
+# -- applications ----------------------------------------------------------------------------------------------------
+
+
+def add_routes(app: Flask, lifecycle: Lifecycle, tell: Tell) -> None:
+    """Add the work that is asked for, and the ways to move the lifecycle from outside."""
+
+    @app.before_request
+    def notice() -> None:
+        tell(f"request {request.path}")
+
+    @app.get("/hello")
+    def hello() -> str:
+        return "hello"
+
+    @app.get("/gate/<name>")
+    def gate(name: str) -> str:
+        pass_gate(name)
+        tell(f"answered {name}")
+        return f"passed {name}"
+
+    @app.post("/ready")
+    def ready() -> str:
+        lifecycle.set_ready()
+        return "told"
+
+    @app.post("/not-ready")
+    def not_ready() -> str:
+        lifecycle.set_not_ready("for maintenance")
+        return "told"
+
+    @app.post("/shutdown/<int:times>")
+    def shutdown(times: int) -> str:
+        for _ in range(times):
+            lifecycle.shutdown("asked by a request", wait=False)
+        return "told"
+
+
+def listen(app: Flask, tell: Tell) -> None:
+    """Tell what the signals of the package tell."""
+
+    def changed(_sender: Flask, new: State, **_more: Any) -> None:
+        tell(f"state {new.name}")
+
+    def refused(_sender: Flask, group: str) -> None:
+        tell(f"refused {group}")
+
+    state_changed.connect(changed, app, weak=False)
+    probe_refused.connect(refused, app, weak=False)
+
+
+def make_app(
+    name: str,
+    settings: dict[str, Any] | None = None,
+    checks: dict[str, dict[str, Any]] | None = None,
+    hooks: dict[str, list[list[str]]] | None = None,
+    renderer: str | None = None,
+) -> Flask:
+    """Make one application as the plan has it.
+
+    :param settings: for ``app.config``, over those for all.
+    :param checks: by name what they do, see :func:`add_check`; by default one that passes.
+    :param hooks: see :func:`add_hooks`.
+    :param renderer: one of ``RENDERERS``.
+    """
+    app = Flask(name or "root")
+    app.config.update({**PLAN.get("settings", {}), **(settings or {})})
+    tell = teller(name)
+    lifecycle = Lifecycle(app)
+    for check, plan in ({"database": {}} if checks is None else checks).items():
+        add_check(lifecycle, tell, check, plan)
+    if renderer is not None:
+        lifecycle.renderer(RENDERERS[renderer])
+    add_hooks(lifecycle, tell, hooks or {})
+    add_routes(app, lifecycle, tell)
+    listen(app, tell)
+    return app
+
+
+app = make_app("", **PLAN.get("root", {}))
+mounts: dict[str, WSGIApplication] = {
+    f"/{name}": make_app(name, **plan) for name, plan in PLAN.get("mounted", {}).items()
+}
+app.wsgi_app = DispatcherMiddleware(app.wsgi_app, mounts)  # type: ignore[method-assign]
