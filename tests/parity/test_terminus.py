@@ -1,0 +1,412 @@
+"""The cases of Terminus' suite, by their numbers.
+
+Where the package differs on purpose a docstring says so in a clause. What holds for all of them: a check is asked by
+``/readyz``; options of ``createTerminus`` are keys of the configuration or functions that are registered; and
+``onSignal`` and ``onShutdown`` are two functions of one kind, the last registered of which runs first.
+"""
+
+from __future__ import annotations
+
+import re
+import signal
+from collections.abc import Sequence
+
+import pytest
+
+from tests.live._client import refuses
+from tests.live._process import Running, parse_address
+
+from .conftest import Mounted, Own, ask, body_of
+
+NOT_TESTED = {
+    53: "the export of HealthCheckError is a matter of names in a module; tests/test_public_api.py lists ours",
+    54: "the export of createTerminus is a matter of names in a module; Lifecycle is in tests/test_public_api.py",
+    55: "that an error object keeps its causes is asked in the process by tests/test_checks.py; case 22 sees them sent",
+}
+PARTLY: dict[int, str] = {}
+
+ALL_THREE = ["SIGTERM", "SIGINT", "SIGUSR2"]
+# What is registered first runs last.
+SIGNAL_THEN_SHUTDOWN = {"shutdown": [["onShutdown", "ok"], ["onSignal", "ok"]]}
+SHOWN = {"LIFECYCLE_DETAILS": "always"}
+LIST = {"fails": {"errors": [["HealthCheckError", "disk full"], ["HealthCheckError", "queue long"]]}}
+
+
+# -- answers ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.app(checks={})
+def test_case_1_no_checks(mounted: Mounted) -> None:
+    """Without checks other routes answer as ever; the probes are there all the same, and pass."""
+    assert mounted.ask("/hello").body == b"hello"
+    assert mounted.ask("/nothing").status == 404
+    assert body_of(mounted.ask("/readyz")) == {"status": "pass"}
+
+
+def test_case_2_a_check_that_passes(mounted: Mounted) -> None:
+    """A check that passes is 200 and JSON; with a length and not to be stored, which Terminus leaves out."""
+    answer = mounted.ask("/readyz")
+    assert answer.status == 200
+    assert answer.headers["content-type"] == "application/health+json"
+    assert answer.headers["content-length"] == str(len(answer.body))
+    assert answer.headers["cache-control"] == "no-store"
+    assert mounted.ask("/readyz", Accept="application/json").headers["content-type"] == "application/json"
+    assert mounted.told("check") == ["database"] * 2
+
+
+@pytest.mark.app(settings={"LIFECYCLE_STATUS_CODES": {"pass": 201}})
+def test_case_3_status_of_success(mounted: Mounted) -> None:
+    """LIFECYCLE_STATUS_CODES sets the status of success."""
+    assert mounted.ask("/readyz").status == 201
+
+
+def test_case_4_default_body_of_success(mounted: Mounted) -> None:
+    """The default body of success is one word, pass where Terminus says ok."""
+    assert body_of(mounted.ask("/readyz")) == {"status": "pass"}
+
+
+@pytest.mark.app(renderer="up_or_down")
+def test_case_5_own_body_of_success(mounted: Mounted) -> None:
+    """A renderer gives success another body."""
+    answer = mounted.ask("/readyz")
+    assert (answer.status, body_of(answer)) == (200, {"status": "UP"})
+    assert answer.headers["content-type"] == "application/json"
+
+
+def test_case_6_case_matters(mounted: Mounted) -> None:
+    """A path in another case is no probe's: the application gets it, and no check runs."""
+    assert mounted.ask("/READYZ").status == 404
+    assert mounted.told("request") == ["/READYZ"]
+    assert mounted.told("check") == []
+
+
+@pytest.mark.app(settings={"LIFECYCLE_CASE_INSENSITIVE": True, "LIFECYCLE_PATHS": {"readyz": "/Health/Ready"}})
+def test_case_7_lower_case(mounted: Mounted) -> None:
+    """LIFECYCLE_CASE_INSENSITIVE lets a path in lower case run the check."""
+    assert mounted.ask("/health/ready").status == 200
+    assert mounted.told("check") == ["database"]
+
+
+@pytest.mark.app(settings={"LIFECYCLE_CASE_INSENSITIVE": True, "LIFECYCLE_PATHS": {"readyz": "/Health/Ready"}})
+def test_case_8_the_case_it_was_written_in(mounted: Mounted) -> None:
+    """LIFECYCLE_CASE_INSENSITIVE still knows the path as it was written, and in any other case."""
+    assert [mounted.ask(path).status for path in ("/Health/Ready", "/HEALTH/READY")] == [200, 200]
+    assert mounted.told("check") == ["database"] * 2
+
+
+def test_case_9_a_check_runs_once_a_probe(mounted: Mounted) -> None:
+    """Although a probe could be answered in two places, its check runs once and the application is not called."""
+    assert mounted.ask("/readyz").status == 200
+    assert mounted.told("check") == ["database"]
+    assert mounted.told("request") == []
+
+
+@pytest.mark.app(settings=SHOWN, checks={"database": {"returns": {"pool": 5}}, "disk": {"returns": {"free": "3 GB"}}})
+def test_case_10_what_a_check_returns(mounted: Mounted) -> None:
+    """What a check returns is in the answer, under the check's name; for whom LIFECYCLE_DETAILS shows it only."""
+    checks = body_of(mounted.ask("/readyz"))["checks"]
+    assert {name: entry["observed"] for name, (entry,) in checks.items()} == {
+        "database": {"pool": 5},
+        "disk": {"free": "3 GB"},
+    }
+
+
+@pytest.mark.app(renderer="merged", checks={"database": {"returns": {"pool": 5, "status": "hidden"}}})
+def test_case_11_verbatim(mounted: Mounted) -> None:
+    """A renderer puts what checks return beside the status, and it shows up in no other probe's answer."""
+    assert body_of(mounted.ask("/readyz")) == {"pool": 5, "status": "pass"}
+    assert body_of(mounted.ask("/livez")) == {"status": "pass"}
+
+
+@pytest.mark.app(checks={"case-12": {"raises": "case 12: password123"}})
+def test_case_12_a_check_that_raises(mounted: Mounted) -> None:
+    """A check that raises is 503, and the log tells it; once, as nothing has changed at the next probe."""
+    answers = [mounted.ask("/readyz") for _ in range(2)]
+    assert [answer.status for answer in answers] == [503, 503]
+    assert all(b"password123" not in answer.body for answer in answers)
+    assert mounted.told("check") == ["case-12"] * 2
+    # Told after the answer, by the thread of the check.
+    mounted.running.wait_log("ValueError: case 12: password123")
+    assert len(re.findall("check 'case-12' fails after", mounted.running.log)) == 1
+
+
+@pytest.mark.app(settings={"LIFECYCLE_STATUS_CODES": {"fail": 500}}, checks={"database": {"raises": "down"}})
+def test_case_13_status_of_failure(mounted: Mounted) -> None:
+    """LIFECYCLE_STATUS_CODES sets the status of failure."""
+    assert mounted.ask("/readyz").status == 500
+
+
+@pytest.mark.app(checks={"database": {"fails": {"status_code": 500}}})
+def test_case_14_status_of_the_error(mounted: Mounted) -> None:
+    """A HealthCheckError may say itself which status it is answered with."""
+    assert mounted.ask("/readyz").status == 500
+
+
+@pytest.mark.app(
+    settings={"LIFECYCLE_STATUS_CODES": {"fail": 500}}, checks={"database": {"fails": {"status_code": 502}}}
+)
+def test_case_15_status_of_the_error_beats_the_configured(mounted: Mounted) -> None:
+    """The status of an error has precedence over that of the configuration."""
+    assert mounted.ask("/readyz").status == 502
+
+
+@pytest.mark.app(checks={"database": {"fails": {"message": "not for you", "causes": {"db": "nor this"}}}})
+def test_case_16_default_body_of_failure(mounted: Mounted) -> None:
+    """The default body of failure is one word, fail where Terminus says error; causes are details, not shown to all."""
+    assert body_of(mounted.ask("/readyz")) == {"status": "fail"}
+
+
+@pytest.mark.app(renderer="up_or_down", checks={"database": {"raises": "down"}})
+def test_case_17_own_body_of_failure(mounted: Mounted) -> None:
+    """A renderer gives failure another body."""
+    answer = mounted.ask("/readyz")
+    assert (answer.status, body_of(answer)) == (503, {"status": "DOWN"})
+
+
+@pytest.mark.app(checks={"database": {"fails": {"response": {"status": "NO DATABASE"}}}})
+def test_case_18_body_of_the_error(mounted: Mounted) -> None:
+    """A HealthCheckError may bring the body that it is answered with."""
+    answer = mounted.ask("/readyz")
+    assert (answer.status, body_of(answer)) == (503, {"status": "NO DATABASE"})
+
+
+@pytest.mark.app(renderer="up_or_down", checks={"database": {"fails": {"response": {"status": "NO DATABASE"}}}})
+def test_case_19_body_of_the_error_beats_the_configured(mounted: Mounted) -> None:
+    """The body of an error has precedence over that of the renderer."""
+    assert body_of(mounted.ask("/readyz")) == {"status": "NO DATABASE"}
+
+
+@pytest.mark.app(settings=SHOWN, checks={"database": {"tells_state": True}})
+def test_case_20_a_check_may_see_that_nothing_stops(mounted: Mounted) -> None:
+    """A check that takes the context sees the state; READY where Terminus says isShuttingDown: false."""
+    assert body_of(mounted.ask("/readyz"))["checks"]["database"][0]["observed"] == {"state": "READY"}
+
+
+@pytest.mark.app(settings={**SHOWN, "LIFECYCLE_READINESS_ON_DRAIN": "keep"}, checks={"database": {"tells_state": True}})
+def test_case_21_a_check_may_see_the_stop(in_drain: Mounted) -> None:
+    """After the signal a check that still runs sees DRAINING."""
+    assert body_of(in_drain.ask("/readyz"))["checks"]["database"][0]["observed"] == {"state": "DRAINING"}
+
+
+# -- causes ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.app(
+    settings=SHOWN, checks={"database": {"fails": {"message": "no", "causes": {"db": "away", "mq": "full"}}}}
+)
+def test_case_22_causes_by_name(mounted: Mounted) -> None:
+    """Causes by name are sent; under the check's name, so that those of several checks do not mix."""
+    (entry,) = body_of(mounted.ask("/readyz"))["checks"]["database"]
+    assert (entry["output"], entry["causes"]) == ("no", {"db": "away", "mq": "full"})
+
+
+@pytest.mark.app(
+    settings=SHOWN,
+    checks={"database": {"fails": {"errors": [["HealthCheckError", "disk full"], ["ValueError", "secret dsn"]]}}},
+)
+def test_case_23_causes_as_errors(mounted: Mounted) -> None:
+    """Of a list of errors the messages are sent and no stacks; of errors that are not meant for it the type alone."""
+    answer = mounted.ask("/readyz")
+    assert body_of(answer)["checks"]["database"][0]["causes"] == {"1": "disk full", "2": "ValueError"}
+    assert b"Traceback" not in answer.body
+    assert b"secret" not in answer.body
+
+
+@pytest.mark.app(renderer="stacks", checks={"database": LIST})
+def test_case_24_stacks(mounted: Mounted) -> None:
+    """Stacks are sent by a renderer that does so; there is no flag for it."""
+    (stack,) = body_of(mounted.ask("/readyz"))["stacks"]
+    assert stack.startswith("Traceback (most recent call last)")
+
+
+@pytest.mark.app(settings=SHOWN, checks={"database": LIST})
+def test_case_25_default_status_of_causes(mounted: Mounted) -> None:
+    """A failure with causes is 503 by default."""
+    answer = mounted.ask("/readyz")
+    assert answer.status == 503
+    assert body_of(answer)["checks"]["database"][0]["causes"] == {"1": "disk full", "2": "queue long"}
+
+
+@pytest.mark.app(settings={"LIFECYCLE_STATUS_CODES": {"fail": 500}}, checks={"database": LIST})
+def test_case_26_configured_status_of_causes(mounted: Mounted) -> None:
+    """A failure with causes has the configured status."""
+    assert mounted.ask("/readyz").status == 500
+
+
+@pytest.mark.app(checks={"database": {"fails": {**LIST["fails"], "status_code": 500}}})
+def test_case_27_status_of_an_error_with_causes(mounted: Mounted) -> None:
+    """A failure with causes may say its status."""
+    assert mounted.ask("/readyz").status == 500
+
+
+@pytest.mark.app(
+    settings={"LIFECYCLE_STATUS_CODES": {"fail": 500}},
+    checks={"database": {"fails": {**LIST["fails"], "status_code": 502}}},
+)
+def test_case_28_status_of_an_error_with_causes_beats_the_configured(mounted: Mounted) -> None:
+    """The status of a failure with causes has precedence over that of the configuration."""
+    assert mounted.ask("/readyz").status == 502
+
+
+# -- answers after the signal ----------------------------------------------------------------------------------------
+
+
+def test_case_29_failing_in_the_delay(in_drain: Mounted) -> None:
+    """In the delay readiness is 503 and work is served; liveness stays 200, and every answer closes its connection."""
+    answers = [in_drain.ask(path) for path in ("/readyz", "/healthcheck", "/livez", "/startupz", "/hello")]
+    assert [answer.status for answer in answers] == [503, 503, 200, 200, 200]
+    assert all(answer.says_close for answer in answers)
+    assert in_drain.told("check") == []
+
+
+def test_case_29_and_dying_by_the_signal(own: Own) -> None:
+    """Readiness is 503 to the end, also while the last functions run; then the process dies by its SIGINT, if it is to
+    (LIFECYCLE_EXIT).
+    """
+    hooks = {"shutdown": [["slow", "gate"]]}
+    running = own.serve(settings={"LIFECYCLE_EXIT": "signal"}, hooks=hooks)
+    probes = parse_address(running.wait_log(r"probe listener on (http://\S+)")[1])
+    running.send(signal.SIGINT)
+    running.wait_event("shutdown slow 2")
+    assert refuses(running.address)
+    assert [ask(probes, path).status for path in ("/readyz", "/livez")] == [503, 200]
+    running.open_gate("slow")
+    assert running.wait_gone() == -signal.SIGINT
+
+
+@pytest.mark.app(settings={"LIFECYCLE_STATUS_CODES": {"fail": 501}})
+def test_case_30_status_after_the_signal(in_drain: Mounted) -> None:
+    """The configured status of failure holds after the signal."""
+    assert in_drain.ask("/readyz").status == 501
+
+
+def test_case_31_default_body_after_the_signal(in_drain: Mounted) -> None:
+    """After the signal the body is that of a failure."""
+    assert body_of(in_drain.ask("/readyz")) == {"status": "fail"}
+
+
+@pytest.mark.app(renderer="up_or_down")
+def test_case_32_own_body_after_the_signal(in_drain: Mounted) -> None:
+    """After the signal a renderer makes the body."""
+    assert body_of(in_drain.ask("/readyz")) == {"status": "DOWN"}
+
+
+def test_case_33_refused_probes_are_told(in_drain: Mounted) -> None:
+    """The signal probe_refused is sent once for a probe that fails because of the stop, before the answer."""
+    assert in_drain.ask("/readyz").status == 503
+    assert in_drain.told("refused") == ["ready"]
+
+
+@pytest.mark.app(checks={"database": {"raises": "down"}})
+def test_case_34_failed_probes_are_not_told(mounted: Mounted) -> None:
+    """The signal probe_refused is not sent for a probe that a check makes fail."""
+    assert mounted.ask("/readyz").status == 503
+    assert mounted.told("refused") == []
+
+
+@pytest.mark.app(settings={"LIFECYCLE_READINESS_ON_DRAIN": "keep"})
+def test_case_35_readiness_may_outlive_the_signal(in_drain: Mounted) -> None:
+    """With LIFECYCLE_READINESS_ON_DRAIN "keep" checks go on deciding after the signal; while the listener is open."""
+    assert in_drain.ask("/readyz").status == 200
+    assert in_drain.told("check") == ["database"]
+
+
+@pytest.mark.app(settings={"LIFECYCLE_READINESS_ON_DRAIN": "keep"}, checks={"database": {"raises": "down"}})
+def test_case_36_and_then_nothing_is_refused(in_drain: Mounted) -> None:
+    """With LIFECYCLE_READINESS_ON_DRAIN "keep" the signal probe_refused is not sent, not for a failing check either."""
+    assert in_drain.ask("/readyz").status == 503
+    assert in_drain.told("check") == ["database"]
+    assert in_drain.told("refused") == []
+
+
+# -- hooks and signals -----------------------------------------------------------------------------------------------
+
+
+def hooks_after(own: Own, number: signal.Signals, *, trapped: Sequence[str], names: Sequence[str]) -> list[str]:
+    """Register functions in reverse, stop by a signal, and return which ran and were told of which signal."""
+    hooks = {"shutdown": [[name, "ok"] for name in reversed(names)]}
+    running = own.serve(settings={"LIFECYCLE_SIGNALS": list(trapped)}, hooks=hooks)
+    assert running.stop(number) == 0
+    return running.hooks()
+
+
+each_signal = pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR2], ids=ALL_THREE)
+
+
+@each_signal
+def test_cases_37_39_41_a_function_runs_on_a_signal(own: Own, number: signal.Signals) -> None:
+    """An on_shutdown function runs once on SIGTERM, SIGINT or SIGUSR2; the exit code is 0."""
+    assert hooks_after(own, number, trapped=ALL_THREE, names=["onSignal"]) == [f"onSignal {number.value}"]
+
+
+@each_signal
+def test_cases_38_40_42_two_functions_run_in_order(own: Own, number: signal.Signals) -> None:
+    """Of two on_shutdown functions the one that was registered last runs first, on each of the signals."""
+    ran = hooks_after(own, number, trapped=ALL_THREE, names=["onSignal", "onShutdown"])
+    assert ran == [f"onSignal {number.value}", f"onShutdown {number.value}"]
+
+
+@each_signal
+def test_cases_43_44_45_the_one_signal_that_is_asked_for(own: Own, number: signal.Signals) -> None:
+    """With one signal in LIFECYCLE_SIGNALS it stops the process, and the function is told which one it was."""
+    ran = hooks_after(own, number, trapped=[number.name], names=["onSignal"])
+    assert ran == [f"onSignal {number.value}"]
+
+
+@each_signal
+def test_cases_46_47_48_any_of_a_list_of_signals(own: Own, number: signal.Signals) -> None:
+    """With three signals in LIFECYCLE_SIGNALS each of them stops the process: on_drain functions run at once,
+    on_shutdown functions after the drain, each told of the signal.
+    """
+    hooks = {"drain": [["onDrain", "ok"]], **SIGNAL_THEN_SHUTDOWN}
+    running = own.serve(settings={"LIFECYCLE_SIGNALS": ALL_THREE}, hooks=hooks)
+    running.send(number)
+    assert running.wait_gone() == 0
+    assert running.hooks("drain") == [f"onDrain {number.value}"]
+    assert running.hooks() == [f"onSignal {number.value}", f"onShutdown {number.value}"]
+    assert f"shutdown begins: {number.name}" in running.log
+
+
+def test_case_49_three_applications(own: Own) -> None:
+    """Three applications in one process stop together, by one signal; those that came last stop first."""
+    plan = {"mounted": {name: {"hooks": {"shutdown": [[f"of {name}", "ok"]]}} for name in ("second", "third")}}
+    running = own.serve(hooks={"shutdown": [["of first", "ok"]]}, plan=plan)
+    assert running.stop() == 0
+    told = [event.text for event in running.events if "shutdown" in event.text]
+    assert told == ["third shutdown of third 15", "second shutdown of second 15", "shutdown of first 15"]
+
+
+@pytest.mark.app(settings={"LIFECYCLE_HEADERS": {"X-Node": "a 1", "Cache-Control": "max-age=1"}})
+def test_case_50_own_headers(mounted: Mounted) -> None:
+    """LIFECYCLE_HEADERS go with every answer of a probe, over those that it has by itself; not with other answers."""
+    answer = mounted.ask("/readyz")
+    assert (answer.headers["x-node"], answer.headers["cache-control"]) == ("a 1", "max-age=1")
+    assert "x-node" not in mounted.ask("/hello").headers
+
+
+@pytest.mark.app(settings={"LIFECYCLE_HEADERS": {"X-Node": "a 1"}})
+def test_case_50_own_headers_after_the_signal(in_drain: Mounted) -> None:
+    """LIFECYCLE_HEADERS go with the 503 after the signal too, where Terminus leaves them out."""
+    answer = in_drain.ask("/readyz")
+    assert (answer.status, answer.headers["x-node"]) == (503, "a 1")
+
+
+def exit_after_sigterm(own: Own, how: str) -> tuple[int, Running]:
+    running = own.serve(settings={"LIFECYCLE_EXIT": how}, hooks=SIGNAL_THEN_SHUTDOWN)
+    return running.stop(signal.SIGTERM), running
+
+
+def test_case_51_exit_by_a_code(own: Own) -> None:
+    """With LIFECYCLE_EXIT "code", the default, a clean stop ends with 0."""
+    code, running = exit_after_sigterm(own, "code")
+    assert code == 0
+    assert running.hooks() == ["onSignal 15", "onShutdown 15"]
+
+
+def test_case_52_exit_by_the_signal(own: Own) -> None:
+    """With LIFECYCLE_EXIT "signal" the process is killed by the SIGTERM that came, after its functions; Terminus does
+    so by default.
+    """
+    code, running = exit_after_sigterm(own, "signal")
+    assert code == -signal.SIGTERM
+    assert running.hooks() == ["onSignal 15", "onShutdown 15"]
