@@ -13,9 +13,8 @@ import signal
 import pytest
 
 from tests.live._client import Address, Connection
-from tests.live._process import Running, parse_address
 
-from .conftest import Mounted, Own, ask
+from .conftest import Mounted, Own, ask, probe_address
 
 NOT_TESTED: dict[int, str] = {}
 # Cases whose test asks less than Lightship's, and what it leaves out.
@@ -50,11 +49,6 @@ def heads(mounted: Mounted) -> list[tuple[int, bytes]]:
 def statuses(address: Address) -> list[int]:
     """The statuses of the three probes."""
     return [ask(address, path).status for path in PROBES]
-
-
-def probe_address(running: Running) -> Address:
-    """Where the process says that its probe listener is."""
-    return parse_address(running.wait_log(r"probe listener on (http://\S+)")[1])
 
 
 # -- probes ----------------------------------------------------------------------------------------------------------
