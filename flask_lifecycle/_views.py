@@ -209,6 +209,8 @@ class Probes:
         body: bytes,
         **more: str,
     ) -> Iterable[bytes]:
+        if code in (204, 304):  # these end with their head (RFC 9110, 6.4.1); a body would be read as the next answer
+            kind, body = "", b""
         headers = {"Content-Type": kind, "Content-Length": str(len(body))} if kind else {}
         headers |= {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff", **more}
         for given in (self._settings.headers, how.headers or {}):

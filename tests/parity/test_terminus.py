@@ -14,9 +14,9 @@ from collections.abc import Sequence
 import pytest
 
 from tests.live._client import refuses
-from tests.live._process import Running, parse_address
+from tests.live._process import Running
 
-from .conftest import Mounted, Own, ask, body_of
+from .conftest import Mounted, Own, ask, body_of, probe_address
 
 NOT_TESTED = {
     53: "the export of HealthCheckError is a matter of names in a module; tests/test_public_api.py lists ours",
@@ -58,6 +58,17 @@ def test_case_2_a_check_that_passes(mounted: Mounted) -> None:
 def test_case_3_status_of_success(mounted: Mounted) -> None:
     """LIFECYCLE_STATUS_CODES sets the status of success."""
     assert mounted.ask("/readyz").status == 201
+
+
+def test_case_3_status_without_a_body(own: Own) -> None:
+    """A status that has no body, 204, is answered with none, by every listener."""
+    running = own.serve(settings={"LIFECYCLE_STATUS_CODES": {"pass": 204}})
+    for address in (running.address, probe_address(running)):
+        answer = ask(address, "/readyz")
+        assert (answer.status, answer.body) == (204, b"")
+        assert "content-length" not in answer.headers
+    assert "content was ignored" not in running.log
+    assert running.stop() == 0
 
 
 def test_case_4_default_body_of_success(mounted: Mounted) -> None:
@@ -265,7 +276,7 @@ def test_case_29_and_dying_by_the_signal(own: Own) -> None:
     """
     hooks = {"shutdown": [["slow", "gate"]]}
     running = own.serve(settings={"LIFECYCLE_EXIT": "signal"}, hooks=hooks)
-    probes = parse_address(running.wait_log(r"probe listener on (http://\S+)")[1])
+    probes = probe_address(running)
     running.send(signal.SIGINT)
     running.wait_event("shutdown slow 2")
     assert refuses(running.address)
