@@ -19,7 +19,7 @@ from flask_lifecycle.checks import CheckReport, Engine, overall
 from flask_lifecycle.checks._damping import Damper
 from flask_lifecycle.checks._engine import JITTER
 from flask_lifecycle.checks._scheduler import Scheduler
-from tests._fakes import BOUND, running, until
+from tests._fakes import BOUND, running, until, whole
 
 # So short that a probe gives up at once, and never reached by a check that answers.
 SHORT = 0.001
@@ -193,6 +193,14 @@ def test_the_authors_words_are_public() -> None:
         "replica.2": "LookupError",
         "both": "KeyError",
     }
+
+
+@pytest.mark.parametrize("code", [99, 600, "500", True])
+def test_a_status_that_there_is_not(code: Any) -> None:
+    """A HealthCheckError refuses what is no status of HTTP, before a client has to make sense of it."""
+    message = f"The status_code of a HealthCheckError must be an HTTP status from 200 to 599, not {code!r}."
+    with pytest.raises(ValueError, match=whole(message)):
+        HealthCheckError("down", status_code=code)
 
 
 def test_a_cause_that_is_its_own() -> None:

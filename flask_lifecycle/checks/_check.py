@@ -181,6 +181,7 @@ class HealthCheckError(Exception):
     :param causes: what is wrong, by name, or one after the other: texts or exceptions.
     :param status_code: of the probe that fails because of this one, in place of the configured one.
     :param response: the body of that probe's answer, in place of the report: a mapping or a text.
+    :raises ValueError: ``status_code`` is no status of HTTP.
     """
 
     def __init__(
@@ -192,6 +193,10 @@ class HealthCheckError(Exception):
         response: Any = None,
     ) -> None:
         super().__init__(message)
+        if status_code is not None and (type(status_code) is bool or status_code not in range(200, 600)):
+            raise ValueError(
+                f"The status_code of a HealthCheckError must be an HTTP status from 200 to 599, not {status_code!r}."
+            )
         self.causes = causes
         self.status_code = status_code
         self.response = response
