@@ -41,6 +41,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import logging
 import os
 import select
 import socket
@@ -66,6 +67,8 @@ if TYPE_CHECKING:
 
 # The upper bound on what a lost wake-up could cost; all that a drain waits for does wake the loop.
 _DRAIN_TICK = 0.05
+# Of no logger's tree, so that nobody hears what is said to it.
+_UNHEARD = logging.Logger("waitress.queue", logging.CRITICAL)
 
 
 def create(
@@ -245,8 +248,10 @@ class Waitress:
     def _lane(self, name: str) -> ThreadedTaskDispatcher:
         with self._lanes_lock:
             if name not in self._lanes:
-                self._lanes[name] = ThreadedTaskDispatcher()
-                self._lanes[name].set_thread_count(1)
+                lane = self._lanes[name] = ThreadedTaskDispatcher()
+                # Its warnings would be taken for the work's queue: a new thread counts as busy until it waits.
+                lane.queue_logger = _UNHEARD
+                lane.set_thread_count(1)
             return self._lanes[name]
 
     def _begin_closing(self, patience: float) -> None:

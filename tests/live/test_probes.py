@@ -49,6 +49,14 @@ def test_all_workers_busy(live: Starter, server: str) -> None:
     assert running.wait_gone() == 0
 
 
+def test_probes_do_not_warn_of_a_queue(live: Starter, server: str) -> None:
+    """Probes of an idle server do not make waitress warn of the depth of a queue."""
+    running = live.serve(server)
+    assert statuses(running.address) == [200, 200, 200, 200]
+    assert running.stop() == 0
+    assert "queue depth" not in running.log
+
+
 def test_probes_on_the_main_port_during_the_delay_with_all_workers_busy(live: Starter, server: str) -> None:
     """Also in the delay of a stop, with every worker busy, the main port answers the probes, and
     with the truth.
