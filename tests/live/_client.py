@@ -115,7 +115,8 @@ class Connection:
         line, self._left = self._left.split(b"\r\n", 1)
         return line
 
-    def _exactly(self, size: int) -> bytes:
+    def exactly(self, size: int) -> bytes:
+        """Read so many bytes."""
         parts, missing = [self._left[:size]], size - len(self._left[:size])
         self._left = self._left[size:]
         while missing:
@@ -129,7 +130,7 @@ class Connection:
     def _chunks(self) -> bytes:
         parts = []
         while size := int(self._line("a chunk's size"), 16):
-            parts.append(self._exactly(size))
+            parts.append(self.exactly(size))
             self._line("a chunk's end")
         self._line("the last chunk")
         return b"".join(parts)
@@ -150,7 +151,7 @@ class Connection:
         if headers.get("transfer-encoding", "").lower() == "chunked":
             return self._chunks()
         if "content-length" in headers:
-            return self._exactly(int(headers["content-length"]))
+            return self.exactly(int(headers["content-length"]))
         return self.rest()
 
     def answer(self) -> Answer:

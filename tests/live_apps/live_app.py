@@ -3,11 +3,12 @@
 ``LIVE_HOME`` is a directory of the test: the application appends what happens to its file
 ``events``, and waits there for the files ``gate-<name>``, so that a test orders things without
 sleeping. ``LIVE_SETTINGS`` (JSON) goes into ``app.config``; ``LIVE_PLAN`` (JSON) says which hooks
-there are and how they behave.
+there are and how they behave, and what else of the process misbehaves.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -24,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 from flask import Flask, Response, request, send_file
 from werkzeug.middleware.dispatcher import DispatcherMiddleware
 
-from flask_lifecycle import Lifecycle, ShutdownReport
+from flask_lifecycle import Lifecycle, ShutdownReport, State, state_changed
 
 HOME = Path(os.environ["LIVE_HOME"])
 PLAN: dict[str, Any] = json.loads(os.environ.get("LIVE_PLAN", "{}"))
@@ -165,6 +166,50 @@ def add_body_routes(app: Flask) -> None:
         return Response(raising_body(), mimetype="text/plain")
 
 
+def misframed_body(given: int, fails: bool) -> Iterator[bytes]:
+    """Give so many bytes, and then perhaps raise."""
+    yield b"x" * given
+    if fails:
+        raise RuntimeError("raised in the body")
+
+
+def add_rude_routes(app: Flask) -> None:
+    """Add the routes that do what no application should."""
+
+    @app.get("/misframed/<int:given>")
+    def misframed(given: int) -> Response:
+        body = misframed_body(given, "raise" in request.args)
+        return Response(body, headers={"Content-Length": "100"}, mimetype="text/plain")
+
+    @app.post("/refuse")
+    def refuse() -> tuple[str, int]:
+        return "too large, and not read", 413
+
+    @app.get("/exit/<gate>")
+    def leave(gate: str) -> str:
+        event(f"begin exit {gate}")
+        pass_gate(gate)
+        raise SystemExit(3)
+
+    @app.get("/fork")
+    def fork() -> str:
+        child = os.fork()
+        if child == 0:
+            event("forked")
+            time.sleep(LONGEST)
+            os._exit(0)
+        return str(child)
+
+    if PLAN.get("catch_all"):
+        app.url_map.merge_slashes = False
+
+        @app.get("/<path:rest>")
+        def catch_all(rest: str) -> str:
+            event(f"begin catch-all {request.path}")
+            pass_gate("catch-all")
+            return rest
+
+
 def add_lifecycle_routes(app: Flask, lifecycle: Lifecycle) -> None:
     """Add the routes that use the lifecycle object."""
 
@@ -203,6 +248,58 @@ def add_hooks(lifecycle: Lifecycle, name: str) -> None:
             decorate(name=label, **options)(hook(kind, prefix + label, conduct))
 
 
+def misbehave(conduct: str, in_words: str) -> None:
+    """Hang, or raise, as the plan says."""
+    event(in_words)
+    if conduct == "hang":
+        threading.Event().wait(LONGEST)
+    raise ValueError("boom")
+
+
+class RudeHandler(logging.StreamHandler):  # type: ignore[type-arg]  # subscriptable from Python 3.11 on
+    """Writes each record of the package, and then raises, or hangs when a shutdown begins."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        super().emit(record)
+        if PLAN["log_handler"] == "raise" or record.getMessage().startswith("shutdown begins"):
+            misbehave(PLAN["log_handler"], "rude handler")
+
+
+def rude_receiver(_app: Flask, new: State, **_more: object) -> None:
+    """Hear of changes of the state, and do as the plan says when it is of the drain."""
+    if new is State.DRAINING:
+        misbehave(PLAN["receiver"], "rude receiver")
+
+
+def stall_stderr() -> None:
+    """Put a pipe in the place of stderr that is full and that nobody reads."""
+    pass_gate("stall")
+    _read, write = os.pipe()
+    os.set_blocking(write, False)
+    for size in (4096, 1):
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                os.write(write, b"x" * size)
+    os.set_blocking(write, True)
+    os.dup2(write, sys.stderr.fileno())
+    event("stderr stalled")
+
+
+def add_rude_surroundings(lifecycle: Lifecycle) -> None:
+    """Let the log, a receiver, a check and stderr behave as the plan says."""
+    if "log_handler" in PLAN:
+        handler = RudeHandler()
+        handler.setFormatter(logging.Formatter("%(name)s: %(message)s"))
+        logging.getLogger("flask_lifecycle").addHandler(handler)
+        logging.getLogger("flask_lifecycle").setLevel(logging.INFO)
+    if "receiver" in PLAN:
+        state_changed.connect(rude_receiver)
+    if "stderr" in PLAN:
+        threading.Thread(target=stall_stderr, daemon=True).start()
+    if "check" in PLAN:
+        lifecycle.check("rude", timeout=LONGEST)(lambda: misbehave(PLAN["check"], "rude check"))
+
+
 def create_app(name: str = "live") -> tuple[Flask, Lifecycle]:
     """Make an application with every route, the hooks of the plan and the settings of the test."""
     app = Flask(name)
@@ -210,8 +307,10 @@ def create_app(name: str = "live") -> tuple[Flask, Lifecycle]:
     lifecycle = Lifecycle()
     add_waiting_routes(app, name)
     add_body_routes(app)
+    add_rude_routes(app)
     add_lifecycle_routes(app, lifecycle)
     add_hooks(lifecycle, name)
+    add_rude_surroundings(lifecycle)
     event(f"made {name}")
     lifecycle.init_app(app)
     event(f"ready {name}")

@@ -1,0 +1,277 @@
+"""Clients that mean harm, or do it unawares: heads that nobody may understand, bodies that claim to
+be requests, connections that hold what others need.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import select
+import socket
+import time
+from pathlib import Path
+
+import pytest
+
+from ._client import PATIENCE, Connection, LostError, get, head_of
+from ._process import BIG, Running, Starter
+from .test_probes import PROBE_LISTENER, probe_address
+
+FAST = head_of("GET", "/fast", {}, 0)
+SMUGGLED = head_of("GET", "/sleep/0.0", {}, 0)  # tells an event when it is run
+
+REFUSED_HEADS = {
+    "version": (400, b"GET / HTTP/x.y\r\nHost: localhost\r\n\r\n"),
+    "TLS": (400, b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03 a b\r\n\r\n"),
+    "long URI": (414, b"GET /" + b"a" * 70_000 + b" HTTP/1.1\r\nHost: localhost\r\n\r\n"),
+    "many headers": (431, head_of("GET", "/fast", {f"X-{n}": "y" for n in range(200)}, 0)),
+}
+
+
+@pytest.mark.parametrize("first", [b"", FAST], ids=["alone", "pipelined"])
+@pytest.mark.parametrize(("status", "head"), REFUSED_HEADS.values(), ids=REFUSED_HEADS.keys())
+def test_head_that_http_server_refuses(live: Starter, status: int, head: bytes, first: bytes) -> None:
+    """Werkzeug's base class may refuse a head before there are headers: the client reads why, and
+    the log has no traceback.
+    """
+    running = live.serve("werkzeug")
+    with Connection(running.address) as connection:
+        connection.send(first + head)
+        if first:
+            assert connection.answer().body == b"fast"
+        # To a version that it does not understand http.server answers as to HTTP/0.9, without a head.
+        assert b"Error code: %d" % status in connection.rest()
+    assert get(running.address, "/fast").status == 200
+    assert running.stop() == 0
+
+
+def post(*fields: str) -> bytes:
+    """Write a POST with fields as they are, a smuggled request for its body."""
+    lines = ["POST /refuse HTTP/1.1", "Host: localhost", *fields, "", ""]
+    return "\r\n".join(lines).encode() + SMUGGLED
+
+
+LENGTH = len(SMUGGLED)
+SMUGGLERS = {
+    "two lengths": post("Content-Length: 0", f"Content-Length: {LENGTH}"),
+    "two lengths of a GET": post("Content-Length: 0", f"Content-Length: {LENGTH}").replace(b"POST", b"GET", 1),
+    "list of lengths": post(f"Content-Length: 0, {LENGTH}"),
+    "signed length": post(f"Content-Length: +{LENGTH}"),
+    "blank before the colon": post(f"Content-Length : {LENGTH}"),
+    "line without a colon": post("Foo", f"Content-Length: {LENGTH}"),
+    "empty encoding": post("Transfer-Encoding: ", "Transfer-Encoding: chunked"),
+    "blank before the encoding's colon": post("Transfer-Encoding : chunked"),
+    "length and encoding": post(f"Content-Length: {LENGTH}", "Transfer-Encoding: chunked"),
+    "unknown encoding": post("Transfer-Encoding: xchunked"),
+}
+
+
+@pytest.mark.parametrize("request_bytes", SMUGGLERS.values(), ids=SMUGGLERS.keys())
+def test_body_is_never_run_as_a_request(live: Starter, server: str, request_bytes: bytes) -> None:
+    """Where a head leaves room for two readings of where its request ends, the connection ends with
+    it: its body is never run as a second request.
+    """
+    running = live.serve(server)
+    with Connection(running.address) as connection:
+        connection.send(request_bytes)
+        assert connection.rest().count(b"HTTP/1.") <= 1
+    assert running.stop() == 0
+    assert running.told("begin /sleep/0.0") == []
+
+
+@pytest.mark.parametrize("path", ["/misframed/50", "/misframed/50?raise"], ids=["ends", "raises"])
+def test_answer_shorter_than_it_said(live: Starter, server: str, path: str) -> None:
+    """An answer that turns out shorter than its Content-Length is the last one on its connection:
+    the next cannot be taken for a part of it.
+    """
+    running = live.serve(server, excuse="raised in the body")
+    with Connection(running.address) as connection:
+        connection.send(head_of("GET", path, {}, 0) + FAST)
+        status, headers = connection.head()
+        assert (status, headers["content-length"]) == (200, "100")
+        assert connection.rest() == b"x" * 50
+    assert running.stop() == 0
+
+
+def test_answer_longer_than_it_said(live: Starter, server: str) -> None:
+    """Of an answer that turns out longer than its Content-Length what is too much is cut off, or is
+    the last on its connection: it is never taken for the head of the next.
+    """
+    running = live.serve(server)
+    with Connection(running.address) as connection:
+        connection.send(head_of("GET", "/misframed/150", {}, 0) + head_of("GET", "/fast", {"Connection": "close"}, 0))
+        assert connection.answer().body == b"x" * 100
+        behind = connection.rest()
+    assert behind == b"x" * 50 or behind.startswith(b"HTTP/1.1 200 OK\r\n")
+    assert running.stop() == 0
+
+
+def test_chunks_that_end_in_the_middle(live: Starter, server: str) -> None:
+    """A chunked answer whose body raises is the last one on its connection, and has no last
+    chunk.
+    """
+    running = live.serve(server, excuse="raised in the body")
+    with Connection(running.address) as connection:
+        connection.send(head_of("GET", "/raise-in-body", {}, 0) + FAST)
+        connection.head()
+        assert connection.rest().lower() == b"a\r\none chunk\n\r\n"
+    assert running.stop() == 0
+
+
+@pytest.mark.parametrize("empty", [b"\r\n", b"\r\n\r\n"])
+def test_empty_lines_around_requests(live: Starter, server: str, empty: bytes) -> None:
+    """Empty lines before a request and between pipelined ones are passed over, and each is
+    answered.
+    """
+    running = live.serve(server)
+    with Connection(running.address) as connection:
+        connection.send(empty + FAST + empty + FAST)
+        assert [connection.answer().body for _ in range(2)] == [b"fast", b"fast"]
+    assert running.stop() == 0
+
+
+def test_many_silent_clients_of_the_probe_listener(live: Starter, server: str) -> None:
+    """As many silent connections as the probe listener takes do not keep a prober from its
+    answer.
+    """
+    running = live.serve(server, settings=PROBE_LISTENER)
+    probes = probe_address(running)
+    with contextlib.ExitStack() as stack:
+        for _ in range(64):
+            stack.enter_context(Connection(probes))
+        for _ in range(3):
+            assert get(probes, "/livez").status == 200
+        assert running.stop() == 0
+
+
+def test_many_dribbling_clients_of_the_probe_listener(live: Starter, server: str) -> None:
+    """Connections that send a byte of their heads now and then do not keep a prober from its answer
+    either.
+    """
+    running = live.serve(server, settings=PROBE_LISTENER)
+    probes = probe_address(running)
+    with contextlib.ExitStack() as stack:
+        dribblers = [stack.enter_context(Connection(probes)) for _ in range(64)]
+        for piece in (b"GET /livez HTTP/1.1\r\nX-A: ", b"a", b"a", b"a"):
+            for connection in dribblers:
+                with contextlib.suppress(LostError):  # those that had to make room
+                    connection.send(piece)
+            assert get(probes, "/livez").status == 200
+        assert running.stop() == 0
+
+
+def test_dribbling_client_of_the_probe_listener_is_hung_up(live: Starter) -> None:
+    """A client of the probe listener has five seconds for its whole request, not for each byte."""
+    running = live.serve("waitress", settings=PROBE_LISTENER)
+    with Connection(probe_address(running)) as connection:
+        connection.send(b"GET /livez HTTP/1.1\r\nX-A: ")
+        end = time.monotonic() + PATIENCE
+        while not select.select([connection.sock], [], [], 0.5)[0] and time.monotonic() < end:
+            connection.send(b"a")
+        with contextlib.suppress(LostError):  # a reset, for bytes that were not read any more
+            assert connection.receive() == b""
+        assert time.monotonic() < end
+    assert running.stop() == 0
+
+
+DESCRIPTORS = 64
+
+
+def take_all_descriptors(live: Starter, server: str, stack: contextlib.ExitStack) -> tuple[Running, list[Connection]]:
+    """Start a process that may have few descriptors, and take what is left of them for connections
+    that have sent half a head.
+    """
+    prefix = ("sh", "-c", f'ulimit -n {DESCRIPTORS} && exec "$@"', "sh")
+    running = live.serve(server, prefix=prefix, excuse="Too many open files")
+    opened = Path(f"/proc/{running.target}/fd")
+    free = DESCRIPTORS - len(list(opened.iterdir()))
+    half = [stack.enter_context(Connection(running.address)) for _ in range(free)]
+    for connection in half:
+        connection.send(FAST[:20])
+    running.wait_for(lambda: len(list(opened.iterdir())) == DESCRIPTORS, "no descriptor left")
+    return running, half
+
+
+def test_no_descriptors_left_at_the_signal(live: Starter, server: str) -> None:
+    """Connections for which there are no descriptors when the signal comes are answered when some
+    come free.
+    """
+    with contextlib.ExitStack() as stack:
+        running, half = take_all_descriptors(live, server, stack)
+        queued = [stack.enter_context(Connection(running.address)) for _ in range(12)]
+        for connection in queued:
+            connection.send(FAST)
+        running.begin_stop()
+        for connection in half:
+            with connection:
+                connection.send(FAST[20:])
+                assert connection.answer().body == b"fast"
+        for connection in queued:
+            with connection:
+                assert connection.answer().body == b"fast"
+        assert running.wait_gone() == 0
+
+
+def test_answered_without_descriptors_is_not_in_flight(live: Starter, server: str) -> None:
+    """A request that is answered when no descriptor is left is over, and not in flight for ever."""
+    with contextlib.ExitStack() as stack:
+        running, half = take_all_descriptors(live, server, stack)
+        for connection in half:
+            with connection:
+                connection.send(FAST[20:])
+                assert connection.answer().body == b"fast"
+        running.wait_for(lambda: get(running.address, "/in-flight").body == b"1", "only the asking request in flight")
+        assert running.stop() == 0
+
+
+@pytest.mark.parametrize("stopping", [False, True], ids=["serving", "stopping"])
+def test_upload_that_is_refused_early(live: Starter, server: str, stopping: bool) -> None:
+    """A client whose upload is refused while it still sends may send all of it, at its own pace,
+    and then reads why.
+    """
+    piece, pieces = b"x" * (1 << 19), 64
+    options = ["--option", "max_request_body_size=1000"] if server == "waitress" else []
+    running = live.serve(server, *options, settings={"LIFECYCLE_KEEPALIVE_LINGER": 5.0})
+    with Connection(running.address) as connection:
+        connection.send(head_of("POST", "/refuse", {}, len(piece) * pieces))
+        for number in range(pieces):
+            connection.send(piece)
+            if stopping and number == 0:
+                running.begin_stop()
+            # Three seconds in all: longer than the server waits for a client that has fallen silent.
+            assert not running.gone.wait(0.05)
+        assert connection.answer().status == 413
+    assert (running.wait_gone() if stopping else running.stop()) == 0
+
+
+def test_half_closed_slow_reader(live: Starter, server: str) -> None:
+    """A client that has shut down its sending side and reads slowly gets every byte across the
+    stop, which waits for its last acknowledgement.
+    """
+    running = live.serve(server)
+    with Connection(running.address, small=True) as connection:
+        connection.ask("/big")
+        connection.sock.shutdown(socket.SHUT_WR)
+        status, headers = connection.head()
+        running.begin_stop()
+        running.wait_log("listener closed")
+        # All but what the kernels have taken over: the application and the server are done with it.
+        first = connection.exactly(len(BIG) - (1 << 17))
+        assert not running.gone.wait(1.0)
+        body = first + connection.rest()
+    assert (status, int(headers["content-length"])) == (200, len(BIG))
+    assert body == BIG
+    assert running.wait_gone() == 0
+
+
+@pytest.mark.parametrize("path", ["/livez//", "/livez/%2F"])
+def test_work_does_not_get_into_the_lane_of_a_probe(live: Starter, path: str) -> None:
+    """A path that is only like a probe's is work, and liveness is answered while it blocks."""
+    running = live.serve("waitress", plan={"catch_all": True}, threads=2)
+    with Connection(running.address) as connection:
+        connection.ask(path)
+        running.wait_event("begin catch-all /livez//")
+        assert get(running.address, "/livez").status == 200
+        assert get(running.address, "/livez/").status == 200
+        running.open_gate("catch-all")
+        assert connection.answer().status == 200
+    assert running.stop() == 0

@@ -1,0 +1,270 @@
+"""Surroundings that stand in the way of a stop: children that live on, a log that stalls, receivers
+and checks that hang, a view that wants to exit.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ._client import Connection, get, refuses
+from ._process import Running, Starter
+from .test_probes import PROBE_LISTENER, probe_address
+
+# Much longer than any stop here takes, and what a stop takes that waits for what never comes.
+LONG_GRACE = {"LIFECYCLE_GRACE_PERIOD": 60.0}
+# At the deadline half a second is for the last words in the log, the rest is for noise.
+MARGIN = 1.5
+
+
+@contextlib.contextmanager
+def forked_child(running: Running) -> Iterator[None]:
+    """Let a view fork a child that outlives the test's process, and end it by its own pid."""
+    child = int(get(running.address, "/fork").body)
+    try:
+        running.wait_event("forked")
+        yield
+    finally:
+        os.kill(child, signal.SIGKILL)
+
+
+def test_forked_child_that_lives_on(live: Starter, server: str) -> None:
+    """A child that a view forked holds no connection open, nor the exit: silent and idle clients
+    are hung up after the linger, one that is answered after its answer, and new ones are refused.
+    """
+    running = live.serve(server, settings=LONG_GRACE)
+    with contextlib.ExitStack() as stack:
+        silent, idle, half = (stack.enter_context(Connection(running.address)) for _ in range(3))
+        assert idle.get("/fast").body == b"fast"
+        half.send(b"GET /fast HTTP/1.1\r\n")
+        stack.enter_context(forked_child(running))
+        running.begin_stop()
+        running.wait_log("listener closed")
+        assert refuses(running.address)
+        half.send(b"Host: localhost\r\n\r\n")
+        assert half.answer().body == b"fast"
+        assert [connection.rest() for connection in (silent, idle, half)] == [b"", b"", b""]
+        assert running.wait_gone() == 0
+        assert refuses(running.address)
+    assert running.shutdown_took < 10.0
+
+
+def test_forked_child_and_the_probe_listener(live: Starter, server: str) -> None:
+    """A child that a view forked does not keep the probe listener open: when the process has gone,
+    its port refuses.
+    """
+    running = live.serve(server, settings={**LONG_GRACE, **PROBE_LISTENER})
+    probes = probe_address(running)
+    with Connection(probes) as silent, forked_child(running):
+        assert get(probes, "/livez").status == 200
+        assert running.stop() == 0
+        assert refuses(probes)
+        assert silent.rest() == b""
+    assert running.shutdown_took < 10.0
+
+
+def stall(running: Running) -> None:
+    """Let stderr stall, if that is the plan of the process."""
+    running.open_gate("stall")
+    running.wait_event("stderr stalled")
+
+
+STUCK: dict[str, dict[str, Any]] = {
+    "stderr stalls": {"stderr": "stall"},
+    "log handler hangs": {"log_handler": "hang"},
+    "receiver hangs": {"receiver": "hang"},
+}
+each_stuck = pytest.mark.parametrize("plan", STUCK.values(), ids=STUCK.keys())
+
+
+@each_stuck
+def test_what_hangs_does_not_outlast_the_grace_period(live: Starter, server: str, plan: dict[str, Any]) -> None:
+    """Whatever of the user's hangs in the middle of the stop, the process is gone at the end of the
+    grace period, with exit code 1.
+    """
+    running = live.serve(server, plan=plan, settings={"LIFECYCLE_GRACE_PERIOD": 3.0})
+    if "stderr" in plan:
+        stall(running)
+    assert running.stop() == 1
+    assert running.lasted < 3.0 + MARGIN
+
+
+@each_stuck
+def test_second_signal_while_something_hangs(live: Starter, server: str, plan: dict[str, Any]) -> None:
+    """A second signal ends the process at once also while something of the user's hangs."""
+    running = live.serve(server, plan=plan, settings=LONG_GRACE)
+    if "stderr" in plan:
+        stall(running)
+    running.send(signal.SIGTERM)
+    if "stderr" not in plan:
+        running.wait_event(f"rude {'receiver' if 'receiver' in plan else 'handler'}")
+    # It tells two signals from one that comes twice.
+    assert not running.gone.wait(1.0)
+    assert running.stop(signal.SIGINT) == 128 + signal.SIGINT
+    assert running.lasted < 10.0
+
+
+RAISING: dict[str, dict[str, Any]] = {
+    "log handler": {"log_handler": "raise"},
+    "receiver": {"receiver": "raise"},
+}
+
+
+@pytest.mark.parametrize("plan", RAISING.values(), ids=RAISING.keys())
+def test_what_raises_does_not_change_the_stop(live: Starter, server: str, plan: dict[str, Any]) -> None:
+    """A log handler or a receiver that raises changes nothing: what is in flight is answered, the
+    hooks run, exit 0.
+    """
+    running = live.serve(server, plan=plan, settings=LONG_GRACE, excuse="ValueError: boom")
+    with Connection(running.address) as connection:
+        connection.ask("/gate/a")
+        running.wait_event("begin live a")
+        running.begin_stop()
+        running.wait_log("listener closed")
+        running.open_gate("a")
+        answer = connection.answer()
+        assert (answer.body, answer.says_close) == (b"passed a", True)
+    assert running.wait_gone() == 0
+    assert running.hooks() == ["last", "first"]
+    assert running.shutdown_took < 10.0
+
+
+def test_signal_joins_a_shutdown(live: Starter, server: str) -> None:
+    """The first signal after shutdown() joins it: what is in flight is answered, exit 0."""
+    running = live.serve(server)
+    with Connection(running.address) as connection:
+        connection.ask("/gate/a")
+        running.wait_event("begin live a")
+        with Connection(running.address) as asking:
+            asking.ask("/stop", "POST")
+            assert asking.answer().body == b"stopping"
+        running.wait_log("-> DRAINING")
+        running.send(signal.SIGTERM)
+        assert not running.gone.wait(0.5)
+        running.open_gate("a")
+        assert connection.answer().body == b"passed a"
+    assert running.wait_gone() == 0
+    assert running.hooks() == ["last", "first"]
+
+
+def test_signal_after_a_shutdown_and_a_signal_forces(live: Starter, server: str) -> None:
+    """A signal that joined a shutdown is the first one: the next forces the exit."""
+    running = live.serve(server, settings=LONG_GRACE)
+    with Connection(running.address) as connection:
+        connection.ask("/gate/never")
+        running.wait_event("begin live never")
+        with Connection(running.address) as asking:
+            asking.ask("/stop", "POST")
+            assert asking.answer().body == b"stopping"
+        running.wait_log("-> DRAINING")
+        running.send(signal.SIGTERM)
+        assert not running.gone.wait(0.5)
+        assert running.stop() == 128 + signal.SIGTERM
+    assert "abandoned GET /gate/never after" in running.log
+
+
+def test_view_that_raises_system_exit(live: Starter) -> None:
+    """Under waitress a view that raises SystemExit is answered with 500 like any other, and holds
+    neither its connection nor the drain.
+    """
+    running = live.serve("waitress", settings=LONG_GRACE, excuse="SystemExit: 3|raised SystemExit")
+    running.open_gate("open")
+    assert get(running.address, "/exit/open").status == 500
+    with Connection(running.address) as connection:
+        connection.ask("/exit/a")
+        running.wait_event("begin exit a")
+        running.begin_stop()
+        running.wait_log("listener closed")
+        running.open_gate("a")
+        assert connection.answer().status == 500
+    assert running.wait_gone() == 0
+    assert running.hooks() == ["last", "first"]
+    assert running.shutdown_took < 10.0
+
+
+def test_readiness_probe_that_waits_for_a_hung_check(live: Starter, server: str) -> None:
+    """A readiness probe that waits for a hung check is answered 503 when the drain begins, holds no
+    stop, and liveness is answered meanwhile.
+    """
+    settings = {**LONG_GRACE, **PROBE_LISTENER}
+    running = live.serve(server, plan={"check": "hang"}, settings=settings)
+    probes = probe_address(running)
+    with contextlib.ExitStack() as stack:
+        waiting = [stack.enter_context(Connection(address)) for address in (running.address, probes)]
+        for connection in waiting:
+            connection.ask("/readyz")
+        work = stack.enter_context(Connection(running.address))
+        work.ask("/gate/a")
+        running.wait_event("begin live a")
+        running.wait_event("rude check")
+        assert [get(address, "/livez").status for address in (running.address, probes)] == [200, 200]
+        running.begin_stop()
+        # The drain goes on: the work has not passed its gate.
+        assert [connection.answer().status for connection in waiting] == [503, 503]
+        assert [get(probes, path).status for path in ("/livez", "/readyz")] == [200, 503]
+        running.open_gate("a")
+        assert work.answer().body == b"passed a"
+    assert running.wait_gone() == 0
+    assert running.shutdown_took < 10.0
+
+
+RUN_THAT_FAILS = """
+import signal, sys, threading, live_app
+
+def before(number, frame):
+    pass
+
+signal.signal(signal.SIGINT, before)
+handlers = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+threads = threading.active_count()
+try:
+    live_app.lifecycle.run(live_app.app, port=int(sys.argv[2]), server=sys.argv[1])
+except OSError as error:
+    live_app.event(error.strerror)
+after = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+live_app.event(f"handlers given back: {after == handlers}")
+live_app.event(f"threads ended: {threading.active_count() == threads}")
+"""
+
+
+@pytest.mark.parametrize("which", ["main", "probe"])
+def test_run_that_fails_gives_everything_back(live: Starter, server: str, which: str) -> None:
+    """A run that fails, because a port is taken, leaves the handlers of before, and no thread."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        settings = {**PROBE_LISTENER, "LIFECYCLE_PROBE_PORT": port} if which == "probe" else {}
+        argv = [server, str(port) if which == "main" else "0"]
+        running = live.start(sys.executable, "-c", RUN_THAT_FAILS, *argv, settings=settings)
+        assert running.wait_gone() == 0
+    told = [event.text for event in running.events]
+    assert str(port) in told[-3]
+    assert told[-2:] == ["handlers given back: True", "threads ended: True"]
+
+
+def test_unix_socket_stops_as_quickly(live: Starter, server: str, tmp_path: Path) -> None:
+    """A stop with a Unix socket ends with its last request, and does not last until the
+    deadline.
+    """
+    path = str(tmp_path / "socket")
+    running = live.serve(server, "--unix-socket", path, settings=LONG_GRACE)
+    with Connection(path) as silent, Connection(path) as connection:
+        connection.ask("/gate/a")
+        running.wait_event("begin live a")
+        running.begin_stop()
+        running.wait_log("listener closed")
+        assert refuses(path)
+        running.open_gate("a")
+        assert connection.answer().body == b"passed a"
+        assert silent.rest() == b""
+    assert running.wait_gone() == 0
+    assert running.shutdown_took < 10.0
