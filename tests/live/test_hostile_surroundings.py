@@ -71,6 +71,21 @@ def test_forked_child_and_the_probe_listener(live: Starter, server: str) -> None
     assert running.shutdown_took < 10.0
 
 
+def test_forked_child_and_a_forced_exit(live: Starter, server: str) -> None:
+    """A child that a view forked does not keep clients waiting when the process leaves at once: the
+    connections end with it.
+    """
+    running = live.serve(server, settings=LONG_GRACE)
+    with Connection(running.address) as connection:
+        connection.ask("/gate/never")
+        running.wait_event("begin live never")
+        with forked_child(running):
+            running.begin_stop()
+            assert not running.gone.wait(0.5)
+            assert running.stop() == 128 + signal.SIGTERM
+            assert connection.rest() == b""
+
+
 def stall(running: Running) -> None:
     """Let stderr stall, if that is the plan of the process."""
     running.open_gate("stall")
