@@ -201,6 +201,8 @@ def test_no_descriptors_left_at_the_signal(live: Starter, server: str) -> None:
         for connection in queued:
             connection.send(FAST)
         running.begin_stop()
+        # Longer than a stop waits for handshakes, so that it is the descriptors that it waits for.
+        assert not running.gone.wait(1.5)
         for connection in half:
             with connection:
                 connection.send(FAST[20:])

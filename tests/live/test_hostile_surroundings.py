@@ -135,14 +135,17 @@ RAISING: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("plan", RAISING.values(), ids=RAISING.keys())
 def test_what_raises_does_not_change_the_stop(live: Starter, server: str, plan: dict[str, Any]) -> None:
-    """A log handler or a receiver that raises changes nothing: what is in flight is answered, the
-    hooks run, exit 0.
+    """A log handler or a receiver that raises changes nothing: streams hear of the drain, what is in
+    flight is answered, the hooks run, exit 0.
     """
     running = live.serve(server, plan=plan, settings=LONG_GRACE, excuse="ValueError: boom")
-    with Connection(running.address) as connection:
+    with Connection(running.address) as stream, Connection(running.address) as connection:
+        stream.ask("/until-drain")
+        running.wait_event("begin until-drain")
         connection.ask("/gate/a")
         running.wait_event("begin live a")
         running.begin_stop()
+        assert stream.answer().body.endswith(b"drained\n")
         running.wait_log("listener closed")
         running.open_gate("a")
         answer = connection.answer()
