@@ -21,8 +21,8 @@ from .test_probes import PROBE_LISTENER, probe_address
 
 # Much longer than any stop here takes, and what a stop takes that waits for what never comes.
 LONG_GRACE = {"LIFECYCLE_GRACE_PERIOD": 60.0}
-# At the deadline half a second is for the last words in the log, the rest is for noise.
-MARGIN = 1.5
+# Seconds over the grace period, for the noise of the machine.
+MARGIN = 1.0
 
 
 @contextlib.contextmanager
