@@ -55,6 +55,11 @@ class ProbeServer:
         self._thread = threading.Thread(target=self._serve, name="lifecycle-probes", daemon=True)
         self.host = host
         self.port: int = self._server.socket.getsockname()[1]
+        _sockets.close_in_children(self)
+
+    def sockets(self) -> list[socket.socket]:
+        """Everything that a forked child must not keep open."""
+        return [self._server.socket, *self._server.connections()]
 
     @property
     def url(self) -> str:
@@ -127,6 +132,10 @@ class _Server(ThreadedWSGIServer):
         except RuntimeError:  # no thread to be had
             self.forget(sock)
             self.shutdown_request(sock)
+
+    def connections(self) -> list[socket.socket]:
+        """Those that are open. Takes no lock, which nobody would give back in a child."""
+        return [*self._reading.copy(), *self._answering.copy()]
 
     def hang_up_late(self) -> float | None:
         """End the connections that have not sent their request in time; milliseconds until the next is due, or none."""

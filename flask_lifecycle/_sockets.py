@@ -122,7 +122,9 @@ def close_in_children(owner: _Owner) -> None:
 def _after_fork() -> None:
     for owner in list(_owners):
         for sock in list(owner.sockets()):
-            sock.close()
+            # Not sock.close(), which waits for the files that Werkzeug has made of it, and here nobody closes those.
+            if (descriptor := sock.detach()) >= 0:
+                os.close(descriptor)
     _owners.clear()
 
 

@@ -37,7 +37,7 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from werkzeug.serving import LISTEN_QUEUE, ThreadedWSGIServer, WSGIRequestHandler
@@ -47,7 +47,7 @@ from .._inflight import Load, RequestInfo
 from . import _closing
 
 if TYPE_CHECKING:
-    from _typeshed.wsgi import WSGIApplication
+    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
 _UNIX = "unix://"
 _OPTIONS = ("listen", "unix_socket")
@@ -274,6 +274,35 @@ class _Connection:
         self.since = time.monotonic()
 
 
+_RESULT = "flask_lifecycle.result"
+
+
+def _remember_result(app: WSGIApplication) -> WSGIApplication:
+    """Let the handler find what the application returned: Werkzeug does not always close it."""
+
+    def remembering(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        result = environ[_RESULT] = _Result(app(environ, start_response))
+        return result
+
+    return remembering
+
+
+class _Result:
+    """What an application returned, closed once however often it is asked to."""
+
+    def __init__(self, result: Iterable[bytes]) -> None:
+        self._result = result
+        self._closed = False
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(self._result)
+
+    def close(self) -> None:
+        closed, self._closed = self._closed, True
+        if not closed and hasattr(self._result, "close"):
+            self._result.close()
+
+
 class _Listener(ThreadedWSGIServer):
     """One address, served by Werkzeug on a socket that is bound already."""
 
@@ -283,7 +312,7 @@ class _Listener(ThreadedWSGIServer):
         self.identity = _sockets.socket_identity(self.path) if self.path is not None else None
         host, port = (address, 0) if self.path is not None else _split(address)
         with sock:
-            super().__init__(host, port, app, handler=_Handler, fd=sock.fileno())
+            super().__init__(host, port, _remember_result(app), handler=_Handler, fd=sock.fileno())
         self.socket.setblocking(False)
         self._held: list[tuple[Any, Any]] | None = None
 
@@ -392,6 +421,11 @@ class _Handler(WSGIRequestHandler):
             if self._answer is not None and not self._answer.complete:
                 self.close_connection = True  # what came next would be taken for the rest of this one
             self.rfile, self.wfile, self.connection = self._stream, self._sink, self._socket
+            # run_wsgi takes a descriptor (a selector) before it closes the result, and without one never does: the
+            # request would be in flight for ever.
+            result = getattr(self, "environ", {}).pop(_RESULT, None)
+            if result is not None:
+                result.close()
 
     def _first_byte(self) -> bool:
         """Wait for the client to say something; ``False`` when it is time to hang up."""
