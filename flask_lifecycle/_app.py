@@ -18,7 +18,9 @@ from ._self_test import obstacle
 from ._shutdown import Hooks, ShutdownReport
 from ._state import Event, State, StateMachine, announce_change, logger
 from ._views import Probes, install_guard
-from .checks import CheckContext, Health, Registry
+from .checks import CheckContext
+from .checks._health import Health
+from .checks._registry import Registry
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication

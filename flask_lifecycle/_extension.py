@@ -19,17 +19,10 @@ from ._process import Process, this_process
 from ._shutdown import Hooks, ShutdownReport
 from ._state import Event, State
 from ._views import make_blueprint
-from .checks import (
-    ALWAYS,
-    DEFAULT_TIMEOUT,
-    DEFAULT_TTL,
-    Check,
-    Group,
-    HealthReport,
-    Registry,
-    Transition,
-    check_timeout,
-)
+from .checks import Check, Group, HealthReport, Transition
+from .checks._check import DEFAULT_TIMEOUT, DEFAULT_TTL, check_timeout
+from .checks._health import ALWAYS
+from .checks._registry import Registry
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication

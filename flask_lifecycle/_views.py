@@ -29,7 +29,9 @@ from ._config import Settings
 from ._render import TEXT, negotiate, render, to_body
 from ._self_test import MARK
 from ._state import logger, send
-from .checks import ALL, LIVE, READY, STARTUP, Group, Health, HealthCheckError, HealthReport, Registry
+from .checks import Group, HealthCheckError, HealthReport
+from .checks._health import ALL, LIVE, READY, STARTUP, Health
+from .checks._registry import Registry
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment

@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 
 from flask_lifecycle import Check, CheckContext, CheckResult, HealthCheckError, State
-from flask_lifecycle.checks import CheckReport, Engine, overall
+from flask_lifecycle.checks import CheckReport
 from flask_lifecycle.checks._damping import Damper
-from flask_lifecycle.checks._engine import JITTER
+from flask_lifecycle.checks._engine import JITTER, Engine, overall
 from flask_lifecycle.checks._scheduler import Scheduler
 from tests._fakes import BOUND, running, until, whole
 
