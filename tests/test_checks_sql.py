@@ -334,7 +334,7 @@ def test_a_check_with_the_session(postgres: Postgres, application: tuple[Flask, 
     lifecycle = Lifecycle(app)
     states: list[str] = []
 
-    @lifecycle.check
+    @lifecycle.check(ttl=0)
     def database() -> None:
         db.session.execute(text("SELECT 1"))
         states.extend(state for _, state in postgres.sessions())
