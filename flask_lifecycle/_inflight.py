@@ -262,5 +262,4 @@ def _after_fork() -> None:
         ledger.reset()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
+os.register_at_fork(after_in_child=_after_fork)

@@ -78,8 +78,7 @@ class Process:
         self._exiting = False
         if signals:
             atexit.register(self._at_exit)
-            if hasattr(os, "register_at_fork"):
-                os.register_at_fork(after_in_child=self._renew)
+            os.register_at_fork(after_in_child=self._renew)
 
     def _renew(self) -> None:
         self.coordinator = Coordinator(self.members, self._find_server, self._leave)

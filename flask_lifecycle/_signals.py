@@ -51,8 +51,7 @@ class SignalRelay:
     def __init__(self, receive: Callable[[int], None]) -> None:
         self._receive = receive
         self._forget()
-        if hasattr(os, "register_at_fork"):
-            os.register_at_fork(after_in_child=self._after_fork)
+        os.register_at_fork(after_in_child=self._after_fork)
 
     def _forget(self) -> None:
         self._saved: dict[int, Handler] = {}
