@@ -223,8 +223,6 @@ class Waitress:
         self._release()
 
     def _tick(self) -> float:
-        if self._posted or self._ended:
-            return 0.0
         if self._closing:
             return _closing.CLOSING_TICK
         if self._linger is not None:

@@ -392,9 +392,6 @@ class _AtItsEnd:
     def read(self, size: int = -1) -> bytes:
         return b""
 
-    def close(self) -> None:
-        pass
-
 
 class _Handler(WSGIRequestHandler):
     """One connection."""
