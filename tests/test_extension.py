@@ -268,6 +268,33 @@ def test_a_shutdown_during_the_start_up() -> None:
     assert changes == [State.DRAINING, State.STOPPING, State.STOPPED]
 
 
+def test_a_shutdown_overtakes_the_end_of_the_start_up(free: threading.Event) -> None:
+    """A shutdown that begins while the start-up is ending wins: nobody sees an error, and the work is refused."""
+    # shutdown: the state is DRAINING, its receivers are told | request: the start-up is over, but nothing leads from
+    # DRAINING to READY | shutdown: the receivers are through, requests are let on to the guard
+    app, lifecycle = serve()
+    begun, changes = threading.Event(), list[State]()
+
+    def hold(sender: Flask, *, old: State, new: State, reason: str) -> None:
+        changes.append(new)
+        begun.set()
+        assert free.wait(BOUND)
+
+    @lifecycle.on_startup
+    def stops() -> None:
+        lifecycle.shutdown("quicker", wait=False)
+        assert begun.wait(BOUND)
+
+    with state_changed.connected_to(hold, sender=app):
+        assert get(app).status_code == 503
+        assert changes == [State.DRAINING]
+        free.set()
+        report = lifecycle.shutdown()
+        finish(state_of(app).process.coordinator)
+    assert (report.reason, report.clean) == ("quicker", True)
+    assert changes == [State.DRAINING, State.STOPPING, State.STOPPED]
+
+
 def note(changes: list[State], sender: Flask, *, old: State, new: State, reason: str) -> None:
     changes.append(new)
 

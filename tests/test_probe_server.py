@@ -102,6 +102,19 @@ def test_a_taken_port_is_a_clear_error() -> None:
     assert caught.value.__suppress_context__
 
 
+def test_a_host_that_does_not_resolve(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A host that does not resolve is refused with the same sentence, and without the resolver's traceback."""
+
+    def fail(*arguments: Any, **options: Any) -> Any:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(socket, "getaddrinfo", fail)
+        with pytest.raises(OSError, match=r"cannot listen on nowhere:9000 \(Name or service not known\)") as caught:
+            ProbeServer(alive, "nowhere", 9000)
+    assert caught.value.__suppress_context__
+
+
 def test_closing_gives_everything_back(started: Any) -> None:
     """After close nobody listens there any more and the thread has ended."""
     server = started()
@@ -212,8 +225,10 @@ def test_a_client_that_left_before_it_was_accepted(started: Any, monkeypatch: py
     assert failed.is_set()
 
 
+# The second is a line that is well formed, of an address that is not: Werkzeug raises where it takes it apart.
+@pytest.mark.parametrize("said", [b"rubbish\r\n\r\n", b"GET http://[livez HTTP/1.1\r\n\r\n"])
 def test_a_probe_is_never_logged(
-    started: Any, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+    started: Any, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str], said: bytes
 ) -> None:
     """Neither an answer nor a broken request is printed or logged above debug."""
     caplog.set_level(logging.DEBUG)
@@ -221,7 +236,7 @@ def test_a_probe_is_never_logged(
     server = started()
     get(server)
     with connect(server) as rubbish:
-        rubbish.sendall(b"rubbish\r\n\r\n")
+        rubbish.sendall(said)
         rubbish.recv(1000)
     until(lambda: open_connections(server) == 0)
     assert [r.getMessage() for r in caplog.records if r.levelno > logging.DEBUG] == [f"probe listener on {server.url}"]

@@ -115,6 +115,15 @@ def test_run_passes_everything_on(monkeypatch: pytest.MonkeyPatch) -> None:
         assert [lane(path) for path in (f"/ops/{name}", f"/ops/{name}/", f"/{name}")] == [name, name, None]
 
 
+def test_several_applications_have_their_lanes() -> None:
+    """The probes of each application of a process are told from work, wherever it is mounted."""
+    members = [FakeMember(), FakeMember()]
+    for member, path in zip(members, ("/livez", "/second/livez"), strict=True):
+        member.lane = {path: "livez"}.get  # type: ignore[method-assign,assignment]
+    lane = _process._lane_finder(members)
+    assert [lane(path) for path in ("/livez", "/second/livez", "/third/livez")] == ["livez", "livez", None]
+
+
 def test_run_of_a_containing_application(runner: FakeRunner) -> None:
     """A WSGI application that contains the Flask one is served, under the only application's settings."""
     lifecycle = Lifecycle(make_app())
@@ -339,6 +348,21 @@ def test_exit_now_keeps_what_was_printed() -> None:
     assert done.returncode == 6
 
 
+def test_exit_now_without_a_thread_to_be_had() -> None:
+    """Leaving at once says its last words also where no thread can be started to say them."""
+    code = """
+import threading
+from flask_lifecycle._process import _exit_now
+def refuse(thread):
+    raise RuntimeError("can't start new thread")
+threading.Thread.start = refuse
+print("kept", end="")
+_exit_now(5, "last words")
+"""
+    done = run_python(code)
+    assert (done.returncode, done.stdout, done.stderr) == (5, "kept", "last words\n")
+
+
 # -- real signals, in processes of their own ----------------------------------------------------------------------
 
 HEAD = """
@@ -517,6 +541,29 @@ def test_shutdown_in_a_thread_without_our_handler() -> None:
     assert (code, said) == (-signal.SIGTERM, ["hook"])
 
 
+def test_shutdown_in_a_thread_reaches_a_handler_of_theirs() -> None:
+    """Where no handler is ours, the one that somebody has installed gets the signal after the hooks."""
+    code, said, _errors = program(
+        """
+        heard = threading.Event()
+        def theirs(number, frame):
+            say("theirs", number)
+            heard.set()
+        signal.signal(signal.SIGTERM, theirs)
+        apps = []
+        def main():
+            apps.append(make())
+            lifecycle = Lifecycle(apps[0])
+            lifecycle.on_shutdown(name="hook")(lambda: say("hook"))
+            serve(apps[0])
+            lifecycle.shutdown(wait=False)
+        threading.Thread(target=main).start()
+        say(heard.wait(10))
+        """
+    )
+    assert (code, said) == (0, ["hook", "theirs 15", "True"])
+
+
 def test_a_main_thread_that_does_not_leave() -> None:
     """A main thread that does not leave although it was told to is left behind at the deadline."""
     code, said, errors = program(
@@ -661,6 +708,21 @@ def test_run_and_death_by_the_signal() -> None:
     assert (code, said, errors) == (-signal.SIGTERM, ["hook"], "")
 
 
+def test_the_caller_of_run_may_go_on() -> None:
+    """Once run() has returned, its caller may do other things for longer than the grace period."""
+    code, said, errors = program(
+        """
+        lifecycle = Lifecycle(app := make(LIFECYCLE_GRACE_PERIOD=2))
+        lifecycle.on_startup(name="stop")(lambda: lifecycle.shutdown(wait=False))
+        lifecycle.run(app, port=0)
+        [watchdog] = [thread for thread in threading.enumerate() if thread.name == "lifecycle-watchdog"]
+        watchdog.join(10)
+        say("still here" if not watchdog.is_alive() else "watched")
+        """
+    )
+    assert (code, said, errors) == (0, ["still here"], "")
+
+
 def test_threads_left_behind_are_named() -> None:
     """Non-daemon threads that hold the interpreter open are named, and the process leaves at the deadline."""
     code, said, errors = program(
@@ -713,6 +775,16 @@ def test_pid_1_leaves_by_the_code(monkeypatch: pytest.MonkeyPatch, runner: FakeR
 
     with running(stop), pytest.raises(SystemExit, match=whole("143")):
         lifecycle.run(app)
+    assert died == [signal.SIGTERM]
+
+
+def test_pid_1_under_a_foreign_server_leaves_by_the_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PID 1 that somebody else serves, and that nobody's handler ends, leaves with that code as well."""
+    died: list[int] = []
+    monkeypatch.setattr(_process, "die_by", died.append)
+    process = Process(signals=False)
+    with pytest.raises(SystemExit, match=whole("143")):
+        process._give_back(signal.SIGTERM, None)
     assert died == [signal.SIGTERM]
 
 

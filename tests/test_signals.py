@@ -199,6 +199,19 @@ def test_a_handler_that_replaced_ours_stays(recorded: Recorded) -> None:
         signal.signal(ONE, was)
 
 
+def test_our_handler_put_back_by_somebody_else(recorded: Recorded) -> None:
+    """A handler of ours that somebody saved, and puts back when we have given everything back, raises nothing."""
+    recorded.relay.install([ONE])
+    ours = signal.getsignal(ONE)
+    recorded.relay.restore()
+    was = signal.signal(ONE, ours)
+    try:
+        kill()
+        assert recorded.got.empty()
+    finally:
+        signal.signal(ONE, was)
+
+
 def test_the_thread_and_the_pipe_are_given_back(recorded: Recorded) -> None:
     """When nothing is installed any more the watcher ends and both ends of its pipe are closed."""
     before = set(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else None
