@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from flask import Flask
 from werkzeug.test import create_environ
 
-from flask_lifecycle import RequestInfo, ShutdownReport
+from flask_lifecycle import RequestInfo, ShutdownReport, servers
 from flask_lifecycle._config import Settings
 from flask_lifecycle._extension import AppState
 from flask_lifecycle._inflight import Ledger, Load
@@ -26,7 +26,7 @@ from flask_lifecycle._shutdown import Clock, Coordinator, Hooks
 from flask_lifecycle._state import Event, State, StateMachine
 
 if TYPE_CHECKING:
-    from _typeshed.wsgi import StartResponse, WSGIEnvironment
+    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
 ROOT = Path(__file__).parent.parent
 # How long a test waits for what is about to happen, in seconds: what reaches it is a failure.
@@ -228,6 +228,39 @@ def running(function: Callable[[], Any], name: str = "test") -> Iterator[threadi
     assert not thread.is_alive(), f"'{name}' did not end"
     if raised:
         raise raised[0]
+
+
+class Served:
+    """A server of ours that serves beside the test."""
+
+    def __init__(self, runner: Any) -> None:
+        self.runner = runner
+        self.address = ("127.0.0.1", int(runner.addresses()[0].rpartition(":")[2]))
+        self.all_end = True  # whether every connection is to have ended with the drain
+        self._draining = False
+
+    def begin_drain(self) -> None:
+        """Close the listener and hang up what is idle, as a shutdown would, but wait for nobody."""
+        if not self._draining:
+            self._draining = True
+            self.runner.announce()
+            self.runner.stop_accepting(BOUND)
+            self.runner.wait_idle(0.0, 0.0)
+            until(lambda: getattr(self.runner, "draining", True))
+
+
+@contextlib.contextmanager
+def served(server: str, app: WSGIApplication, **options: Any) -> Iterator[Served]:
+    """Serve an application on a free port until the test is over, and drain it then."""
+    subject = Served(servers.create(server, app, None, None, lambda path: None, {"listen": "127.0.0.1:0", **options}))
+    with running(subject.runner.serve, server):
+        try:
+            yield subject
+            subject.begin_drain()
+            assert subject.runner.wait_idle(BOUND if subject.all_end else 0.0, 0.0) is subject.all_end
+        finally:
+            subject.begin_drain()
+            subject.runner.stop()
 
 
 def run_python(

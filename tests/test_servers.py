@@ -134,6 +134,40 @@ def test_an_error_lets_the_others_go(server: str, listener: socket.socket) -> No
     socket.create_server(("127.0.0.1", port)).close()
 
 
+FORKED = """
+import os, socket, sys, threading
+from flask_lifecycle.servers import create
+from tests._fakes import until
+
+def app(environ, start_response):
+    start_response("200 OK", [("Content-Length", "2")])
+    return [b"ok"]
+
+runner = create(sys.argv[1], app, "127.0.0.1", 0, lambda path: None, {})
+port = int(runner.addresses()[0].rpartition(":")[2])
+threading.Thread(target=runner.serve, daemon=True).start()
+client = socket.create_connection(("127.0.0.1", port), timeout=10)
+until(lambda: len(runner.sockets()) == 2)
+kept = runner.sockets()
+child = os.fork()
+if child == 0:
+    os._exit(kept[0].fileno() >= 0)
+_, status = os.waitpid(child, 0)
+print("listens in the child:", os.waitstatus_to_exitcode(status))
+client.sendall(b"GET / HTTP/1.0\\r\\n\\r\\n")
+print("answered by the parent:", client.recv(1000).split()[1].decode(), flush=True)
+os._exit(0)
+"""
+
+
+@pytest.mark.parametrize("server", RUNNERS)
+def test_a_forked_child_does_not_listen(server: str) -> None:
+    """A child that may outlive us does not keep the listener open, and the parent goes on serving."""
+    done = run_python(FORKED, server, python=["-W", "ignore"])
+    assert done.stdout.splitlines() == ["listens in the child: 0", "answered by the parent: 200"], done.stderr
+    assert done.returncode == 0
+
+
 # -- what the kernel knows ----------------------------------------------------------------------------------------
 
 
@@ -187,6 +221,9 @@ def test_describe(tmp_path: Path, listener: socket.socket) -> None:
     with socket.socket(socket.AF_UNIX) as unix:
         unix.bind(str(tmp_path / "s"))
         assert _sockets.describe(unix) == f"unix:{tmp_path}/s"
+    # Also where this machine has none of it.
+    ipv6 = types.SimpleNamespace(family=socket.AF_INET6, getsockname=lambda: ("::1", 5000, 0, 0))
+    assert _sockets.describe(ipv6) == "http://[::1]:5000"  # type: ignore[arg-type]
 
 
 def test_unlink_only_what_was_bound(tmp_path: Path) -> None:
@@ -244,13 +281,15 @@ def test_bind_errors(error: OSError, sentence: str) -> None:
 class Closing:
     """A listener on its way to being closed, and what became of its connections."""
 
-    def __init__(self, sock: socket.socket, path: str | None = None) -> None:
+    def __init__(self, sock: socket.socket, path: str | None = None, patience: float = 0.0) -> None:
         self.sock = sock
         self.accepted: list[socket.socket] = []
         self.closed = False
         self.last_accept = 0.0
         identity = _sockets.socket_identity(path) if path is not None else None
-        self.subject = _closing.ClosingListener(sock, self.accept, self.close, lambda: self.last_accept, path, identity)
+        self.subject = _closing.ClosingListener(
+            sock, self.accept, self.close, lambda: self.last_accept, path, identity, patience
+        )
 
     def accept(self) -> bool:
         try:
@@ -284,6 +323,18 @@ def test_all_that_waits_is_accepted(listener: socket.socket, caplog: pytest.LogC
     assert caplog.messages == [f"listener closed ({closing.subject.method})"]
     for client in clients:
         client.close()
+
+
+def test_the_last_pass_goes_to_the_end(listener: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many wait when the bound has passed, all are accepted before the listener is closed."""
+    monkeypatch.setattr(_closing, "_AT_ONCE", 2)
+    clients = [socket.create_connection(listener.getsockname()) for _ in range(7)]
+    closing = Closing(listener)
+    closing.subject._began -= _closing.CLOSING_BOUND
+    assert closing.subject.step()
+    assert len(closing.accepted) == 7
+    for sock in (*clients, *closing.accepted):
+        sock.close()
 
 
 def test_the_filter_lets_nobody_begin(listener: socket.socket) -> None:
@@ -359,6 +410,29 @@ def test_accepting_that_fails_does_not_spin(listener: socket.socket) -> None:
         closing.finish()
 
 
+def test_a_listener_waits_for_descriptors(listener: socket.socket) -> None:
+    """Out of descriptors the listener stays open, tries now and then, and accepts who waits once some are free."""
+    with socket.create_connection(listener.getsockname()):
+        closing = Closing(listener, patience=2 * BOUND)
+        until(lambda: _sockets.has_input(listener))
+        tries: list[int] = []
+        accept = closing.subject._accept
+        closing.subject._accept = lambda: bool(tries.append(1))  # type: ignore[func-returns-value]
+        closing.subject._began -= _closing.CLOSING_BOUND
+        assert not closing.subject.step()
+        assert len(tries) == 16
+        # It has just tried, however long ago that is on a busy machine.
+        closing.subject._tried += BOUND
+        assert not closing.subject.step()
+        assert len(tries) == 16
+        closing.subject._tried -= 2 * BOUND
+        assert not closing.subject.step()
+        assert len(tries) == 32
+        closing.subject._accept = accept
+        closing.finish()
+        assert len(closing.accepted) == 1
+
+
 def test_a_unix_listener_is_closed_at_once(tmp_path: Path) -> None:
     """A Unix listener refuses at once whoever connects, accepts what waits, closes, and its path is gone."""
     path = str(tmp_path / "s")
@@ -388,6 +462,22 @@ def test_no_filter_on_a_unix_socket(listener: socket.socket, monkeypatch: pytest
     assert not _closing.attach_syn_filter(Forbidden())  # type: ignore[arg-type]
 
 
+def test_a_kernel_that_takes_the_filter() -> None:
+    """A kernel that allows the filter is given its five instructions, by their number and their address."""
+    given: list[Any] = []
+
+    class Allowed:
+        family = socket.AF_INET6
+
+        def setsockopt(self, *arguments: Any) -> None:
+            given.append(arguments)
+
+    assert _closing.attach_syn_filter(Allowed())  # type: ignore[arg-type]
+    [(level, option, program)] = given
+    assert (level, option) == (socket.SOL_SOCKET, 26)
+    assert (len(program), struct.unpack_from("@H", program)) == (struct.calcsize("@HP"), (5,))
+
+
 def test_the_filter_is_five_instructions() -> None:
     """The filter is what DESIGN describes: byte 13, SYN and ACK, drop what is SYN alone."""
     assert [struct.pack("=HBBI", *instruction).hex() for instruction in _closing._SYN_FILTER] == [
@@ -402,6 +492,49 @@ def test_the_filter_is_five_instructions() -> None:
 def test_nobody_is_connecting(listener: socket.socket) -> None:
     """With nobody in the middle of connecting the kernel says so, or does not tell."""
     assert not _closing.handshakes(listener)
+
+
+class Netlink:
+    """What sock_diag would answer; made in the place of its socket."""
+
+    def __init__(self, answer: bytes | OSError) -> None:
+        self.answer = answer
+
+    def __enter__(self) -> Netlink:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        pass
+
+    def settimeout(self, seconds: float) -> None:
+        assert seconds <= 0.1
+
+    def send(self, question: bytes) -> None:
+        assert len(question) == 72
+
+    def recv(self, size: int) -> bytes:
+        if isinstance(self.answer, OSError):
+            raise self.answer
+        return self.answer
+
+
+@pytest.mark.parametrize(
+    ("answer", "told"),
+    [
+        (struct.pack("=IH", 20, 3), False),  # NLMSG_DONE
+        (struct.pack("=IH", 112, 20), True),  # SOCK_DIAG_BY_FAMILY
+        (struct.pack("=IH", 36, 2), None),  # NLMSG_ERROR
+        (b"", None),
+        (TimeoutError("timed out"), None),
+    ],
+)
+def test_what_the_kernel_tells(
+    listener: socket.socket, monkeypatch: pytest.MonkeyPatch, answer: bytes | OSError, told: bool | None
+) -> None:
+    """Somebody is connecting if the kernel lists a socket, nobody if its list is empty; all else tells nothing."""
+    with monkeypatch.context() as patch:
+        patch.setattr(socket, "socket", lambda *arguments: Netlink(answer))
+        assert _closing.handshakes(listener) is told
 
 
 def test_a_kernel_that_does_not_tell(listener: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -444,6 +577,33 @@ def test_werkzeugs_server_is_found() -> None:
     server.server_close()
     del server
     assert not isinstance(foreign.find(), foreign.ForeignWerkzeug)
+
+
+def test_a_server_is_found_without_a_list_of_descriptors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a process cannot list its descriptors (no /proc) its server is found all the same."""
+
+    def refuse(path: str) -> list[str]:
+        raise FileNotFoundError(errno.ENOENT, "No such file or directory", path)
+
+    server = make_server("127.0.0.1", 0, wsgi, threaded=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "listdir", refuse)
+        assert isinstance(foreign.find(), foreign.ForeignWerkzeug)
+    server.server_close()
+
+
+@pytest.mark.parametrize(
+    "listens",
+    [
+        "import socket; listener = socket.create_server(('127.0.0.1', 0))",
+        "from flask_lifecycle._probe_server import ProbeServer; listener = ProbeServer(None, '127.0.0.1', 0)",
+    ],
+)
+def test_a_listener_that_is_no_server_we_know(listens: str) -> None:
+    """Neither a listener of an unknown server nor our own probe listener is taken for the application's server."""
+    code = f"{listens}; import os; from flask_lifecycle.servers import foreign; assert foreign._listens();"
+    done = run_python(f"{code} print(foreign.find()); os._exit(0)")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "None\n", "")
 
 
 def test_a_half_made_server_is_no_server(monkeypatch: pytest.MonkeyPatch) -> None:
