@@ -86,7 +86,7 @@ class Probes:
                     self._add(f"{path}/{check.name}", "component", component)
 
     def _add(self, path: str, lane: str, probe: WSGIApplication) -> None:
-        path = self.fold(path)
+        path = self.fold(path.encode("utf-8", "replace").decode("latin-1"))  # as PATH_INFO has it
         for each in (path, f"{path}/"):
             self.by_path.setdefault(each, probe)
             self._lanes.setdefault(each, lane)
