@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 _PLAIN = f"{TEXT}; charset=utf-8"
 _STATUS_LINES = {status.value: f"{status.value} {status.phrase.upper()}" for status in http.HTTPStatus}
 _METHODS = "GET, HEAD, OPTIONS"
+# A body after one of these would be read as the beginning of the next answer. RFC 9110, 15.3.5, 15.3.6 and 15.4.5.
+_BODILESS = (204, 205, 304)
 
 # Which group a probe of LIFECYCLE_PATHS asks.
 _GROUPS = {"livez": LIVE, "readyz": READY, "startupz": STARTUP, "healthcheck": ALL}
@@ -139,7 +141,7 @@ class Probes:
         how = self._registry.groups()[group]
         respond = functools.partial(self._respond, environ, start_response, how)
         if environ["REQUEST_METHOD"] == "OPTIONS":
-            return respond(204, "", b"", Allow=_METHODS)
+            return respond(204, _PLAIN, b"", Allow=_METHODS)
         if environ["REQUEST_METHOD"] not in ("GET", "HEAD"):
             return respond(405, _PLAIN, b"probes answer GET and HEAD\n", Allow=_METHODS)
         details = self._details(how, environ)
@@ -205,12 +207,14 @@ class Probes:
         **more: str,
     ) -> Iterable[bytes]:
         headers = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff", **more}
+        if code in _BODILESS:
+            body = b""
+        else:
+            headers |= {"Content-Type": kind, "Content-Length": str(len(body))}
         for given in (self._settings.headers, how.headers or {}):
             # Replaced whatever the case it is written in.
             lower = {name.lower() for name in given}
             headers = {name: value for name, value in headers.items() if name.lower() not in lower} | dict(given)
-        if kind:
-            headers = {"Content-Type": kind, "Content-Length": str(len(body))} | headers
         start_response(_STATUS_LINES.get(code, f"{code} UNKNOWN"), list(headers.items()))
         return [b"" if environ["REQUEST_METHOD"] == "HEAD" else body]
 
