@@ -130,7 +130,9 @@ def to_body(made: Any) -> tuple[str, bytes]:
         return "application/octet-stream", made
     if isinstance(made, (Mapping, list)):
         return JSON, to_json(made)
-    raise TypeError(f"A renderer returns a mapping, a list, a text or bytes, not {made!r}.")
+    raise TypeError(
+        f"The body of a probe is a mapping, a list, a text or bytes, or one of them with its content type, not {made!r}."
+    )
 
 
 @functools.cache

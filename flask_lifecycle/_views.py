@@ -18,7 +18,7 @@ import hmac
 import http
 import json
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 from urllib.parse import parse_qs
 
 from blinker import Namespace
@@ -42,6 +42,10 @@ _BODILESS = (204, 205, 304)
 
 # Which group a probe of LIFECYCLE_PATHS asks.
 _GROUPS = {"livez": LIVE, "readyz": READY, "startupz": STARTUP, "healthcheck": ALL}
+
+# Answers a request, or returns ``None``: there is nothing here for this caller, and whoever answers for what is not there
+# does so. A 403, and even a 404 of our own, would say that there is such a check.
+Probe: TypeAlias = "Callable[[WSGIEnvironment, StartResponse], Iterable[bytes] | None]"
 
 STATUS_CODES = {"pass": 200, "warn": 200, "fail": 503}
 
@@ -67,8 +71,8 @@ class Probes:
         self._health = health
         self._sender = sender
         self._nudge = nudge
-        self._renderer_failed = False
-        self.by_path: dict[str, WSGIApplication] = {}
+        self._unrendered: set[str] = set()  # the groups whose own body could not be made
+        self.by_path: dict[str, Probe] = {}
         self._lanes: dict[str, str] = {}  # by path as well
         self._mounts: frozenset[str] = frozenset()  # where else than at the root this application was found
         self.update()
@@ -87,7 +91,7 @@ class Probes:
                     component = functools.partial(self.serve, name, check.name)
                     self._add(f"{path}/{check.name}", "component", component)
 
-    def _add(self, path: str, lane: str, probe: WSGIApplication) -> None:
+    def _add(self, path: str, lane: str, probe: Probe) -> None:
         path = self.fold(path.encode("utf-8", "replace").decode("latin-1"))  # as PATH_INFO has it
         for each in (path, f"{path}/"):
             self.by_path.setdefault(each, probe)
@@ -97,7 +101,7 @@ class Probes:
         """A path as it is looked up."""
         return path.lower() if self._settings.case_insensitive else path
 
-    def find(self, path: str) -> WSGIApplication | None:
+    def find(self, path: str) -> Probe | None:
         """The probe at a path, if there is one."""
         return self.by_path.get(self.fold(path))
 
@@ -129,25 +133,25 @@ class Probes:
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """The probe listener: the probes, and 404 for all else."""
-        probe = self.find(environ.get("PATH_INFO", "")) or self._not_found
-        return probe(environ, start_response)
+        probe = self.find(environ.get("PATH_INFO", ""))
+        answer = probe(environ, start_response) if probe is not None else None
+        return self._not_found(environ, start_response) if answer is None else answer
 
     def serve(
         self, group: str, component: str | None, environ: WSGIEnvironment, start_response: StartResponse
-    ) -> Iterable[bytes]:
-        """Answer one probe."""
+    ) -> Iterable[bytes] | None:
+        """Answer one probe; ``None`` for a component that the caller may not see."""
+        how = self._registry.groups()[group]
+        details = self._details(how, environ)
+        if component is not None and not details:
+            return None
         if MARK in environ:
             environ[MARK].append(group)
-        how = self._registry.groups()[group]
         respond = functools.partial(self._respond, environ, start_response, how)
         if environ["REQUEST_METHOD"] == "OPTIONS":
             return respond(204, _PLAIN, b"", Allow=_METHODS)
         if environ["REQUEST_METHOD"] not in ("GET", "HEAD"):
             return respond(405, _PLAIN, b"probes answer GET and HEAD\n", Allow=_METHODS)
-        details = self._details(how, environ)
-        if component is not None and not details:
-            # Not 403, which would say that there is such a check.
-            return self._not_found(environ, start_response)
         self._learn_mount(environ)
         self._nudge()
         query = parse_qs(environ.get("QUERY_STRING", ""), keep_blank_values=True)
@@ -176,21 +180,23 @@ class Probes:
         return (STATUS_CODES | dict(self._settings.status_codes) | dict(how.status_codes or {}))[report.status]
 
     def _body(self, report: HealthReport, how: Group, environ: WSGIEnvironment, verbose: bool) -> tuple[str, bytes]:
-        renderer = how.renderer or self._registry.renderer
         try:
-            for error in _decisive(report):
-                if error.response is not None:
-                    return to_body(error.response)
-            made = renderer(report) if renderer is not None else None
+            made = self._replacement(report, how)
             if made is not None:
                 return to_body(made)
         except Exception:
-            if not self._renderer_failed:  # a probe is never logged, so its renderer is once
-                self._renderer_failed = True
-                logger.exception("the renderer of '%s' failed; the default body is sent in its place", how.name)
+            if how.name not in self._unrendered:  # a probe is never logged, so this is once
+                self._unrendered.add(how.name)
+                logger.exception("the body of '%s' could not be made; the default one is sent in its place", how.name)
         kind = negotiate(environ.get("HTTP_ACCEPT", ""), verbose)
         body = render(report, kind, verbose, self._health.transitions() if verbose and report.details else ())
         return f"{kind}; charset=utf-8" if kind.startswith("text/") else kind, body
+
+    def _replacement(self, report: HealthReport, how: Group) -> Any:
+        """What the application itself wants to be sent; ``None`` for the default."""
+        given = [error.response for error in _decisive(report) if error.response is not None]
+        renderer = how.renderer or self._registry.renderer
+        return given[0] if given else renderer(report) if renderer is not None else None
 
     def _not_found(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         how = self._registry.groups()[ALL]
@@ -209,7 +215,7 @@ class Probes:
         headers = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff", **more}
         if code in _BODILESS:
             body = b""
-        else:
+        if code not in (204, 304):  # which end with their headers; the third has a body of no length
             headers |= {"Content-Type": kind, "Content-Length": str(len(body))}
         for given in (self._settings.headers, how.headers or {}):
             # Replaced whatever the case it is written in.
@@ -227,15 +233,13 @@ def _decisive(report: HealthReport) -> list[HealthCheckError]:
     return [error for error in errors if isinstance(error, HealthCheckError)]
 
 
-def make_blueprint(find: Callable[[str], WSGIApplication | None], paths: Mapping[str, str]) -> Blueprint:
+def make_blueprint(probes: WSGIApplication, paths: Mapping[str, str]) -> Blueprint:
     """The probes as Flask views; ``paths`` by their names."""
     blueprint = Blueprint("lifecycle", __name__)
     for name, path in paths.items():
 
         def view(path: str = path) -> BaseResponse:
-            probe = find(path)
-            assert probe is not None, path
-            return Response.from_app(probe, request.environ)
+            return Response.from_app(probes, {**request.environ, "PATH_INFO": path})
 
         blueprint.add_url_rule(path, name, view, strict_slashes=False, provide_automatic_options=False)
     return blueprint
