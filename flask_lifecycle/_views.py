@@ -43,7 +43,7 @@ _BODILESS = (204, 205, 304)
 # Which group a probe of LIFECYCLE_PATHS asks.
 _GROUPS = {"livez": LIVE, "readyz": READY, "startupz": STARTUP, "healthcheck": ALL}
 
-# Answers a request, or returns ``None``: there is nothing here for this caller, and whoever answers for what is not there
+# Answers a request, or returns ``None`` where there is nothing for this caller: whoever answers for what is not there
 # does so. A 403, and even a 404 of our own, would say that there is such a check.
 Probe: TypeAlias = "Callable[[WSGIEnvironment, StartResponse], Iterable[bytes] | None]"
 

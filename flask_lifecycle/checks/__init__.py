@@ -6,7 +6,16 @@ The engine's theory of operation is at the head of ``_engine.py``, what a probe 
 
 from __future__ import annotations
 
-from ._check import DEFAULT_TIMEOUT, DEFAULT_TTL, Check, CheckContext, CheckResult, HealthCheckError, check_timeout
+from ._check import (
+    DEFAULT_TIMEOUT,
+    DEFAULT_TTL,
+    Check,
+    CheckContext,
+    CheckResult,
+    HealthCheckError,
+    check_timeout,
+    text_of,
+)
 from ._engine import App, CheckReport, Engine, overall
 from ._health import (
     ALL,
@@ -47,4 +56,5 @@ __all__ = [
     "check_timeout",
     "health_changed",
     "overall",
+    "text_of",
 ]
