@@ -117,8 +117,7 @@ class Lifecycle:
         """
 
         def register(function: F) -> F:
-            given = name if isinstance(name, str) else getattr(function, "__name__", repr(function))
-            self._checks.add(Check.of(function, name=given, **options))
+            self._checks.add(Check.of(function, **options | ({"name": name} if isinstance(name, str) else {})))
             return function
 
         return register if name is None or isinstance(name, str) else register(name)
