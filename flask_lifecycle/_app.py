@@ -37,7 +37,7 @@ class AppState:
         keep = settings.readiness_on_drain == "keep"
         self.health = Health(self, checks.checks, app, self.machine, settings.probe_timeout, keep=keep)
         self.probes = Probes(settings, checks, self.health, app, self.nudge)
-        checks.watch(self._registered)
+        checks.watch(self.probes.judge, self._registered)
         self._app = app
         self._served: WSGIApplication = app  # what a request goes through
         self._probe_server: ProbeServer | None = None

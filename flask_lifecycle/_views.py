@@ -79,23 +79,40 @@ class Probes:
 
     # -- where --------------------------------------------------------------------------------------------------
 
+    def judge(self, groups: dict[str, Group]) -> None:
+        """Refuse a group that cannot be served under the settings of this application.
+
+        :raises ValueError: its path is taken by another probe, or its details ask for a token and there is none.
+        """
+        taken = {self.fold(path) for path in self._settings.probe_paths().values()}
+        for name, group in groups.items():
+            if group.details == "token" and self._settings.token is None:
+                raise ValueError(
+                    f"The details of the group '{name}' are for a 'token', but 'LIFECYCLE_TOKEN' is not set;"
+                    " set it to a long secret."
+                )
+            path = group.path and self.fold(self._settings.url_prefix + group.path)
+            if path in taken:
+                raise ValueError(f"There is a probe at '{path}' already; give the group '{name}' another path.")
+            if path is not None:
+                taken.add(path)
+
     def update(self) -> None:
         """Take up the groups and checks that were registered; paths only ever come."""
         groups = self._registry.groups()
         paths = {_GROUPS[name]: path for name, path in self._settings.probe_paths().items()}
         paths |= {name: self._settings.url_prefix + group.path for name, group in groups.items() if group.path}
+        found = {self.fold(path): (name, functools.partial(self.serve, name, None)) for name, path in paths.items()}
         for name, path in paths.items():
-            self._add(path, name, functools.partial(self.serve, name, None))
             for check in self._registry.checks():
                 if name == ALL or name in check.groups:
-                    component = functools.partial(self.serve, name, check.name)
-                    self._add(f"{path}/{check.name}", "component", component)
-
-    def _add(self, path: str, lane: str, probe: Probe) -> None:
-        path = self.fold(path.encode("utf-8", "replace").decode("latin-1"))  # as PATH_INFO has it
-        for each in (path, f"{path}/"):
-            self.by_path.setdefault(each, probe)
-            self._lanes.setdefault(each, lane)
+                    at = f"{path}/{check.name}".encode("utf-8", "replace").decode("latin-1")  # as PATH_INFO has it
+                    # A group's own path goes before.
+                    found.setdefault(self.fold(at), ("component", functools.partial(self.serve, name, check.name)))
+        for path, (lane, probe) in found.items():
+            for each in (path, f"{path}/"):
+                self.by_path[each] = probe
+                self._lanes[each] = lane
 
     def fold(self, path: str) -> str:
         """A path as it is looked up."""
