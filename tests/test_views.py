@@ -643,7 +643,7 @@ def test_lanes() -> None:
 def test_case() -> None:
     """Paths are case-sensitive unless LIFECYCLE_CASE_INSENSITIVE says otherwise."""
     paths = ("/LIVEZ", "/Health/Data/", "/healthcheck/DB")
-    app, lifecycle = grouped()
+    app, _lifecycle = grouped()
     assert [get(app, path).status_code for path in paths] == [404] * 3
     app, _lifecycle = grouped(LIFECYCLE_CASE_INSENSITIVE=True, LIFECYCLE_PATHS={"livez": "/LiveZ"})
     assert [get(app, path).status_code for path in paths] == [200, 500, 503]
