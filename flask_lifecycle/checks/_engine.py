@@ -86,6 +86,7 @@ class CheckReport(NamedTuple):
 
     @property
     def name(self) -> str:
+        """What the check is called."""
         return self.check.name
 
     @property
