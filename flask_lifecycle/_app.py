@@ -119,10 +119,10 @@ class AppState:
             if self._gate.is_set():
                 return
             self._started_in = os.getpid()
-            try:
-                self.machine.apply(Event.STARTED)
-            except RuntimeError:  # the shutdown was quicker
-                return
+        try:
+            self.machine.apply(Event.STARTED)  # without the lock: whoever hears of it may send a probe
+        except RuntimeError:  # another thread, or the shutdown, was quicker
+            return
         if not coordinator.owned:
             try:
                 self.open_probe_listener()
