@@ -24,6 +24,7 @@ from flask_lifecycle import (
     Transition,
     check_changed,
     health_changed,
+    state_changed,
 )
 from flask_lifecycle._state import Event, StateMachine
 from flask_lifecycle.checks import Group, Health, Registry
@@ -527,6 +528,34 @@ def test_added_at_any_time() -> None:
     assert get(app, "/livez") == 200
     lifecycle.add_check(Switch("fail"), name="self", groups=("live",))
     assert get(app, "/livez") == 503
+
+
+def test_a_receiver_may_send_a_probe() -> None:
+    """Whoever hears that the application has started may ask it at once, and the start-up waits for nobody."""
+    lifecycle = Lifecycle(app := make_app())
+    codes: list[int] = []
+
+    def receiver(sender: Any, **change: Any) -> None:
+        codes.append(get(app, "/readyz"))
+
+    with state_changed.connected_to(receiver, app), running(lambda: codes.append(get(app, "/work"))):
+        pass
+    assert codes == [200, 200]
+    assert lifecycle.state is State.READY
+
+
+def test_a_shutdown_that_is_quicker_than_the_start_up() -> None:
+    """A start-up that ends when the drain has begun makes nothing ready, and the probes tell the truth.
+
+    Interleaving: the drain changes the state, and before it lets the waiting requests go the start-up ends.
+    """
+    lifecycle = Lifecycle(app := make_app())
+    state = state_of(app)
+    state.machine.apply(Event.DRAIN, "SIGTERM")
+    state.start()
+    assert lifecycle.state is State.DRAINING
+    lifecycle.shutdown()
+    assert [get(app, path) for path in ("/livez", "/readyz")] == [200, 503]
 
 
 def test_each_run_has_an_application_context_of_its_own() -> None:
