@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 import re
 import weakref
+from collections.abc import Mapping
 from typing import Protocol
 from urllib.parse import unquote
 
-# Werkzeug logs a whole line, with colours; gunicorn gives its fields, of which U is the path without the query.
+# Werkzeug gives its request line, with colours and as the client quoted it; gunicorn gives its fields, of which U is
+# the path without the query.
 _LOGGERS = ("werkzeug", "gunicorn.access")
-_REQUEST_LINE = re.compile(r'"(?:\x1b\[[\d;]*m)*[A-Z]+ ([^ ?"]+)[^ "]* HTTP/')
+_REQUEST_LINE = re.compile(r"(?:\x1b\[[\d;]*m)*[A-Z]+ ([^ ?]+)[^ ]* HTTP/")
 
 
 class Probes(Protocol):
@@ -27,10 +29,10 @@ class _ProbeFilter(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         path: object = None
-        if isinstance(record.args, dict):
+        if isinstance(record.args, Mapping):
             path = record.args.get("U")
-        elif record.name == "werkzeug" and (found := _REQUEST_LINE.search(record.getMessage())):
-            path = unquote(found[1])
+        elif record.args and isinstance(line := record.args[0], str) and (found := _REQUEST_LINE.match(line)):
+            path = unquote(found[1]).encode("utf-8", "replace").decode("latin-1")  # as PATH_INFO has it
         return not (isinstance(path, str) and any(probes.is_probe(path) for probes in self.silent))
 
 
@@ -39,6 +41,7 @@ _filter = _ProbeFilter()
 
 def silence(probes: Probes) -> None:
     """Keep an application's probes out of the access logs, also of a server that is not in use yet."""
-    _filter.silent.add(probes)
+    # A new set in one assignment: a request that is being logged goes on with the old one.
+    _filter.silent = weakref.WeakSet([*_filter.silent, probes])
     for name in _LOGGERS:
         logging.getLogger(name).addFilter(_filter)

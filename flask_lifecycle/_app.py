@@ -39,7 +39,7 @@ class AppState:
         keep = settings.readiness_on_drain == "keep"
         self.health = Health(self, checks.checks, app, self.machine, settings.probe_timeout, keep=keep)
         self.probes = Probes(settings, checks, self.health, app, self.nudge)
-        checks.watch(self._registered)
+        checks.watch(self.probes.judge, self._registered)
         self._app = app
         self._served: WSGIApplication = app  # what a request goes through
         self._probe_server: ProbeServer | None = None
@@ -121,10 +121,10 @@ class AppState:
             if self._gate.is_set():
                 return
             self._started_in = os.getpid()
-            try:
-                self.machine.apply(Event.STARTED)
-            except RuntimeError:  # the shutdown was quicker
-                return
+        try:
+            self.machine.apply(Event.STARTED)  # without the lock: whoever hears of it may send a probe
+        except RuntimeError:  # another thread, or the shutdown, was quicker
+            return
         if not coordinator.owned:
             try:
                 self.open_probe_listener()

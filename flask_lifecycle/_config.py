@@ -31,6 +31,8 @@ PATHS = {
     "startupz": "/startupz",
 }
 
+# Left out is what means something in URLs or in Flask's rules, and what would have to be quoted.
+_PATH = re.compile(r"/[!$&-;=@-Z\[\]_a-z|~]*")
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110, 5.6.2
 
 _UNCATCHABLE = {signal.SIGKILL, signal.SIGSTOP}
@@ -200,7 +202,7 @@ def _token(key: str, value: Any) -> str | None:
 
 
 def read_path(key: str, value: Any) -> str:
-    if not isinstance(value, str) or not value.startswith("/") or value.rstrip("/") == "" or set(value) & set("<>?#"):
+    if not isinstance(value, str) or not _PATH.fullmatch(value) or value.rstrip("/") == "":
         raise ValueError(f"'{key}' must hold paths such as '/livez', not {value!r}.")
     return value.rstrip("/")
 

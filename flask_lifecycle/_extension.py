@@ -66,7 +66,7 @@ class Lifecycle:
         process = Process(signals=False) if app.testing else this_process
         state = app.extensions["lifecycle"] = AppState(app, settings, self._hooks, self._checks, process)
         self._apps.add(app)
-        app.register_blueprint(make_blueprint(state.probes.find, settings.probe_paths()))
+        app.register_blueprint(make_blueprint(state.probes, settings.probe_paths()))
         find = state.probes.find if settings.case_insensitive else state.probes.by_path.get
         counted = count_requests(app.wsgi_app, state.ledger, find, state.before_first)
         app.wsgi_app = counted  # type: ignore[method-assign,assignment]
@@ -110,8 +110,7 @@ class Lifecycle:
         """
 
         def register(function: F) -> F:
-            given = name if isinstance(name, str) else getattr(function, "__name__", repr(function))
-            self._checks.add(Check.of(function, name=given, **options))
+            self._checks.add(Check.of(function, **options | ({"name": name} if isinstance(name, str) else {})))
             return function
 
         return register if name is None or isinstance(name, str) else register(name)
@@ -156,6 +155,8 @@ class Lifecycle:
             raise ValueError(
                 f"The details of the group '{name}' must be 'never', 'token' or 'always', not {details!r}."
             )
+        if renderer is not None:
+            check_renderer(renderer)
         codes = None if status_codes is None else read_status_codes("status_codes", status_codes)
         sent = None if headers is None else read_headers("headers", headers)
         path = None if path is None else read_path("path", path)
@@ -168,7 +169,7 @@ class Lifecycle:
         these in a tuple with its content type, or ``None`` for the default. Look at ``report.details`` before you tell
         more than ``report.status``. If it raises, the default is sent, and the log says so once.
         """
-        self._checks.renderer = function
+        self._checks.renderer = check_renderer(function)
         return function
 
     def transitions(self) -> tuple[Transition, ...]:
@@ -320,6 +321,13 @@ class Lifecycle:
 
 
 _NO_APP = "This Lifecycle has no application yet; call lifecycle.init_app(app) first."
+
+
+def check_renderer(function: R) -> R:
+    """Refuse a renderer that cannot be called."""
+    if not callable(function):
+        raise TypeError(f"The renderer {function!r} is not callable; give a function that takes the report.")
+    return function
 
 
 class Draining:

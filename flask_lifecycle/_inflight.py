@@ -174,7 +174,7 @@ class SizedBody(Body):
 def count_requests(
     app: WSGIApplication,
     ledger: Ledger,
-    find_probe: Callable[[str], WSGIApplication | None],
+    find_probe: Callable[[str], Callable[[WSGIEnvironment, StartResponse], Iterable[bytes] | None] | None],
     before_first: Callable[[], bool],
 ) -> WSGIApplication:
     """The middleware: count the requests of a WSGI application, and answer probes ahead of it.
@@ -182,7 +182,8 @@ def count_requests(
     It is a closure and not a class because that saves a tenth of its cost; every request goes through it.
 
     :param app: the application that is counted.
-    :param find_probe: gives what answers a ``PATH_INFO`` instead, if it is a probe's; probes are not counted.
+    :param find_probe: gives what answers a ``PATH_INFO`` instead, if it is a probe's; probes are not counted. What it
+        gives may return ``None``: then the application answers after all.
     :param before_first: called in the thread of every request until it has returned ``True`` once; the start-up.
     """
     pending: Callable[[], bool] | None = before_first
@@ -192,7 +193,9 @@ def count_requests(
         nonlocal pending
         probe = find_probe(environ.get("PATH_INFO", ""))
         if probe is not None:
-            return probe(environ, start_response)
+            answer = probe(environ, start_response)
+            if answer is not None:
+                return answer
         body = Body(ledger, environ)
         active[body] = None
         try:

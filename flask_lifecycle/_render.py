@@ -6,6 +6,7 @@ of an exception, which may hold hosts, users and passwords: that is in the log.
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import functools
 import json
@@ -17,6 +18,7 @@ from werkzeug.datastructures import MIMEAccept
 from werkzeug.http import parse_accept_header
 
 from .checks import CheckReport, HealthReport, Transition
+from .checks._check import text_of
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -45,9 +47,9 @@ def render(report: HealthReport, kind: str, verbose: bool = False, transitions: 
     :param verbose: whether a text lists the checks, and JSON the last ``transitions``, for whoever may see them.
     """
     if kind == TEXT:
-        return _text(report, verbose).encode()
+        return _text(report, verbose).encode("utf-8", "backslashreplace")
     if kind == HTML:
-        return _page().render(report=report, marks=_MARKS).encode()
+        return _page().render(report=report).encode("utf-8", "backslashreplace")
     document: dict[str, Any] = {"status": report.status}
     if report.details:
         document |= {"state": report.state.value, "reason": report.reason}
@@ -60,7 +62,8 @@ def render(report: HealthReport, kind: str, verbose: bool = False, transitions: 
 def _text(report: HealthReport, verbose: bool) -> str:
     if not (verbose and report.details):
         return f"{report.status}\n"
-    lines = [f"[{'-' if report.draining else '+'}]state {report.state.value}: {report.reason}"]
+    by_state = report.status == "fail" and all(check.status != "fail" for check in report.checks)
+    lines = [f"[{'-' if by_state else '+'}]state {report.state.value}: {report.reason}"]
     for check in report.checks:
         output = f": {check.output}" if check.output else ""
         lines.append(f"[{_MARKS[check.status]}]{check.name} {_WORDS[check.status]}{output}")
@@ -77,8 +80,9 @@ def _component(check: CheckReport) -> dict[str, Any]:
         component |= {"observedValue": round(check.duration * 1000, 1), "observedUnit": "ms"}
     else:
         component |= {"observedValue": result.value, "observedUnit": result.unit}
-    if result.observed:
-        component["observed"] = result.observed
+    observed = _plain(result.observed)
+    if observed:
+        component["observed"] = observed
     if check.check.affects and check.status != "pass":
         component["affectedEndpoints"] = list(check.check.affects)
     if check.output:
@@ -103,18 +107,25 @@ def to_json(document: Any) -> bytes:
     return json.dumps(_plain(document)).encode() + b"\n"
 
 
-def _plain(value: Any, depth: int = 8) -> Any:
-    """What was observed may be NaN, have keys of any type, or contain itself; a probe answers all the same."""
-    if value is None or isinstance(value, (str, int)) or (isinstance(value, float) and math.isfinite(value)):
+def _plain(value: Any, within: tuple[int, ...] = ()) -> Any:
+    """What was observed may be NaN, have keys of any type, contain itself, or be written to by another thread.
+
+    A probe answers all the same: what JSON has no way to write becomes text.
+
+    :param within: the ids of what this value was found in.
+    """
+    if value is None or (isinstance(value, float) and math.isfinite(value)):
         return value
-    if depth and isinstance(value, Mapping):
-        return {str(key): _plain(item, depth - 1) for key, item in value.items()}
-    if depth and isinstance(value, (list, tuple, set, frozenset)):
-        return [_plain(item, depth - 1) for item in value]
-    try:
-        return str(value)
-    except Exception:
-        return type(value).__name__
+    if isinstance(value, int) and value.bit_length() < 1024:  # a longer one Python may refuse to write
+        return value
+    if isinstance(value, (Mapping, list, tuple, set, frozenset)) and len(within) < 8 and id(value) not in within:
+        within = (*within, id(value))
+        with contextlib.suppress(Exception):  # it fails to tell what is in it
+            if isinstance(value, Mapping):
+                # A dict's items are listed in one step: it may be what the application goes on counting in.
+                return {text_of(key): _plain(item, within) for key, item in list(value.items())}
+            return [_plain(item, within) for item in list(value)]
+    return text_of(str.__str__(value) if isinstance(value, str) else value)  # of an enumeration's member, its value
 
 
 def to_body(made: Any) -> tuple[str, bytes]:
@@ -130,7 +141,10 @@ def to_body(made: Any) -> tuple[str, bytes]:
         return "application/octet-stream", made
     if isinstance(made, (Mapping, list)):
         return JSON, to_json(made)
-    raise TypeError(f"A renderer returns a mapping, a list, a text or bytes, not {made!r}.")
+    raise TypeError(
+        "The body of a probe is a mapping, a list, a text or bytes, or one of them with its content type,"
+        f" not {made!r}."
+    )
 
 
 @functools.cache

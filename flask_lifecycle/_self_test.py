@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication, WSGIEnvironment
 
-# In the environ of the test's request; the probe puts itself into it instead of answering.
+# In the environ of the test's request: a list, into which the probe that answers puts its name.
 MARK = "flask_lifecycle.self_test"
 
 
@@ -49,6 +49,7 @@ def kubelet_request(path: str) -> WSGIEnvironment:
 def obstacle(app: WSGIApplication, path: str) -> str:
     """What answers a probe in its place, in words; empty if the probe does."""
     environ = kubelet_request(path)
+    reached: list[str] = environ[MARK]  # whatever becomes of the environ
     seen: list[str] = []
 
     def start_response(status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> Any:
@@ -67,7 +68,7 @@ def obstacle(app: WSGIApplication, path: str) -> str:
                 close()
     except Exception as error:
         seen.append(f"fails with {type(error).__name__}")
-    if environ[MARK]:
+    if reached:
         return ""
     return f"{seen[-1] if seen else 'is not answered at all'} by {' around '.join(_layers(app))}"
 

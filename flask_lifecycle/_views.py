@@ -18,7 +18,7 @@ import hmac
 import http
 import json
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 from urllib.parse import parse_qs
 
 from blinker import Namespace
@@ -39,9 +39,15 @@ if TYPE_CHECKING:
 _PLAIN = f"{TEXT}; charset=utf-8"
 _STATUS_LINES = {status.value: f"{status.value} {status.phrase.upper()}" for status in http.HTTPStatus}
 _METHODS = "GET, HEAD, OPTIONS"
+# A body after one of these would be read as the beginning of the next answer. RFC 9110, 15.3.5, 15.3.6 and 15.4.5.
+_BODILESS = (204, 205, 304)
 
 # Which group a probe of LIFECYCLE_PATHS asks.
 _GROUPS = {"livez": LIVE, "readyz": READY, "startupz": STARTUP, "healthcheck": ALL}
+
+# Answers a request, or returns ``None`` where there is nothing for this caller: whoever answers for what is not there
+# does so. A 403, and even a 404 of our own, would say that there is such a check.
+Probe: TypeAlias = "Callable[[WSGIEnvironment, StartResponse], Iterable[bytes] | None]"
 
 STATUS_CODES = {"pass": 200, "warn": 200, "fail": 503}
 
@@ -67,42 +73,54 @@ class Probes:
         self._health = health
         self._sender = sender
         self._nudge = nudge
-        self._renderer_failed = False
-        self.by_path: dict[str, WSGIApplication] = {}
+        self._unrendered: set[str] = set()  # the groups whose own body could not be made
+        self.by_path: dict[str, Probe] = {}
         self._lanes: dict[str, str] = {}  # by path as well
         self._mounts: frozenset[str] = frozenset()  # where else than at the root this application was found
         self.update()
 
     # -- where --------------------------------------------------------------------------------------------------
 
+    def judge(self, groups: dict[str, Group]) -> None:
+        """Refuse a group that cannot be served under the settings of this application.
+
+        :raises ValueError: its path is taken by another probe, or its details ask for a token and there is none.
+        """
+        taken = {self.fold(path) for path in self._settings.probe_paths().values()}
+        for name, group in groups.items():
+            if group.details == "token" and self._settings.token is None:
+                raise ValueError(
+                    f"The details of the group '{name}' are for a 'token', but 'LIFECYCLE_TOKEN' is not set;"
+                    " set it to a long secret."
+                )
+            path = group.path and self.fold(self._settings.url_prefix + group.path)
+            if path in taken:
+                raise ValueError(f"There is a probe at '{path}' already; give the group '{name}' another path.")
+            if path is not None:
+                taken.add(path)
+
     def update(self) -> None:
         """Take up the groups and checks that were registered; paths only ever come."""
+        groups = self._registry.groups()
         paths = {_GROUPS[name]: path for name, path in self._settings.probe_paths().items()}
-        for name, group in self._registry.groups().items():
-            if group.path is not None:
-                path = self._settings.url_prefix + group.path
-                if path in paths.values():
-                    raise ValueError(f"The group '{name}' has the path '{path}' of another probe; give it its own.")
-                paths[name] = path
-        for check in self._registry.checks():
-            for name, path in paths.items():
+        paths |= {name: self._settings.url_prefix + group.path for name, group in groups.items() if group.path}
+        found = {self.fold(path): (name, functools.partial(self.serve, name, None)) for name, path in paths.items()}
+        for name, path in paths.items():
+            for check in self._registry.checks():
                 if name == ALL or name in check.groups:
-                    component = functools.partial(self.serve, name, check.name)
-                    self._add(f"{path}/{check.name}", "component", component)
-        for name, path in paths.items():  # last: a group goes over a component of the same path
-            self._add(path, name, functools.partial(self.serve, name, None))
-
-    def _add(self, path: str, lane: str, probe: WSGIApplication) -> None:
-        path = self.fold(path)
-        for each in (path, f"{path}/"):
-            self.by_path[each] = probe
-            self._lanes[each] = lane
+                    at = f"{path}/{check.name}".encode("utf-8", "replace").decode("latin-1")  # as PATH_INFO has it
+                    # A group's own path goes before.
+                    found.setdefault(self.fold(at), ("component", functools.partial(self.serve, name, check.name)))
+        for path, (lane, probe) in found.items():
+            for each in (path, f"{path}/"):
+                self.by_path[each] = probe
+                self._lanes[each] = lane
 
     def fold(self, path: str) -> str:
         """A path as it is looked up."""
         return path.lower() if self._settings.case_insensitive else path
 
-    def find(self, path: str) -> WSGIApplication | None:
+    def find(self, path: str) -> Probe | None:
         """The probe at a path, if there is one."""
         return self.by_path.get(self.fold(path))
 
@@ -134,25 +152,25 @@ class Probes:
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """The probe listener: the probes, and 404 for all else."""
-        probe = self.find(environ.get("PATH_INFO", "")) or self._not_found
-        return probe(environ, start_response)
+        probe = self.find(environ.get("PATH_INFO", ""))
+        answer = probe(environ, start_response) if probe is not None else None
+        return self._not_found(environ, start_response) if answer is None else answer
 
     def serve(
         self, group: str, component: str | None, environ: WSGIEnvironment, start_response: StartResponse
-    ) -> Iterable[bytes]:
-        """Answer one probe."""
-        if MARK in environ:
-            environ[MARK].append(group)
+    ) -> Iterable[bytes] | None:
+        """Answer one probe; ``None`` for a component that the caller may not see."""
         how = self._registry.groups()[group]
-        respond = functools.partial(self._respond, environ, start_response, how)
-        if environ["REQUEST_METHOD"] == "OPTIONS":
-            return respond(204, "", b"", Allow=_METHODS)
-        if environ["REQUEST_METHOD"] not in ("GET", "HEAD"):
-            return respond(405, _PLAIN, b"probes answer GET and HEAD\n", Allow=_METHODS)
         details = self._details(how, environ)
         if component is not None and not details:
-            # Not 403, which would say that there is such a check.
-            return self._not_found(environ, start_response)
+            return None
+        if MARK in environ:
+            environ[MARK].append(group)
+        respond = functools.partial(self._respond, environ, start_response, how)
+        if environ["REQUEST_METHOD"] == "OPTIONS":
+            return respond(204, _PLAIN, b"", Allow=_METHODS)
+        if environ["REQUEST_METHOD"] not in ("GET", "HEAD"):
+            return respond(405, _PLAIN, b"probes answer GET and HEAD\n", Allow=_METHODS)
         self._learn_mount(environ)
         self._nudge()
         query = parse_qs(environ.get("QUERY_STRING", ""), keep_blank_values=True)
@@ -181,21 +199,23 @@ class Probes:
         return (STATUS_CODES | dict(self._settings.status_codes) | dict(how.status_codes or {}))[report.status]
 
     def _body(self, report: HealthReport, how: Group, environ: WSGIEnvironment, verbose: bool) -> tuple[str, bytes]:
-        renderer = how.renderer or self._registry.renderer
         try:
-            for error in _decisive(report):
-                if error.response is not None:
-                    return to_body(error.response)
-            made = renderer(report) if renderer is not None else None
+            made = self._replacement(report, how)
             if made is not None:
                 return to_body(made)
         except Exception:
-            if not self._renderer_failed:  # a probe is never logged, so its renderer is once
-                self._renderer_failed = True
-                logger.exception("the renderer of '%s' failed; the default body is sent in its place", how.name)
+            if how.name not in self._unrendered:  # a probe is never logged, so this is once
+                self._unrendered.add(how.name)
+                logger.exception("the body of '%s' could not be made; the default one is sent in its place", how.name)
         kind = negotiate(environ.get("HTTP_ACCEPT", ""), verbose)
         body = render(report, kind, verbose, self._health.transitions() if verbose and report.details else ())
         return f"{kind}; charset=utf-8" if kind.startswith("text/") else kind, body
+
+    def _replacement(self, report: HealthReport, how: Group) -> Any:
+        """What the application itself wants to be sent; ``None`` for the default."""
+        given = [error.response for error in _decisive(report) if error.response is not None]
+        renderer = how.renderer or self._registry.renderer
+        return given[0] if given else renderer(report) if renderer is not None else None
 
     def _not_found(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         how = self._registry.groups()[ALL]
@@ -211,10 +231,11 @@ class Probes:
         body: bytes,
         **more: str,
     ) -> Iterable[bytes]:
-        if code in (204, 304):  # these end with their head (RFC 9110, 6.4.1); a body would be read as the next answer
-            kind, body = "", b""
-        headers = {"Content-Type": kind, "Content-Length": str(len(body))} if kind else {}
-        headers |= {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff", **more}
+        headers = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff", **more}
+        if code in _BODILESS:
+            body = b""
+        if code not in (204, 304):  # which end with their headers; the third has a body of no length
+            headers |= {"Content-Type": kind, "Content-Length": str(len(body))}
         for given in (self._settings.headers, how.headers or {}):
             # Replaced whatever the case it is written in.
             lower = {name.lower() for name in given}
@@ -231,15 +252,13 @@ def _decisive(report: HealthReport) -> list[HealthCheckError]:
     return [error for error in errors if isinstance(error, HealthCheckError)]
 
 
-def make_blueprint(find: Callable[[str], WSGIApplication | None], paths: Mapping[str, str]) -> Blueprint:
+def make_blueprint(probes: WSGIApplication, paths: Mapping[str, str]) -> Blueprint:
     """The probes as Flask views; ``paths`` by their names."""
     blueprint = Blueprint("lifecycle", __name__)
     for name, path in paths.items():
 
         def view(path: str = path) -> BaseResponse:
-            probe = find(path)
-            assert probe is not None, path
-            return Response.from_app(probe, request.environ)
+            return Response.from_app(probes, {**request.environ, "PATH_INFO": path})
 
         blueprint.add_url_rule(path, name, view, strict_slashes=False, provide_automatic_options=False)
     return blueprint

@@ -19,8 +19,8 @@ from flask import Flask
 from werkzeug.test import create_environ
 
 from flask_lifecycle import RequestInfo, ShutdownReport, servers
+from flask_lifecycle._app import AppState
 from flask_lifecycle._config import Settings
-from flask_lifecycle._extension import AppState
 from flask_lifecycle._inflight import Ledger, Load
 from flask_lifecycle._shutdown import Clock, Coordinator, Hooks
 from flask_lifecycle._state import Event, State, StateMachine
@@ -101,6 +101,7 @@ class FakeMember:
         self.draining = threading.Event()
         self.started = True
         self.refused = 0
+        self.withdrawn = 0
 
     def context(self) -> AbstractContextManager[Any]:
         return contextlib.nullcontext()
@@ -111,6 +112,9 @@ class FakeMember:
 
     def refuse(self) -> None:
         self.refused += 1
+
+    def withdraw(self) -> None:
+        self.withdrawn += 1
 
     def start(self) -> None:
         self.machine.apply(Event.STARTED)
@@ -179,7 +183,9 @@ def enter(ledger: Ledger, path: str = "/work", result: Iterable[bytes] = (b"x",)
     def app(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         return result
 
-    return count_requests(app, ledger, {}, lambda: True)(create_environ(path), lambda *_: lambda _data: None)
+    return count_requests(app, ledger, lambda path: None, lambda: True)(
+        create_environ(path), lambda *_: lambda _data: None
+    )
 
 
 def make_app(**config: Any) -> Flask:

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from flask import Flask
 
-from flask_lifecycle import Check, Lifecycle
+from flask_lifecycle import Check, HealthCheckError, Lifecycle
 from flask_lifecycle.servers import create
 from tests._fakes import ROOT, make_app, run_python, running, state_of, whole
 
@@ -169,7 +169,7 @@ SECONDS = "must be a finite number of seconds"
                 ValueError,
                 f"'LIFECYCLE_URL_PREFIX' must hold paths such as '/livez', not {prefix!r}.",
             )
-            for prefix in ("ops", "/ops?x", "/<ops>", 3)
+            for prefix in ("ops", "/ops?x", "/<ops>", 3, "/größe", "/a b", "/50%")
         ),
         (
             {"LIFECYCLE_PATHS": {"livez": "/"}},
@@ -190,6 +190,82 @@ SECONDS = "must be a finite number of seconds"
             {"LIFECYCLE_PATHS": {"livez": "/readyz"}},
             ValueError,
             "'LIFECYCLE_PATHS' gives two probes the same path; each needs its own.",
+        ),
+        (
+            {"LIFECYCLE_PROBE_TIMEOUT": 0},
+            ValueError,
+            f"'LIFECYCLE_PROBE_TIMEOUT' {SECONDS}, more than zero, not 0.",
+        ),
+        (
+            {"LIFECYCLE_PROBE_TIMEOUT": None},
+            TypeError,
+            "'LIFECYCLE_PROBE_TIMEOUT' must be a number of seconds, not None.",
+        ),
+        *(
+            ({f"LIFECYCLE_{key}": value}, TypeError, f"'LIFECYCLE_{key}' must be True or False, not {value!r}.")
+            for key in ("CASE_INSENSITIVE", "LOG_PROBES", "SELF_TEST")
+            for value in ("no", 1, None)
+        ),
+        (
+            {"LIFECYCLE_READINESS_ON_DRAIN": "hold"},
+            ValueError,
+            "'LIFECYCLE_READINESS_ON_DRAIN' must be one of 'fail', 'keep', not 'hold'.",
+        ),
+        *(
+            (
+                {"LIFECYCLE_STATUS_CODES": codes},
+                TypeError,
+                f"'LIFECYCLE_STATUS_CODES' must be a mapping such as {{'fail': 500}}, not {codes!r}.",
+            )
+            for codes in (500, None, [("fail", 500)])
+        ),
+        *(
+            (
+                {"LIFECYCLE_STATUS_CODES": {status: 500}},
+                ValueError,
+                f"'LIFECYCLE_STATUS_CODES' names the status {status!r}; the statuses are 'pass', 'warn' and 'fail'.",
+            )
+            for status in ("error", 503)
+        ),
+        *(
+            (
+                {"LIFECYCLE_STATUS_CODES": {"fail": code}},
+                ValueError,
+                f"'LIFECYCLE_STATUS_CODES' must give 'fail' an HTTP status from 200 to 599, not {code!r}.",
+            )
+            for code in ("500", 100, 600, True, None, 500.0)
+        ),
+        *(
+            (
+                {"LIFECYCLE_HEADERS": headers},
+                TypeError,
+                f"'LIFECYCLE_HEADERS' must be a mapping from header names to strings, not {headers!r}.",
+            )
+            for headers in ("X-Node: a", None, [("X-Node", "a")])
+        ),
+        *(
+            (
+                {"LIFECYCLE_HEADERS": {name: "a"}},
+                ValueError,
+                f"'LIFECYCLE_HEADERS' names the header {name!r}, which is no header name; use one such as 'X-Node'.",
+            )
+            for name in ("", "X Node", "X-Node:", "X-Größe", 3, "X-Node\r\nX")
+        ),
+        *(
+            (
+                {"LIFECYCLE_HEADERS": {"X-Node": text}},
+                ValueError,
+                f"'LIFECYCLE_HEADERS' must give 'X-Node' one line of printable ASCII, not {text!r}.",
+            )
+            for text in ("a\r\nb", "größe", 3, None, b"a", "\x00")
+        ),
+        *(
+            (
+                {"LIFECYCLE_HEADERS": {name: "a"}},
+                ValueError,
+                f"'LIFECYCLE_HEADERS' names the header '{name}', which is the server's to set; leave it out.",
+            )
+            for name in ("Content-Length", "transfer-encoding", "Connection")
         ),
     ],
 )
@@ -234,6 +310,7 @@ NO_APP = "This Lifecycle has no application yet; call lifecycle.init_app(app) fi
         lambda lifecycle: lifecycle.requests(),
         lambda lifecycle: lifecycle.draining,
         lambda lifecycle: lifecycle.remaining(),
+        lambda lifecycle: lifecycle.transitions(),
         lambda lifecycle: lifecycle.set_ready(),
         lambda lifecycle: lifecycle.set_not_ready(),
         lambda lifecycle: lifecycle.shutdown(),
@@ -263,7 +340,12 @@ def test_run_of_an_application_that_has_none() -> None:
         (
             lambda lifecycle: lifecycle.check("db")(3),
             TypeError,
-            "The check 'db' is not callable; register a function, or an object with __call__.",
+            "The check 3 is not callable; register a function, or an object with __call__.",
+        ),
+        (
+            lambda lifecycle: lifecycle.check(3),
+            TypeError,
+            "The check 3 is not callable; register a function, or an object with __call__.",
         ),
         (
             lambda lifecycle: lifecycle.add_check("db"),
@@ -271,14 +353,33 @@ def test_run_of_an_application_that_has_none() -> None:
             "The check 'db' is not callable; register a function, or an object with __call__.",
         ),
         (
-            lambda lifecycle: lifecycle.add_check(Check("", nothing)),
+            lambda lifecycle: Check("db", 3),  # type: ignore[arg-type]
             TypeError,
-            "A check needs a name that is a string, not ''; pass name='...'.",
+            "The check 'db' is not callable; register a function, or an object with __call__.",
+        ),
+        *(
+            (
+                lambda lifecycle, name=name: lifecycle.add_check(Check(name, nothing)),
+                TypeError,
+                f"A check needs a name that is a string, not {name!r}; pass name='...'.",
+            )
+            for name in ("", 3, None)
         ),
         (
-            lambda lifecycle: lifecycle.check(coroutine),
+            lambda lifecycle: lifecycle.check("db")(takes_two),
             TypeError,
-            "The check 'coroutine' is an async function, which is not supported; make it a plain one.",
+            "The check 'db' takes (one: 'Any', two: 'Any') -> 'None';"
+            " it may take nothing, or one argument, the context.",
+        ),
+        (
+            lambda lifecycle: lifecycle.check("db", tiemout=3)(nothing),
+            TypeError,
+            "A check has no option 'tiemout'; did you mean 'timeout'?",
+        ),
+        (
+            lambda lifecycle: lifecycle.add_check(nothing, function=nothing),
+            TypeError,
+            "A check has no option 'function'; did you mean 'timeout'?",
         ),
         *(
             (
@@ -288,20 +389,64 @@ def test_run_of_an_application_that_has_none() -> None:
             )
             for timeout in (0, -1, NAN, math.inf, "2", True, None)
         ),
-        (
-            lambda lifecycle: lifecycle.check("db", groups=("redy",))(nothing),
-            ValueError,
-            "The check 'db' names the groups ('redy',); give a tuple of 'live', 'ready', 'startup'.",
+        *(
+            (
+                lambda lifecycle, option=option, value=value: lifecycle.check("db", **{option: value})(nothing),
+                ValueError,
+                f"The {option} of the check 'db' must be a number of seconds zero or more, not {value!r}.",
+            )
+            for option, value in (("ttl", -1), ("ttl", None), ("fail_ttl", "1"), ("fail_for", True), ("ttl", NAN))
+        ),
+        *(
+            (
+                lambda lifecycle, option=option, value=value: lifecycle.check("db", **{option: value})(nothing),
+                ValueError,
+                f"The {option} of the check 'db' must be a number of seconds greater than zero, not {value!r}.",
+            )
+            for option, value in (("interval", 0), ("interval", -1), ("fail_interval", math.inf), ("interval", "1"))
         ),
         (
-            lambda lifecycle: lifecycle.check("db", groups="ready")(nothing),
+            lambda lifecycle: lifecycle.check("db", fail_interval=1)(nothing),
             ValueError,
-            "The check 'db' names the groups 'ready'; give a tuple of 'live', 'ready', 'startup'.",
+            "The check 'db' has a fail_interval but no interval; give it both.",
+        ),
+        *(
+            (
+                lambda lifecycle, option=option, value=value: lifecycle.check("db", **{option: value})(nothing),
+                ValueError,
+                f"The {option} of the check 'db' must be a whole number from 1, not {value!r}.",
+            )
+            for option in ("fail_after", "recover_after")
+            for value in (0, 1.5, True, None)
+        ),
+        *(
+            (
+                lambda lifecycle, option=option, value=value: lifecycle.check("db", **{option: value})(nothing),
+                TypeError,
+                f"The {option} of the check 'db' must be a tuple of strings, not {value!r}.",
+            )
+            for option in ("groups", "affects")
+            for value in ("ready", None, 3, (3,))
         ),
         (
-            lambda lifecycle: lifecycle.check("db", groups=())(nothing),
+            lambda lifecycle: lifecycle.check("db", scope="global")(nothing),
             ValueError,
-            "The check 'db' names the groups (); give a tuple of 'live', 'ready', 'startup'.",
+            "The scope of the check 'db' must be 'local' or 'shared', not 'global'.",
+        ),
+        (
+            lambda lifecycle: lifecycle.check("db", scope="shared", groups=("ready", "live"))(nothing),
+            ValueError,
+            "The check 'db' is shared and in the group 'live': restarting every replica mends nothing that they share;"
+            " take it out of 'live'.",
+        ),
+        *(
+            (
+                lambda lifecycle, group=group: lifecycle.check("db", groups=(group,))(nothing),
+                ValueError,
+                f"The check 'db' names the group {group!r}, which there is not; the groups are 'live', 'ready',"
+                " 'startup', and lifecycle.group() makes more.",
+            )
+            for group in ("redy", "healthcheck", "")
         ),
         (
             lambda lifecycle: [lifecycle.check("db")(nothing) for _ in range(2)],
@@ -314,6 +459,147 @@ def test_checks(make: Callable[[Lifecycle], object], kind: type[Exception], mess
     """A bad check is refused where it is registered."""
     with pytest.raises(kind, match=whole(message)):
         make(Lifecycle())
+
+
+@pytest.mark.parametrize(
+    ("make", "kind", "message"),
+    [
+        *(
+            (
+                lambda lifecycle, name=name: lifecycle.group(name, path="/own"),
+                TypeError,
+                f"A group needs a name that is a string, not {name!r}.",
+            )
+            for name in ("", 3, None)
+        ),
+        (
+            lambda lifecycle: lifecycle.group("own"),
+            ValueError,
+            "The group 'own' needs a path; pass path='/health/...'.",
+        ),
+        *(
+            (
+                lambda lifecycle, name=name: lifecycle.group(name, path="/own"),
+                ValueError,
+                f"The group '{name}' has its path; set 'LIFECYCLE_PATHS' instead.",
+            )
+            for name in ("live", "ready", "startup", "healthcheck")
+        ),
+        *(
+            (
+                lambda lifecycle, path=path: lifecycle.group("own", path=path),
+                ValueError,
+                f"'path' must hold paths such as '/livez', not {path!r}.",
+            )
+            for path in ("own", "/", "/own?x", 3, "/<own>")
+        ),
+        (
+            lambda lifecycle: lifecycle.group("own", path="/own", details="some"),
+            ValueError,
+            "The details of the group 'own' must be 'never', 'token' or 'always', not 'some'.",
+        ),
+        (
+            lambda lifecycle: lifecycle.group("own", path="/own", status_codes={"error": 500}),
+            ValueError,
+            "'status_codes' names the status 'error'; the statuses are 'pass', 'warn' and 'fail'.",
+        ),
+        (
+            lambda lifecycle: lifecycle.group("own", path="/own", headers={"Connection": "close"}),
+            ValueError,
+            "'headers' names the header 'Connection', which is the server's to set; leave it out.",
+        ),
+        (
+            lambda lifecycle: lifecycle.group("own", path="/own", renderer="json"),
+            TypeError,
+            "The renderer 'json' is not callable; give a function that takes the report.",
+        ),
+        (
+            lambda lifecycle: lifecycle.renderer(None),
+            TypeError,
+            "The renderer None is not callable; give a function that takes the report.",
+        ),
+        (
+            lambda lifecycle: [lifecycle.group("own", path=path) for path in ("/one", "/two")],
+            ValueError,
+            "There is a group 'own' already; give this one another name.",
+        ),
+        (
+            lambda lifecycle: [lifecycle.group(name, path="/own") for name in ("one", "two")],
+            ValueError,
+            "There is a group at '/own' already; give 'two' another path.",
+        ),
+    ],
+)
+def test_groups(make: Callable[[Lifecycle], object], kind: type[Exception], message: str) -> None:
+    """A bad group or renderer is refused where it is registered."""
+    lifecycle = Lifecycle()
+    with pytest.raises(kind, match=whole(message)):
+        make(lifecycle)
+    assert lifecycle._checks.renderer is None
+
+
+@pytest.mark.parametrize(
+    ("config", "options", "message"),
+    [
+        (
+            {},
+            {"path": "/readyz/"},
+            "There is a probe at '/readyz' already; give the group 'own' another path.",
+        ),
+        (
+            {"LIFECYCLE_URL_PREFIX": "/ops", "LIFECYCLE_PATHS": {"livez": "/own"}},
+            {"path": "/own"},
+            "There is a probe at '/ops/own' already; give the group 'own' another path.",
+        ),
+        (
+            {"LIFECYCLE_CASE_INSENSITIVE": True},
+            {"path": "/LiveZ"},
+            "There is a probe at '/livez' already; give the group 'own' another path.",
+        ),
+        (
+            {},
+            {"path": "/own", "details": "token"},
+            "The details of the group 'own' are for a 'token', but 'LIFECYCLE_TOKEN' is not set;"
+            " set it to a long secret.",
+        ),
+    ],
+)
+@pytest.mark.parametrize("late", [True, False])
+def test_groups_that_settings_do_not_allow(
+    config: dict[str, Any], options: dict[str, Any], message: str, late: bool
+) -> None:
+    """A group that an application cannot serve is refused at once, or at init_app, and leaves all as it was."""
+    lifecycle, app = Lifecycle(), make_app(**config)
+    if late:
+        lifecycle.init_app(app)
+        with pytest.raises(ValueError, match=whole(message)):
+            lifecycle.group("own", **options)
+        assert list(lifecycle._checks.groups()) == ["live", "ready", "startup", "healthcheck"]
+        assert app.test_client().get("/own").status_code == 404
+    else:
+        lifecycle.group("own", **options)
+        with pytest.raises(ValueError, match=whole(message)):
+            lifecycle.init_app(app)
+        assert "lifecycle" not in app.extensions
+
+
+@pytest.mark.parametrize("code", ["503", 0, 199, 600, 503.0])
+def test_the_status_code_of_an_error(code: Any) -> None:
+    """A HealthCheckError with a status that HTTP has not is refused where it is raised."""
+    message = f"The status_code of a HealthCheckError must be an HTTP status from 200 to 599, not {code!r}."
+    with pytest.raises(ValueError, match=whole(message)):
+        HealthCheckError("down", status_code=code)
+
+
+def test_transitions_of_several_applications() -> None:
+    """What asks about one application of several wants its context."""
+    lifecycle = Lifecycle()
+    apps = [make_app(), make_app()]
+    for app in apps:
+        lifecycle.init_app(app)
+    message = "This Lifecycle has several applications; ask it inside the application context of one."
+    with pytest.raises(RuntimeError, match=whole(message)):
+        lifecycle.transitions()
 
 
 def takes_two(one: Any, two: Any) -> None: ...

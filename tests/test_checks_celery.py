@@ -120,19 +120,43 @@ def test_busy(app: Celery, worker: Callable[[str], Worker], tmp_path: Path, pool
     assert patient() == ONE
 
 
+class Late:
+    """A remote control that gives fewer answers at first, as kombu does when an old one comes between."""
+
+    def __init__(self, *counts: int) -> None:
+        self.counts = list(counts)
+
+    def ping(self, **_options: Any) -> list[dict[str, Any]]:
+        return [{"celery@worker": {"ok": "pong"}}] * self.counts.pop(0)
+
+
+def test_too_few_answers_too_early(app: Celery) -> None:
+    """Answers that are too few before the time is over are asked for again, until there are enough."""
+    app.control = late = Late(0, 1, 2, 2)
+    expected = CheckResult("pass", "", {"answered": 2, "minimum": 2}, 2)
+    assert CeleryCheck(app, minimum=2, reply_timeout=LONG)() == expected
+    assert late.counts == [2]
+
+
 # -- the broker: dead, hung, back -----------------------------------------------------------------------------------
 
 
-def test_no_broker(broker: Redis, app: Celery) -> None:
-    """A broker that is dead from the start fails at once, and is not tried for ever."""
-    check = CeleryCheck(app, reply_timeout=SHORT)
-    broker.stop()
-    for _ in range(2):
-        with pytest.raises(HealthCheckError, match=whole(NO_BROKER)) as caught:
-            check()
-    assert str(broker.port) in str(caught.value.__cause__)
-    broker.start()
-    assert check() == none()
+def test_no_broker(broker: Redis) -> None:
+    """A broker that is dead from the start fails at once, and is not tried for as long as Celery would."""
+    with celery_app(broker, broker_connection_timeout=6 * BOUND) as app:
+        check = CeleryCheck(app, reply_timeout=SHORT)
+        broker.stop()
+
+        def run() -> None:
+            with pytest.raises(HealthCheckError, match=whole(NO_BROKER)) as caught:
+                check()
+            assert str(broker.port) in str(caught.value.__cause__)
+
+        for _ in range(2):
+            with running(run):
+                pass
+        broker.start()
+        assert check() == none()
 
 
 def test_the_broker_dies_and_is_back(broker: Redis, app: Celery) -> None:

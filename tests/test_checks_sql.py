@@ -133,7 +133,10 @@ def test_a_restart_raises_no_false_alarm(postgres: Postgres, options: dict[str, 
         fill(engine, 5)
         postgres.stop()
         postgres.start()
+        seen = statements(engine, lambda _connection: None)
         assert DatabaseCheck(engine)() == CheckResult()
+        # The second is the retry; the pool sees for itself what is stale, or keeps nothing.
+        assert seen == ["SELECT 1"] * (1 if {"pool_pre_ping", "poolclass"} & set(options) else 2)
 
 
 def test_hung(postgres: Postgres, engine: Engine) -> None:
@@ -262,6 +265,19 @@ def test_an_exhausted_pool(postgres: Postgres) -> None:
             assert isinstance(caught.value.__cause__, exc.TimeoutError)
             assert len(postgres.sessions()) == 1
         assert check() == CheckResult()
+
+
+def test_an_exhausted_pool_seen_by_a_probe(postgres: Postgres) -> None:
+    """Probes do not wait as long as the pool does, and pass once a connection is given back."""
+    with engine_to(postgres.url, pool_size=1, max_overflow=0) as engine:  # its timeout is 30 s
+        check: Any = DatabaseCheck(engine)
+        check.timeout, check.scope = 0.05, "local"
+        lifecycle = Lifecycle(app := make_app())
+        lifecycle.add_check(check)
+        client = app.test_client()
+        with engine.connect():
+            assert [client.get("/readyz").status_code for _ in range(3)] == [503] * 3
+        until(lambda: client.get("/readyz").status_code == 200)
 
 
 def test_a_transaction_of_the_application(engine: Engine) -> None:

@@ -33,6 +33,13 @@ def test_defaults() -> None:
         token=None,
         url_prefix="",
         paths={"healthcheck": "/healthcheck", "livez": "/livez", "readyz": "/readyz", "startupz": "/startupz"},
+        probe_timeout=5.0,
+        status_codes={},
+        headers={},
+        readiness_on_drain="fail",
+        case_insensitive=False,
+        log_probes=False,
+        self_test=True,
     )
 
 
@@ -74,9 +81,10 @@ def test_hook_reserve_follows_the_grace_period(grace: float, reserve: float) -> 
 
 def test_seconds_are_floats() -> None:
     """A whole number of seconds is read as a float."""
-    settings = read(GRACE_PERIOD=10, SHUTDOWN_DELAY=1, HOOK_RESERVE=2, KEEPALIVE_LINGER=0)
+    settings = read(GRACE_PERIOD=10, SHUTDOWN_DELAY=1, HOOK_RESERVE=2, KEEPALIVE_LINGER=0, PROBE_TIMEOUT=3)
     times = [settings.grace_period, settings.shutdown_delay, settings.hook_reserve, settings.keepalive_linger]
-    assert times == [10.0, 1.0, 2.0, 0.0]
+    times.append(settings.probe_timeout)
+    assert times == [10.0, 1.0, 2.0, 0.0, 3.0]
     assert all(type(time) is float for time in times)
 
 
@@ -122,6 +130,12 @@ def test_signals_from_a_set(kind: Any) -> None:
         ("PROBE_PORT", "probe_port", (None, 0, 65535)),
         ("PROBE_HOST", "probe_host", ("127.0.0.1", "::")),
         ("DETAILS", "details", ("never", "always")),
+        ("READINESS_ON_DRAIN", "readiness_on_drain", ("fail", "keep")),
+        ("CASE_INSENSITIVE", "case_insensitive", (True, False)),
+        ("LOG_PROBES", "log_probes", (True, False)),
+        ("SELF_TEST", "self_test", (True, False)),
+        ("STATUS_CODES", "status_codes", ({}, {"fail": 500, "warn": 207}, {"pass": 204})),
+        ("HEADERS", "headers", ({}, {"X-Node": "a b", "x!": ""})),
     ],
 )
 def test_choices(key: str, attribute: str, values: tuple[Any, ...]) -> None:
@@ -160,6 +174,21 @@ def test_reading_paths_does_not_change_the_defaults() -> None:
     """One application's paths are not another's."""
     read(PATHS={"livez": "/alive"})
     assert read().paths["livez"] == "/livez"
+
+
+def test_mappings_are_copies() -> None:
+    """What the application does to its mappings after init_app changes no setting."""
+    codes, headers = {"fail": 500}, {"X-Node": "a"}
+    settings = read(STATUS_CODES=codes, HEADERS=headers)
+    codes.clear()
+    headers.clear()
+    assert (settings.status_codes, settings.headers) == ({"fail": 500}, {"X-Node": "a"})
+
+
+@pytest.mark.parametrize("path", ["/healthz", "/a/b-c_d.e~f", "/ops;v=1", "/@me", "/Health"])
+def test_paths_as_they_are_sent(path: str) -> None:
+    """A path may hold whatever is sent in URLs as it is written."""
+    assert read(PATHS={"livez": path}).paths["livez"] == path
 
 
 def test_every_default_is_said_as_it_is() -> None:

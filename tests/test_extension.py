@@ -16,7 +16,7 @@ from flask import Flask, current_app
 from werkzeug.test import TestResponse
 
 from flask_lifecycle import Check, Lifecycle, ShutdownContext, ShutdownReport, State, state_changed
-from flask_lifecycle._extension import AppState
+from flask_lifecycle._app import AppState
 from flask_lifecycle._process import this_process
 from tests._fakes import BOUND, ManualClock, finish, make_app, run_python, running, state_of, until, use_clock, whole
 
@@ -103,9 +103,9 @@ def test_decorators_return_the_function() -> None:
     for register in (lifecycle.on_startup, lifecycle.on_drain, lifecycle.on_shutdown):
         assert register(function) is function
         assert register(name="named", timeout=1.0)(function) is function
-    check = lifecycle._checks._slots["named"].check
-    assert check == Check("named", function, timeout=1, critical=False, groups=("live",))
-    assert lifecycle._checks._slots["function"].check == Check("function", function)
+    checks = {check.name: check for check in lifecycle._checks.checks()}
+    assert checks["named"] == Check("named", function, timeout=1, critical=False, groups=("live",))
+    assert checks["function"] == Check("function", function)
 
 
 def test_add_check_of_an_object() -> None:

@@ -38,7 +38,8 @@ def gives(result: Any) -> WSGIApplication:
 
 def counted(app: WSGIApplication, ledger: Ledger, **arguments: Any) -> WSGIApplication:
     """An application behind the middleware, whose start-up is over."""
-    return count_requests(app, ledger, arguments.get("probes", {}), arguments.get("before_first", lambda: True))
+    probes: dict[str, WSGIApplication] = arguments.get("probes", {})
+    return count_requests(app, ledger, probes.get, arguments.get("before_first", lambda: True))
 
 
 def call(app: WSGIApplication, path: str = "/work", wrapper: Any = None) -> Any:

@@ -111,8 +111,9 @@ def test_run_passes_everything_on(monkeypatch: pytest.MonkeyPatch) -> None:
         lifecycle.run(app, "::1", 0, "werkzeug", listen="x", threads=3)
     lane = given.pop(4)
     assert given == ["werkzeug", app, "::1", 0, {"listen": "x", "threads": 3}]
-    for name in ("livez", "readyz", "startupz", "healthcheck"):
-        assert [lane(path) for path in (f"/ops/{name}", f"/ops/{name}/", f"/{name}")] == [name, name, None]
+    lanes = {"livez": "live", "readyz": "ready", "startupz": "startup", "healthcheck": "healthcheck"}
+    for path, name in lanes.items():
+        assert [lane(at) for at in (f"/ops/{path}", f"/ops/{path}/", f"/{path}")] == [name, name, None]
 
 
 def test_several_applications_have_their_lanes() -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import enum
 import inspect
+import sys
 import types
+import typing
 from typing import Any
 
 import pytest
@@ -14,6 +17,11 @@ from flask_lifecycle import Lifecycle
 
 PUBLIC = [
     "Check",
+    "CheckContext",
+    "CheckReport",
+    "CheckResult",
+    "HealthCheckError",
+    "HealthReport",
     "HookRecord",
     "Lifecycle",
     "PhaseRecord",
@@ -21,6 +29,10 @@ PUBLIC = [
     "ShutdownContext",
     "ShutdownReport",
     "State",
+    "Transition",
+    "check_changed",
+    "health_changed",
+    "probe_refused",
     "state_changed",
 ]
 
@@ -28,8 +40,11 @@ PUBLIC = [
 SIGNATURES = {
     "__init__": "(self, app=None)",
     "init_app": "(self, app)",
-    "check": "(self, name=None, *, timeout=2.0, critical=True, groups=('ready',))",
-    "add_check": "(self, check)",
+    "check": "(self, name=None, **options)",
+    "add_check": "(self, check, **options)",
+    "group": "(self, name, *, path=None, status_codes=None, headers=None, details=None, renderer=None)",
+    "renderer": "(self, function)",
+    "transitions": "(self)",
     "on_startup": "(self, function=None, *, name=None, timeout=None)",
     "on_drain": "(self, function=None, *, name=None, timeout=None)",
     "on_shutdown": "(self, function=None, *, name=None, timeout=None)",
@@ -101,6 +116,38 @@ def test_signatures_of_lifecycle() -> None:
         if inspect.isfunction(value) and (not name.startswith("_") or name == "__init__")
     }
     assert methods == SIGNATURES
+
+
+# Of the options of a check: their defaults.
+OPTIONS = {
+    "timeout": 2.0,
+    "critical": True,
+    "groups": ("ready",),
+    "ttl": 1.0,
+    "fail_ttl": None,
+    "interval": None,
+    "fail_interval": None,
+    "fail_after": 1,
+    "recover_after": 1,
+    "fail_for": 0.0,
+    "scope": "local",
+    "affects": (),
+}
+
+
+def test_options_of_a_check() -> None:
+    """A check has the options that are written here, with these defaults."""
+    fields = {field.name: field.default for field in dataclasses.fields(flask_lifecycle.Check) if field.init}
+    assert list(fields) == ["name", "function", *OPTIONS]
+    assert {name: fields[name] for name in OPTIONS} == OPTIONS
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="overloads are not kept before Python 3.11")
+def test_the_decorator_is_typed_with_the_options_of_a_check() -> None:
+    """What editors and type checkers are told of ``check`` are the options of a check, with their defaults."""
+    (_, overload) = typing.get_overloads(Lifecycle.check)  # type: ignore[attr-defined,unused-ignore]
+    told = {name: p.default for name, p in inspect.signature(overload).parameters.items() if p.kind is p.KEYWORD_ONLY}
+    assert told == OPTIONS
 
 
 def test_properties_of_lifecycle() -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import http
 import json
+import logging
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 from flask import Flask, Response, abort, redirect, request, url_for
@@ -14,10 +17,9 @@ from werkzeug import Response as BaseResponse
 from werkzeug.middleware.dispatcher import DispatcherMiddleware
 from werkzeug.test import Client, TestResponse
 
-from flask_lifecycle import Lifecycle, State
-from flask_lifecycle._state import Event, StateMachine
-from flask_lifecycle._views import HEALTH_JSON, JSON, TEXT, Answer, answer, negotiate, refusal, render
-from flask_lifecycle.checks import CheckReport
+from flask_lifecycle import CheckResult, HealthCheckError, HealthReport, Lifecycle, State, probe_refused
+from flask_lifecycle._render import HEALTH_JSON, HTML, JSON, TEXT, negotiate
+from flask_lifecycle._views import refusal
 from tests._fakes import BOUND, FakeServer, ManualClock, finish, make_app, running, state_of, use_clock
 
 PROBES = ("livez", "readyz", "startupz", "healthcheck")
@@ -46,15 +48,14 @@ def raises_secret() -> None:
 # -- the table of states ------------------------------------------------------------------------------------------
 
 
-def machine_in(state: State) -> StateMachine:
-    machine = StateMachine(ready=True, notify=lambda *change: None)
-    machine.apply(Event.STARTED)
-    machine.state = state
-    return machine
+def in_state(app: Flask, state: State) -> None:
+    """Put a started application into a state, by the short way."""
+    get(app, "/work")
+    state_of(app).machine.state = state
 
 
 @pytest.mark.parametrize(
-    ("state", "checks", "expected"),
+    ("state", "status", "expected"),
     [
         (State.STARTING, "pass", (200, 503, 503, 503)),
         (State.READY, "pass", (200, 200, 200, 200)),
@@ -66,47 +67,47 @@ def machine_in(state: State) -> StateMachine:
         (State.STOPPED, "pass", (200, 503, 200, 503)),
     ],
 )
-def test_table_of_answers(state: State, checks: str, expected: tuple[int, ...]) -> None:
-    """Each probe answers in each state as DESIGN's table has it; a check of the group ready fails or warns here."""
-
-    def run(group: str | None) -> tuple[CheckReport, ...]:
-        return (CheckReport("db", checks, 0.0),) if group in ("ready", None) else ()
-
-    machine = machine_in(state)
-    assert tuple(answer(probe, machine, run).code for probe in PROBES) == expected
+def test_table_of_answers(state: State, status: str, expected: tuple[int, ...]) -> None:
+    """Each probe answers in each state as the table of states has it; a check of the group ready says the rest."""
+    app, lifecycle = serve()
+    lifecycle.check("db")(lambda: CheckResult(status))
+    in_state(app, state)
+    assert tuple(codes(app).values()) == expected
 
 
 def test_a_warning_is_said() -> None:
     """A check that is not critical and fails makes the answer a warning with 200."""
-    result = answer("healthcheck", machine_in(State.READY), lambda group: (CheckReport("db", "warn", 0.0),))
-    assert (result.status, result.code) == ("warn", 200)
+    app, lifecycle = serve()
+    lifecycle.check("db", critical=False)(raises_secret)
+    response = get(app, "/healthcheck")
+    assert (response.status_code, response.json) == (200, {"status": "warn"})
 
 
 @pytest.mark.parametrize(("probe", "group"), [("livez", "live"), ("readyz", "ready"), ("startupz", "startup")])
 def test_each_probe_asks_its_group(probe: str, group: str) -> None:
     """A probe asks the checks of its own group, and the health check asks all."""
-    asked: list[str | None] = []
-
-    def run(group: str | None) -> tuple[CheckReport, ...]:
-        asked.append(group)
-        return ()
-
-    answer(probe, machine_in(State.READY), run)
-    answer("healthcheck", machine_in(State.READY), run)
-    assert asked == [group, None]
+    app, lifecycle = serve()
+    asked: list[str] = []
+    get(app, "/work")
+    for name in ("live", "ready", "startup"):
+        lifecycle.check(name, groups=(name,), ttl=0)(lambda name=name: asked.append(name))
+    get(app, f"/{probe}")
+    assert asked == [group]
+    asked.clear()
+    get(app, "/healthcheck")
+    assert sorted(asked) == ["live", "ready", "startup"]
 
 
 @pytest.mark.parametrize("state", [State.STARTING, State.NOT_READY, State.DRAINING, State.STOPPING])
 def test_no_check_is_asked_where_the_state_decides(state: State) -> None:
     """Where the state alone decides, no check is run for readiness; nor for start-up while ending."""
-
-    def run(group: str | None) -> tuple[CheckReport, ...]:
-        assert group in ("live", "startup")
-        assert group == "live" or state is State.NOT_READY
-        return ()
-
-    for probe in PROBES:
-        answer(probe, machine_in(state), run)
+    app, lifecycle = serve()
+    asked: list[str] = []
+    for name in ("live", "ready", "startup"):
+        lifecycle.check(name, groups=(name,), ttl=0)(lambda name=name: asked.append(name))
+    in_state(app, state)
+    codes(app)
+    assert asked == ["live"] + ["startup"] * (state is State.NOT_READY)
 
 
 def test_states_through_the_client() -> None:
@@ -136,7 +137,7 @@ def test_a_live_check_fails_liveness_only_when_it_says_so() -> None:
 # -- the manners of a probe ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("path", ["/livez", "/livez/", "/livez?verbose=1", "/livez/?x"])
+@pytest.mark.parametrize("path", ["/livez", "/livez/", "/livez?x=1&verbosely", "/livez/?x"])
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
 def test_slash_and_query(path: str, method: str) -> None:
     """A probe is answered with and without a trailing slash, whatever the query, by GET and HEAD."""
@@ -149,14 +150,31 @@ def test_slash_and_query(path: str, method: str) -> None:
     assert response.data == (b"" if method == "HEAD" else b'{"status": "pass"}\n')
 
 
-@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "OPTIONS", "PATCH"])
+@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "TRACE", "PATCH", "get"])
 def test_other_methods(method: str) -> None:
-    """Any other method is answered 405 with what is allowed."""
-    app, _lifecycle = serve()
+    """Any other method is answered 405 with what is allowed, and runs no check."""
+    app, lifecycle = serve()
+    asked: list[str] = []
+    lifecycle.check("db", groups=("live", "ready"))(lambda: asked.append("db"))
     for path in ("/livez", "/readyz/"):
-        response = get(app, path, method=method)
-        assert (response.status_code, response.headers["Allow"]) == (405, "GET, HEAD")
+        response = get(app, path, method="POST", environ_overrides={"REQUEST_METHOD": method})
+        assert (response.status_code, response.headers["Allow"]) == (405, "GET, HEAD, OPTIONS")
         assert response.data == b"probes answer GET and HEAD\n"
+    assert asked == []
+
+
+@pytest.mark.parametrize("path", ["/livez", "/readyz/", "/healthcheck?verbose"])
+def test_options(path: str) -> None:
+    """OPTIONS is answered with what is allowed and nothing else, whatever the state."""
+    app, lifecycle = serve()
+    lifecycle.set_not_ready()
+    response = get(app, path, method="OPTIONS")
+    assert (response.status, response.data) == ("204 NO CONTENT", b"")
+    assert dict(response.headers) == {
+        "Allow": "GET, HEAD, OPTIONS",
+        "Cache-Control": "no-store",
+        "X-Content-Type-Options": "nosniff",
+    }
 
 
 @pytest.mark.parametrize(
@@ -171,6 +189,12 @@ def test_other_methods(method: str) -> None:
         ("text/plain", TEXT),
         ("text/*", TEXT),
         ("text/plain;q=0.5, application/json", JSON),
+        ("text/html", HTML),
+        # What a browser sends, and axios.
+        ("text/html,application/xhtml+xml,application/xml;q=0.9,image/webp,*/*;q=0.8", HTML),
+        ("application/json, text/plain, */*", JSON),
+        ("text/plain;q=many", HEALTH_JSON),
+        (";;,,;q=", HEALTH_JSON),
         ("image/png", HEALTH_JSON),
         ("rubbish", HEALTH_JSON),
     ],
@@ -180,9 +204,22 @@ def test_accept(accept: str | None, kind: str) -> None:
     app, _lifecycle = serve()
     response = get(app, "/readyz", headers={} if accept is None else {"Accept": accept})
     assert (response.status_code, response.mimetype) == (200, kind)
-    assert response.data == (b"pass\n" if kind == TEXT else b'{"status": "pass"}\n')
+    assert response.content_type == (f"{kind}; charset=utf-8" if kind in (TEXT, HTML) else kind)
+    if kind == HTML:
+        assert "<h1>pass</h1>" in response.text
+    else:
+        assert response.data == (b"pass\n" if kind == TEXT else b'{"status": "pass"}\n')
     assert response.headers["Vary"] == "Accept, Authorization"
     assert negotiate(accept or "") == kind
+
+
+@pytest.mark.parametrize("accept", [None, "*/*"])
+def test_verbose_is_text(accept: str | None) -> None:
+    """With ?verbose whoever accepts anything gets text, as from the Kubernetes API server."""
+    app, _lifecycle = serve()
+    headers = {} if accept is None else {"Accept": accept}
+    assert get(app, "/readyz?verbose", headers=headers).data == b"pass\n"
+    assert get(app, "/readyz?verbose", headers={"Accept": "application/json"}).json == {"status": "pass"}
 
 
 def test_failing_bodies() -> None:
@@ -192,6 +229,7 @@ def test_failing_bodies() -> None:
     lifecycle.set_not_ready("maintenance")
     assert get(app, "/readyz").json == {"status": "fail"}
     assert get(app, "/readyz", headers={"Accept": "text/plain"}).data == b"fail\n"
+    assert "<h1>fail</h1>" in get(app, "/readyz", headers={"Accept": "text/html"}).text
 
 
 def test_configured_paths() -> None:
@@ -239,9 +277,10 @@ def test_where_an_application_is_mounted_is_learned() -> None:
     app, _lifecycle = serve()
     lane = app.extensions["lifecycle"].lane
     outer = Client(DispatcherMiddleware(Flask("outer").wsgi_app, {"/shop": app.wsgi_app}), Response)
-    assert [lane("/livez"), lane("/shop/livez"), lane("/work")] == ["livez", None, None]
+    assert [lane("/livez"), lane("/shop/livez"), lane("/work")] == ["live", None, None]
     outer.get("/shop/livez", environ_overrides={"REQUEST_URI": "/shop/livez?x"})
-    assert [lane("/shop/livez"), lane("/shop/readyz/"), lane("/shop/livez//")] == ["livez", "readyz", None]
+    assert [lane("/shop/livez"), lane("/shop/readyz/"), lane("/shop/livez//")] == ["live", "ready", None]
+    assert [lane("/livez"), lane("/shoplivez"), lane("/shop/work")] == ["live", None, None]
     Client(app.wsgi_app).get("/livez", environ_overrides={"SCRIPT_NAME": "/made/up", "REQUEST_URI": "/livez"})
     assert lane("/made/up/livez") is None
 
@@ -324,39 +363,72 @@ def test_nothing_breaks_a_probe(spoil: Callable[[Flask], None], broken: int, fir
 
 
 def detailed(**config: Any) -> Flask:
-    """An application with a check that fails with a secret in its text, one that hangs no one, one that has seen."""
+    """An application with a check that fails with a secret in its text, and one that has seen something."""
     app, lifecycle = serve(**config)
-    lifecycle.check("db", critical=False)(raises_secret)
+    lifecycle.check("db", critical=False, affects=("/orders",))(raises_secret)
     lifecycle.check("cache")(lambda: {"hit_rate": 0.9})
+    lifecycle.check("disk")(lambda: CheckResult("warn", "nearly full", {"path": "/data"}, 97, "%"))
     return app
 
 
 @pytest.mark.parametrize("authorization", [None, "Bearer ", "Bearer wrong", "Basic hush", "hush", "Bearer hüsh"])
-def test_details_never(authorization: str | None) -> None:
+@pytest.mark.parametrize("query", ["", "?verbose", "?verbose=1"])
+def test_details_never(authorization: str | None, query: str) -> None:
     """By default nobody sees more than the status, whatever they send."""
     app = detailed(LIFECYCLE_TOKEN="hush")
     headers = {} if authorization is None else {"Authorization": authorization}
-    assert get(app, "/healthcheck", headers=headers).json == {"status": "warn"}
-    assert get(app, "/healthcheck", headers={**headers, "Accept": "text/plain"}).data == b"warn\n"
+    accept = {"Accept": "application/json"}
+    assert get(app, f"/healthcheck{query}", headers=headers | accept).json == {"status": "warn"}
+    assert get(app, f"/healthcheck{query}", headers={**headers, "Accept": "text/plain"}).data == b"warn\n"
+    page = get(app, f"/healthcheck{query}", headers={**headers, "Accept": "text/html"}).text
+    assert page.count("warn") == 2
+    assert not any(word in page for word in ("db", "cache", "disk", "READY", "started"))
 
 
 def test_details_always() -> None:
     """With 'always' everybody sees state, reason and checks, and no exception's text."""
     app = detailed(LIFECYCLE_DETAILS="always")
     response = get(app, "/healthcheck")
-    assert response.json is not None
-    assert {key: response.json[key] for key in ("status", "state", "reason")} == {
-        "status": "warn",
-        "state": "READY",
-        "reason": "started",
+    document = json.loads(response.data)
+    checks = document.pop("checks")
+    assert document == {"status": "warn", "state": "READY", "reason": "started"}
+    for [component] in checks.values():
+        assert component.pop("time").endswith("+00:00")
+    for name in ("db", "cache"):
+        assert checks[name][0].pop("observedValue") >= 0
+    assert checks == {
+        "db": [
+            {
+                "componentId": "db",
+                "status": "warn",
+                "observedUnit": "ms",
+                "affectedEndpoints": ["/orders"],
+                "output": "ValueError",
+            }
+        ],
+        "cache": [{"componentId": "cache", "status": "pass", "observedUnit": "ms", "observed": {"hit_rate": 0.9}}],
+        "disk": [
+            {
+                "componentId": "disk",
+                "status": "warn",
+                "observedValue": 97,
+                "observedUnit": "%",
+                "observed": {"path": "/data"},
+                "output": "nearly full",
+            }
+        ],
     }
-    [db], [cache] = response.json["checks"]["db"], response.json["checks"]["cache"]
-    assert db.pop("observedValue") >= 0
-    assert db == {"componentId": "db", "status": "warn", "observedUnit": "ms", "output": "ValueError"}
-    assert (cache["status"], cache["observed"]) == ("pass", {"hit_rate": 0.9})
-    text = get(app, "/healthcheck", headers={"Accept": "text/plain"}).text
-    assert text == "warn\nstate READY: started\n[+]db warn\n[+]cache pass\n"
-    assert SECRET not in response.text + text
+    text = get(app, "/healthcheck?verbose").text
+    assert text == (
+        "[+]state READY: started\n"
+        "[!]db warning: ValueError\n"
+        "[+]cache ok\n"
+        "[!]disk warning: nearly full\n"
+        "healthcheck check passed\n"
+    )
+    page = get(app, "/healthcheck", headers={"Accept": "text/html"}).text
+    assert "nearly full" in page
+    assert SECRET not in response.text + text + page
 
 
 @pytest.mark.parametrize(
@@ -392,14 +464,14 @@ def test_the_right_token(scheme: str) -> None:
     assert SECRET not in response.text
 
 
-@pytest.mark.parametrize("accept", [HEALTH_JSON, JSON, TEXT])
+@pytest.mark.parametrize("accept", [HEALTH_JSON, JSON, TEXT, HTML])
 @pytest.mark.parametrize("details", ["never", "always"])
 def test_no_exception_text_in_any_body(accept: str, details: str) -> None:
     """What an exception says stays in the log: it may hold hosts, users and passwords."""
     app, lifecycle = serve(LIFECYCLE_DETAILS=details)
     lifecycle.check("db")(raises_secret)
-    for probe in PROBES:
-        text = get(app, f"/{probe}", headers={"Accept": accept}).text
+    for probe in (*PROBES, "healthcheck/db"):
+        text = get(app, f"/{probe}?verbose", headers={"Accept": accept}).text
         assert "hunter2" not in text
         assert "internal" not in text
 
@@ -420,26 +492,440 @@ def test_a_hanging_check_says_since_when(free: threading.Event) -> None:
     assert response.status_code == 503
     assert response.json is not None
     assert response.json["checks"]["db"][0]["output"].startswith("hanging since 0.")
-    assert b"[-]db fail" in get(app, "/readyz", headers={"Accept": "text/plain"}).data
+    assert "\n[-]db failed: hanging since 0." in get(app, "/readyz?verbose").text
 
 
-def test_observed_values_that_are_no_json() -> None:
+@pytest.mark.parametrize("accept", [JSON, TEXT, HTML])
+def test_observed_values_of_any_kind(accept: str) -> None:
     """What a check has seen may be anything: it is written as text rather than answered 500."""
-    report = CheckReport("db", "pass", 0.0, {"version": complex(1, 2)})
-    body = render(Answer("pass", State.READY, "started", (report,)), HEALTH_JSON, details=True)
-    assert json.loads(body)["checks"]["db"][0]["observed"] == {"version": "(1+2j)"}
+    app, lifecycle = serve(LIFECYCLE_DETAILS="always")
+    seen: dict[Any, Any] = {"version": complex(1, 2), 1: "a", (1, 2): "b", "loop": float("nan"), None: {3, 4}}
+    seen["self"] = seen
+    lifecycle.check("db")(lambda: seen)
+    response = get(app, "/readyz?verbose", headers={"Accept": accept})
+    assert (response.status_code, response.mimetype) == (200, accept)
+    if accept == JSON:
+
+        def refuse(constant: str) -> None:
+            raise AssertionError(f"{constant} is no JSON")
+
+        observed = json.loads(response.data, parse_constant=refuse)["checks"]["db"][0]["observed"]
+        assert observed["version"] == "(1+2j)"
+        assert set(observed) == {"version", "1", "(1, 2)", "loop", "None", "self"}
 
 
-@pytest.mark.parametrize("observed", [{1: "a", (1, 2): "b"}, {"loop": float("nan")}])
-def test_observed_values_of_any_keys(observed: dict[Any, Any]) -> None:
-    """Keys that are no strings and numbers that are no JSON do not break the probe: the answer is JSON all the same."""
+# -- components, exclusion and own groups ------------------------------------------------------------------------
 
-    def refuse(constant: str) -> None:
-        raise AssertionError(f"{constant} is no JSON")
 
-    report = CheckReport("db", "pass", 0.0, observed)
-    body = render(Answer("pass", State.READY, "started", (report,)), HEALTH_JSON, details=True)
-    assert json.loads(body, parse_constant=refuse)["status"] == "pass"
+def grouped(**config: Any) -> tuple[Flask, Lifecycle]:
+    """An application with details for everybody and a group of its own, with a check that is shared and fails."""
+    app, lifecycle = serve(**{"LIFECYCLE_DETAILS": "always", **config})
+    lifecycle.group("data", path="/health/data", status_codes={"fail": 500}, headers={"X-Group": "data"})
+    lifecycle.check("db", groups=("ready", "data"), scope="shared")(raises_secret)
+    lifecycle.check("cache", groups=("data",))(lambda: None)
+    return app, lifecycle
+
+
+@pytest.mark.parametrize(
+    ("path", "code", "status", "names"),
+    [
+        ("/readyz", 200, "warn", ["db"]),
+        ("/healthcheck", 200, "warn", ["db", "cache"]),
+        ("/health/data", 500, "fail", ["db", "cache"]),
+        ("/health/data/", 500, "fail", ["db", "cache"]),
+        ("/health/data?exclude=db", 200, "pass", ["cache"]),
+        ("/health/data?exclude=db&exclude=cache&exclude=other", 200, "pass", []),
+        ("/healthcheck?exclude=other", 200, "warn", ["db", "cache"]),
+        ("/healthcheck/db", 503, "fail", ["db"]),
+        ("/healthcheck/db/?exclude=db", 503, "fail", ["db"]),
+        ("/readyz/db", 503, "fail", ["db"]),
+        ("/health/data/db", 500, "fail", ["db"]),
+        ("/health/data/cache", 200, "pass", ["cache"]),
+    ],
+)
+def test_what_is_asked(path: str, code: int, status: str, names: list[str]) -> None:
+    """A group asks its checks but for the excluded ones, a component's URL that one; what is shared warns or fails."""
+    app, _lifecycle = grouped()
+    response = get(app, path)
+    assert response.json is not None
+    assert (response.status_code, response.json["status"]) == (code, status)
+    assert list(response.json["checks"]) == names
+
+
+@pytest.mark.parametrize("path", ["/readyz/cache", "/healthcheck/other", "/livez/db", "/health", "/health/data/db/x"])
+def test_only_what_is_configured(path: str) -> None:
+    """There is no component of a group that does not ask it, and nothing else below a probe."""
+    app, _lifecycle = grouped()
+    assert get(app, path).status_code == 404
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD", "POST", "OPTIONS"])
+@pytest.mark.parametrize("authorization", [None, "Bearer wrong"])
+def test_a_hidden_component_is_not_there(method: str, authorization: str | None) -> None:
+    """Whoever may not see details is answered for a component exactly as for a path that there is not."""
+    app, lifecycle = grouped(LIFECYCLE_DETAILS="token", LIFECYCLE_TOKEN="hush")
+    headers = {} if authorization is None else {"Authorization": authorization}
+    for group in ("/healthcheck", "/health/data"):
+        there, not_there = (get(app, f"{group}/{name}", method=method, headers=headers) for name in ("db", "no"))
+        assert (there.status, there.data, dict(there.headers)) == (
+            not_there.status,
+            not_there.data,
+            dict(not_there.headers),
+        )
+        assert there.status_code == 404
+    shown = get(app, "/healthcheck/db", headers={"Authorization": "Bearer hush"})
+    assert shown.status_code == 503
+    assert lifecycle.in_flight == 0
+
+
+def test_a_hidden_component_is_the_applications_path() -> None:
+    """Where the application itself has something at a component's path, whoever may not see the component gets that."""
+    app, lifecycle = serve()
+    app.add_url_rule("/healthcheck/<name>", view_func=lambda name: f"{name}, {lifecycle.in_flight}", endpoint="own")
+    lifecycle.check("db")(lambda: None)
+    assert get(app, "/healthcheck/db").data == b"db, 1"
+
+
+def test_a_groups_own_details() -> None:
+    """A group may show its details to everybody, or to nobody, whatever the others do."""
+    app, lifecycle = serve(LIFECYCLE_TOKEN="hush")
+    lifecycle.group("open", path="/open", details="always")
+    lifecycle.group("keyed", path="/keyed", details="token")
+    lifecycle.group("ready", details="always")
+    lifecycle.group("closed", path="/closed")
+    lifecycle.check("db", groups=("open", "keyed", "ready", "closed"))(lambda: None)
+    told = {path: "checks" in json.loads(get(app, path).data) for path in ("/open", "/keyed", "/readyz", "/closed")}
+    assert told == {"/open": True, "/keyed": False, "/readyz": True, "/closed": False}
+    assert "checks" in json.loads(get(app, "/keyed", headers={"Authorization": "Bearer hush"}).data)
+    assert [get(app, f"{path}/db").status_code for path in ("/open", "/keyed", "/closed")] == [200, 404, 404]
+
+
+@pytest.mark.parametrize("late", [True, False])
+def test_groups_and_components_before_or_after_init_app(late: bool) -> None:
+    """Groups and checks are served whether they come before or after init_app; a group goes before a component."""
+    lifecycle, app = Lifecycle(), make_app(LIFECYCLE_DETAILS="always", LIFECYCLE_URL_PREFIX="/ops")
+    if late:
+        lifecycle.init_app(app)
+    lifecycle.check("db")(raises_secret)
+    lifecycle.group("other", path="/healthcheck/db")
+    lifecycle.check("new", groups=("other",))(lambda: None)
+    if not late:
+        lifecycle.init_app(app)
+    assert get(app, "/ops/healthcheck/db").status_code == 200
+    assert [get(app, f"/ops/{path}").status_code for path in ("readyz/db", "healthcheck/db/new")] == [503, 200]
+
+
+@pytest.mark.parametrize("name", ["größe", "main db", "db/primary", "50%", "🌍", "a+b"])
+def test_components_of_any_name(name: str) -> None:
+    """A check is asked by its URL whatever it is called."""
+    app, lifecycle = serve(LIFECYCLE_DETAILS="always")
+    lifecycle.check(name)(lambda: None)
+    with app.test_request_context():
+        path = url_for("lifecycle.healthcheck") + "/" + quote(name)
+    response = get(app, path)
+    assert response.json is not None
+    assert list(response.json["checks"]) == [name]
+    assert get(app, f"/readyz?verbose&exclude={quote(name)}").text.count("]") == 1
+
+
+def test_lanes() -> None:
+    """Each probe and own group has a lane of its own, all components share one, and work has none."""
+    app, _lifecycle = grouped()
+    lane = state_of(app).lane
+    paths = ["/livez", "/readyz/", "/startupz", "/healthcheck", "/health/data", "/health/data/"]
+    assert [lane(path) for path in paths] == ["live", "ready", "startup", "healthcheck", "data", "data"]
+    assert [lane(path) for path in ("/healthcheck/db", "/health/data/cache/")] == ["component"] * 2
+    assert [lane(path) for path in ("/work", "/livez/db", "/health", "")] == [None] * 4
+    assert state_of(app).probes.is_probe("/healthcheck/db")
+    assert not state_of(app).probes.is_probe("/work")
+
+
+def test_case() -> None:
+    """Paths are case-sensitive unless LIFECYCLE_CASE_INSENSITIVE says otherwise."""
+    paths = ("/LIVEZ", "/Health/Data/", "/healthcheck/DB")
+    app, _lifecycle = grouped()
+    assert [get(app, path).status_code for path in paths] == [404] * 3
+    app, _lifecycle = grouped(LIFECYCLE_CASE_INSENSITIVE=True, LIFECYCLE_PATHS={"livez": "/LiveZ"})
+    assert [get(app, path).status_code for path in paths] == [200, 500, 503]
+    assert state_of(app).lane("/READYZ") == "ready"
+    assert (get(app, "/livez").status_code, get(app, "/WORK").status_code) == (200, 404)
+
+
+def test_the_probe_listener_serves_the_same() -> None:
+    """The probe listener serves probes, groups and components, and 404 for all else and for what is hidden."""
+    app, _lifecycle = grouped(LIFECYCLE_DETAILS="token", LIFECYCLE_TOKEN="hush", LIFECYCLE_HEADERS={"X-Node": "a"})
+    client = Client(state_of(app).probes, Response)
+    assert [client.get(path).status_code for path in ("/livez", "/readyz/", "/health/data")] == [200, 200, 500]
+    assert client.get("/healthcheck/db", headers={"Authorization": "Bearer hush"}).status_code == 503
+    for path in ("/work", "/healthcheck/db", "/healthcheck/other", "/"):
+        for method in ("GET", "POST"):
+            response = client.open(path, method=method)
+            assert (response.status_code, response.data) == (404, b"not found: only probes are answered here\n")
+            assert response.headers["X-Node"] == "a"
+
+
+def test_a_listener_that_is_asked_for_nothing() -> None:
+    """A request without a path is no probe."""
+    app, _lifecycle = serve()
+    environ = {**Client(app).get("/work").request.environ}
+    del environ["PATH_INFO"]
+    seen: list[str] = []
+    state_of(app).probes(environ, lambda status, *_: seen.append(status))  # type: ignore[arg-type]
+    assert seen == ["404 NOT FOUND"]
+
+
+# -- what is sent in place of the defaults -----------------------------------------------------------------------
+
+
+def test_status_codes() -> None:
+    """Given status codes override, globally and over that in a group; the rest of the defaults stay."""
+    app, lifecycle = serve(LIFECYCLE_STATUS_CODES={"fail": 500, "warn": 207})
+    lifecycle.group("own", path="/own", status_codes={"warn": http.HTTPStatus.ALREADY_REPORTED})
+    status = ["pass"]
+    lifecycle.check("db", groups=("ready", "own"), ttl=0)(lambda: CheckResult(status[0]))
+    told = {}
+    for status[0] in ("pass", "warn", "fail"):
+        told[status[0]] = (get(app, "/readyz").status_code, get(app, "/own").status)
+    assert told == {
+        "pass": (200, "200 OK"),
+        "warn": (207, "208 ALREADY REPORTED"),
+        "fail": (500, "500 INTERNAL SERVER ERROR"),
+    }
+    lifecycle.set_not_ready()
+    assert get(app, "/readyz").status_code == 500
+    lifecycle.shutdown()
+    assert [get(app, path).status_code for path in ("/livez", "/readyz", "/own")] == [200, 500, 500]
+
+
+def test_a_status_that_nobody_has_named() -> None:
+    """A status code that HTTP does not name is sent all the same."""
+    app, _lifecycle = serve(LIFECYCLE_STATUS_CODES={"pass": 299})
+    assert get(app, "/livez").status == "299 UNKNOWN"
+
+
+@pytest.mark.parametrize(("code", "length"), [(204, None), (304, None), (205, "0")])
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+def test_a_status_without_a_body(code: int, length: str | None, method: str) -> None:
+    """With a status that allows no body none is sent, which the next answer on the connection would begin with."""
+    app, lifecycle = serve(LIFECYCLE_STATUS_CODES={"pass": code})
+    lifecycle.renderer(lambda report: "text")
+    response = get(app, "/livez", method=method)
+    assert (response.status_code, response.data, response.headers.get("Content-Length")) == (code, b"", length)
+
+
+def test_headers() -> None:
+    """Configured headers are sent in every state and with every answer, a group's own over them."""
+    app, lifecycle = serve(LIFECYCLE_HEADERS={"X-Node": "a", "cache-control": "max-age=1"}, LIFECYCLE_DETAILS="always")
+    lifecycle.group("own", path="/own", headers={"x-node": "b", "X-More": "c"})
+    lifecycle.check("db", groups=("own",))(lambda: None)
+
+    def sent(path: str, method: str = "GET") -> tuple[list[str], list[str], list[str]]:
+        headers = get(app, path, method=method).headers
+        return headers.getlist("X-Node"), headers.getlist("X-More"), headers.getlist("Cache-Control")
+
+    for _ in range(2):
+        for path in ("/livez", "/readyz", "/healthcheck", "/startupz"):
+            for method in ("GET", "HEAD", "POST", "OPTIONS"):
+                assert sent(path, method) == (["a"], [], ["max-age=1"])
+        for path in ("/own", "/own/db"):
+            for method in ("GET", "HEAD", "POST", "OPTIONS"):
+                assert sent(path, method) == (["b"], ["c"], ["max-age=1"])
+        lifecycle.shutdown()
+    assert get(app, "/own").status_code == 503
+
+
+def test_a_configured_content_type() -> None:
+    """A Content-Type among the headers takes the place of ours, whatever its case; the rest stays."""
+    app, _lifecycle = serve(LIFECYCLE_HEADERS={"content-type": "application/problem+json"})
+    headers = get(app, "/livez").headers
+    assert headers.getlist("Content-Type") == ["application/problem+json"]
+    assert (headers["Content-Length"], headers["X-Content-Type-Options"]) == ("19", "nosniff")
+
+
+@pytest.mark.parametrize(
+    ("made", "kind", "body"),
+    [
+        ({"ok": True}, "application/json", b'{"ok": true}\n'),
+        (["ok"], "application/json", b'["ok"]\n'),
+        ("gut", "text/plain; charset=utf-8", b"gut"),
+        (b"\x00", "application/octet-stream", b"\x00"),
+        (("<ok/>", "application/xml"), "application/xml", b"<ok/>"),
+        (({"ok": True}, "application/vnd.own+json"), "application/vnd.own+json", b'{"ok": true}\n'),
+        ("", "text/plain; charset=utf-8", b""),
+    ],
+)
+@pytest.mark.parametrize("where", ["global", "group"])
+def test_a_renderer(made: Any, kind: str, body: bytes, where: str) -> None:
+    """A renderer makes the bodies, of all probes or of its group; the status stays ours."""
+    app, lifecycle = serve()
+    lifecycle.group("own", path="/own", renderer=(lambda report: made) if where == "group" else None)
+    if where == "global":
+        lifecycle.renderer(lambda report: made)
+    response = get(app, "/own", headers={"Accept": "text/html"})
+    assert (response.status_code, response.content_type, response.data) == (200, kind, body)
+    lifecycle.shutdown()
+    response = get(app, "/own")
+    assert (response.status_code, response.content_type, response.data) == (503, kind, body)
+    assert get(app, "/livez").data == (body if where == "global" else b'{"status": "pass"}\n')
+
+
+def test_a_renderer_gets_the_report() -> None:
+    """A renderer gets the whole report, and is told whether the caller may see more than the status."""
+    app, lifecycle = serve(LIFECYCLE_DETAILS="token", LIFECYCLE_TOKEN="hush")
+    reports: list[HealthReport] = []
+
+    @lifecycle.renderer
+    def renderer(report: HealthReport) -> None:
+        reports.append(report)
+
+    lifecycle.check("db")(lambda: None)
+    assert get(app, "/readyz").json == {"status": "pass"}
+    assert get(app, "/healthcheck/db", headers={"Authorization": "Bearer hush"}).status_code == 200
+    hidden, shown = reports
+    assert (hidden.group, hidden.component, hidden.status, hidden.state, hidden.details) == (
+        "ready", None, "pass", State.READY, False,
+    )  # fmt: skip
+    assert (shown.group, shown.component, shown.details) == ("healthcheck", "db", True)
+    assert [check.name for check in hidden.checks] == ["db"]
+
+
+def test_a_groups_renderer_goes_before_the_other() -> None:
+    """A group's own renderer makes its body, and where it returns nothing the default is sent."""
+    app, lifecycle = serve()
+    lifecycle.renderer(lambda report: "for all")
+    lifecycle.group("own", path="/own", renderer=lambda report: None)
+    assert [get(app, path).data for path in ("/livez", "/own")] == [b"for all", b'{"status": "pass"}\n']
+
+
+NO_BODY = "The body of a probe is a mapping, a list, a text or bytes, or one of them with its content type, not {}."
+
+
+@pytest.mark.parametrize(
+    ("returned", "message"),
+    [
+        (LookupError("broken"), "broken"),
+        (3, NO_BODY.format("3")),
+        ({"set"}, NO_BODY.format("{'set'}")),
+        (("text", 503), NO_BODY.format("('text', 503)")),
+        ((None, "text/plain"), NO_BODY.format("None")),
+    ],
+)
+def test_a_renderer_that_fails(returned: Any, message: str, caplog: pytest.LogCaptureFixture) -> None:
+    """A renderer that raises, or returns what is no body, is logged once for each group; the default is sent."""
+    app, lifecycle = serve()
+
+    @lifecycle.renderer
+    def renderer(report: HealthReport) -> Any:
+        if isinstance(returned, Exception):
+            raise returned
+        return returned
+
+    for _ in range(2):
+        for path in ("/livez", "/readyz"):
+            response = get(app, path)
+            assert (response.status_code, response.json) == (200, {"status": "pass"})
+    assert [record.getMessage() for record in caplog.records] == [
+        f"the body of '{group}' could not be made; the default one is sent in its place" for group in ("live", "ready")
+    ]
+    assert caplog.records[0].exc_info is not None
+    assert str(caplog.records[0].exc_info[1]) == message
+
+
+def raises(**options: Any) -> Callable[[], None]:
+    """A check that fails with these words for the probe."""
+
+    def check() -> None:
+        raise HealthCheckError("down", **options)
+
+    return check
+
+
+def test_a_check_that_says_how_its_probe_fails() -> None:
+    """A HealthCheckError may bring the status code and the body of the probe that fails because of it."""
+    app, lifecycle = serve(LIFECYCLE_STATUS_CODES={"fail": 500})
+    lifecycle.renderer(lambda report: "rendered")
+    lifecycle.group("own", path="/own", status_codes={"fail": 501})
+    lifecycle.check("first", groups=("own",))(raises())
+    assert (get(app, "/own").status_code, get(app, "/own").data) == (501, b"rendered")
+    lifecycle.check("code", groups=("own",))(raises(status_code=502))
+    assert (get(app, "/own").status_code, get(app, "/own").data) == (502, b"rendered")
+    lifecycle.check("both", groups=("own",))(raises(status_code=504, response={"why": "down"}))
+    assert (get(app, "/own").status_code, get(app, "/own").json) == (502, {"why": "down"})
+    lifecycle.shutdown()
+    assert (get(app, "/own").status_code, get(app, "/own").data) == (501, b"rendered")
+
+
+@pytest.mark.parametrize("options", [{"critical": False}, {"scope": "shared"}, {"fail_after": 2}])
+def test_a_check_that_does_not_fail_the_probe_says_nothing(options: dict[str, Any]) -> None:
+    """Where a failure only warns, or does not count yet, its own status code and body are not sent."""
+    app, lifecycle = serve()
+    error: list[Exception] = []
+
+    @lifecycle.check("db", ttl=0, **options)
+    def check() -> None:
+        if error:
+            raise error[0]
+
+    get(app, "/readyz")
+    error.append(HealthCheckError("down", status_code=500, response="down"))
+    status = "pass" if "fail_after" in options else "warn"
+    response = get(app, "/readyz")
+    assert (response.status_code, response.json) == (200, {"status": status})
+
+
+def test_a_response_that_cannot_be_sent(caplog: pytest.LogCaptureFixture) -> None:
+    """A check's own body that is none is logged, and the default is sent with the check's status code."""
+    caplog.set_level(logging.ERROR, "flask_lifecycle")
+    app, lifecycle = serve()
+    lifecycle.check("db")(raises(status_code=500, response=object()))
+    response = get(app, "/readyz")
+    assert (response.status_code, response.json) == (500, {"status": "fail"})
+    assert [record.getMessage() for record in caplog.records] == [
+        "the body of 'ready' could not be made; the default one is sent in its place"
+    ]
+
+
+class Bare(HealthCheckError):
+    """One that does not call the constructor of its base."""
+
+    def __init__(self) -> None:
+        Exception.__init__(self, "bare")
+
+
+def test_an_error_that_skips_its_base() -> None:
+    """A HealthCheckError whose subclass does not call __init__ fails its check as any other."""
+    app, lifecycle = serve(LIFECYCLE_DETAILS="always")
+
+    @lifecycle.check("db")
+    def check() -> None:
+        raise Bare
+
+    response = get(app, "/readyz")
+    assert response.json is not None
+    assert (response.status_code, response.json["checks"]["db"][0]["output"]) == (503, "bare")
+
+
+def test_a_probe_that_the_drain_refuses_is_told() -> None:
+    """The signal probe_refused is sent for each probe that fails because of the drain, and for no other."""
+    app, lifecycle = serve()
+    heard: list[tuple[Any, str]] = []
+    lifecycle.group("own", path="/own")
+    lifecycle.check("db", groups=("own",))(raises_secret)
+
+    def receiver(sender: Any, group: str) -> None:
+        heard.append((sender, group))
+        raise LookupError("odd")
+
+    with probe_refused.connected_to(receiver, app):
+        get(app, "/own")
+        lifecycle.set_not_ready()
+        codes(app)
+        assert heard == []
+        lifecycle.shutdown()
+        codes(app)
+        get(app, "/own", method="OPTIONS")
+        assert get(app, "/own").status_code == 503
+    assert heard == [(app, "ready"), (app, "healthcheck"), (app, "own")]
 
 
 # -- the guard ----------------------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple
 
@@ -99,9 +99,10 @@ class Check:
     def _check_groups(self) -> None:
         for option in ("groups", "affects"):
             value = getattr(self, option)
-            if isinstance(value, str) or not all(isinstance(item, str) for item in value):
+            items = tuple(value) if isinstance(value, Iterable) and not isinstance(value, str) else (None,)
+            if not all(isinstance(item, str) for item in items):
                 raise TypeError(f"The {option} of the check '{self.name}' must be a tuple of strings, not {value!r}.")
-            object.__setattr__(self, option, tuple(value))
+            object.__setattr__(self, option, items)
         if self.scope not in ("local", "shared"):
             raise ValueError(f"The scope of the check '{self.name}' must be 'local' or 'shared', not {self.scope!r}.")
         if self.scope == "shared" and "live" in self.groups:
@@ -184,6 +185,11 @@ class HealthCheckError(Exception):
     :raises ValueError: ``status_code`` is no status of HTTP.
     """
 
+    # For subclasses that do not call __init__.
+    causes: Mapping[str, Any] | Sequence[Any] = ()
+    status_code: int | None = None
+    response: Any = None
+
     def __init__(
         self,
         message: str = "",
@@ -192,6 +198,10 @@ class HealthCheckError(Exception):
         status_code: int | None = None,
         response: Any = None,
     ) -> None:
+        if status_code is not None and not (isinstance(status_code, int) and 200 <= status_code <= 599):
+            raise ValueError(
+                f"The status_code of a HealthCheckError must be an HTTP status from 200 to 599, not {status_code!r}."
+            )
         super().__init__(message)
         if status_code is not None and (type(status_code) is bool or status_code not in range(200, 600)):
             raise ValueError(
@@ -210,13 +220,24 @@ def as_result(returned: Any) -> CheckResult:
     if isinstance(returned, CheckResult):
         if returned.status not in STATUSES:
             raise ValueError(f"A check's status must be one of {', '.join(STATUSES)}, not {returned.status!r}.")
-        return returned
+        output = returned.output
+        return returned._replace(output="" if output is None else text_of(output))
     return CheckResult(observed=returned) if isinstance(returned, Mapping) else CheckResult()
+
+
+def text_of(value: Any) -> str:
+    """Anything as text that can be sent; what cannot say what it is, by its type."""
+    try:
+        text = str(value)
+    except Exception:
+        text = type(value).__name__
+    return text.encode("utf-8", "backslashreplace").decode()  # a file's name may hold half of a surrogate pair
 
 
 def public_text(error: BaseException) -> str:
     """What may be told of an exception: its author's words if they were meant for it, else no more than its type."""
-    return str(error) if isinstance(error, HealthCheckError) and str(error) else type(error).__name__
+    words = text_of(error) if isinstance(error, HealthCheckError) else ""
+    return words or type(error).__name__
 
 
 def public_causes(error: BaseException | None, depth: int = 5) -> dict[str, str]:
@@ -226,7 +247,8 @@ def public_causes(error: BaseException | None, depth: int = 5) -> dict[str, str]
         causes = {str(number): cause for number, cause in enumerate(causes, 1)} if _is_list(causes) else {}
     found: dict[str, str] = {}
     for name, cause in causes.items() if depth else ():  # a cause may be its own
-        found[str(name)] = public_text(cause) if isinstance(cause, BaseException) else str(cause)
+        name = text_of(name)
+        found[name] = public_text(cause) if isinstance(cause, BaseException) else text_of(cause)
         inner = public_causes(cause, depth - 1) if isinstance(cause, BaseException) else {}
         found |= {f"{name}.{key}": text for key, text in inner.items()}
     return found

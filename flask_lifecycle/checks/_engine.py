@@ -86,6 +86,7 @@ class CheckReport(NamedTuple):
 
     @property
     def name(self) -> str:
+        """What the check is called."""
         return self.check.name
 
     @property
@@ -257,8 +258,7 @@ class _Slot:
                 return self._report_unfinished(run, clock())
         with self._lock:
             last, status, streak = self._last, self._damper.status, self._damper.streak
-        if last is None:  # a fork came between
-            return CheckReport(self.check, self._weigh("fail"), 0.0, time.time(), CheckResult("fail", "not run yet"))
+        assert last is not None  # what a run leaves before it is done
         return last._replace(status=self._weigh(status), damped=streak)
 
     def _report_unfinished(self, run: _Run, now: float) -> CheckReport:
@@ -401,5 +401,5 @@ def _after_fork() -> None:
         engine.after_fork()
 
 
-if hasattr(os, "register_at_fork"):
+if hasattr(os, "register_at_fork"):  # pragma: no branch  (there is no fork on Windows)
     os.register_at_fork(after_in_child=_after_fork)

@@ -9,6 +9,7 @@ startup      ``fail`` until the start-up is over
 ready        ``fail`` unless the state is READY
 healthcheck  as ``ready``, of all checks
 own groups   their checks alone, whatever the state; ``fail`` in a drain, as readiness
+component    one check by its own URL: that check alone, as in an own group
 ===========  ===========================================================================================
 
 A check with ``scope="shared"`` warns in the four groups that are always there, because they are what takes an instance
@@ -147,33 +148,36 @@ class Health:
 
         while True:
             state, reason = self._machine.state, self._machine.reason
-            refusing = self._refuses(group)
+            refusing = self._refuses(group, component)
             if refusing is not None:
                 return HealthReport(group, component, "fail", state, reason, draining=refusing)
             if group == STARTUP and self._machine.ending:  # it has started; that stays true
                 return HealthReport(group, component, "pass", state, reason)
             checks = self.engine.run(wanted, self._timeout, hurried=group != LIVE)
             # A drain that began while a check was waited for makes another answer true.
-            if self._refuses(group) is None:
+            if self._refuses(group, component) is None:
                 if group in ALWAYS and component is None:
                     checks = tuple(each._replace(status=weigh(each.check, each.status)) for each in checks)
                 return HealthReport(group, component, overall(each.status for each in checks), state, reason, checks)
 
-    def _refuses(self, group: str) -> bool | None:
+    def _refuses(self, group: str, component: str | None = None) -> bool | None:
         """Whether the state alone makes a group fail: ``True`` because of a drain, ``False`` for another reason."""
         state = self._machine.state
         if group == LIVE:
             return None
+        if state in ENDING and group != STARTUP:
+            return None if self._keep and (self._machine.was_ready or group not in ALWAYS) else True
+        if component is not None:
+            return None
         if group == STARTUP:
             return False if state is State.STARTING else None
-        if state in ENDING:
-            return None if self._keep and (self._machine.was_ready or group not in ALWAYS) else True
         return False if group in (READY, ALL) and state is not State.READY else None
 
     def withdraw(self) -> None:
         """From now on readiness fails in a drain, whatever the policy; whoever waits for a check is answered."""
         self._keep = False
         self.engine.hurry()
+        self._update("nobody is let in any more")
 
     # -- changes --------------------------------------------------------------------------------------------------
 

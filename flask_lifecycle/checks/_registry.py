@@ -20,6 +20,7 @@ class Registry:
         self._groups = {name: Group(name) for name in ALWAYS}
         self.renderer: Callable[[HealthReport], Any] | None = None  # of every group that has none of its own
         self._watchers: list[weakref.WeakMethod[Callable[[], Any]]] = []
+        self._judges: list[weakref.WeakMethod[Callable[[dict[str, Group]], Any]]] = []
 
     def checks(self) -> tuple[Check, ...]:
         return tuple(self._checks.values())
@@ -27,8 +28,14 @@ class Registry:
     def groups(self) -> dict[str, Group]:
         return self._groups
 
-    def watch(self, watcher: Callable[[], Any]) -> None:
-        """Call a method after each registration, as long as its object lives."""
+    def watch(self, judge: Callable[[dict[str, Group]], Any], watcher: Callable[[], Any]) -> None:
+        """Call methods as long as their object lives: a judge of the groups, now and before there is another; a watcher
+        after each registration.
+
+        :raises ValueError: the judge refuses a group.
+        """
+        judge(self._groups)
+        self._judges.append(weakref.WeakMethod(judge))
         self._watchers.append(weakref.WeakMethod(watcher))
 
     def add(self, check: Check) -> None:
@@ -59,7 +66,12 @@ class Registry:
                 raise ValueError(f"There is a group '{group.name}' already; give this one another name.")
             if any(other.path == group.path is not None for other in self._groups.values()):
                 raise ValueError(f"There is a group at '{group.path}' already; give '{group.name}' another path.")
-            self._groups = self._groups | {group.name: group}
+            groups = self._groups | {group.name: group}
+            for reference in self._judges:
+                judge = reference()
+                if judge is not None:
+                    judge(groups)
+            self._groups = groups
         self._tell()
 
     def _tell(self) -> None:

@@ -81,7 +81,7 @@ class CeleryCheck:
             return self._count(connection)
 
     def _count(self, connection: Any) -> int:
-        # Left to itself, kombu goes on trying to connect for as long as the transport says, or for ever.
+        # Left to itself, kombu tries to connect until after the broker_connection_timeout, 4 s unless set.
         connection.ensure_connection(max_retries=1, interval_start=0, interval_step=0, timeout=self._reply_timeout)
         end = time.monotonic() + self._reply_timeout
         answered = 0

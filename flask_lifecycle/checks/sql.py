@@ -104,7 +104,7 @@ class PoolCheck:
     def _judge(self, used: int, limit: int, observed: dict[str, int]) -> CheckResult:
         percent = round(100 * used / limit, 1)
         observed = {**observed, "limit": limit}
-        if used < self._warn_at * limit:
+        if used / limit < self._warn_at:
             return CheckResult("pass", observed=observed, value=percent, unit="%")
         output = (
             f"{used} of the {limit} connections that the pool may open are in use;"

@@ -236,7 +236,8 @@ class Waitress:
     def _add_task(self, channel: _Channel) -> None:
         """Choose the lane of a channel's next request. Called with its requests_lock held, by the loop or a worker."""
         request = channel.requests[0]
-        # Nothing that the middleware would not take for a probe: else work could get into the lane.
+        # Nothing that the middleware would not take for a probe: else work could get into the lane. (A check's own URL,
+        # asked by somebody who may not see it, is answered by the application; it has a lane apart from the probes'.)
         path: str = getattr(request, "path", "").removeprefix(self._adj.url_prefix)
         name = self._find_lane(path)
         dispatcher = self._dispatcher if name is None or request.command not in ("GET", "HEAD") else self._lane(name)
