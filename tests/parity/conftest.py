@@ -136,6 +136,10 @@ class Own:
         whole = {"root": {**root, "settings": settings}, **(plan or {})}
         return self._starter.serve("waitress", app="parity_app.py", listeners=listeners, plan=whole, excuse=PROVOKED)
 
+    def serve_file(self, path: Path, env: dict[str, str]) -> Running:
+        """Serve an application that says all of its settings itself."""
+        return self._starter.serve("waitress", app=str(path), env=env)
+
 
 @pytest.fixture
 def own(tmp_path: Path) -> Iterator[Own]:
