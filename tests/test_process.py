@@ -127,10 +127,10 @@ def test_several_applications_have_their_lanes() -> None:
 
 def test_run_of_a_containing_application(runner: FakeRunner) -> None:
     """A WSGI application that contains the Flask one is served, under the only application's settings."""
-    lifecycle = Lifecycle(make_app())
+    lifecycle = Lifecycle(app := make_app())
 
-    def outer(environ: Any, start_response: Any) -> list[bytes]:
-        raise AssertionError("nobody calls it")
+    def outer(environ: Any, start_response: Any) -> Any:
+        return app(environ, start_response)
 
     with running(lambda: runner.serving.wait(BOUND) and lifecycle.shutdown("enough")):
         assert lifecycle.run(outer).reason == "enough"
