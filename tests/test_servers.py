@@ -13,6 +13,7 @@ import stat
 import struct
 import time
 import types
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -151,9 +152,9 @@ until(lambda: len(runner.sockets()) == 2)
 kept = runner.sockets()
 child = os.fork()
 if child == 0:
-    os._exit(kept[0].fileno() >= 0)
+    os._exit(sum(sock.fileno() >= 0 for sock in kept))
 _, status = os.waitpid(child, 0)
-print("listens in the child:", os.waitstatus_to_exitcode(status))
+print("open in the child:", os.waitstatus_to_exitcode(status))
 client.sendall(b"GET / HTTP/1.0\\r\\n\\r\\n")
 print("answered by the parent:", client.recv(1000).split()[1].decode(), flush=True)
 os._exit(0)
@@ -161,11 +162,30 @@ os._exit(0)
 
 
 @pytest.mark.parametrize("server", RUNNERS)
-def test_a_forked_child_does_not_listen(server: str) -> None:
-    """A child that may outlive us does not keep the listener open, and the parent goes on serving."""
+def test_a_forked_child_keeps_nothing_open(server: str) -> None:
+    """A child that may outlive us keeps neither the listener nor a connection open; the parent goes on serving."""
     done = run_python(FORKED, server, python=["-W", "ignore"])
-    assert done.stdout.splitlines() == ["listens in the child: 0", "answered by the parent: 200"], done.stderr
+    assert done.stdout.splitlines() == ["open in the child: 0", "answered by the parent: 200"], done.stderr
     assert done.returncode == 0
+
+
+def test_a_child_of_a_process_that_stops(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A child that is forked when some sockets are closed already closes the others all the same."""
+
+    class Owner:
+        def __init__(self) -> None:
+            self.closed, self.open = socket.socketpair()
+            self.closed.close()
+
+        def sockets(self) -> list[socket.socket]:
+            return [self.closed, self.open]
+
+    owner = Owner()
+    descriptor = owner.open.fileno()
+    monkeypatch.setattr(_sockets, "_owners", weakref.WeakSet([owner]))
+    _sockets._after_fork()
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(descriptor)
 
 
 # -- what the kernel knows ----------------------------------------------------------------------------------------
