@@ -280,7 +280,9 @@ class Process:
         signum = report.signal or signal.SIGTERM
         by_signal = report.signal is not None and any(m.settings.exit == "signal" for m in self.members())
         if not self.relay.run_in_main(lambda: self._give_back(signum, None if by_signal else report.exit_code)):
-            os.kill(os.getpid(), signum)  # no handler of ours: whoever has the signal gets it
+            # No handler of ours: whoever has the signal gets it. To the main thread, because any thread may take what
+            # is sent to the process, and then nothing ends a wait of the main one, where Python runs the handler.
+            signal.pthread_kill(threading.main_thread().ident or 0, signum)
 
     def _give_back(self, signum: int, code: int | None) -> None:
         """Let whoever had a signal have it. Runs in the main thread, inside the signal handler.

@@ -542,6 +542,29 @@ def test_shutdown_in_a_thread_without_our_handler() -> None:
     assert (code, said) == (-signal.SIGTERM, ["hook"])
 
 
+def test_shutdown_in_a_thread_reaches_a_handler_of_theirs() -> None:
+    """Where no handler is ours, the one that somebody has installed gets the signal after the hooks."""
+    code, said, _errors = program(
+        """
+        heard = threading.Event()
+        def theirs(number, frame):
+            say("theirs", number)
+            heard.set()
+        signal.signal(signal.SIGTERM, theirs)
+        apps = []
+        def main():
+            apps.append(make())
+            lifecycle = Lifecycle(apps[0])
+            lifecycle.on_shutdown(name="hook")(lambda: say("hook"))
+            serve(apps[0])
+            lifecycle.shutdown(wait=False)
+        threading.Thread(target=main).start()
+        say(heard.wait(10))
+        """
+    )
+    assert (code, said) == (0, ["hook", "theirs 15", "True"])
+
+
 def test_a_main_thread_that_does_not_leave() -> None:
     """A main thread that does not leave although it was told to is left behind at the deadline."""
     code, said, errors = program(
@@ -764,15 +787,6 @@ def test_pid_1_under_a_foreign_server_leaves_by_the_code(monkeypatch: pytest.Mon
     with pytest.raises(SystemExit, match=whole("143")):
         process._give_back(signal.SIGTERM, None)
     assert died == [signal.SIGTERM]
-
-
-def test_a_process_that_leaves_without_a_handler_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where no handler is ours, a served process sends itself the signal in the end, for whoever has it."""
-    process, sent = Process(signals=False), list[tuple[int, int]]()
-    process.signals = True  # from now on: it has taken none over
-    monkeypatch.setattr(os, "kill", lambda pid, signum: sent.append((pid, signum)))
-    process._leave(ShutdownReport("test", None, (), (), (), 0.0), served=True)
-    assert sent == [(os.getpid(), signal.SIGTERM)]
 
 
 def test_the_report_of_a_run_is_the_one_of_shutdown(runner: FakeRunner) -> None:
