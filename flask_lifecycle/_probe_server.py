@@ -9,6 +9,7 @@ threads nor be blocked for the prober.
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import socket
@@ -36,9 +37,7 @@ class ProbeServer:
 
     def __init__(self, app: WSGIApplication, host: str, port: int) -> None:
         try:
-            family, kind, _proto, _name, address = socket.getaddrinfo(
-                host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-            )[0]
+            family, kind, address = _sockets.resolve(host, port)
             sock = socket.socket(family, kind)
         except OSError as error:
             raise _taken(error, host, port) from None
@@ -95,11 +94,10 @@ class ProbeServer:
 
 
 def _taken(error: OSError, host: str, port: int) -> OSError:
-    return OSError(
-        error.errno,
-        f"The probe listener cannot listen on {host}:{port} ({error.strerror});"
-        " set 'LIFECYCLE_PROBE_PORT' to a free port, or to 0 for any.",
-    )
+    cure = "set 'LIFECYCLE_PROBE_PORT' to a free port, or to 0 for any"
+    if isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL:
+        cure = "set 'LIFECYCLE_PROBE_HOST' to an address of this machine, or to '0.0.0.0' for all"
+    return OSError(error.errno, f"The probe listener cannot listen on {host}:{port} ({error.strerror}); {cure}.")
 
 
 class _Server(ThreadedWSGIServer):

@@ -282,6 +282,8 @@ class Process:
         if not self.relay.run_in_main(lambda: self._give_back(signum, None if by_signal else report.exit_code)):
             # No handler of ours: whoever has the signal gets it. To the main thread, because any thread may take what
             # is sent to the process, and then nothing ends a wait of the main one, where Python runs the handler.
+            if callable(signal.getsignal(signum)):
+                self._exit_code = 0  # theirs decides
             signal.pthread_kill(threading.main_thread().ident or 0, signum)
 
     def _give_back(self, signum: int, code: int | None) -> None:

@@ -13,7 +13,7 @@ import struct
 import termios
 import weakref
 from collections.abc import Iterable
-from typing import Protocol
+from typing import Any, Protocol
 
 # How long a client whose answer is out is read from before its connection is closed (a close with unread input resets
 # it): between two reads, and in all as nginx' lingering_time. Who still sends an upload that was refused reads why.
@@ -80,6 +80,19 @@ def unlink(path: str | None, identity: tuple[int, int] | None) -> None:
     if path is not None and identity is not None and socket_identity(path) == identity:
         with contextlib.suppress(OSError):
             os.unlink(path)
+
+
+def resolve(host: str, port: int) -> tuple[socket.AddressFamily, socket.SocketKind, Any]:
+    """What to bind for a host and a port.
+
+    :raises OSError: there is no such host, also where the name could not be one (a label of 64 characters).
+    """
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except UnicodeError as error:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known") from error
+    family, kind, _proto, _name, address = found[0]
+    return family, kind, address
 
 
 def describe(sock: socket.socket) -> str:

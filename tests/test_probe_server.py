@@ -103,16 +103,27 @@ def test_a_taken_port_is_a_clear_error() -> None:
 
 
 def test_a_host_that_does_not_resolve(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A host that does not resolve is refused with the same sentence, and without the resolver's traceback."""
+    """A host that does not resolve is refused with one sentence that names its key; the resolver has no traceback."""
 
     def fail(*arguments: Any, **options: Any) -> Any:
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 
     with monkeypatch.context() as patch:
         patch.setattr(socket, "getaddrinfo", fail)
-        with pytest.raises(OSError, match=r"cannot listen on nowhere:9000 \(Name or service not known\)") as caught:
+        with pytest.raises(OSError, match="cannot listen on") as caught:
             ProbeServer(alive, "nowhere", 9000)
+    assert caught.value.strerror == (
+        "The probe listener cannot listen on nowhere:9000 (Name or service not known);"
+        " set 'LIFECYCLE_PROBE_HOST' to an address of this machine, or to '0.0.0.0' for all."
+    )
     assert caught.value.__suppress_context__
+
+
+@pytest.mark.parametrize("host", ["a..b", "x" * 64 + ".example"])
+def test_a_host_that_could_be_none(host: str) -> None:
+    """A name that no host can have is refused as one that does not resolve."""
+    with pytest.raises(OSError, match=r"\(Name or service not known\); set 'LIFECYCLE_PROBE_HOST' to an address"):
+        ProbeServer(alive, host, 0)
 
 
 def test_closing_gives_everything_back(started: Any) -> None:

@@ -565,6 +565,28 @@ def test_shutdown_in_a_thread_reaches_a_handler_of_theirs() -> None:
     assert (code, said) == (0, ["hook", "theirs 15", "True"])
 
 
+def test_a_handler_of_theirs_decides_the_exit_code() -> None:
+    """Where a handler that is not ours gets the last signal, it decides how the process leaves, also after a failure."""
+    code, said, _errors = program(
+        """
+        heard = threading.Event()
+        signal.signal(signal.SIGTERM, lambda number, frame: heard.set())
+        apps = []
+        def main():
+            apps.append(make())
+            lifecycle = Lifecycle(apps[0])
+            @lifecycle.on_shutdown
+            def hook():
+                raise ValueError("broken")
+            serve(apps[0])
+            lifecycle.shutdown(wait=False)
+        threading.Thread(target=main).start()
+        say(heard.wait(10))
+        """
+    )
+    assert (code, said) == (0, ["True"])
+
+
 def test_a_main_thread_that_does_not_leave() -> None:
     """A main thread that does not leave although it was told to is left behind at the deadline."""
     code, said, errors = program(

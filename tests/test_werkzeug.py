@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import socket
 import threading
 from collections.abc import Iterable, Iterator
@@ -12,6 +13,7 @@ import pytest
 
 from flask_lifecycle import _sockets
 from flask_lifecycle.servers import _closing
+from flask_lifecycle.servers.werkzeug import _Answer
 from tests._fakes import BOUND, Served, running, served, until
 from tests.live._client import Connection, LostError, get
 
@@ -31,6 +33,10 @@ def app(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[byt
         return [LARGE]
     if path == "/raises":
         raise ConnectionError("the database has gone")  # Werkzeug takes it for the client's
+    if path == "/fails":
+        raise LookupError("an error like any other")
+    if path == "/exits":
+        raise SystemExit(3)
     if path == "/nothing":
         start_response("204 No Content", [])
         return []
@@ -85,13 +91,24 @@ def test_pipelined_behind_a_head(werkzeug: Served) -> None:
 
 @pytest.mark.parametrize(
     ("path", "said"),
-    [("/short", b"body"), ("/long", b"body"), ("/raises", b"")],
+    [("/short", b"body"), ("/long", b"body")],
 )
 def test_pipelined_behind_an_answer_that_does_not_end(werkzeug: Served, path: str, said: bytes) -> None:
     """Behind an answer that never came, or not as long as it said, nothing is sent that would be taken for it."""
     with Connection(werkzeug.address) as client:
         client.send(NEXT.replace(b"/next", path.encode()) + NEXT)
         assert client.rest().rpartition(b"\r\n\r\n")[2] == said
+
+
+def test_an_answer_that_never_began() -> None:
+    """An answer of which the client has got nothing, as it has gone, did not end well."""
+    assert not _Answer(io.BytesIO(), "GET").complete
+
+
+@pytest.mark.parametrize("path", ["/raises", "/exits", "/fails"])
+def test_what_werkzeug_would_misread_is_answered(werkzeug: Served, path: str) -> None:
+    """A lost database is not a lost client, and SystemExit no reason for silence: the request is answered 500."""
+    assert get(werkzeug.address, path).status == 500
 
 
 def test_empty_lines_before_a_request(werkzeug: Served) -> None:

@@ -93,8 +93,7 @@ def _bind(address: str) -> socket.socket:
         _sockets.unlink(path, _sockets.socket_identity(path))
         sock, where = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM), path
     else:
-        found = socket.getaddrinfo(*_split(address), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        family, kind, _proto, _name, where = found[0]  # type: ignore[assignment]
+        family, kind, where = _sockets.resolve(*_split(address))
         sock = socket.socket(family, kind)
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
@@ -277,14 +276,24 @@ class _Connection:
 _RESULT = "flask_lifecycle.result"
 
 
-def _remember_result(app: WSGIApplication) -> WSGIApplication:
-    """Let the handler find what the application returned: Werkzeug does not always close it."""
+def _guarded(app: WSGIApplication) -> WSGIApplication:
+    """Let the handler find what the application returned, because Werkzeug does not always close it.
 
-    def remembering(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        result = environ[_RESULT] = _Result(app(environ, start_response))
+    And let nothing that it raises be taken for the client's having gone (``ConnectionError``, ``TimeoutError``) or for
+    the thread's end (``SystemExit``): the request would get no answer.
+    """
+
+    def guarded(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        try:
+            returned = app(environ, start_response)
+        except BaseException as error:
+            if isinstance(error, Exception) and not isinstance(error, (ConnectionError, TimeoutError)):
+                raise
+            raise RuntimeError(f"the application raised {type(error).__name__}") from error
+        result = environ[_RESULT] = _Result(returned)
         return result
 
-    return remembering
+    return guarded
 
 
 class _Result:
@@ -312,7 +321,7 @@ class _Listener(ThreadedWSGIServer):
         self.identity = _sockets.socket_identity(self.path) if self.path is not None else None
         host, port = (address, 0) if self.path is not None else _split(address)
         with sock:
-            super().__init__(host, port, _remember_result(app), handler=_Handler, fd=sock.fileno())
+            super().__init__(host, port, _guarded(app), handler=_Handler, fd=sock.fileno())
         self.socket.setblocking(False)
         self._held: list[tuple[Any, Any]] | None = None
 

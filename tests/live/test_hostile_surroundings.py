@@ -189,11 +189,11 @@ def test_signal_after_a_shutdown_and_a_signal_forces(live: Starter, server: str)
     assert "abandoned GET /gate/never after" in running.log
 
 
-def test_view_that_raises_system_exit(live: Starter) -> None:
-    """Under waitress a view that raises SystemExit is answered with 500 like any other, and holds
-    neither its connection nor the drain.
+def test_view_that_raises_system_exit(live: Starter, server: str) -> None:
+    """A view that raises SystemExit is answered with 500 like any other, and holds neither its
+    connection nor the drain.
     """
-    running = live.serve("waitress", settings=LONG_GRACE, excuse="SystemExit: 3|raised SystemExit")
+    running = live.serve(server, settings=LONG_GRACE, excuse="SystemExit: 3|raised SystemExit")
     running.open_gate("open")
     assert get(running.address, "/exit/open").status == 500
     with Connection(running.address) as connection:
