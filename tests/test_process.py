@@ -566,7 +566,7 @@ def test_shutdown_in_a_thread_reaches_a_handler_of_theirs() -> None:
 
 
 def test_a_handler_of_theirs_decides_the_exit_code() -> None:
-    """Where a handler that is not ours gets the last signal, it decides how the process leaves, also after a failure."""
+    """Where a handler that is not ours gets the last signal, it decides how the process leaves, whatever failed."""
     code, said, _errors = program(
         """
         heard = threading.Event()
