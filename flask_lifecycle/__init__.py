@@ -20,8 +20,9 @@ Serve it with ``flask --app app lifecycle run``, or ``sys.exit(lifecycle.run(app
 from __future__ import annotations
 
 from ._extension import Lifecycle
+from ._hooks import HookRecord, ShutdownContext
 from ._inflight import RequestInfo
-from ._shutdown import HookRecord, PhaseRecord, ShutdownContext, ShutdownReport
+from ._shutdown import PhaseRecord, ShutdownReport
 from ._state import State, state_changed
 from ._views import probe_refused
 from .checks import (

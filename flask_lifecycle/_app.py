@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 from flask import Flask
 
 from ._config import Settings
+from ._hooks import Hooks
 from ._inflight import Ledger, Load
 from ._probe_server import ProbeServer
 from ._process import Process
 from ._self_test import obstacle
-from ._shutdown import Hooks, ShutdownReport
+from ._shutdown import ShutdownReport
 from ._state import Event, State, StateMachine, announce_change, logger
 from ._views import Probes, install_guard
 from .checks import CheckContext

@@ -14,9 +14,10 @@ from ._access_log import silence
 from ._app import AppState
 from ._cli import group as commands
 from ._config import Settings, read_headers, read_path, read_status_codes
+from ._hooks import Hooks
 from ._inflight import RequestInfo, count_requests
 from ._process import Process, this_process
-from ._shutdown import Hooks, ShutdownReport
+from ._shutdown import ShutdownReport
 from ._state import Event, State
 from ._views import make_blueprint
 from .checks import Check, Group, HealthReport, Transition

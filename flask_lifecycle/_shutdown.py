@@ -21,14 +21,12 @@ drain           until nothing is in flight, or the deadline less the hook reserv
 hooks           ``on_shutdown`` functions, last registered first
 ==============  ==================================================================================================
 
-Hooks run each in a thread of their own, because only so can one that hangs be left behind. The rest still run: a hook
-without a timeout of its own gets half of what is left, or all of it if it is the last. ``on_drain`` functions run
-one after the other beside the phases, not before them: a slow one must not keep the listener open, and the drain
+A hook without a timeout of its own gets half of what is left, or all of it if it is the last. ``on_drain`` functions
+run one after the other beside the phases, not before them: a slow one must not keep the listener open, and the drain
 waits for them as it waits for requests.
 
-Late in an interpreter's life (``atexit``) no thread can be started on Python 3.12 and later. There the coordinator and
-the hooks run in the calling thread, and faulthandler's watchdog, which needs no Python thread, ends the process
-if a hook hangs; those behind it cannot run then.
+Late in an interpreter's life (``atexit``) no thread can be started on Python 3.12 and later. There the coordinator runs
+in the calling thread, as the hooks do.
 
 Races
 -----
@@ -41,18 +39,16 @@ thread and both wait for the same report. A shutdown that begins before ``run`` 
 
 from __future__ import annotations
 
-import faulthandler
-import inspect
 import signal
 import threading
-import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
-from ._callbacks import name_of, takes_context
 from ._config import Settings
+from ._deadline import Clock, Deadline
+from ._hooks import HookRecord, Hooks, ShutdownContext, inside_a_hook, run_hook
 from ._inflight import Ledger, Load, RequestInfo
 from ._state import Event, StateMachine, logger
 
@@ -60,53 +56,11 @@ from ._state import Event, StateMachine, logger
 _WAY_OUT = 0.25
 
 
-class Clock:
-    """The system's monotonic clock, and the only way in which a shutdown waits; tests put in another."""
-
-    def monotonic(self) -> float:
-        return time.monotonic()
-
-    def wait(self, event: threading.Event, timeout: float) -> bool:
-        return event.wait(max(0.0, timeout))
-
-
-class Deadline(NamedTuple):
-    """A moment on a clock, made once and passed down."""
-
-    clock: Clock
-    at: float
-
-    @classmethod
-    def after(cls, clock: Clock, seconds: float) -> Deadline:
-        return cls(clock, clock.monotonic() + seconds)
-
-    def remaining(self) -> float:
-        """Seconds left, never less than zero."""
-        return max(0.0, self.at - self.clock.monotonic())
-
-    def earlier(self, seconds: float) -> Deadline:
-        return Deadline(self.clock, self.at - seconds)
-
-
 class PhaseRecord(NamedTuple):
     """One phase of a shutdown and how many seconds it took."""
 
     name: str
     duration: float
-
-
-class HookRecord(NamedTuple):
-    """What became of one hook.
-
-    ``kind`` is ``startup``, ``drain`` or ``shutdown``; ``outcome`` is ``ok``, ``failed`` or ``hung``; ``duration``
-    is in seconds; ``error`` is the text of what it raised, or empty.
-    """
-
-    name: str
-    kind: str
-    outcome: str
-    duration: float
-    error: str = ""
 
 
 @dataclass(frozen=True)
@@ -135,91 +89,6 @@ class ShutdownReport:
         parts = [f"{len(self.abandoned)} abandoned"] if self.abandoned else []
         parts += [f"{n} hook{'s' if n > 1 else ''} {outcome}" for outcome, n in bad.items() if n]
         return f"{', '.join(parts) or 'clean'}, exit {self.exit_code}"
-
-
-@dataclass(frozen=True)
-class ShutdownContext:
-    """What a hook may ask about the shutdown that it is part of. Any thread may use it; nothing blocks."""
-
-    reason: str
-    signal: int | None
-    _coordinator: Coordinator = field(repr=False)
-
-    def remaining(self) -> float | None:
-        """Seconds left of the grace period, or ``None`` in an ``on_startup`` function."""
-        return self._coordinator.remaining()
-
-    @property
-    def in_flight(self) -> int:
-        """How many requests are in flight now."""
-        return sum(len(member.ledger) for member in self._coordinator.members())
-
-
-class Hook(NamedTuple):
-    """A registered function."""
-
-    name: str
-    kind: str
-    function: Callable[..., Any]
-    timeout: float | None
-    takes_context: bool
-
-    @property
-    def label(self) -> str:
-        return f"on_{self.kind} '{self.name}'"
-
-
-class Hooks:
-    """The functions that one ``Lifecycle`` calls at its turning points."""
-
-    def __init__(self) -> None:
-        self._hooks: dict[str, list[Hook]] = {"startup": [], "drain": [], "shutdown": []}
-        self.records: list[HookRecord] = []  # of those that ran
-        self.startup_begun = threading.Event()
-        self.startup_over = threading.Event()
-        self._startup_lock = threading.Lock()  # guards startup_begun's test and set
-
-    def add(self, kind: str, function: Any, name: str | None, timeout: float | None) -> None:
-        """Register a function.
-
-        :raises TypeError: it cannot be called with nothing or with one argument.
-        :raises ValueError: there is one of this kind and name already.
-        """
-        if not callable(function):
-            raise TypeError(f"on_{kind} was given {function!r}, which is not callable; register a function.")
-        if inspect.iscoroutinefunction(function):
-            raise TypeError(f"on_{kind} was given the async function {function!r}; register a plain one.")
-        hook_name = name or name_of(function)
-        if any(hook.name == hook_name for hook in self._hooks[kind]):
-            raise ValueError(
-                f"There is an on_{kind} function '{hook_name}' already; pass name='...' to tell them apart."
-            )
-        self._hooks[kind].append(
-            Hook(hook_name, kind, function, timeout, takes_context(f"on_{kind} function '{hook_name}'", function))
-        )
-
-    def of(self, kind: str) -> tuple[Hook, ...]:
-        """The functions of a kind in the order in which they are called: teardown in reverse."""
-        hooks = self._hooks[kind]
-        return tuple(reversed(hooks)) if kind == "shutdown" else tuple(hooks)
-
-    def start(self, context: Callable[[], AbstractContextManager[Any]], coordinator: Coordinator) -> str:
-        """Run the ``on_startup`` functions in order, once; return what failed, or an empty string.
-
-        Blocks until they are over, whoever runs them. The first that fails ends the start-up.
-        """
-        with self._startup_lock:
-            first = not self.startup_begun.is_set()
-            self.startup_begun.set()
-        if first:
-            argument = ShutdownContext("", None, coordinator)
-            for hook in self.of("startup"):
-                self.records.append(run_hook(hook, argument, hook.timeout, context, coordinator.clock))
-                if self.records[-1].outcome != "ok":
-                    break
-            self.startup_over.set()
-        self.startup_over.wait()
-        return next((hook.name for hook in self.records if hook.kind == "startup" and hook.outcome != "ok"), "")
 
 
 class Member(Protocol):
@@ -316,6 +185,11 @@ class Coordinator:
         """Seconds left of the grace period, ``None`` when no shutdown has begun."""
         return None if self.deadline is None else self.deadline.remaining()
 
+    @property
+    def in_flight(self) -> int:
+        """How many requests the applications have not finished."""
+        return sum(len(member.ledger) for member in self.members())
+
     def attach(self, server: Server) -> bool:
         """Give the server to the coordinator; ``False`` if a shutdown has begun already."""
         with self._lock:
@@ -354,7 +228,7 @@ class Coordinator:
         """Whether the calling thread is one that the shutdown waits for."""
         this = threading.current_thread()
         serving = any(body.thread == this.ident for member in self.members() for body in member.ledger.active.copy())
-        return serving or this is self.thread or getattr(_hook_thread, "inside", False)
+        return serving or this is self.thread or inside_a_hook()
 
     def unfinished(self) -> tuple[RequestInfo, ...]:
         """Everything in flight, of the applications and of the server."""
@@ -504,58 +378,6 @@ def _each(members: Iterable[Member], what: str, tell: Callable[[Member], object]
 def _hook_groups(members: Iterable[Member]) -> list[Hooks]:
     """The hooks of all members, each group once: several applications may share one ``Lifecycle``."""
     return list({id(member.hooks): member.hooks for member in members}.values())
-
-
-_hook_thread = threading.local()
-
-
-def run_hook(
-    hook: Hook,
-    argument: ShutdownContext,
-    limit: float | None,
-    context: Callable[[], AbstractContextManager[Any]],
-    clock: Clock,
-) -> HookRecord:
-    """Call a hook in a thread of its own and wait for it ``limit`` seconds (``None``: as long as it takes)."""
-    ended = threading.Event()
-    raised: list[BaseException] = []
-
-    def call() -> None:
-        _hook_thread.inside = True
-        try:
-            with context():
-                hook.function(*([argument] if hook.takes_context else []))
-        except BaseException as error:  # SystemExit too: a hook does not end the process, it is part of its end
-            raised.append(error)
-        finally:
-            _hook_thread.inside = False
-            ended.set()
-
-    began = clock.monotonic()
-    try:
-        threading.Thread(target=call, name=f"lifecycle-on-{hook.kind}-{hook.name}", daemon=True).start()
-    except RuntimeError:  # the interpreter is finalizing: see the head of this module
-        faulthandler.dump_traceback_later(max(0.1, limit or 0.1), exit=True)
-        call()
-        faulthandler.cancel_dump_traceback_later()
-    back = _wait(ended, limit, clock)
-    duration = clock.monotonic() - began
-    extra = {"lifecycle_hook": hook.name}
-    if not back:
-        logger.warning("%s hung: not back after %.1f s", hook.label, duration, extra=extra)
-        return HookRecord(hook.name, hook.kind, "hung", duration)
-    if raised:
-        error = raised[0]
-        what = f"{type(error).__name__}: {error}"
-        logger.warning("%s failed after %.1f s: %s", hook.label, duration, what, exc_info=error, extra=extra)
-        return HookRecord(hook.name, hook.kind, "failed", duration, what)
-    return HookRecord(hook.name, hook.kind, "ok", duration)
-
-
-def _wait(ended: threading.Event, limit: float | None, clock: Clock) -> bool:
-    if limit is None:
-        return ended.wait()
-    return clock.wait(ended, limit)
 
 
 def signal_name(signum: int) -> str:

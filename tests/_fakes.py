@@ -21,8 +21,10 @@ from werkzeug.test import create_environ
 from flask_lifecycle import RequestInfo, ShutdownReport, servers
 from flask_lifecycle._app import AppState
 from flask_lifecycle._config import Settings
+from flask_lifecycle._deadline import Clock
+from flask_lifecycle._hooks import Hooks
 from flask_lifecycle._inflight import Ledger, Load
-from flask_lifecycle._shutdown import Clock, Coordinator, Hooks
+from flask_lifecycle._shutdown import Coordinator
 from flask_lifecycle._state import Event, State, StateMachine
 
 if TYPE_CHECKING:

@@ -23,7 +23,9 @@ from flask_lifecycle import (
     State,
     _shutdown,
 )
-from flask_lifecycle._shutdown import PHASES, Clock, Coordinator, Deadline, Hook, Hooks, run_hook, signal_name
+from flask_lifecycle._deadline import Clock, Deadline
+from flask_lifecycle._hooks import Hook, Hooks, run_hook
+from flask_lifecycle._shutdown import PHASES, Coordinator, signal_name
 from flask_lifecycle._state import Event
 from tests._fakes import (
     BOUND,

@@ -1,0 +1,190 @@
+"""The functions that an application is started and stopped by, and how they are called.
+
+Each runs in a thread of its own, because only so can one that hangs be left behind, and the rest still run. Late in an
+interpreter's life (``atexit``) no thread can be started on Python 3.12 and later. There a hook runs in the calling
+thread, and faulthandler's watchdog, which needs no Python thread, ends the process if it hangs; those behind it
+cannot run then.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import inspect
+import threading
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol
+
+from ._callbacks import name_of, takes_context
+from ._deadline import Clock
+from ._state import logger
+
+
+class HookRecord(NamedTuple):
+    """What became of one hook.
+
+    ``kind`` is ``startup``, ``drain`` or ``shutdown``; ``outcome`` is ``ok``, ``failed`` or ``hung``; ``duration``
+    is in seconds; ``error`` is the text of what it raised, or empty.
+    """
+
+    name: str
+    kind: str
+    outcome: str
+    duration: float
+    error: str = ""
+
+
+class Stop(Protocol):
+    """The shutdown that a hook is part of."""
+
+    clock: Clock
+
+    def remaining(self) -> float | None:
+        """Seconds left of the grace period, ``None`` when no shutdown has begun."""
+
+    @property
+    def in_flight(self) -> int:
+        """How many requests are in flight now."""
+
+
+@dataclass(frozen=True)
+class ShutdownContext:
+    """What a hook may ask about the shutdown that it is part of. Any thread may use it; nothing blocks."""
+
+    reason: str
+    signal: int | None
+    _stop: Stop = field(repr=False)
+
+    def remaining(self) -> float | None:
+        """Seconds left of the grace period, or ``None`` in an ``on_startup`` function."""
+        return self._stop.remaining()
+
+    @property
+    def in_flight(self) -> int:
+        """How many requests are in flight now."""
+        return self._stop.in_flight
+
+
+class Hook(NamedTuple):
+    """A registered function."""
+
+    name: str
+    kind: str
+    function: Callable[..., Any]
+    timeout: float | None
+    takes_context: bool
+
+    @property
+    def label(self) -> str:
+        return f"on_{self.kind} '{self.name}'"
+
+
+class Hooks:
+    """The functions that one ``Lifecycle`` calls at its turning points."""
+
+    def __init__(self) -> None:
+        self._hooks: dict[str, list[Hook]] = {"startup": [], "drain": [], "shutdown": []}
+        self.records: list[HookRecord] = []  # of those that ran
+        self.startup_begun = threading.Event()
+        self.startup_over = threading.Event()
+        self._startup_lock = threading.Lock()  # guards startup_begun's test and set
+
+    def add(self, kind: str, function: Any, name: str | None, timeout: float | None) -> None:
+        """Register a function.
+
+        :raises TypeError: it cannot be called with nothing or with one argument.
+        :raises ValueError: there is one of this kind and name already.
+        """
+        if not callable(function):
+            raise TypeError(f"on_{kind} was given {function!r}, which is not callable; register a function.")
+        if inspect.iscoroutinefunction(function):
+            raise TypeError(f"on_{kind} was given the async function {function!r}; register a plain one.")
+        hook_name = name or name_of(function)
+        if any(hook.name == hook_name for hook in self._hooks[kind]):
+            raise ValueError(
+                f"There is an on_{kind} function '{hook_name}' already; pass name='...' to tell them apart."
+            )
+        self._hooks[kind].append(
+            Hook(hook_name, kind, function, timeout, takes_context(f"on_{kind} function '{hook_name}'", function))
+        )
+
+    def of(self, kind: str) -> tuple[Hook, ...]:
+        """The functions of a kind in the order in which they are called: teardown in reverse."""
+        hooks = self._hooks[kind]
+        return tuple(reversed(hooks)) if kind == "shutdown" else tuple(hooks)
+
+    def start(self, context: Callable[[], AbstractContextManager[Any]], stop: Stop) -> str:
+        """Run the ``on_startup`` functions in order, once; return what failed, or an empty string.
+
+        Blocks until they are over, whoever runs them. The first that fails ends the start-up.
+        """
+        with self._startup_lock:
+            first = not self.startup_begun.is_set()
+            self.startup_begun.set()
+        if first:
+            argument = ShutdownContext("", None, stop)
+            for hook in self.of("startup"):
+                self.records.append(run_hook(hook, argument, hook.timeout, context, stop.clock))
+                if self.records[-1].outcome != "ok":
+                    break
+            self.startup_over.set()
+        self.startup_over.wait()
+        return next((hook.name for hook in self.records if hook.kind == "startup" and hook.outcome != "ok"), "")
+
+
+_hook_thread = threading.local()
+
+
+def inside_a_hook() -> bool:
+    """Whether the calling thread is one in which a hook runs."""
+    return getattr(_hook_thread, "inside", False)
+
+
+def run_hook(
+    hook: Hook,
+    argument: ShutdownContext,
+    limit: float | None,
+    context: Callable[[], AbstractContextManager[Any]],
+    clock: Clock,
+) -> HookRecord:
+    """Call a hook in a thread of its own and wait for it ``limit`` seconds (``None``: as long as it takes)."""
+    ended = threading.Event()
+    raised: list[BaseException] = []
+
+    def call() -> None:
+        _hook_thread.inside = True
+        try:
+            with context():
+                hook.function(*([argument] if hook.takes_context else []))
+        except BaseException as error:  # SystemExit too: a hook does not end the process, it is part of its end
+            raised.append(error)
+        finally:
+            _hook_thread.inside = False
+            ended.set()
+
+    began = clock.monotonic()
+    try:
+        threading.Thread(target=call, name=f"lifecycle-on-{hook.kind}-{hook.name}", daemon=True).start()
+    except RuntimeError:  # the interpreter is finalizing: see the head of this module
+        faulthandler.dump_traceback_later(max(0.1, limit or 0.1), exit=True)
+        call()
+        faulthandler.cancel_dump_traceback_later()
+    back = _wait(ended, limit, clock)
+    duration = clock.monotonic() - began
+    extra = {"lifecycle_hook": hook.name}
+    if not back:
+        logger.warning("%s hung: not back after %.1f s", hook.label, duration, extra=extra)
+        return HookRecord(hook.name, hook.kind, "hung", duration)
+    if raised:
+        error = raised[0]
+        what = f"{type(error).__name__}: {error}"
+        logger.warning("%s failed after %.1f s: %s", hook.label, duration, what, exc_info=error, extra=extra)
+        return HookRecord(hook.name, hook.kind, "failed", duration, what)
+    return HookRecord(hook.name, hook.kind, "ok", duration)
+
+
+def _wait(ended: threading.Event, limit: float | None, clock: Clock) -> bool:
+    if limit is None:
+        return ended.wait()
+    return clock.wait(ended, limit)
