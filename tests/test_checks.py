@@ -487,6 +487,20 @@ def test_nobody_waits_for_whoever_is_told_of_a_hang(hanging: Hanging) -> None:
     free.set()
 
 
+def test_a_hang_is_told_where_no_thread_can_be_started(hanging: Hanging, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a thread to tell it in, a hang is told all the same."""
+    made = Engineered(Check("db", hanging, timeout=2.0))
+    made.probe(timeout=0)
+
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        made.later(2.0).probe(timeout=0)
+    assert made.changes == [("db", "", "fail", "TimeoutError")]
+
+
 def test_a_drain_hurries_every_probe_but_liveness(hanging: Hanging) -> None:
     """When a drain begins nobody waits for a check any more, but for liveness; the check itself goes on."""
     made = Engineered(Check("hung", hanging, timeout=BOUND))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import gc
 import logging
 import os
@@ -137,6 +138,26 @@ def test_an_address_without_answer_leaves_time_for_the_next(
     found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", port)) for port in ports]
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_args, **_options: found)
     assert HTTPCheck("http://several.test/", limit=3)().status == "pass"
+
+
+def test_the_first_address_that_works_is_enough(
+    serve: Callable[..., RawServer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When the first of several addresses works the others are not tried."""
+    server = serve(answer())
+    found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", port)) for port in (server.port, 1)]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_args, **_options: found)
+    assert HTTPCheck("http://several.test/", limit=BOUND)().status == "pass"
+
+
+def test_no_descriptor_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where not even a socket can be made the check fails with a sentence, and lets go of what it does not have."""
+
+    def refuse(*_args: Any) -> Any:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(socket, "socket", refuse)
+    fails(TCPCheck("127.0.0.1", 1), "The connection could not be made.")
 
 
 def test_an_upstream_that_resets_the_connection(serve: Callable[..., RawServer]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import logging
+import os
 import socket
 import threading
 from collections.abc import Iterable, Iterator
@@ -78,6 +79,19 @@ def test_ipv6(started: Any) -> None:
         pytest.skip("there is no IPv6 here")
     assert server.url == f"http://[::1]:{server.port}"
     assert get(server) == (200, b"alive\n")
+
+
+def test_a_forked_child_keeps_it_not_open(started: Any) -> None:
+    """A child that may outlive us keeps neither the listener nor a connection of a prober open."""
+    server = started()
+    with connect(server):
+        until(lambda: len(server.sockets()) == 2)
+        kept = server.sockets()
+        child = os.fork()
+        if not child:
+            os._exit(sum(sock.fileno() >= 0 for sock in kept))
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        assert all(sock.fileno() >= 0 for sock in kept)
 
 
 def test_it_listens_from_the_moment_it_is_made() -> None:

@@ -187,6 +187,14 @@ def refuses(address: Address) -> bool:
     return False
 
 
+def connected_to_itself(sock: socket.socket) -> bool:
+    """Say whether a port without a listener has connected to itself, as it may on the loopback."""
+    try:
+        return bool(sock.getsockname() == sock.getpeername())
+    except OSError:  # connected and reset meanwhile: a loss, which whoever asks over it will note
+        return False
+
+
 def connect_unless_gone(address: tuple[str, int], gone: threading.Event) -> socket.socket | None:
     """Connect, or return ``None`` when refused, or still unanswered when the server has gone.
 
@@ -202,8 +210,7 @@ def connect_unless_gone(address: tuple[str, int], gone: threading.Event) -> sock
             error = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         elif gone.is_set():
             break
-    # On the loopback a port without a listener may connect to itself.
-    if error or sock.getsockname() == sock.getpeername():
+    if error or connected_to_itself(sock):
         sock.close()
         return None
     return sock
