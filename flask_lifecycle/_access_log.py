@@ -12,7 +12,7 @@ from urllib.parse import unquote
 # Werkzeug gives its request line, with colours and as the client quoted it; gunicorn gives its fields, of which U is
 # the path without the query.
 _LOGGERS = ("werkzeug", "gunicorn.access")
-_REQUEST_LINE = re.compile(r"(?:\x1b\[[\d;]*m)*[A-Z]+ ([^ ?]+)[^ ]* HTTP/")
+_REQUEST_LINE = r"(?:\x1b\[[\d;]*m)*[A-Z]+ ([^ ?]+)[^ ]* HTTP/"
 
 
 class Probes(Protocol):
@@ -31,7 +31,7 @@ class _ProbeFilter(logging.Filter):
         path: object = None
         if isinstance(record.args, Mapping):
             path = record.args.get("U")
-        elif record.args and isinstance(line := record.args[0], str) and (found := _REQUEST_LINE.match(line)):
+        elif record.args and isinstance(line := record.args[0], str) and (found := re.match(_REQUEST_LINE, line)):
             path = unquote(found[1]).encode("utf-8", "replace").decode("latin-1")  # as PATH_INFO has it
         return not (isinstance(path, str) and any(probes.is_probe(path) for probes in self.silent))
 

@@ -13,7 +13,6 @@ from flask import Flask
 from ._config import Settings
 from ._hooks import Hooks
 from ._inflight import Ledger, Load
-from ._probe_server import ProbeServer
 from ._process import Process
 from ._self_test import obstacle
 from ._shutdown import ShutdownReport
@@ -25,6 +24,8 @@ from .checks._registry import Registry
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication
+
+    from ._probe_server import ProbeServer
 
 
 class AppState:
@@ -178,8 +179,12 @@ class AppState:
 
     def open_probe_listener(self) -> None:
         port = self.settings.probe_port
+        if port is None:
+            return
+        from ._probe_server import ProbeServer  # whoever has no such listener does not pay for it
+
         with self._lock:
-            if port is not None and self._probe_server is None:
+            if self._probe_server is None:
                 self._probe_server = ProbeServer(self.probes, self.settings.probe_host, port)
                 self._probe_server.start()
 

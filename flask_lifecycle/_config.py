@@ -33,7 +33,7 @@ PATHS = {
 
 # Left out is what means something in URLs or in Flask's rules, and what would have to be quoted.
 _PATH = re.compile(r"/[!$&-;=@-Z\[\]_a-z|~]*")
-_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110, 5.6.2
+_TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"  # RFC 9110, 5.6.2; compiled when it is needed, as it rarely is
 
 _UNCATCHABLE = {signal.SIGKILL, signal.SIGSTOP}
 
@@ -110,12 +110,13 @@ class Settings(NamedTuple):
         return {name: self.url_prefix + path for name, path in self.paths.items()}
 
 
-class Key(NamedTuple):
+class Key:
     """One row of the table: where a key goes, what it defaults to (as the README says it) and how it is read."""
 
-    attribute: str
-    default: str
-    read: Callable[[str, Any], Any]
+    def __init__(self, attribute: str, default: str, read: Callable[[str, Any], Any]) -> None:
+        self.attribute = attribute
+        self.default = default
+        self.read = read
 
 
 def default_delay(environ: Mapping[str, str]) -> float:
@@ -246,7 +247,7 @@ def read_headers(key: str, value: Any) -> dict[str, str]:
     if not isinstance(value, Mapping):
         raise TypeError(f"'{key}' must be a mapping from header names to strings, not {value!r}.")
     for name, text in value.items():
-        if not isinstance(name, str) or not _TOKEN.fullmatch(name):
+        if not isinstance(name, str) or not re.fullmatch(_TOKEN, name):
             raise ValueError(f"'{key}' names the header {name!r}, which is no header name; use one such as 'X-Node'.")
         if not isinstance(text, str) or not text.isprintable() or not text.isascii():
             raise ValueError(f"'{key}' must give '{name}' one line of printable ASCII, not {text!r}.")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import time
-from typing import NamedTuple
 
 
 class Clock:
@@ -17,11 +16,12 @@ class Clock:
         return event.wait(max(0.0, timeout))
 
 
-class Deadline(NamedTuple):
+class Deadline:
     """A moment on a clock, made once and passed down."""
 
-    clock: Clock
-    at: float
+    def __init__(self, clock: Clock, at: float) -> None:
+        self.clock = clock
+        self.at = at
 
     @classmethod
     def after(cls, clock: Clock, seconds: float) -> Deadline:

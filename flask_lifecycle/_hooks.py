@@ -13,7 +13,6 @@ import inspect
 import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 from ._callbacks import name_of, takes_context
@@ -48,13 +47,16 @@ class Stop(Protocol):
         """How many requests are in flight now."""
 
 
-@dataclass(frozen=True)
 class ShutdownContext:
-    """What a hook may ask about the shutdown that it is part of. Any thread may use it; nothing blocks."""
+    """What a hook may ask about the shutdown that it is part of. Any thread may use it; nothing blocks.
 
-    reason: str
-    signal: int | None
-    _stop: Stop = field(repr=False)
+    ``reason`` and ``signal`` say why the process stops; the latter is ``None`` if it was not for a signal.
+    """
+
+    def __init__(self, reason: str, signal: int | None, stop: Stop) -> None:
+        self.reason = reason
+        self.signal = signal
+        self._stop = stop
 
     def remaining(self) -> float | None:
         """Seconds left of the grace period, or ``None`` in an ``on_startup`` function."""
@@ -66,14 +68,17 @@ class ShutdownContext:
         return self._stop.in_flight
 
 
-class Hook(NamedTuple):
+class Hook:
     """A registered function."""
 
-    name: str
-    kind: str
-    function: Callable[..., Any]
-    timeout: float | None
-    takes_context: bool
+    def __init__(
+        self, name: str, kind: str, function: Callable[..., Any], timeout: float | None, takes_context: bool
+    ) -> None:
+        self.name = name
+        self.kind = kind
+        self.function = function
+        self.timeout = timeout
+        self.takes_context = takes_context
 
     @property
     def label(self) -> str:

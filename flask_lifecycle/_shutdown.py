@@ -43,7 +43,6 @@ import signal
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 from ._config import Settings
@@ -63,8 +62,7 @@ class PhaseRecord(NamedTuple):
     duration: float
 
 
-@dataclass(frozen=True)
-class ShutdownReport:
+class ShutdownReport(NamedTuple):
     """What happened from the first signal to the end; every caller of ``shutdown`` gets the same one."""
 
     reason: str

@@ -12,7 +12,6 @@ be refused, and not before: until then it would cost every request a call to fin
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import hmac
 import http
@@ -178,7 +177,7 @@ class Probes:
         if report.draining:
             send(probe_refused, self._sender, group=group)
         if details:
-            report = dataclasses.replace(report, details=True)
+            report = report._replace(details=True)
         kind, body = self._body(report, how, environ, "verbose" in query)
         return respond(self._code(report, how), kind, body, Vary="Accept, Authorization")
 

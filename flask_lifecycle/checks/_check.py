@@ -203,10 +203,6 @@ class HealthCheckError(Exception):
                 f"The status_code of a HealthCheckError must be an HTTP status from 200 to 599, not {status_code!r}."
             )
         super().__init__(message)
-        if status_code is not None and (type(status_code) is bool or status_code not in range(200, 600)):
-            raise ValueError(
-                f"The status_code of a HealthCheckError must be an HTTP status from 200 to 599, not {status_code!r}."
-            )
         self.causes = causes
         self.status_code = status_code
         self.response = response

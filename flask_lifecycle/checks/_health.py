@@ -22,7 +22,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from blinker import Namespace
@@ -48,7 +47,6 @@ LIVE, READY, STARTUP, ALL = "live", "ready", "startup", "healthcheck"
 ALWAYS = (LIVE, READY, STARTUP, ALL)
 
 
-@dataclass(frozen=True)
 class Group:
     """What one probe asks, and how it answers.
 
@@ -60,16 +58,24 @@ class Group:
     :param renderer: makes the body from the whole :class:`HealthReport`.
     """
 
-    name: str
-    path: str | None = None
-    status_codes: Mapping[str, int] | None = None
-    headers: Mapping[str, str] | None = None
-    details: str | None = None
-    renderer: Callable[[HealthReport], Any] | None = None
+    def __init__(
+        self,
+        name: str,
+        path: str | None = None,
+        status_codes: Mapping[str, int] | None = None,
+        headers: Mapping[str, str] | None = None,
+        details: str | None = None,
+        renderer: Callable[[HealthReport], Any] | None = None,
+    ) -> None:
+        self.name = name
+        self.path = path
+        self.status_codes = status_codes
+        self.headers = headers
+        self.details = details
+        self.renderer = renderer
 
 
-@dataclass(frozen=True)
-class HealthReport:
+class HealthReport(NamedTuple):
     """What a probe is going to be answered.
 
     :param group: the name of the group that was asked.
