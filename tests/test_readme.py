@@ -17,7 +17,10 @@ SERVE = (
     "python3 -m venv .venv && .venv/bin/pip install '.[waitress]'"
     " && .venv/bin/flask --app examples/quickstart.py lifecycle run -p 8000"
 )
-TEST = "python3 -m venv .venv && .venv/bin/pip install -e '.[dev]' && .venv/bin/python -m pytest"
+TEST = (
+    "apt-get update && apt-get install -y postgresql redis-server openssl python3-venv && python3 -m venv .venv"
+    " && .venv/bin/pip install -e '.[dev]' && .venv/bin/python -m pytest"
+)
 
 
 def _blocks(language: str) -> list[str]:
