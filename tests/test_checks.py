@@ -748,6 +748,20 @@ def test_background_checks_run_at_their_interval() -> None:
     assert switch.calls == 2
 
 
+def test_probes_do_not_wait_for_a_background_run(hanging: Hanging) -> None:
+    """While a background check runs anew probes tell its last result at once, until the run is past its timeout."""
+    hanging.free.set()
+    made = Engineered(Check("db", hanging, interval=10.0, timeout=2.0))
+    tick(made)
+    hanging.free.clear()
+    hanging.entered.clear()
+    made.later(11.0).engine.tick()
+    assert hanging.entered.wait(BOUND)
+    report = made.one()
+    assert (report.status, report.hanging, report.time, hanging.calls) == ("pass", False, made.one().time, 2)
+    assert made.later(2.0).one().hanging
+
+
 def test_jitter_differs_and_is_repeatable() -> None:
     """Intervals differ from run to run, and the same seed gives the same ones."""
     check = Check("db", passes, interval=10.0)

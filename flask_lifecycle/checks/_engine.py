@@ -18,7 +18,8 @@ none. A run that goes on hanging counts as one more failure for each timeout tha
 never be reached by a hang.
 
 A check with an ``interval`` is run by the scheduler (:class:`Scheduler`), and its result is good until the next run is
-overdue; so probes only read. Where no scheduler runs (before the start-up, in tests) they run it themselves.
+overdue; so probes only read, and wait for no run but the first. Where no scheduler runs (before the start-up, in
+tests) they run it themselves.
 
 No lock is held while a check runs, and none while a receiver, a handler of the log or anybody else's code does:
 :class:`_Slot` holds its own only to look at, or to put in, the current run and the last result.
@@ -153,9 +154,12 @@ class _Slot:
     def begin(self, now: float, *, anew: bool = False) -> _Run | None:
         """The run to wait for: the one under way or a new one; ``None`` if the last result is still good."""
         with self._lock:
+            good = not anew and self._last is not None and now - self._last_ended < self._shelf_life(self._last)
             if self._run is not None:
-                return self._run
-            if not anew and self._last is not None and now - self._last_ended < self._shelf_life(self._last):
+                # Of a background check probes only read, also while it runs; unless it hangs, which they tell.
+                reads = good and self.check.interval is not None and now - self._run.started < self.check.timeout
+                return None if reads else self._run
+            if good:
                 return None
             run = self._run = _Run(now)
         thread = threading.Thread(
