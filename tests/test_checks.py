@@ -501,6 +501,28 @@ def test_a_hang_is_told_where_no_thread_can_be_started(hanging: Hanging, monkeyp
     assert made.changes == [("db", "", "fail", "TimeoutError")]
 
 
+def test_who_blocks_when_told_costs_one_thread() -> None:
+    """While whoever is told of a change blocks, further changes start no thread that waits; they are told in order."""
+    switch = Switch()
+    made = Engineered(Check("db", switch, ttl=0))
+    free = threading.Event()
+
+    def changed(check: Check, old: str, new: str, reason: str) -> None:
+        assert free.wait(BOUND)
+        made.changed(check, old, new, reason)
+
+    made.engine.changed = changed
+    for _ in range(5):
+        made.one()
+        switch.down = not switch.down
+    until(lambda: lifecycle_threads() == ["lifecycle-check-db"])
+    free.set()
+    until(lambda: not lifecycle_threads())
+    assert [(old, new) for _name, old, new, _reason in made.changes] == [
+        ("", "pass"), *[("pass", "fail"), ("fail", "pass")] * 2
+    ]  # fmt: skip
+
+
 def test_a_drain_hurries_every_probe_but_liveness(hanging: Hanging) -> None:
     """When a drain begins nobody waits for a check any more, but for liveness; the check itself goes on."""
     made = Engineered(Check("hung", hanging, timeout=BOUND))

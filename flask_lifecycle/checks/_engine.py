@@ -21,6 +21,9 @@ A check with an ``interval`` is run by the scheduler (:class:`Scheduler`), and i
 overdue; so probes only read, and wait for no run but the first. Where no scheduler runs (before the start-up, in
 tests) they run it themselves.
 
+What has changed is told one after the other for each check, by the thread of the run that changed it or, while another
+change is still being told, by that change's thread.
+
 No lock is held while a check runs, and none while a receiver, a handler of the log or anybody else's code does:
 :class:`_Slot` holds its own only to look at, or to put in, the current run and the last result.
 
@@ -32,12 +35,14 @@ the late return counts as nothing more, or the return comes first and there is n
 
 from __future__ import annotations
 
+import functools
 import os
 import random
 import socket
 import threading
 import time
 import weakref
+from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple, Protocol
@@ -147,6 +152,9 @@ class _Slot:
         self._last_ended = 0.0
         self._damper = Damper(check.fail_after, check.recover_after, check.fail_for)
         self._slow = False
+        # What nobody hears for so long is too old to be told.
+        self._untold: deque[Callable[[], None]] = deque(maxlen=100)
+        self._telling = False
         self.due = 0.0  # of a background check: when it runs next
 
     # -- running --------------------------------------------------------------------------------------------------
@@ -197,17 +205,15 @@ class _Slot:
             self._run, self._last_ended = None, now
             self._last = CheckReport(self.check, new, duration, time.time(), run.result, run.error)
             self.due = run.started + self._engine.pause(self.check, new)
-            slow = raw != "fail" and duration > self.check.timeout / 2 and not self._slow
-            self._slow = self._slow or slow
+            if raw != "fail" and duration > self.check.timeout / 2 and not self._slow:
+                self._slow = True
+                self._untold.append(functools.partial(self._warn_of_slowness, duration))
+            if old != new:
+                self._untold.append(functools.partial(self._tell_change, old, new, self._last))
         run.finish(now)
         if self.check.interval is not None:
             self._engine.wake()
-        if slow:
-            logger.warning(
-                "check '%s' took %.2f s, more than half of its timeout of %g s",
-                self.check.name, duration, self.check.timeout, extra={"lifecycle_check": self.check.name},
-            )  # fmt: skip
-        self._tell(old, new, run.error, duration)
+        self._tell()
 
     def _count_hang(self, run: _Run, now: float) -> None:
         """Count a run that is past its timeout, once for each timeout that has passed."""
@@ -217,14 +223,13 @@ class _Slot:
                 return
             old, new = self._damper.status, self._damper.feed("fail", now, times - run.hangs)
             run.hangs = times
-        if old == new:
-            return
-        error = TimeoutError(f"no answer within {self.check.timeout:g} s, hanging since {now - run.started:.1f} s")
+            if old == new:
+                return
+            error = TimeoutError(f"no answer within {self.check.timeout:g} s, hanging since {now - run.started:.1f} s")
+            report = CheckReport(self.check, new, now - run.started, time.time(), error=error)
+            self._untold.append(functools.partial(self._tell_change, old, new, report))
         # In a thread of its own: it is a probe that has found out, and a receiver or a handler of the log might block.
-        telling = threading.Thread(
-            target=self._tell, args=(old, new, error, now - run.started),
-            name=f"lifecycle-check-{self.check.name}-hangs", daemon=True,
-        )  # fmt: skip
+        telling = threading.Thread(target=self._tell, name=f"lifecycle-check-{self.check.name}-hangs", daemon=True)
         try:
             telling.start()
         except RuntimeError:  # no more threads to be had
@@ -279,17 +284,40 @@ class _Slot:
     def _weigh(self, status: str) -> str:
         return "warn" if status == "fail" and not self.check.critical else status
 
-    def _tell(self, old: str, new: str, error: BaseException | None, duration: float) -> None:
+    # -- telling --------------------------------------------------------------------------------------------------
+
+    def _tell(self) -> None:
+        """Tell what is to be told, in order, unless another thread is at it already.
+
+        A receiver or a handler of the log may block. What comes meanwhile is left to the thread that it blocks: with a
+        thread for each change, a check that comes and goes would use up all there are.
+        """
+        while True:
+            with self._lock:
+                if self._telling or not self._untold:
+                    return
+                self._telling = True
+                tell = self._untold.popleft()
+            try:
+                tell()
+            finally:
+                with self._lock:
+                    self._telling = False
+
+    def _warn_of_slowness(self, duration: float) -> None:
+        logger.warning(
+            "check '%s' took %.2f s, more than half of its timeout of %g s",
+            self.check.name, duration, self.check.timeout, extra={"lifecycle_check": self.check.name},
+        )  # fmt: skip
+
+    def _tell_change(self, old: str, new: str, report: CheckReport) -> None:
         """Log a change and hand it on; the exception is told here, and nowhere else."""
-        if old == new:
-            return
         name, extra = self.check.name, {"lifecycle_check": self.check.name}
         if new == "fail":
-            logger.warning("check '%s' fails after %.2f s", name, duration, exc_info=error, extra=extra)
+            logger.warning("check '%s' fails after %.2f s", name, report.duration, exc_info=report.error, extra=extra)
         elif old == "fail":
             logger.info("check '%s' passes again", name, extra=extra)
-        reason = public_text(error) if error is not None else ""
-        self._engine.changed(self.check, self._weigh(old), self._weigh(new), reason)
+        self._engine.changed(self.check, self._weigh(old), self._weigh(new), report.output)
 
 
 class Engine:
