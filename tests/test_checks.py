@@ -724,6 +724,14 @@ def test_a_change_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     assert caplog.records[0].__dict__["lifecycle_check"] == "db"
 
 
+def test_a_failing_result_is_told_with_its_words(caplog: pytest.LogCaptureFixture) -> None:
+    """Of a check that fails by its result, and raises nothing, the log and the change have the words of the result."""
+    made = Engineered(Check("disk", lambda: CheckResult("fail", "It is full,\n99.9 %.")))
+    made.settled()
+    assert caplog.messages == ["check 'disk' fails after 0.00 s: It is full, 99.9 %."]
+    assert made.changes == [("disk", "", "fail", "It is full,\n99.9 %.")]
+
+
 def test_a_slow_check_is_warned_about_once(caplog: pytest.LogCaptureFixture) -> None:
     """A check that takes more than half of its timeout and passes is named in the log, once."""
     made = Engineered()

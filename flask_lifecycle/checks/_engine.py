@@ -314,7 +314,10 @@ class _Slot:
         """Log a change and hand it on; the exception is told here, and nowhere else."""
         name, extra = self.check.name, {"lifecycle_check": self.check.name}
         if new == "fail":
-            logger.warning("check '%s' fails after %.2f s", name, report.duration, exc_info=report.error, extra=extra)
+            said = f": {' '.join(report.output.split())}" if report.error is None and report.output else ""
+            logger.warning(
+                "check '%s' fails after %.2f s%s", name, report.duration, said, exc_info=report.error, extra=extra
+            )
         elif old == "fail":
             logger.info("check '%s' passes again", name, extra=extra)
         self._engine.changed(self.check, self._weigh(old), self._weigh(new), report.output)
