@@ -699,6 +699,14 @@ def test_changes_are_told_once() -> None:
     assert made.changes == [("db", "", "pass", ""), ("db", "pass", "warn", "down"), ("db", "warn", "pass", "")]
 
 
+def test_a_warning_that_gets_worse_stays_one() -> None:
+    """Where a check is not critical its warning and its failure are the same, and going from one to the other no change."""
+    results = iter([CheckResult("warn", "slow"), CheckResult("fail", "gone"), CheckResult("warn"), CheckResult()])
+    made = Engineered(Check("db", lambda: next(results), critical=False, ttl=0))
+    assert [made.settled().status for _ in range(4)] == ["warn", "warn", "warn", "pass"]
+    assert made.changes == [("db", "", "warn", "slow"), ("db", "warn", "pass", "")]
+
+
 # -- the log ------------------------------------------------------------------------------------------------------
 
 

@@ -320,7 +320,9 @@ class _Slot:
             )
         elif old == "fail":
             logger.info("check '%s' passes again", name, extra=extra)
-        self._engine.changed(self.check, self._weigh(old), self._weigh(new), report.output)
+        old, new = self._weigh(old), self._weigh(new)
+        if old != new:  # a warning that gets worse stays one where the check is not critical
+            self._engine.changed(self.check, old, new, report.output)
 
 
 class Engine:
