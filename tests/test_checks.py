@@ -554,6 +554,23 @@ def test_a_forked_child_begins_anew() -> None:
     assert (made.one().status, switch.calls) == ("pass", 1)
 
 
+@pytest.mark.parametrize(("started", "stopped"), [(False, False), (True, False), (True, True)])
+def test_a_forked_child_goes_on_in_the_background(started: bool, stopped: bool) -> None:
+    """A child of a process that runs background checks runs them from its first probe on, unless they were stopped."""
+    made = real_time(Check("db", passes, interval=60.0))
+    if started:
+        made.engine.start()
+    if stopped:
+        made.engine.stop()
+    child = os.fork()
+    if not child:
+        early = lifecycle_threads()
+        made.one()
+        os._exit(2 if early else "lifecycle-checks" in lifecycle_threads())
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == (started and not stopped)
+    made.engine.stop()
+
+
 # -- how long a result is good ------------------------------------------------------------------------------------
 
 

@@ -346,6 +346,7 @@ class Engine:
         self._checks = checks
         # Seeded by what tells this process from its siblings, which may have been forked a moment after it.
         self._random = random.Random(f"{socket.gethostname()} {os.getpid()}")
+        self._resume = False  # whether the parent of this process ran background checks, and it is still to begin
         self._forget()
         _engines.add(self)
 
@@ -355,7 +356,12 @@ class Engine:
         self.scheduler: Scheduler | None = None
 
     def after_fork(self) -> None:
-        """In the child no check runs, and none of the parent's results is its own."""
+        """In the child no check runs, and none of the parent's results is its own.
+
+        Where the parent ran background checks the child does so from its first probe on, and not before: most children
+        of a process are no servers.
+        """
+        self._resume = self.scheduler is not None and not self.scheduler.ended
         self._forget()
         self._random.seed(f"{socket.gethostname()} {os.getpid()}")
 
@@ -373,6 +379,9 @@ class Engine:
 
         :param hurried: whether :meth:`hurry` ends the waiting.
         """
+        if self._resume:
+            self._resume = False
+            self.start()
         now = self.now()
         runs = [(slot, slot.begin(now)) for slot in self._slots_of(wanted)]
         return tuple(slot.report(run, now + timeout, hurried=hurried) for slot, run in runs)

@@ -19,12 +19,12 @@ class Scheduler:
         self._lock = threading.Lock()  # guards _thread against two wake-ups, and a stop, at once
         self._thread: threading.Thread | None = None
         self._woken = threading.Event()
-        self._ended = False
+        self.ended = False
 
     def wake(self) -> None:
         """Look again what is due; begin if this is the first time."""
         with self._lock:
-            if self._ended:
+            if self.ended:
                 return
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="lifecycle-checks", daemon=True)
@@ -34,13 +34,13 @@ class Scheduler:
     def stop(self) -> None:
         """End the thread, and wait for it; twice is harmless."""
         with self._lock:
-            self._ended = True
+            self.ended = True
         self._woken.set()
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join()
 
     def _run(self) -> None:
-        while not self._ended:
+        while not self.ended:
             try:
                 pause = self._tick()
             except Exception:
