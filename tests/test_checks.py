@@ -891,6 +891,18 @@ def test_stopping_what_never_began() -> None:
     scheduler.stop()
 
 
+def test_a_stop_before_the_start_holds() -> None:
+    """An engine that was stopped runs nothing in the background, also where its start comes later.
+
+    The start-up has made the application ready; a whole shutdown happens; only then the start-up gets on.
+    """
+    switch = Switch()
+    made = real_time(Check("db", switch, interval=60.0))
+    made.engine.stop()
+    made.engine.start()
+    assert ("lifecycle-checks" in lifecycle_threads(), switch.calls) == (False, 0)
+
+
 def test_a_scheduler_outlives_a_failing_round(caplog: pytest.LogCaptureFixture) -> None:
     """A round that fails is logged, and the next one comes all the same."""
     rounds: list[str] = []

@@ -414,9 +414,10 @@ class Engine:
             scheduler.wake()
 
     def stop(self) -> None:
-        """Start no background check any more, and give the scheduler's thread back."""
-        if self.scheduler is not None:
-            self.scheduler.stop()
+        """Start no background check any more, also where :meth:`start` comes later, and give back the thread."""
+        with self._lock:
+            scheduler = self.scheduler = self.scheduler or Scheduler(self.tick)
+        scheduler.stop()
 
     def tick(self) -> float | None:
         """Start the background checks that are due; seconds until there is something to do again."""
