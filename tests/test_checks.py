@@ -214,6 +214,32 @@ def test_a_cause_that_is_its_own() -> None:
     assert len(Engineered(Check("db", check)).one().causes) == 5
 
 
+class Secretive(dict[str, str]):
+    """A mapping that does not tell what is in it, as one that is written to meanwhile."""
+
+    def items(self) -> Any:
+        raise RuntimeError("dictionary changed size during iteration")
+
+
+class Broken(ValueError):
+    """What looks like an exception group and is none."""
+
+    @property
+    def exceptions(self) -> Any:
+        raise RuntimeError("not yet")
+
+
+@pytest.mark.parametrize("error", [HealthCheckError("down", Secretive(db="gone")), Broken("down")])
+def test_causes_that_cannot_be_told(error: Exception) -> None:
+    """A failure that fails to tell its causes is told without them, and the probe is answered."""
+
+    def check() -> None:
+        raise error
+
+    report = Engineered(Check("db", check)).one()
+    assert (report.status, report.causes) == ("fail", {})
+
+
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="there are no exception groups before Python 3.11")
 def test_exception_groups_are_unfolded() -> None:
     """The members of an exception group are told one by one, as causes are."""

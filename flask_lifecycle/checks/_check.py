@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -134,6 +135,11 @@ class Check:
         return cls(function=check.function if isinstance(check, cls) else check, **named)
 
 
+def is_status_code(value: Any) -> bool:
+    """Whether this is a status of HTTP that a probe can be answered with."""
+    return isinstance(value, int) and 200 <= value <= 599
+
+
 def is_number(value: Any) -> bool:
     """Whether this is a finite number."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
@@ -198,11 +204,11 @@ class HealthCheckError(Exception):
         status_code: int | None = None,
         response: Any = None,
     ) -> None:
-        if status_code is not None and not (isinstance(status_code, int) and 200 <= status_code <= 599):
+        super().__init__(message)
+        if status_code is not None and not is_status_code(status_code):
             raise ValueError(
                 f"The status_code of a HealthCheckError must be an HTTP status from 200 to 599, not {status_code!r}."
             )
-        super().__init__(message)
         self.causes = causes
         self.status_code = status_code
         self.response = response
@@ -238,17 +244,21 @@ def public_text(error: BaseException) -> str:
 
 def public_causes(error: BaseException | None, depth: int = 5) -> dict[str, str]:
     """What a failure consists of, by name: the causes of a ``HealthCheckError``, the members of an exception group."""
-    causes: Any = error.causes if isinstance(error, HealthCheckError) else getattr(error, "exceptions", ())
-    if not isinstance(causes, Mapping):
-        causes = {str(number): cause for number, cause in enumerate(causes, 1)} if _is_list(causes) else {}
     found: dict[str, str] = {}
-    for name, cause in causes.items() if depth else ():  # a cause may be its own
-        name = text_of(name)
+    for name, cause in _causes(error) if depth else ():  # a cause may be its own
         found[name] = public_text(cause) if isinstance(cause, BaseException) else text_of(cause)
         inner = public_causes(cause, depth - 1) if isinstance(cause, BaseException) else {}
         found |= {f"{name}.{key}": text for key, text in inner.items()}
     return found
 
 
-def _is_list(value: Any) -> bool:
-    return isinstance(value, Sequence) and not isinstance(value, (str, bytes))
+def _causes(error: BaseException | None) -> list[tuple[str, Any]]:
+    """The direct causes by name. Of what fails to tell them there are none: a probe answers all the same."""
+    with contextlib.suppress(Exception):
+        causes: Any = error.causes if isinstance(error, HealthCheckError) else getattr(error, "exceptions", ())
+        if isinstance(causes, Mapping):
+            # A dict's items are listed in one step: it may be what the application goes on writing to.
+            return [(text_of(name), cause) for name, cause in list(causes.items())]
+        if isinstance(causes, Sequence) and not isinstance(causes, (str, bytes)):
+            return [(str(number), cause) for number, cause in enumerate(list(causes), 1)]
+    return []
