@@ -29,6 +29,7 @@ from ._render import TEXT, negotiate, render, to_body
 from ._self_test import MARK
 from ._state import logger, send
 from .checks import Group, HealthCheckError, HealthReport
+from .checks._check import is_status_code
 from .checks._health import ALL, LIVE, READY, STARTUP, Health
 from .checks._registry import Registry
 
@@ -193,8 +194,9 @@ class Probes:
 
     def _code(self, report: HealthReport, how: Group) -> int:
         for error in _decisive(report):
-            if error.status_code is not None:
-                return error.status_code
+            code = error.status_code
+            if code is not None and is_status_code(code):  # of a subclass it may be anything
+                return code
         return (STATUS_CODES | dict(self._settings.status_codes) | dict(how.status_codes or {}))[report.status]
 
     def _body(self, report: HealthReport, how: Group, environ: WSGIEnvironment, verbose: bool) -> tuple[str, bytes]:

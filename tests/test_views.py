@@ -905,6 +905,20 @@ def test_an_error_that_skips_its_base() -> None:
     assert (response.status_code, response.json["checks"]["db"][0]["output"]) == (503, "bare")
 
 
+@pytest.mark.parametrize(("code", "sent"), [(501, 501), ("teapot", 503), (1000, 503), ([], 503)])
+def test_a_subclass_with_a_status_code(code: Any, sent: int) -> None:
+    """A subclass of HealthCheckError may have a status code and a body of its own; a code that is none is not sent."""
+    app, lifecycle = serve()
+    kind = type("Gone", (HealthCheckError,), {"status_code": code, "response": "gone"})
+
+    @lifecycle.check("db")
+    def check() -> None:
+        raise kind("down")
+
+    response = get(app, "/readyz")
+    assert (response.status_code, response.data) == (sent, b"gone")
+
+
 def test_a_probe_that_the_drain_refuses_is_told() -> None:
     """The signal probe_refused is sent for each probe that fails because of the drain, and for no other."""
     app, lifecycle = serve()

@@ -191,7 +191,7 @@ class HealthCheckError(Exception):
     :raises ValueError: ``status_code`` is no status of HTTP.
     """
 
-    # For subclasses that do not call __init__.
+    # For subclasses that do not call __init__, or have values of their own.
     causes: Mapping[str, Any] | Sequence[Any] = ()
     status_code: int | None = None
     response: Any = None
@@ -209,9 +209,9 @@ class HealthCheckError(Exception):
             raise ValueError(
                 f"The status_code of a HealthCheckError must be an HTTP status from 200 to 599, not {status_code!r}."
             )
-        self.causes = causes
-        self.status_code = status_code
-        self.response = response
+        self.causes = causes or self.causes
+        self.status_code = self.status_code if status_code is None else status_code
+        self.response = self.response if response is None else response
 
 
 def as_result(returned: Any) -> CheckResult:
