@@ -37,6 +37,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.parse import quote
 
 from werkzeug.wsgi import ClosingIterator
 
@@ -58,7 +59,13 @@ class RequestInfo(NamedTuple):
     stage: str = "running"
 
     def __str__(self) -> str:
-        return f"{self.method} {self.path} after {self.age:.1f} s ({self.stage})"
+        # It goes to the log: a line end in the path (%0A) would begin a line of the client's own there.
+        return f"{_quoted(self.method)} {_quoted(self.path)} after {self.age:.1f} s ({self.stage})"
+
+
+def _quoted(text: str) -> str:
+    """What a client sent as it may be written to a log: in the words of a request line."""
+    return quote(text, safe="!$&'()*+,-./:;=@_~", encoding="latin-1", errors="replace")
 
 
 class Load(NamedTuple):

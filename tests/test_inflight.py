@@ -528,6 +528,12 @@ def test_request_says_itself() -> None:
     assert str(RequestInfo("GET", "/slow", 3.21)) == "GET /slow after 3.2 s (running)"
 
 
+def test_a_request_writes_no_line_of_its_own() -> None:
+    """What a client put into its path is in the log as it was on the wire, line ends and escapes quoted."""
+    path = "/caf\u00e9 1\nERROR forged\x1b[31m"
+    assert str(RequestInfo("GET", path, 3.21)) == "GET /caf%E9%201%0AERROR%20forged%1B%5B31m after 3.2 s (running)"
+
+
 # -- waiting ------------------------------------------------------------------------------------------------------
 
 
