@@ -88,6 +88,7 @@ class Settings(NamedTuple):
         settings = cls(**values)
         settings._check_budget()
         settings._check_token()
+        settings._check_case()
         return settings
 
     def _check_budget(self) -> None:
@@ -103,6 +104,14 @@ class Settings(NamedTuple):
         if self.details == "token" and not self.token:
             raise ValueError(
                 "'LIFECYCLE_DETAILS' is 'token' but 'LIFECYCLE_TOKEN' is not set; set it to a long secret."
+            )
+
+    def _check_case(self) -> None:
+        """Refuse paths that differ in their case alone, where that makes no difference."""
+        if self.case_insensitive and len({path.lower() for path in self.paths.values()}) < len(self.paths):
+            raise ValueError(
+                "'LIFECYCLE_PATHS' gives two probes paths that differ in their case alone, which"
+                " 'LIFECYCLE_CASE_INSENSITIVE' takes for the same; each needs its own."
             )
 
     def probe_paths(self) -> dict[str, str]:

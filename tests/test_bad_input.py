@@ -192,6 +192,12 @@ SECONDS = "must be a finite number of seconds"
             "'LIFECYCLE_PATHS' gives two probes the same path; each needs its own.",
         ),
         (
+            {"LIFECYCLE_PATHS": {"livez": "/ReadyZ"}, "LIFECYCLE_CASE_INSENSITIVE": True},
+            ValueError,
+            "'LIFECYCLE_PATHS' gives two probes paths that differ in their case alone, which"
+            " 'LIFECYCLE_CASE_INSENSITIVE' takes for the same; each needs its own.",
+        ),
+        (
             {"LIFECYCLE_PROBE_TIMEOUT": 0},
             ValueError,
             f"'LIFECYCLE_PROBE_TIMEOUT' {SECONDS}, more than zero, not 0.",
