@@ -42,6 +42,10 @@ _METHODS = "GET, HEAD, OPTIONS"
 # A body after one of these would be read as the beginning of the next answer. RFC 9110, 15.3.5, 15.3.6 and 15.4.5.
 _BODILESS = (204, 205, 304)
 
+# At so many places an application is remembered to be mounted. Where the first part of a path is a tenant, or anything a
+# client likes, each would be one more, and every request is compared with all of them.
+_MOUNTS = 16
+
 # Which group a probe of LIFECYCLE_PATHS asks.
 _GROUPS = {"livez": LIVE, "readyz": READY, "startupz": STARTUP, "healthcheck": ALL}
 
@@ -143,7 +147,7 @@ class Probes:
         Only what is in the request line: a prefix that a forwarding header claims would let a client name any.
         """
         mount = environ.get("SCRIPT_NAME", "")
-        if mount and self.fold(mount) not in self._mounts:
+        if mount and len(self._mounts) < _MOUNTS and self.fold(mount) not in self._mounts:
             target = environ.get("REQUEST_URI", "").partition("?")[0]
             if target == mount + environ["PATH_INFO"]:
                 self._mounts |= {self.fold(mount)}

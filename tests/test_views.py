@@ -285,6 +285,17 @@ def test_where_an_application_is_mounted_is_learned() -> None:
     assert lane("/made/up/livez") is None
 
 
+def test_mounts_are_not_remembered_without_end() -> None:
+    """Where a client names the place at which an application is mounted, as a tenant's, not all of them are kept."""
+    app, _lifecycle = serve()
+    lane = app.extensions["lifecycle"].lane
+    for number in range(100):
+        mount = f"/tenant{number}"
+        overrides = {"SCRIPT_NAME": mount, "REQUEST_URI": f"{mount}/livez"}
+        assert Client(app.wsgi_app).get("/livez", environ_overrides=overrides).status_code == 200
+    assert [lane(f"/tenant{number}/livez") for number in range(100)].count("live") == 16
+
+
 def test_probes_are_not_counted() -> None:
     """A probe is not in flight, not even the one that asks."""
     app, lifecycle = serve()
