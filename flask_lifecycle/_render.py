@@ -132,8 +132,11 @@ def to_body(made: Any) -> tuple[str, bytes]:
     """The content type and the body of what a renderer has made: a mapping or list, a text, bytes, or with its type.
 
     :raises TypeError: it is something else.
+    :raises ValueError: its type cannot be sent in a header.
     """
     if isinstance(made, tuple) and len(made) == 2 and isinstance(made[1], str):
+        if not (made[1].isascii() and made[1].isprintable()):
+            raise ValueError(f"The content type of a body must be one line of printable ASCII, not {made[1]!r}.")
         return made[1], to_body(made[0])[1]
     if isinstance(made, str):
         return f"{TEXT}; charset=utf-8", made.encode()

@@ -374,3 +374,11 @@ def test_what_is_no_body(made: Any) -> None:
     )
     with pytest.raises(TypeError, match=whole(message)):
         to_body(made)
+
+
+@pytest.mark.parametrize("kind", ["text/plain\r\nX-More: 1", "text/\u20ac"])
+def test_a_type_that_cannot_be_sent(kind: str) -> None:
+    """A content type that is no value of a header is refused here, where the default can still be sent."""
+    message = f"The content type of a body must be one line of printable ASCII, not {kind!r}."
+    with pytest.raises(ValueError, match=whole(message)):
+        to_body(("body", kind))
