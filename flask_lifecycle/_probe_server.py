@@ -4,7 +4,8 @@ It answers while every worker of the application is busy, and it closes last. It
 given (the probe views) with Werkzeug's threaded server, which is there wherever Flask is. A connection holds a thread
 only while it speaks: it is given five seconds in all for its request, and of more than 64 at once the one that has been
 silent longest is hung up, so that a port which is open to the network can neither be made to use up the process's
-threads nor be blocked for the prober.
+threads nor be blocked for the prober. Of those whose request is here 256 are answered at once; the engine of the checks
+lets no more than half as many wait for a check, so that liveness has room while readiness is flooded.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
 _REQUEST_TIMEOUT = 5.0
 _CONNECTIONS = 64
+# More than wait for checks at most (see the engine), so that liveness, which waits for none, always finds room.
+_ANSWERS = 256
 
 
 class ProbeServer:
@@ -116,7 +119,7 @@ class _Server(ThreadedWSGIServer):
         except OSError:
             return
         with self._lock:
-            if len(self._answering) >= _CONNECTIONS:
+            if len(self._answering) >= _ANSWERS:
                 sock.close()  # as many as that wait for slow checks
                 return
             if len(self._reading) >= _CONNECTIONS:

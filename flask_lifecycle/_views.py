@@ -42,8 +42,8 @@ _METHODS = "GET, HEAD, OPTIONS"
 # A body after one of these would be read as the beginning of the next answer. RFC 9110, 15.3.5, 15.3.6 and 15.4.5.
 _BODILESS = (204, 205, 304)
 
-# At so many places an application is remembered to be mounted. Where the first part of a path is a tenant, or anything a
-# client likes, each would be one more, and every request is compared with all of them.
+# At so many places an application is remembered to be mounted. Where the first part of a path is a tenant, or anything
+# a client likes, each would be one more, and every request is compared with all of them.
 _MOUNTS = 16
 
 # Which group a probe of LIFECYCLE_PATHS asks.

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from flask_lifecycle import Check, CheckContext, CheckResult, HealthCheckError, State
-from flask_lifecycle.checks import CheckReport
+from flask_lifecycle.checks import CheckReport, _engine
 from flask_lifecycle.checks._damping import Damper
 from flask_lifecycle.checks._engine import JITTER, Engine, overall
 from flask_lifecycle.checks._scheduler import Scheduler
@@ -433,6 +433,19 @@ def test_a_check_that_is_still_well_stays_so_until_its_timeout() -> None:
     until(lambda: not lifecycle_threads())
 
 
+def test_a_flood_of_probes_does_not_wait(hanging: Hanging, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beyond a number of probes that wait for a check, further ones are told at once what is known of it."""
+    monkeypatch.setattr(_engine, "MOST_WAITING", 2)
+    made = Engineered(Check("slow", hanging, timeout=BOUND))
+    answers: list[str] = []
+    with running(lambda: answers.append(made.one().status)), running(lambda: answers.append(made.one().status)):
+        until(lambda: "slow" in made.engine._slots and made.engine._slots["slow"]._waiting == 2)
+        assert (made.one().status, made.one().output) == ("fail", "no answer yet after 0.0 s")
+        hanging.free.set()
+    assert (answers, made.one().status) == (["pass", "pass"], "pass")
+    assert made.engine._slots["slow"]._waiting == 0
+
+
 def test_back_again_after_it_returned(hanging: Hanging) -> None:
     """A run that returns too late has failed; the next one decides anew."""
     made = Engineered(Check("hung", hanging, timeout=2.0))
@@ -743,7 +756,7 @@ def test_changes_are_told_once() -> None:
 
 
 def test_a_warning_that_gets_worse_stays_one() -> None:
-    """Where a check is not critical its warning and its failure are the same, and going from one to the other no change."""
+    """Where a check is not critical its warning and its failure are the same, and neither is a change."""
     results = iter([CheckResult("warn", "slow"), CheckResult("fail", "gone"), CheckResult("warn"), CheckResult()])
     made = Engineered(Check("db", lambda: next(results), critical=False, ttl=0))
     assert [made.settled().status for _ in range(4)] == ["warn", "warn", "warn", "pass"]

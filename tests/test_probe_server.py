@@ -14,6 +14,7 @@ import pytest
 
 from flask_lifecycle import Lifecycle, _probe_server
 from flask_lifecycle._probe_server import ProbeServer
+from flask_lifecycle.checks._engine import MOST_WAITING
 from tests._fakes import BOUND, make_app, running, state_of, until, whole
 
 if TYPE_CHECKING:
@@ -200,7 +201,8 @@ def test_the_oldest_silent_connection_makes_room(started: Any, monkeypatch: pyte
 
 def test_no_more_answers_at_once_than_so_many(started: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where as many probes as the bound wait for slow checks, a further connection is hung up at once."""
-    monkeypatch.setattr(_probe_server, "_CONNECTIONS", 1)
+    assert _probe_server._ANSWERS > MOST_WAITING
+    monkeypatch.setattr(_probe_server, "_ANSWERS", 1)
     entered, free = threading.Event(), threading.Event()
 
     def slow(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:

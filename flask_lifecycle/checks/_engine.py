@@ -56,6 +56,10 @@ from ._scheduler import Scheduler
 JITTER = 0.1
 
 
+# So many probes wait for one check at once; more than that, as in a flood while it hangs, are told what is known.
+MOST_WAITING = 128
+
+
 class App(Protocol):
     """What the engine asks of the application that it checks."""
 
@@ -155,6 +159,7 @@ class _Slot:
         # What nobody hears for so long is too old to be told.
         self._untold: deque[Callable[[], None]] = deque(maxlen=100)
         self._telling = False
+        self._waiting = 0  # probes
         self.due = 0.0  # of a background check: when it runs next
 
     # -- running --------------------------------------------------------------------------------------------------
@@ -262,13 +267,22 @@ class _Slot:
         clock = self._engine.now
         if run is not None:
             event = run.hurried if hurried else run.done
-            event.wait(max(0.0, min(run.started + self.check.timeout, until) - clock()))
+            self._wait(event, min(run.started + self.check.timeout, until) - clock())
             if not run.done.is_set():
                 return self._report_unfinished(run, clock())
         with self._lock:
             last, status, streak = self._last, self._damper.status, self._damper.streak
         assert last is not None  # what a run leaves before it is done
         return last._replace(status=self._weigh(status), damped=streak)
+
+    def _wait(self, event: threading.Event, seconds: float) -> None:
+        with self._lock:
+            room = self._waiting < MOST_WAITING
+            self._waiting += room
+        if room:
+            event.wait(max(0.0, seconds))
+            with self._lock:
+                self._waiting -= 1
 
     def _report_unfinished(self, run: _Run, now: float) -> CheckReport:
         self._count_hang(run, now)
