@@ -334,14 +334,19 @@ def test_html_escapes_everything() -> None:
 
 def test_html_of_a_report() -> None:
     """The page is one whole document with the status, the state, and a row for each check; it loads nothing."""
-    page = render(report(check("db"), check("disk", "warn", result=CheckResult("warn", "full")), status="warn"), HTML)
+    page = render(
+        report(
+            check("db"), check("disk", "warn", result=CheckResult("warn", "full", value=97, unit="%")), status="warn"
+        ),
+        HTML,
+    )
     text = page.decode()
     assert text.startswith('<!doctype html>\n<html lang="en">')
     assert text.rstrip().endswith("</html>")
     assert "<h1>warn</h1>" in text
     assert "<p>ready: READY (started)</p>" in text
-    assert '<th scope="row">db</th><td>pass</td><td>12 ms</td><td></td>' in text
-    assert '<th scope="row">disk</th><td>warn</td><td>12 ms</td><td>full</td>' in text
+    assert '<th scope="row">db</th><td>pass</td><td></td><td>12 ms</td><td></td>' in text
+    assert '<th scope="row">disk</th><td>warn</td><td>97 %</td><td>12 ms</td><td>full</td>' in text
     assert not any(word in text for word in ("src=", "href=", "<script", "url("))
     assert "<table>" not in render(report(), HTML).decode()
 
