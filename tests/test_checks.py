@@ -195,6 +195,22 @@ def test_the_authors_words_are_public() -> None:
     }
 
 
+def test_what_has_not_run_does_not_pass() -> None:
+    """A check that returns a coroutine or a generator has found out nothing, and fails."""
+
+    async def coroutine() -> None:
+        """What would fail if it ran."""
+
+    def generator() -> Iterator[None]:
+        yield
+
+    made = Engineered(Check("coroutine", lambda: coroutine()), Check("generator", generator))
+    assert [(report.status, str(report.error)) for report in made.probe()] == [
+        ("fail", f"The check returned a {kind}, of which nothing has run; register an 'async def' itself.")
+        for kind in ("coroutine", "generator")
+    ]
+
+
 @pytest.mark.parametrize("code", [99, 600, "500", True])
 def test_a_status_that_there_is_not(code: Any) -> None:
     """A HealthCheckError refuses what is no status of HTTP, before a client has to make sense of it."""

@@ -218,7 +218,12 @@ def as_result(returned: Any) -> CheckResult:
     """What a check's return value says.
 
     :raises ValueError: it is a result with a status that there is not.
+    :raises TypeError: it is a coroutine or a generator: nothing of the check has run.
     """
+    if inspect.iscoroutine(returned) or inspect.isgenerator(returned):
+        returned.close()
+        kind = "coroutine" if inspect.iscoroutine(returned) else "generator"
+        raise TypeError(f"The check returned a {kind}, of which nothing has run; register an 'async def' itself.")
     if isinstance(returned, CheckResult):
         if returned.status not in STATUSES:
             raise ValueError(f"A check's status must be one of {', '.join(STATUSES)}, not {returned.status!r}.")
