@@ -59,6 +59,7 @@ def test_a_hung_check_does_not_hold_the_stop(live: Starter, server: str) -> None
     for name in ("db", "loop"):
         tell(running, "hang", name)
     assert ready(running)[0] == 503
+    assert {"check db", "check loop"} <= {event.text for event in running.events}
     assert running.stop() == 0
     assert running.shutdown_took < 5.0
     assert running.lasted < 30.0

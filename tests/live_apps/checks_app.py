@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 import threading
 
@@ -31,12 +32,12 @@ def add_checks(lifecycle: Lifecycle) -> None:
 
     for name in PLAN.get("async_checks", ()):
 
-        async def async_check(name: str = name) -> None:
+        async def async_check(name: str) -> None:
             event(f"check {name}")
             while told("hang", name):
                 await asyncio.sleep(0.01)
 
-        lifecycle.check(name, timeout=0.2)(lambda async_check=async_check: async_check())
+        lifecycle.check(name, timeout=0.2)(functools.partial(async_check, name))
 
 
 class Redirect:
