@@ -208,6 +208,10 @@ def _port(key: str, value: Any) -> int | None:
 def _token(key: str, value: Any) -> str | None:
     if value is not None and not isinstance(value, str):
         raise TypeError(f"'{key}' must be a string or None, not a {type(value).__name__}.")
+    if value and (value != value.strip() or not value.isprintable()):
+        raise ValueError(
+            f"'{key}' has a blank around it or a line break in it; leave it out, as no header can hold it."
+        )
     return value or None
 
 

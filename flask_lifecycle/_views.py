@@ -178,7 +178,13 @@ class Probes:
         self._learn_mount(environ)
         self._nudge()
         query = parse_qs(environ.get("QUERY_STRING", ""), keep_blank_values=True)
-        report = self._health.report(group, component, query.get("exclude", ()))
+        # For others it would be a way to find out by trial which checks there are, and which of them fails.
+        exclude = query.get("exclude", ()) if details else ()
+        known = {check.name for check in self._registry.checks()}
+        for name in exclude:
+            if name not in known:
+                return respond(404, _PLAIN, f"there is no check {name!r} to exclude\n".encode())
+        report = self._health.report(group, component, exclude)
         if report.draining:
             send(probe_refused, self._sender, group=group)
         if details:

@@ -146,6 +146,11 @@ SECONDS = "must be a finite number of seconds"
         ),
         ({"LIFECYCLE_TOKEN": b"hush"}, TypeError, "'LIFECYCLE_TOKEN' must be a string or None, not a bytes."),
         (
+            {"LIFECYCLE_TOKEN": "from a file\n"},
+            ValueError,
+            "'LIFECYCLE_TOKEN' has a blank around it or a line break in it; leave it out, as no header can hold it.",
+        ),
+        (
             {"LIFECYCLE_PROBE_HOST": ""},
             TypeError,
             "'LIFECYCLE_PROBE_HOST' must be an address to listen on, such as '0.0.0.0' or '::', not ''.",

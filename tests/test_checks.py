@@ -135,9 +135,16 @@ def test_a_mapping_is_what_it_saw() -> None:
     assert (report.status, report.result.observed) == ("pass", {"connections": 3})
 
 
-@pytest.mark.parametrize("returned", [True, False, 0, "text"])
+@pytest.mark.parametrize("returned", [False, (False, "postgres://admin@db")])
+def test_false_is_a_failure(returned: Any) -> None:
+    """A check that returns False fails, also with a text behind it as other packages have it, which is not told."""
+    report = Engineered(Check("one", lambda: returned)).one()
+    assert (report.status, report.output) == ("fail", "the check returned False")
+
+
+@pytest.mark.parametrize("returned", [True, 0, "text", (True, "fine"), ()])
 def test_other_results_pass(returned: Any) -> None:
-    """Whatever else a check returns is no failure: only raising is, or a result that says so."""
+    """Whatever else a check returns is no failure, as the answer of a client that it has asked."""
     report = Engineered(Check("one", lambda: returned)).one()
     assert (report.status, report.result) == ("pass", CheckResult())
 
@@ -596,6 +603,16 @@ def test_a_drain_hurries_every_probe_but_liveness(hanging: Hanging) -> None:
     assert answers == [("ready", "fail"), ("live", "pass")]
 
 
+def test_a_run_that_begins_in_a_drain_is_not_waited_for(hanging: Hanging) -> None:
+    """A probe that looked at the state before the drain and begins a run after it does not wait for that run."""
+    made = Engineered(Check("hung", hanging, timeout=BOUND))
+    made.engine.hurry()
+    assert made.one().output == "no answer yet after 0.0 s"
+    hanging.free.set()
+    [report] = made.engine.run(lambda check: True, BOUND, hurried=False)
+    assert report.status == "pass"
+
+
 def test_a_forked_child_begins_anew() -> None:
     """In a forked child no run is under way and no result is known: its own first probe runs the checks."""
     switch = Switch()
@@ -870,6 +887,15 @@ def test_probes_do_not_wait_for_a_background_run(hanging: Hanging) -> None:
     report = made.one()
     assert (report.status, report.hanging, report.time, hanging.calls) == ("pass", False, made.one().time, 2)
     assert made.later(2.0).one().hanging
+
+
+def test_results_are_good_until_the_slower_interval() -> None:
+    """A check that is run less often while it fails is not run by probes in between."""
+    switch = Switch()
+    switch.down = True
+    made = background(switch, fail_interval=60.0)
+    tick(made)
+    assert (made.later(59.0).one().status, switch.calls) == ("fail", 1)
 
 
 def test_jitter_differs_and_is_repeatable() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import logging
+import os
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -660,3 +661,23 @@ def test_what_a_check_may_ask() -> None:
         (State.STOPPED, state_of(app).machine.reason, 0),
     ]
     assert [context.remaining is None for context in contexts] == [True, True, False]
+
+
+def test_a_child_forked_while_health_changes() -> None:
+    """A child that was forked while another thread held the lock of the health is not stuck for it."""
+    app, lifecycle = make_app(), Lifecycle()
+    lifecycle.init_app(app)
+    health = state_of(app).health
+    with health._lock:
+        child = os.fork()
+    if not child:
+        os._exit(0 if health._lock.acquire(timeout=BOUND) else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_a_group_is_said_once() -> None:
+    """A group that is always there is configured in one call: a second would silently undo the first."""
+    lifecycle = Lifecycle()
+    lifecycle.group("ready", headers={"X-One": "1"})
+    with pytest.raises(ValueError, match=whole("There is a group 'ready' already; say all of it in one call.")):
+        lifecycle.group("ready", status_codes={"fail": 500})

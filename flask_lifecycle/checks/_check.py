@@ -229,6 +229,9 @@ def as_result(returned: Any) -> CheckResult:
             raise ValueError(f"A check's status must be one of {', '.join(STATUSES)}, not {returned.status!r}.")
         output = returned.output
         return returned._replace(output="" if output is None else text_of(output))
+    if returned is False or (isinstance(returned, tuple) and returned[:1] == (False,)):
+        # As other packages have it, also with a text behind; that is not known to be for the public.
+        return CheckResult("fail", "the check returned False")
     return CheckResult(observed=returned) if isinstance(returned, Mapping) else CheckResult()
 
 

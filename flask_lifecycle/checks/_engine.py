@@ -189,7 +189,7 @@ class _Slot:
         check = self.check
         if check.interval is not None:
             # Until the scheduler's next run is overdue.
-            return check.interval * (1 + JITTER) + check.timeout
+            return max(check.interval, check.fail_interval or 0.0) * (1 + JITTER) + check.timeout
         failed = last.error is not None or last.result.status == "fail"
         return check.ttl if check.fail_ttl is None or not failed else check.fail_ttl
 
@@ -267,7 +267,8 @@ class _Slot:
         clock = self._engine.now
         if run is not None:
             event = run.hurried if hurried else run.done
-            self._wait(event, min(run.started + self.check.timeout, until) - clock())
+            if not (hurried and self._engine.hurried):
+                self._wait(event, min(run.started + self.check.timeout, until) - clock())
             if not run.done.is_set():
                 return self._report_unfinished(run, clock())
         with self._lock:
@@ -362,12 +363,13 @@ class Engine:
         self._random = random.Random(f"{socket.gethostname()} {os.getpid()}")
         self._resume = False  # whether the parent of this process ran background checks, and it is still to begin
         self._forget()
-        _engines.add(self)
+        renewed_in_children.add(self)
 
     def _forget(self) -> None:
         self._lock = threading.Lock()  # guards _slots
         self._slots: dict[str, _Slot] = {}
         self.scheduler: Scheduler | None = None
+        self.hurried = False
 
     def after_fork(self) -> None:
         """In the child no check runs, and none of the parent's results is its own.
@@ -405,6 +407,7 @@ class Engine:
 
         Called when a drain begins: readiness is no matter of checks any more, and nobody may wait for a hung one.
         """
+        self.hurried = True  # for runs that begin from now on
         for slot in self._slots_of(lambda check: True):
             slot.hurry()
 
@@ -454,12 +457,17 @@ class Engine:
         return (seconds or 0.0) * (1 + JITTER * self._random.uniform(-1, 1))
 
 
-_engines: weakref.WeakSet[Engine] = weakref.WeakSet()
+class _Renewed(Protocol):
+    def after_fork(self) -> None: ...
+
+
+# What holds a lock that another thread may have held when a child was forked.
+renewed_in_children: weakref.WeakSet[_Renewed] = weakref.WeakSet()
 
 
 def _after_fork() -> None:
-    for engine in list(_engines):
-        engine.after_fork()
+    for each in list(renewed_in_children):
+        each.after_fork()
 
 
 if hasattr(os, "register_at_fork"):  # pragma: no branch  (there is no fork on Windows)

@@ -28,7 +28,7 @@ from blinker import Namespace
 
 from .._state import ENDING, State, StateMachine, send
 from ._check import Check
-from ._engine import App, CheckReport, Engine, overall
+from ._engine import App, CheckReport, Engine, overall, renewed_in_children
 
 _signals = Namespace()
 
@@ -138,9 +138,14 @@ class Health:
         self._machine = machine
         self._timeout = timeout
         self._keep = keep
-        self._lock = threading.Lock()  # guards _said
+        self.after_fork()
+        renewed_in_children.add(self)
         self._said = "fail"
         self._ring: deque[tuple[str, str, str, str, float, float]] = deque(maxlen=100)  # appending is atomic
+
+    def after_fork(self) -> None:
+        """Another thread may have held it when this child was forked."""
+        self._lock = threading.Lock()  # guards _said
 
     # -- what a probe is told -------------------------------------------------------------------------------------
 

@@ -18,6 +18,7 @@ class Registry:
         self._lock = threading.Lock()  # guards both against two registrations of one name
         self._checks: dict[str, Check] = {}
         self._groups = {name: Group(name) for name in ALWAYS}
+        self._set: set[str] = set()  # the groups that lifecycle.group() was called for
         self.renderer: Callable[[HealthReport], Any] | None = None  # of every group that has none of its own
         self._watchers: list[weakref.WeakMethod[Callable[[], Any]]] = []
         self._judges: list[weakref.WeakMethod[Callable[[dict[str, Group]], Any]]] = []
@@ -62,8 +63,9 @@ class Registry:
         :raises ValueError: there is one of this name already, or of this path.
         """
         with self._lock:
-            if group.name in self._groups and group.name not in ALWAYS:
-                raise ValueError(f"There is a group '{group.name}' already; give this one another name.")
+            if group.name in self._set:
+                cure = "say all of it in one call" if group.name in ALWAYS else "give this one another name"
+                raise ValueError(f"There is a group '{group.name}' already; {cure}.")
             if any(other.path == group.path is not None for other in self._groups.values()):
                 raise ValueError(f"There is a group at '{group.path}' already; give '{group.name}' another path.")
             groups = self._groups | {group.name: group}
@@ -72,6 +74,7 @@ class Registry:
                 if judge is not None:
                     judge(groups)
             self._groups = groups
+            self._set.add(group.name)
         self._tell()
 
     def _tell(self) -> None:
