@@ -280,10 +280,9 @@ class Process:
         signum = report.signal or signal.SIGTERM
         by_signal = report.signal is not None and any(m.settings.exit == "signal" for m in self.members())
         if not self.relay.run_in_main(lambda: self._give_back(signum, None if by_signal else report.exit_code)):
-            # No handler of ours: whoever has the signal gets it. To the main thread, because any thread may take what
-            # is sent to the process, and then nothing ends a wait of the main one, where Python runs the handler.
-            if callable(signal.getsignal(signum)):
-                self._exit_code = 0  # theirs decides
+            # No handler of ours: whoever has the signal gets it, and decides. To the main thread, because any may take
+            # what is sent to the process, and then nothing ends a wait of the main one, where the handler runs.
+            self._exit_code = 0 if callable(signal.getsignal(signum)) else report.exit_code
             signal.pthread_kill(threading.main_thread().ident or 0, signum)
 
     def _give_back(self, signum: int, code: int | None) -> None:

@@ -226,6 +226,17 @@ def test_a_status_that_there_is_not(code: Any) -> None:
         HealthCheckError("down", status_code=code)
 
 
+@pytest.mark.parametrize("causes", ["a text", {"a", "set"}, None, 3])
+def test_causes_that_are_no_list(causes: Any) -> None:
+    """Causes that have neither names nor an order are not told, and the failure is all the same."""
+
+    def check() -> None:
+        raise HealthCheckError("no database", causes)
+
+    report = Engineered(Check("db", check)).one()
+    assert (report.status, report.output, report.causes) == ("fail", "no database", {})
+
+
 def test_a_cause_that_is_its_own() -> None:
     """Causes that go round in circles are told a few times, and no more."""
     error = HealthCheckError("round")

@@ -664,3 +664,15 @@ def test_a_probe_listener_on_a_port_of_a_thread(free: threading.Event) -> None:
     with pytest.raises(OSError, match=r"The probe listener cannot listen on 192\.0\.2\.1:0"):
         get(app, "/livez")
     assert lifecycle.shutdown().reason == "the probe listener could not start"
+
+
+def test_the_probe_listener_is_opened_once(caplog: pytest.LogCaptureFixture) -> None:
+    """Whoever opens the probe listener a second time finds it open; closing it twice is harmless as well."""
+    caplog.set_level(logging.INFO, "flask_lifecycle")
+    app, _lifecycle = serve(LIFECYCLE_PROBE_HOST="127.0.0.1", LIFECYCLE_PROBE_PORT=0)
+    state = state_of(app)
+    for _ in range(2):
+        state.open_probe_listener()
+    for _ in range(2):
+        state.close_probe_listener()
+    assert len([record for record in caplog.records if "probe listener on" in record.getMessage()]) == 1
