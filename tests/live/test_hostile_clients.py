@@ -181,7 +181,7 @@ def take_all_descriptors(live: Starter, server: str, stack: contextlib.ExitStack
     that have sent half a head.
     """
     prefix = ("sh", "-c", f'ulimit -n {DESCRIPTORS} && exec "$@"', "sh")
-    running = live.serve(server, prefix=prefix, excuse="Too many open files")
+    running = live.serve(server, prefix=prefix, excuse="Too many open files|During handling of the above exception")
     opened = Path(f"/proc/{running.target}/fd")
     free = DESCRIPTORS - len(list(opened.iterdir()))
     half = [stack.enter_context(Connection(running.address)) for _ in range(free)]
