@@ -6,7 +6,7 @@ import os
 import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from flask import Flask
 
@@ -28,6 +28,19 @@ if TYPE_CHECKING:
     from ._probe_server import ProbeServer
 
 
+class Companion(Protocol):
+    """What goes along with an application from its start to its end. An application in testing mode has none begin."""
+
+    def begin(self) -> None:
+        """The process serves, or is about to: take up work. Called once, before the start-up."""
+
+    def state_changed(self, new: State, reason: str) -> None:
+        """The state has changed; called in the thread that changed it, so it must not block."""
+
+    def end(self) -> None:
+        """The shutdown is over; give back what is held."""
+
+
 class AppState:
     """One application's part: what ``app.extensions["lifecycle"]`` holds."""
 
@@ -42,12 +55,14 @@ class AppState:
         self.health = Health(self, checks.checks, app, self.machine, settings.probe_timeout, keep=keep)
         self.probes = Probes(settings, checks, self.health, app, self.nudge)
         checks.watch(self.probes.judge, self._registered)
+        self.companions: list[Companion] = []
         self._app = app
         self._served: WSGIApplication = app  # what a request goes through
         self._probe_server: ProbeServer | None = None
         self._gate = threading.Event()  # opened when the start-up is over or will not come
         self._lock = threading.Lock()  # guards the one-time steps: start, refuse, and the probe listener
         self._started_in = 0
+        self._begun_in = 0
         self._refusing = False
 
     def context(self) -> AbstractContextManager[Any]:
@@ -68,6 +83,14 @@ class AppState:
     def _state_changed(self, old: State, new: State, reason: str) -> None:
         announce_change(self._app, old, new, reason)
         self.health.state_changed(old, new, reason)
+        self._tell_companions(lambda companion: companion.state_changed(new, reason))
+
+    def _tell_companions(self, tell: Callable[[Companion], object]) -> None:
+        for companion in self.companions:
+            try:
+                tell(companion)
+            except Exception:
+                logger.exception("%s failed", type(companion).__name__)
 
     def _registered(self) -> None:
         """A check or a group was registered."""
@@ -112,8 +135,17 @@ class AppState:
         elif not self.hooks.startup_begun.is_set():
             threading.Thread(target=self.start, name="lifecycle-startup", daemon=True).start()
 
+    def begin(self) -> None:
+        """The process serves, or is about to; twice is harmless."""
+        with self._lock:
+            if self._begun_in == os.getpid() or not self.process.signals:  # in testing mode nobody would end them
+                return
+            self._begun_in = os.getpid()
+        self._tell_companions(lambda companion: companion.begin())
+
     def start(self) -> None:
         """Run the start-up, once; blocks until it is over."""
+        self.begin()
         coordinator = self.process.coordinator
         failed = self.hooks.start(self.context, coordinator)
         if failed:
@@ -191,7 +223,8 @@ class AppState:
     def lane(self, path: str) -> str | None:
         return self.probes.lane(path)
 
-    def close_probe_listener(self) -> None:
+    def end(self) -> None:
+        self._tell_companions(lambda companion: companion.end())
         with self._lock:
             server, self._probe_server = self._probe_server, None
         if server is not None:

@@ -18,28 +18,19 @@ An entry leaves the ledger exactly once, whichever comes first: ``close()`` (als
 ``close`` raises; also when it is called twice), or an exception of the application before it returned. Leaving is
 ``dict.pop``, so whoever comes second finds nothing.
 
-Entering and leaving take no lock: setting and popping one key of a dict are atomic in CPython, with the GIL and
-without it. The lock is there for the wait alone, which is a wake-up and not polling. The waiter writes ``_waiting``
-and then looks at the dict; the leaver pops from the dict and then looks at ``_waiting``. Both interleavings end
-well: if the pop came first, the waiter sees an empty ledger and does not sleep; if the waiter's write came first,
-the leaver sees it, takes the lock (so the waiter is asleep in ``Condition.wait``, which lets go of the lock in
-the same step) and notifies. For both looks to miss, each would have to come before the other's write.
-
-After a fork the child's ledger is emptied and its lock made anew: the requests belong to threads that exist only
-in the parent, and one of them may have held the lock.
+How entering and leaving do without a lock is told in ``_tally.py``.
 """
 
 from __future__ import annotations
 
-import os
 import threading
-import time
-import weakref
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import quote
 
 from werkzeug.wsgi import ClosingIterator
+
+from ._tally import Tally
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
@@ -88,43 +79,8 @@ class Load(NamedTuple):
         return None if self.threads is None or self.busy is None else self.threads - self.busy
 
 
-class Ledger:
-    """The requests that the application has been called for and whose bodies are not closed yet.
-
-    Every method may be called from any thread; only :meth:`wait_idle` blocks.
-    """
-
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self.clock = clock
-        self.active: dict[Body, None] = {}
-        self.reset()
-        _ledgers.add(self)
-
-    def reset(self) -> None:
-        """Forget everything: for a forked child, in which none of the threads that run these requests exists."""
-        self.active.clear()
-        self._idle = threading.Condition()  # held by waiters, and by leavers only while somebody waits
-        self._waiting = 0
-
-    def leave(self, body: Body) -> None:
-        """Count out a request; one that is not there has left already."""
-        self.active.pop(body, None)
-        if self._waiting:
-            with self._idle:
-                if not self.active:
-                    self._idle.notify_all()
-
-    def __len__(self) -> int:
-        return len(self.active)
-
-    def wait_idle(self, timeout: float) -> bool:
-        """Block until nothing is in flight, at most ``timeout`` seconds; say whether that is so."""
-        with self._idle:
-            self._waiting += 1
-            try:
-                return self._idle.wait_for(lambda: not self.active, timeout)
-            finally:
-                self._waiting -= 1
+class Ledger(Tally):
+    """The requests that the application has been called for and whose bodies are not closed yet."""
 
     def requests(self) -> tuple[RequestInfo, ...]:
         """A snapshot of what is in flight, oldest first."""
@@ -262,14 +218,3 @@ def _counted_wrapper(wrapper: Any) -> Any:
         return _wrappers.setdefault(wrapper, counted)
     except TypeError:  # not hashable, so no class either
         return wrapper
-
-
-_ledgers: weakref.WeakSet[Ledger] = weakref.WeakSet()
-
-
-def _after_fork() -> None:
-    for ledger in list(_ledgers):
-        ledger.reset()
-
-
-os.register_at_fork(after_in_child=_after_fork)

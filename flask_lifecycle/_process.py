@@ -57,8 +57,11 @@ class App(Member, Protocol):
     def open_probe_listener(self) -> None:
         """Bind and start the probe listener, if one is configured."""
 
-    def close_probe_listener(self) -> None:
-        """The last thing that is closed."""
+    def begin(self) -> None:
+        """The process is about to serve; twice is harmless."""
+
+    def end(self) -> None:
+        """The shutdown is over: close the probe listener, the last thing that is closed; twice is harmless."""
 
     def lane(self, path: str) -> str | None:
         """The name of the probe that a request path asks for, if it does."""
@@ -210,7 +213,8 @@ class Process:
                 coordinator.owned = False
             raise
         finally:
-            member.close_probe_listener()
+            for each in self.members():
+                each.end()
             if self.signals:
                 self.relay.restore(before)
         report = coordinator.wait()
@@ -248,6 +252,7 @@ class Process:
             logger.info("listening on %s (%s)", address, runner.name)
         logger.info("probes at %s", " ".join(member.settings.probe_paths().values()))
         for each in self.members():
+            each.begin()
             threading.Thread(target=each.start, name="lifecycle-startup", daemon=True).start()
         self._loop_thread = threading.get_ident()
         try:
@@ -273,7 +278,7 @@ class Process:
                 self.coordinator.server.stop()
             return
         for member in self.members():
-            member.close_probe_listener()
+            member.end()
         if not served or not self.signals or self._exiting:
             return
         self._exit_code = report.exit_code

@@ -124,7 +124,10 @@ class FakeMember:
     def open_probe_listener(self) -> None:
         pass
 
-    def close_probe_listener(self) -> None:
+    def begin(self) -> None:
+        pass
+
+    def end(self) -> None:
         pass
 
     def lane(self, path: str) -> str | None:

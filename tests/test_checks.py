@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 
 from flask_lifecycle import Check, CheckContext, CheckResult, HealthCheckError, State
+from flask_lifecycle._scheduler import Scheduler
 from flask_lifecycle.checks import CheckReport, _engine
 from flask_lifecycle.checks._damping import Damper
 from flask_lifecycle.checks._engine import JITTER, Engine, overall
-from flask_lifecycle.checks._scheduler import Scheduler
 from tests._fakes import BOUND, running, until, whole
 
 # So short that a probe gives up at once, and never reached by a check that answers.
@@ -977,7 +977,7 @@ def test_nothing_in_the_background() -> None:
 def test_stopping_what_never_began() -> None:
     """An engine that was never started can be stopped, and a scheduler twice."""
     Engineered().engine.stop()
-    scheduler = Scheduler(lambda: None)
+    scheduler = Scheduler(lambda: None, "test", "test")
     scheduler.wake()
     scheduler.stop()
     scheduler.stop()
@@ -1005,7 +1005,7 @@ def test_a_scheduler_outlives_a_failing_round(caplog: pytest.LogCaptureFixture) 
             raise LookupError("odd")
         return None
 
-    scheduler = Scheduler(tick)
+    scheduler = Scheduler(tick, "test", "background checks")
     scheduler.wake()
     until(lambda: len(caplog.records) == 1)
     scheduler.wake()

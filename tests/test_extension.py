@@ -674,5 +674,5 @@ def test_the_probe_listener_is_opened_once(caplog: pytest.LogCaptureFixture) -> 
     for _ in range(2):
         state.open_probe_listener()
     for _ in range(2):
-        state.close_probe_listener()
+        state.end()
     assert len([record for record in caplog.records if "probe listener on" in record.getMessage()]) == 1

@@ -571,7 +571,7 @@ class Announcing(threading.Condition):
 
 def test_the_last_to_leave_wakes_the_waiter() -> None:
     """A waiter that sleeps is woken by the last request to leave, and by no other."""
-    # waiter: writes _waiting, looks, sleeps; leaver: pops, sees _waiting, takes the lock, notifies.
+    # waiter: writes _watchers, looks, sleeps; leaver: pops, sees _watchers, takes the lock, notifies.
     ledger = Ledger()
     ledger._idle = condition = Announcing()
     first, second = enter(ledger), enter(ledger)
@@ -586,7 +586,7 @@ def test_the_last_to_leave_wakes_the_waiter() -> None:
 
 def test_leaving_between_the_waiters_write_and_its_look() -> None:
     """A request that leaves after the waiter's write and before its look: the waiter does not sleep."""
-    # waiter: writes _waiting | leaver: pops, sees _waiting, wants the lock | waiter: looks, finds nothing.
+    # waiter: writes _watchers | leaver: pops, sees _watchers, wants the lock | waiter: looks, finds nothing.
     ledger = Ledger()
     body = enter(ledger)
     popped = threading.Event()
@@ -595,13 +595,13 @@ def test_leaving_between_the_waiters_write_and_its_look() -> None:
         """Holds the waiter at its first look until the leaver has popped."""
 
         def __bool__(self) -> bool:
-            if not popped.is_set() and ledger._waiting:
+            if not popped.is_set() and ledger._watchers:
                 leaver.start()
                 assert popped.wait(BOUND)
             return len(self) > 0
 
         def pop(self, *arguments: Any) -> Any:
-            assert ledger._waiting == 1
+            assert ledger._watchers == 1
             gone = super().pop(*arguments)
             popped.set()
             return gone
@@ -615,7 +615,7 @@ def test_leaving_between_the_waiters_write_and_its_look() -> None:
 
 def test_leaving_between_the_waiters_look_and_its_sleep() -> None:
     """A request that leaves after the waiter's look and before its sleep waits for the lock, and then wakes it."""
-    # waiter: writes _waiting, looks | leaver: pops, sees _waiting, wants the lock | waiter: sleeps, lets go of the
+    # waiter: writes _watchers, looks | leaver: pops, sees _watchers, wants the lock | waiter: sleeps, lets go of the
     # lock | leaver: notifies.
     ledger = Ledger()
     body = enter(ledger)
@@ -635,7 +635,7 @@ def test_leaving_between_the_waiters_look_and_its_sleep() -> None:
 
 def test_leaving_before_the_waiters_write() -> None:
     """A request that popped before the waiter's write tells nobody, and the waiter finds the ledger empty."""
-    # leaver: pops, does not see _waiting | waiter: writes, looks, finds nothing.
+    # leaver: pops, does not see _watchers | waiter: writes, looks, finds nothing.
     ledger = Ledger()
     ledger._idle = condition = Announcing()
     enter(ledger).close()
@@ -665,7 +665,7 @@ def test_two_waiters_are_both_woken() -> None:
     body = enter(ledger)
     woken: list[bool] = []
     with running(lambda: woken.append(ledger.wait_idle(BOUND))), running(lambda: woken.append(ledger.wait_idle(BOUND))):
-        until(lambda: ledger._waiting == 2)
+        until(lambda: ledger._watchers == 2)
         body.close()
     assert woken == [True, True]
 

@@ -298,8 +298,8 @@ def test_it_serves_the_probes_and_nothing_else() -> None:
         assert get(server, "/readyz/?x=1") == (200, b'{"status": "pass"}\n')
         assert get(server, "/work") == (404, b"not found: only probes are answered here\n")
     finally:
-        state.close_probe_listener()
-    state.close_probe_listener()
+        state.end()
+    state.end()
 
 
 def test_it_answers_until_the_hooks_have_run() -> None:

@@ -398,7 +398,7 @@ def test_hooks_wait_for_what_is_in_flight() -> None:
     body = enter(member.ledger)
     coordinator = coordinate(None, member)
     coordinator.begin("test")
-    until(lambda: bool(member.ledger._waiting))
+    until(lambda: bool(member.ledger._watchers))
     assert not ran.is_set()
     body.close()
     assert finish(coordinator).clean

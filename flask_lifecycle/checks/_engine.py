@@ -47,10 +47,10 @@ from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple, Protocol
 
+from .._scheduler import Scheduler
 from .._state import logger
 from ._check import Check, CheckContext, CheckResult, as_result, public_causes, public_text
 from ._damping import Damper
-from ._scheduler import Scheduler
 
 # A tenth of an interval up or down: a hundred workers that started together drift apart within a few runs.
 JITTER = 0.1
@@ -421,8 +421,11 @@ class Engine:
         """Run background checks from now on; twice is harmless. To be called in the process that serves."""
         with self._lock:
             if self.scheduler is None:
-                self.scheduler = Scheduler(self.tick)
+                self.scheduler = self._make_scheduler()
         self.wake()
+
+    def _make_scheduler(self) -> Scheduler:
+        return Scheduler(self.tick, "lifecycle-checks", "background checks")
 
     def wake(self) -> None:
         """A check was registered: if it is the first to be run in the background, begin."""
@@ -433,7 +436,7 @@ class Engine:
     def stop(self) -> None:
         """Start no background check any more, also where :meth:`start` comes later, and give back the thread."""
         with self._lock:
-            scheduler = self.scheduler = self.scheduler or Scheduler(self.tick)
+            scheduler = self.scheduler = self.scheduler or self._make_scheduler()
         scheduler.stop()
 
     def tick(self) -> float | None:

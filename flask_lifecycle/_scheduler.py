@@ -1,21 +1,25 @@
-"""When the checks that run in the background run."""
+"""A thread that does what is due and sleeps until something is due again."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable
 
-from .._state import logger
+from ._state import logger
 
 
 class Scheduler:
-    """The one thread that runs background checks. It sleeps until something is due.
+    """One such thread, started when it is first woken. Any thread may use it.
 
     :param tick: does what is due and says in how many seconds to call it again; ``None``: when woken.
+    :param name: of the thread.
+    :param what: it is that could not be looked after, for the log.
     """
 
-    def __init__(self, tick: Callable[[], float | None]) -> None:
+    def __init__(self, tick: Callable[[], float | None], name: str, what: str) -> None:
         self._tick = tick
+        self._name = name
+        self._what = what
         self._lock = threading.Lock()  # guards _thread against two wake-ups, and a stop, at once
         self._thread: threading.Thread | None = None
         self._woken = threading.Event()
@@ -27,7 +31,7 @@ class Scheduler:
             if self.ended:
                 return
             if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="lifecycle-checks", daemon=True)
+                self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
                 self._thread.start()
         self._woken.set()
 
@@ -44,7 +48,7 @@ class Scheduler:
             try:
                 pause = self._tick()
             except Exception:
-                logger.exception("the background checks could not be looked after")
+                logger.exception("the %s could not be looked after", self._what)
                 pause = 1.0
             self._woken.wait(pause)
             self._woken.clear()
