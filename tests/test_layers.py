@@ -32,6 +32,7 @@ LAYERS = {
     "_shutdown": 2,
     "_render": 3,
     "servers": 3,
+    "_registration": 3,
     "_views": 4,
     "_process": 4,
     "_cli": 4,

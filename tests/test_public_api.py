@@ -101,7 +101,8 @@ def test_public_members_of_classes_are_documented() -> None:
         value = getattr(flask_lifecycle, name)
         if not inspect.isclass(value) or issubclass(value, enum.Enum):
             continue
-        for member, thing in vars(value).items():
+        ours = [base for base in value.__mro__ if base.__module__.startswith("flask_lifecycle")]
+        for member, thing in (item for base in ours for item in vars(base).items()):
             documentable = inspect.isfunction(thing) or isinstance(thing, property)
             if documentable and not member.startswith("_") and not inspect.getdoc(thing):
                 bare.append(f"{name}.{member}")
@@ -112,7 +113,7 @@ def test_signatures_of_lifecycle() -> None:
     """The methods of ``Lifecycle`` take what is written here."""
     methods = {
         name: _signature(value)
-        for name, value in vars(Lifecycle).items()
+        for name, value in inspect.getmembers(Lifecycle)
         if inspect.isfunction(value) and (not name.startswith("_") or name == "__init__")
     }
     assert methods == SIGNATURES
