@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Protocol
@@ -18,7 +19,7 @@ from ._self_test import obstacle
 from ._shutdown import ShutdownReport
 from ._state import Event, State, StateMachine, announce_change, logger
 from ._views import Probes, install_guard
-from .checks import CheckContext
+from .checks import CheckContext, HealthReport
 from .checks._health import Health
 from .checks._registry import Registry
 
@@ -53,9 +54,11 @@ class AppState:
         self.machine = StateMachine(ready=settings.ready == "auto", notify=self._state_changed)
         keep = settings.readiness_on_drain == "keep"
         self.health = Health(self, checks.checks, app, self.machine, settings.probe_timeout, keep=keep)
-        self.probes = Probes(settings, checks, self.health, app, self.nudge)
+        self.probes = Probes(settings, checks, self.health, app, self.nudge, self.document)
         checks.watch(self.probes.judge, self._registered)
         self.companions: list[Companion] = []
+        self.name = app.name
+        self.since = time.monotonic()  # when this process began to serve it
         self._app = app
         self._served: WSGIApplication = app  # what a request goes through
         self._probe_server: ProbeServer | None = None
@@ -96,6 +99,12 @@ class AppState:
         """A check or a group was registered."""
         self.probes.update()
         self.health.engine.wake()
+
+    def document(self, report: HealthReport) -> dict[str, Any]:
+        """All there is to tell to whoever may see details."""
+        from ._status import status_document  # whoever is not asked for it does not pay for it
+
+        return status_document(self, report)
 
     @property
     def in_flight(self) -> int:
@@ -141,6 +150,7 @@ class AppState:
             if self._begun_in == os.getpid() or not self.process.signals:  # in testing mode nobody would end them
                 return
             self._begun_in = os.getpid()
+            self.since = time.monotonic()
         self._tell_companions(lambda companion: companion.begin())
 
     def start(self) -> None:

@@ -53,9 +53,9 @@ def render(report: HealthReport, kind: str, verbose: bool = False, transitions: 
     document: dict[str, Any] = {"status": report.status}
     if report.details:
         document |= {"state": report.state.value, "reason": report.reason}
-        document["checks"] = {check.name: [_component(check)] for check in report.checks}
+        document["checks"] = {check.name: [component_of(check)] for check in report.checks}
         if verbose:
-            document["transitions"] = [_transition(transition) for transition in transitions]
+            document["transitions"] = [transition_of(transition) for transition in transitions]
     return to_json(document)
 
 
@@ -73,14 +73,15 @@ def _text(report: HealthReport, verbose: bool) -> str:
     return "".join(f"{' '.join(line.splitlines())}\n" for line in lines)
 
 
-def _component(check: CheckReport) -> dict[str, Any]:
+def component_of(check: CheckReport) -> dict[str, Any]:
+    """A check in the shape of the IETF draft."""
     result = check.result
-    component: dict[str, Any] = {"componentId": check.name, "status": check.status, "time": _iso(check.time)}
+    component: dict[str, Any] = {"componentId": check.name, "status": check.status, "time": iso(check.time)}
     if result.value is None:
         component |= {"observedValue": round(check.duration * 1000, 1), "observedUnit": "ms"}
     else:
         component |= {"observedValue": result.value, "observedUnit": result.unit}
-    observed = _plain(result.observed)
+    observed = plain(result.observed)
     if observed:
         component["observed"] = observed
     if check.check.affects and check.status != "pass":
@@ -94,20 +95,22 @@ def _component(check: CheckReport) -> dict[str, Any]:
     return component
 
 
-def _transition(transition: Transition) -> dict[str, Any]:
-    return transition._asdict() | {"time": _iso(transition.time), "age": round(transition.age, 1)}
+def transition_of(transition: Transition) -> dict[str, Any]:
+    """A change of the health, with when it was."""
+    return transition._asdict() | {"time": iso(transition.time), "age": round(transition.age, 1)}
 
 
-def _iso(time: float) -> str:
+def iso(time: float) -> str:
+    """A moment in seconds since the epoch, in ISO 8601."""
     return datetime.datetime.fromtimestamp(time, datetime.timezone.utc).isoformat(timespec="milliseconds")
 
 
 def to_json(document: Any) -> bytes:
     """JSON of anything: what it has no way to write becomes text."""
-    return json.dumps(_plain(document)).encode() + b"\n"
+    return json.dumps(plain(document)).encode() + b"\n"
 
 
-def _plain(value: Any, within: tuple[int, ...] = ()) -> Any:
+def plain(value: Any, within: tuple[int, ...] = ()) -> Any:
     """What was observed may be NaN, have keys of any type, contain itself, or be written to by another thread.
 
     A probe answers all the same: what JSON has no way to write becomes text.
@@ -123,8 +126,8 @@ def _plain(value: Any, within: tuple[int, ...] = ()) -> Any:
         with contextlib.suppress(Exception):  # it fails to tell what is in it
             if isinstance(value, Mapping):
                 # A dict's items are listed in one step: it may be what the application goes on counting in.
-                return {text_of(key): _plain(item, within) for key, item in list(value.items())}
-            return [_plain(item, within) for item in list(value)]
+                return {text_of(key): plain(item, within) for key, item in list(value.items())}
+            return [plain(item, within) for item in list(value)]
     return text_of(str.__str__(value) if isinstance(value, str) else value)  # of an enumeration's member, its value
 
 

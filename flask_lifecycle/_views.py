@@ -25,7 +25,7 @@ from flask import Blueprint, Flask, Response, request
 from werkzeug import Response as BaseResponse
 
 from ._config import Settings
-from ._render import TEXT, negotiate, render, to_body
+from ._render import HEALTH_JSON, JSON, TEXT, negotiate, render, to_body, to_json
 from ._self_test import MARK
 from ._state import logger, send
 from .checks import Group, HealthCheckError, HealthReport
@@ -67,16 +67,24 @@ class Probes:
 
     :param sender: of the signal ``probe_refused``.
     :param nudge: called before each answer; begins the start-up where nothing else has.
+    :param document: tells all that may be told to whoever may see details; see ``_status.py``.
     """
 
     def __init__(
-        self, settings: Settings, registry: Registry, health: Health, sender: Any, nudge: Callable[[], None]
+        self,
+        settings: Settings,
+        registry: Registry,
+        health: Health,
+        sender: Any,
+        nudge: Callable[[], None],
+        document: Callable[[HealthReport], Mapping[str, Any]],
     ) -> None:
         self._settings = settings
         self._registry = registry
         self._health = health
         self._sender = sender
         self._nudge = nudge
+        self._document = document
         self._unrendered: set[str] = set()  # the groups whose own body could not be made
         self.by_path: dict[str, Probe] = {}
         self._lanes: dict[str, str] = {}  # by path as well
@@ -219,6 +227,8 @@ class Probes:
                 self._unrendered.add(how.name)
                 logger.exception("the body of '%s' could not be made; the default one is sent in its place", how.name)
         kind = negotiate(environ.get("HTTP_ACCEPT", ""), verbose)
+        if verbose and kind in (JSON, HEALTH_JSON) and report.details and report.group == ALL and not report.component:
+            return kind, to_json(self._document(report))
         body = render(report, kind, verbose, self._health.transitions() if verbose and report.details else ())
         return f"{kind}; charset=utf-8" if kind.startswith("text/") else kind, body
 

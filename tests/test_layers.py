@@ -33,6 +33,7 @@ LAYERS = {
     "_render": 3,
     "servers": 3,
     "_registration": 3,
+    "_status": 4,
     "_views": 4,
     "_process": 4,
     "_cli": 4,

@@ -56,6 +56,9 @@ from ._damping import Damper
 JITTER = 0.1
 
 
+# So many durations are kept of each check: what a line of a status page has room for.
+KEPT_DURATIONS = 30
+
 # So many probes wait for one check at once; more than that, as in a flood while it hangs, are told what is known.
 MOST_WAITING = 128
 
@@ -112,6 +115,17 @@ class CheckReport(NamedTuple):
         return public_causes(self.error)
 
 
+class CheckHistory(NamedTuple):
+    """What is kept of a check beside its last result.
+
+    :param durations: seconds that its last runs took, oldest first.
+    :param changed: when what counts changed last, seconds since the epoch; 0 before the first result.
+    """
+
+    durations: tuple[float, ...]
+    changed: float
+
+
 def overall(statuses: Iterable[str]) -> str:
     """The worst of statuses: ``fail`` before ``warn`` before ``pass``."""
     found = set(statuses)
@@ -156,6 +170,8 @@ class _Slot:
         self._last_ended = 0.0
         self._damper = Damper(check.fail_after, check.recover_after, check.fail_for)
         self._slow = False
+        self._durations: deque[float] = deque(maxlen=KEPT_DURATIONS)
+        self._changed = 0.0
         # What nobody hears for so long is too old to be told.
         self._untold: deque[Callable[[], None]] = deque(maxlen=100)
         self._telling = False
@@ -209,11 +225,13 @@ class _Slot:
             old, new = self._damper.status, self._damper.feed(raw, now, 0 if run.hangs else 1)
             self._run, self._last_ended = None, now
             self._last = CheckReport(self.check, new, duration, time.time(), run.result, run.error)
+            self._durations.append(duration)
             self.due = run.started + self._engine.pause(self.check, new)
             if raw != "fail" and duration > self.check.timeout / 2 and not self._slow:
                 self._slow = True
                 self._untold.append(functools.partial(self._warn_of_slowness, duration))
             if old != new:
+                self._changed = self._last.time
                 self._untold.append(functools.partial(self._tell_change, old, new, self._last))
         run.finish(now)
         if self.check.interval is not None:
@@ -232,6 +250,7 @@ class _Slot:
                 return
             error = TimeoutError(f"no answer within {self.check.timeout:g} s, hanging since {now - run.started:.1f} s")
             report = CheckReport(self.check, new, now - run.started, time.time(), error=error)
+            self._changed = report.time
             self._untold.append(functools.partial(self._tell_change, old, new, report))
         # In a thread of its own: it is a probe that has found out, and a receiver or a handler of the log might block.
         telling = threading.Thread(target=self._tell, name=f"lifecycle-check-{self.check.name}-hangs", daemon=True)
@@ -295,6 +314,19 @@ class _Slot:
         # The probe's own time is over, or a drain has begun; the check may still answer within its own.
         result = CheckResult("fail", f"no answer yet after {waited:.1f} s")
         return CheckReport(self.check, self._weigh(status or "fail"), waited, time.time(), result)
+
+    def known(self) -> CheckReport | None:
+        """What counts now, without running anything or waiting; ``None`` before the first result."""
+        with self._lock:
+            run, known, status, streak = self._run, self._last, self._damper.status, self._damper.streak
+            if run is not None and run.hangs:
+                waited = self._engine.now() - run.started
+                known = CheckReport(self.check, status, waited, time.time(), hanging=True)
+        return known and known._replace(status=self._weigh(status), damped=streak)
+
+    def history(self) -> CheckHistory:
+        with self._lock:
+            return CheckHistory(tuple(self._durations), self._changed)
 
     def _weigh(self, status: str) -> str:
         return "warn" if status == "fail" and not self.check.critical else status
@@ -414,6 +446,15 @@ class Engine:
     def standing(self) -> list[tuple[Check, str]]:
         """What counts now of every check that has run, without running any."""
         return [(slot.check, slot.status) for slot in self._slots_of(lambda check: True) if slot.status]
+
+    def known(self) -> tuple[CheckReport, ...]:
+        """The last reports of every check that has run, without running any."""
+        reports = (slot.known() for slot in self._slots_of(lambda check: True))
+        return tuple(report for report in reports if report is not None)
+
+    def histories(self) -> dict[str, CheckHistory]:
+        """What is kept of every check, by its name."""
+        return {slot.check.name: slot.history() for slot in self._slots_of(lambda check: True)}
 
     # -- background checks ----------------------------------------------------------------------------------------
 

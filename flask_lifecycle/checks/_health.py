@@ -168,8 +168,12 @@ class Health:
             # A drain that began while a check was waited for makes another answer true.
             if self._refuses(group, component) is None:
                 if group in ALWAYS and component is None:
-                    checks = tuple(each._replace(status=weigh(each.check, each.status)) for each in checks)
+                    checks = _weigh_all(checks)
                 return HealthReport(group, component, overall(each.status for each in checks), state, reason, checks)
+
+    def known(self) -> tuple[CheckReport, ...]:
+        """What every check has said last, as ``/healthcheck`` tells it; runs none, and waits for none."""
+        return _weigh_all(self.engine.known())
 
     def _refuses(self, group: str, component: str | None = None) -> bool | None:
         """Whether the state alone makes a group fail: ``True`` because of a drain, ``False`` for another reason."""
@@ -234,3 +238,7 @@ class Health:
 def weigh(check: Check, status: str) -> str:
     """What a check's status is to a probe that decides about this instance."""
     return "warn" if status == "fail" and check.scope == "shared" else status
+
+
+def _weigh_all(checks: Iterable[CheckReport]) -> tuple[CheckReport, ...]:
+    return tuple(each._replace(status=weigh(each.check, each.status)) for each in checks)

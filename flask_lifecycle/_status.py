@@ -1,0 +1,147 @@
+"""The status document: all that one application can tell about itself at this moment, as values that JSON can write.
+
+``/healthcheck?verbose`` answers it to whoever may see details, the status page shows it, and whatever else tells
+people how an application is prints it. It is made from what is there anyway, without running a check or waiting for
+anything, and it is bounded: of ten thousand requests in flight the oldest fifty are listed and the others counted.
+
+All times are seconds. A moment is told in ISO 8601 and by its ``age``, because the clocks of two machines differ.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Protocol
+
+from ._hooks import Hooks
+from ._inflight import Ledger, RequestInfo
+from ._render import component_of, iso, plain, transition_of
+from ._shutdown import Coordinator
+from .checks import CheckReport, HealthReport
+from .checks._engine import CheckHistory
+from .checks._health import Health
+
+# So many requests, and so many tokens, are listed. Nobody reads more, and a page of ten thousand rows is none.
+MOST_LISTED = 50
+
+
+class Process(Protocol):
+    """What is asked about the process."""
+
+    coordinator: Coordinator
+
+    def members(self) -> Sequence[Any]:
+        """The applications in it."""
+
+
+class App(Protocol):
+    """What is asked about the application."""
+
+    name: str
+    since: float  # time.monotonic() of when this process began to serve it
+    health: Health
+    hooks: Hooks
+    ledger: Ledger
+
+    @property
+    def process(self) -> Process:
+        """The process that it is in."""
+
+
+def status_document(app: App, report: HealthReport) -> dict[str, Any]:
+    """All there is to tell to whoever may see details.
+
+    :param report: what the health check says. Where the state alone has decided, the checks say what they said last.
+    """
+    document = {
+        "status": report.status,
+        "state": report.state.value,
+        "reason": report.reason,
+        "application": {"name": app.name, "host": socket.gethostname(), "pid": os.getpid()},
+        "time": iso(time.time()),
+        "uptime": round(time.monotonic() - app.since, 1),
+        **_stop(app.process.coordinator),
+        "checks": _checks(report.checks or app.health.known(), app.health.engine.histories()),
+        "transitions": [transition_of(each) for each in app.health.transitions()],
+        "load": _load(app.process.coordinator),
+        "in_flight": len(app.ledger),
+        **_listed("requests", _requests(app), _request),
+        **_listed("tokens", _oldest(getattr(app, "work", None)), _token),
+        "startup_tasks": [_token(task) for task in _oldest(getattr(app.hooks, "tasks", None))],
+        "probers": _probers(app),
+        "receipt": getattr(app, "last_receipt", None),
+    }
+    found: dict[str, Any] = plain(document)
+    return found
+
+
+def _stop(stop: Coordinator) -> dict[str, Any]:
+    """The shutdown, as far as it has come."""
+    report: Any = stop.report
+    return {
+        "phase": stop.phase,
+        "remaining": _rounded(stop.remaining()),
+        "phases": [phase._asdict() for phase in getattr(stop, "phases", ())],
+        "report": report.as_dict() if report is not None and hasattr(report, "as_dict") else None,
+    }
+
+
+def _checks(checks: Iterable[CheckReport], histories: Mapping[str, CheckHistory]) -> dict[str, Any]:
+    """The checks in the shape of the IETF draft, each with what is kept of its past."""
+    now = time.time()
+    return {check.name: [component_of(check) | _past(check, histories.get(check.name), now)] for check in checks}
+
+
+def _past(check: CheckReport, history: CheckHistory | None, now: float) -> dict[str, Any]:
+    past: dict[str, Any] = {"age": _rounded(max(0.0, now - check.time)), "duration": round(check.duration, 6)}
+    if history is not None:
+        past["durations"] = [round(duration, 6) for duration in history.durations]
+        if history.changed:
+            past["changed"] = {"time": iso(history.changed), "age": _rounded(max(0.0, now - history.changed))}
+    return past
+
+
+def _load(stop: Coordinator) -> dict[str, Any] | None:
+    # A server that somebody else started would have to be searched for.
+    load = stop.server.load() if stop.server is not None else None
+    return None if load is None else load._asdict() | {"oldest": _rounded(load.oldest)}
+
+
+def _requests(app: App) -> Sequence[RequestInfo]:
+    """What is in flight, oldest first, with what the server holds; unless that may be another application's."""
+    alone = len(app.process.members()) == 1
+    requests = app.process.coordinator.unfinished() if alone else app.ledger.requests()
+    return sorted(requests, key=lambda request: -request.age)
+
+
+def _request(request: RequestInfo) -> dict[str, Any]:
+    """A request by what is known of it; who sent it is known only if the application wants that to be told."""
+    told = request._asdict() | {"age": _rounded(request.age)}
+    return {name: value for name, value in told.items() if name != "stack" and value != ""}
+
+
+def _oldest(ledger: Any) -> Sequence[Any]:
+    return [] if ledger is None else sorted(ledger.tokens(), key=lambda token: -token.age)
+
+
+def _token(token: Any) -> dict[str, Any]:
+    return {"name": token.name, "age": _rounded(token.age), "thread": token.thread, "info": token.info}
+
+
+def _probers(app: App) -> list[Any]:
+    probers = getattr(getattr(app, "probes", None), "probers", None)
+    return [] if probers is None else [prober._asdict() for prober in probers()]
+
+
+def _listed(name: str, all_of_it: Sequence[Any], told: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
+    """The first of a list, and how many there are beside them."""
+    return {
+        name: [told(each) for each in all_of_it[:MOST_LISTED]],
+        f"{name}_omitted": max(0, len(all_of_it) - MOST_LISTED),
+    }
+
+
+def _rounded(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds, 1)
