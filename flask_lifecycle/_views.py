@@ -16,6 +16,7 @@ import functools
 import hmac
 import http
 import json
+import threading
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, TypeAlias
 from urllib.parse import parse_qs
@@ -30,6 +31,7 @@ from ._self_test import MARK
 from ._state import logger, send
 from .checks import Group, HealthCheckError, HealthReport
 from .checks._check import is_status_code
+from .checks._engine import renewed_in_children
 from .checks._health import ALL, LIVE, READY, STARTUP, Health
 from .checks._registry import Registry
 
@@ -86,10 +88,21 @@ class Probes:
         self._nudge = nudge
         self._document = document
         self._unrendered: set[str] = set()  # the groups whose own body could not be made
+        self._forget()
+        renewed_in_children.add(self)
         self.by_path: dict[str, Probe] = {}
+        self.beside: dict[str, WSGIApplication] = {}  # what the probe listener alone serves, by path
         self._lanes: dict[str, str] = {}  # by path as well
         self._mounts: frozenset[str] = frozenset()  # where else than at the root this application was found
         self.update()
+
+    def _forget(self) -> None:
+        self._counts: dict[tuple[str, int], int] = {}
+        self._counting = threading.Lock()  # guards _counts
+
+    def after_fork(self) -> None:
+        """The child has answered none; and another thread may have held the lock when it was forked."""
+        self._forget()
 
     # -- where --------------------------------------------------------------------------------------------------
 
@@ -163,8 +176,12 @@ class Probes:
     # -- what ---------------------------------------------------------------------------------------------------
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        """The probe listener: the probes, and 404 for all else."""
-        probe = self.find(environ.get("PATH_INFO", ""))
+        """The probe listener: the probes, what else is served beside them, and 404 for all else."""
+        path = environ.get("PATH_INFO", "")
+        beside = self.beside.get(path)
+        if beside is not None:
+            return beside(environ, start_response)
+        probe = self.find(path)
         answer = probe(environ, start_response) if probe is not None else None
         return self._not_found(environ, start_response) if answer is None else answer
 
@@ -178,7 +195,7 @@ class Probes:
             return None
         if MARK in environ:
             environ[MARK].append(group)
-        respond = functools.partial(self._respond, environ, start_response, how)
+        respond = functools.partial(self._respond, environ, start_response, how, counted=MARK not in environ)
         if environ["REQUEST_METHOD"] == "OPTIONS":
             return respond(204, _PLAIN, b"", Allow=_METHODS)
         if environ["REQUEST_METHOD"] not in ("GET", "HEAD"):
@@ -238,6 +255,15 @@ class Probes:
         renderer = how.renderer or self._registry.renderer
         return given[0] if given else renderer(report) if renderer is not None else None
 
+    def _count(self, group: str, code: int) -> None:
+        with self._counting:
+            self._counts[group, code] = self._counts.get((group, code), 0) + 1
+
+    def counts(self) -> dict[tuple[str, int], int]:
+        """How many probes were answered in this process, by the group that they asked and the status."""
+        with self._counting:
+            return self._counts.copy()
+
     def _not_found(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         how = self._registry.groups()[ALL]
         return self._respond(environ, start_response, how, 404, _PLAIN, b"not found: only probes are answered here\n")
@@ -250,8 +276,11 @@ class Probes:
         code: int,
         kind: str,
         body: bytes,
+        counted: bool = False,
         **more: str,
     ) -> Iterable[bytes]:
+        if counted:
+            self._count(how.name, code)
         headers = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff", **more}
         if code in _BODILESS:
             body = b""

@@ -681,3 +681,18 @@ def test_a_group_is_said_once() -> None:
     lifecycle.group("ready", headers={"X-One": "1"})
     with pytest.raises(ValueError, match=whole("There is a group 'ready' already; say all of it in one call.")):
         lifecycle.group("ready", status_codes={"fail": 500})
+
+
+def test_what_a_group_says_by_what_is_known() -> None:
+    """What stands of a group is told without running a check: by the state, and by what its checks have said last."""
+    app = make_app()
+    lifecycle = Lifecycle(app)
+    ran: list[str] = []
+    lifecycle.check("db", groups=("ready",), ttl=60)(lambda: ran.append("db") or False)  # type: ignore[func-returns-value]
+    health = state_of(app).health
+    assert health.standing("ready") == "fail"
+    assert health.standing("live") == "pass"
+    app.test_client().get("/work").close()
+    assert (health.standing("ready"), ran) == ("pass", [])
+    health.report("ready")
+    assert (health.standing("ready"), health.standing("live"), ran) == ("fail", "pass", ["db"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http
 import json
 import logging
+import os
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -19,6 +20,7 @@ from werkzeug.test import Client, TestResponse
 
 from flask_lifecycle import CheckResult, HealthCheckError, HealthReport, Lifecycle, State, probe_refused
 from flask_lifecycle._render import HEALTH_JSON, HTML, JSON, TEXT, negotiate
+from flask_lifecycle._self_test import obstacle
 from flask_lifecycle._views import refusal
 from tests._fakes import BOUND, FakeServer, ManualClock, finish, make_app, running, state_of, use_clock
 
@@ -1107,3 +1109,68 @@ def test_a_probe_is_never_refused() -> None:
     lifecycle.shutdown()
     assert get(app, "/livez").status_code == 200
     assert get(app, "/readyz").json == {"status": "fail"}
+
+
+# -- counting -----------------------------------------------------------------------------------------------------
+
+
+def test_probes_are_counted_by_group_and_status() -> None:
+    """Each answer of a probe counts, by the group that was asked and its status; work and unknown paths do not."""
+    app, lifecycle = serve(LIFECYCLE_DETAILS="always")
+    lifecycle.check("db")(raises_secret)
+    get(app, "/work")
+    get(app, "/nowhere")
+    for _ in range(2):
+        get(app, "/livez")
+    get(app, "/readyz")
+    get(app, "/readyz/db")
+    get(app, "/livez", method="POST")
+    counts = {("live", 200): 2, ("ready", 503): 2, ("live", 405): 1}
+    assert state_of(app).probes.counts() == counts
+
+
+def test_probes_that_come_at_once_are_all_counted() -> None:
+    """Whoever counts an answer holds the lock between reading and writing, so that no other's count is lost."""
+    app, _ = serve()
+    probes = state_of(app).probes
+    free: list[bool] = []
+
+    class Watched(dict[tuple[str, int], int]):
+        def get(self, key: Any, default: Any = None) -> Any:
+            free.append(probes._counting.acquire(blocking=False))
+            return super().get(key, default)
+
+    probes._counts = Watched()
+    get(app, "/livez")
+    assert free == [False]
+    assert probes.counts() == {("live", 200): 1}
+
+
+def test_a_forked_child_has_answered_nothing() -> None:
+    """In a forked child the counts begin anew, also where another thread counts at that moment."""
+    app, _ = serve()
+    probes = state_of(app).probes
+    get(app, "/livez")
+    with probes._counting:
+        child = os.fork()
+        if not child:
+            os._exit(len(probes.counts()))
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert probes.counts() == {("live", 200): 1}
+
+
+def test_the_self_test_is_no_probe() -> None:
+    """What the application asks itself at its start is not counted."""
+    app, _ = serve()
+    assert obstacle(app, "/livez") == ""
+    assert state_of(app).probes.counts() == {}
+
+
+def test_what_the_probe_listener_serves_beside_the_probes() -> None:
+    """What is put beside the probes is answered on the probe listener, and on the main port there is no such path."""
+    app, _ = serve()
+    probes = state_of(app).probes
+    probes.beside["/figures"] = Response("figures")
+    assert Client(probes).get("/figures").data == b"figures"
+    assert Client(probes).get("/livez").status_code == 200
+    assert get(app, "/figures").status_code == 404

@@ -213,14 +213,18 @@ class Health:
 
     def _update(self, reason: str) -> None:
         with self._lock:
-            old, new = self._said, self._says()
+            old, new = self._said, self.standing(ALL)
             self._said = new
         if old != new:
             self._record("health", old, new, reason)
             send(health_changed, self._sender, old=old, new=new, reason=reason)
 
-    def _says(self) -> str:
-        return "fail" if self._refuses(ALL) is not None else overall(weigh(*each) for each in self.engine.standing())
+    def standing(self, group: str) -> str:
+        """What a group says by what is known now, without running a check."""
+        if self._refuses(group) is not None:
+            return "fail"
+        known = self.engine.standing()
+        return overall(weigh(*each) for each in known if group == ALL or group in each[0].groups)
 
     def _record(self, *what: str) -> None:
         subject, old, new, reason = what
