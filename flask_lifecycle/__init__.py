@@ -22,9 +22,11 @@ from __future__ import annotations
 from ._extension import Lifecycle
 from ._hooks import HookRecord, ShutdownContext
 from ._inflight import RequestInfo
-from ._shutdown import PhaseRecord, ShutdownReport
+from ._report import PhaseRecord, ShutdownReport, shutdown_complete
+from ._startup import StartupTask
 from ._state import State, state_changed
 from ._views import probe_refused
+from ._work import Work, WorkInfo
 from .checks import (
     Check,
     CheckContext,
@@ -50,11 +52,15 @@ __all__ = [
     "RequestInfo",
     "ShutdownContext",
     "ShutdownReport",
+    "StartupTask",
     "State",
     "Transition",
+    "Work",
+    "WorkInfo",
     "check_changed",
     "health_changed",
     "probe_refused",
+    "shutdown_complete",
     "state_changed",
 ]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import time
@@ -12,21 +13,24 @@ from typing import TYPE_CHECKING, Any, Protocol
 from flask import Flask
 
 from ._config import Settings
-from ._hooks import Hooks
 from ._inflight import Ledger, Load
 from ._process import Process
+from ._registration import Registered
+from ._report import ShutdownReport, shutdown_complete
 from ._self_test import obstacle
-from ._shutdown import ShutdownReport
-from ._state import Event, State, StateMachine, announce_change, logger
+from ._state import Event, State, StateMachine, announce_change, logger, send
 from ._views import Probes, install_guard
 from .checks import CheckContext, HealthReport
 from .checks._health import Health
-from .checks._registry import Registry
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication
 
     from ._probe_server import ProbeServer
+
+
+# How often is said what holds up a start: often enough for whoever watches a deploy, and no flood over a night.
+STILL_STARTING = 60.0
 
 
 class Companion(Protocol):
@@ -45,17 +49,24 @@ class Companion(Protocol):
 class AppState:
     """One application's part: what ``app.extensions["lifecycle"]`` holds."""
 
-    def __init__(self, app: Flask, settings: Settings, hooks: Hooks, checks: Registry, process: Process) -> None:
+    def __init__(self, app: Flask, settings: Settings, registered: Registered, process: Process) -> None:
         self.settings = settings
-        self.hooks = hooks
+        self.hooks = registered.hooks
+        self.work = registered.work
+        self.tasks = registered.tasks
+        checks = registered.checks
         self.process = process
         self.ledger = Ledger()
+        self.ledger.remote = settings.log_remote_addr
+        self.refused = 0  # requests that the guard has answered
+        self.last_receipt: dict[str, Any] | None = None  # of the stop before this start, where there is a file of it
         self.draining = threading.Event()
         self.machine = StateMachine(ready=settings.ready == "auto", notify=self._state_changed)
         keep = settings.readiness_on_drain == "keep"
         self.health = Health(self, checks.checks, app, self.machine, settings.probe_timeout, keep=keep)
         self.probes = Probes(settings, checks, self.health, app, self.nudge, self.document)
         checks.watch(self.probes.judge, self._registered)
+        self.tasks.listen(self._look_at_tasks)
         self.companions: list[Companion] = []
         self.name = app.name
         self.since = time.monotonic()  # when this process began to serve it
@@ -66,6 +77,7 @@ class AppState:
         self._lock = threading.Lock()  # guards the one-time steps: start, refuse, and the probe listener
         self._started_in = 0
         self._begun_in = 0
+        self._functions_over = False  # of the start-up
         self._refusing = False
 
     def context(self) -> AbstractContextManager[Any]:
@@ -147,14 +159,21 @@ class AppState:
     def begin(self) -> None:
         """The process serves, or is about to; twice is harmless."""
         with self._lock:
-            if self._begun_in == os.getpid() or not self.process.signals:  # in testing mode nobody would end them
+            if self._begun_in == os.getpid():
                 return
             self._begun_in = os.getpid()
             self.since = time.monotonic()
-        self._tell_companions(lambda companion: companion.begin())
+        if self.settings.report_file is not None:
+            from . import _receipt  # most processes leave none
+
+            self.last_receipt = _receipt.read(self.settings.report_file)
+        if self.process.signals:  # an application in testing mode gets no threads that nobody ends
+            self._tell_companions(lambda companion: companion.begin())
+            if self.hooks.of("startup") or self.tasks.active:
+                threading.Thread(target=self._watch_start, name="lifecycle-startup-watch", daemon=True).start()
 
     def start(self) -> None:
-        """Run the start-up, once; blocks until it is over."""
+        """Run the start-up, once; blocks until its functions are over, but for no task."""
         self.begin()
         coordinator = self.process.coordinator
         failed = self.hooks.start(self.context, coordinator)
@@ -162,12 +181,12 @@ class AppState:
             self.process.shutdown(f"start-up failed: on_startup '{failed}'", wait=False)
             return
         with self._lock:
-            if self._gate.is_set():
+            if self._functions_over or self._gate.is_set():
                 return
+            self._functions_over = True
             self._started_in = os.getpid()
-        try:
-            self.machine.apply(Event.STARTED)  # without the lock: whoever hears of it may send a probe
-        except RuntimeError:  # another thread, or the shutdown, was quicker
+        self._look_at_tasks()  # without the lock: whoever hears of READY may send a probe
+        if self.machine.ending:
             return
         if not coordinator.owned:
             try:
@@ -176,10 +195,35 @@ class AppState:
                 self.process.shutdown("the probe listener could not start", wait=False)
                 raise
         self._gate.set()
-        if self.process.signals:  # an application in testing mode gets no threads that nobody ends
+        if self.process.signals:
             self.health.engine.start()
             if self.settings.self_test:
                 threading.Thread(target=self._test_probe, name="lifecycle-self-test", daemon=True).start()
+
+    def _look_at_tasks(self) -> None:
+        """The start-up is over when its functions and its tasks are, whichever end last (see ``_startup.py``)."""
+        fatal = self.tasks.failed("shutdown")
+        if fatal and self._begun_in == os.getpid():  # where nothing is served there is nothing to stop
+            self.process.shutdown(f"start-up failed: startup task '{fatal[0].name}'", wait=False)
+        if fatal or self.machine.state is not State.STARTING:
+            return
+        with contextlib.suppress(RuntimeError):  # another thread, or the shutdown, was quicker
+            for task in self.tasks.failed("not_ready"):
+                self.machine.apply(Event.SET_NOT_READY, f"startup task '{task.name}' failed")
+            if self._functions_over and self.tasks.close():
+                self.machine.apply(Event.STARTED)
+
+    def _watch_start(self) -> None:
+        """Say each minute what the start-up waits for: one that hangs must not do so in silence."""
+        waited = 0.0
+        while not self.machine.wait_for(lambda state: state is not State.STARTING, STILL_STARTING):
+            waited += STILL_STARTING
+            running = [f"on_startup '{self.hooks.starting}'"] if self.hooks.starting else []
+            running += [f"startup task '{task.name}'" for task in self.tasks.tokens()]
+            logger.warning(
+                "not ready after %.0f s, waiting for %s", waited, ", ".join(running) or "the start-up",
+                extra={"lifecycle_waiting": running},
+            )  # fmt: skip
 
     def _test_probe(self) -> None:
         path = self.settings.probe_paths()["livez"]
@@ -204,6 +248,7 @@ class AppState:
     def begin_drain(self, reason: str) -> None:
         if not self.started:
             self.refuse()
+        self.ledger.count_leavers()
         self.machine.apply(Event.DRAIN, reason)
         self.draining.set()
         self._gate.set()
@@ -212,7 +257,19 @@ class AppState:
         with self._lock:
             if not self._refusing:
                 self._refusing = True
-                install_guard(self._app, self.process.coordinator.remaining)
+                install_guard(self._app, self.process.coordinator.remaining, self._count_refusal)
+
+    def _count_refusal(self) -> None:
+        with self._lock:
+            self.refused += 1
+
+    @property
+    def served(self) -> int:
+        """How many requests have been answered since the drain began, but for those that were refused."""
+        return max(0, self.ledger.left - self.refused)
+
+    def told(self, report: ShutdownReport) -> None:
+        send(shutdown_complete, self._app, report=report)
 
     def withdraw(self) -> None:
         self.health.withdraw()

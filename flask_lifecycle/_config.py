@@ -24,6 +24,9 @@ KEEPALIVE_LINGER = 0.25
 # Twice what a check has by default, and a second for the rest.
 PROBE_TIMEOUT = 5.0
 
+# The default of Kubernetes' terminationMessagePath, of which it shows 4,096 bytes.
+TERMINATION_LOG = "/dev/termination-log"
+
 PATHS = {
     "healthcheck": "/healthcheck",
     "livez": "/livez",
@@ -65,6 +68,8 @@ class Settings(NamedTuple):
     case_insensitive: bool = False
     log_probes: bool = False
     self_test: bool = True
+    report_file: str | None = None
+    log_remote_addr: bool = False
 
     def __repr__(self) -> str:
         shown = self._asdict() | {"token": self.token and "***"}
@@ -83,6 +88,7 @@ class Settings(NamedTuple):
                 raise ValueError(_unknown(key))
         values = {KEYS[key].attribute: KEYS[key].read(key, value) for key, value in given.items()}
         values.setdefault("shutdown_delay", default_delay(os.environ))
+        values.setdefault("report_file", default_report_file(os.environ))
         grace: float = values.setdefault("grace_period", GRACE_PERIOD)
         values.setdefault("hook_reserve", min(HOOK_RESERVE, grace / 5))
         settings = cls(**values)
@@ -131,6 +137,11 @@ class Key:
 def default_delay(environ: Mapping[str, str]) -> float:
     """The delay when none is configured: something must notice us leave only inside a cluster."""
     return KUBERNETES_DELAY if environ.get("KUBERNETES_SERVICE_HOST") else 0.0
+
+
+def default_report_file(environ: Mapping[str, str]) -> str | None:
+    """Where Kubernetes looks for what a container says last; it is written only if it is there."""
+    return TERMINATION_LOG if environ.get("KUBERNETES_SERVICE_HOST") else None
 
 
 def parse_signal(value: Any) -> signal.Signals:
@@ -269,6 +280,19 @@ def read_headers(key: str, value: Any) -> dict[str, str]:
     return dict(value)
 
 
+def _report_file(key: str, value: Any) -> str | None:
+    if value is None:
+        return None
+    if not isinstance(value, (str, os.PathLike)) or not (path := os.fspath(value)) or not isinstance(path, str):
+        raise TypeError(f"'{key}' must be the path of a file or None, not {value!r}.")
+    path = os.path.abspath(path)  # of the directory that the process is in now
+    if not os.path.isdir(os.path.dirname(path)) or os.path.isdir(path):
+        raise ValueError(
+            f"'{key}' names '{path}', which is no file in a directory that exists; create it, or name another."
+        )
+    return path
+
+
 KEYS: dict[str, Key] = {
     "LIFECYCLE_GRACE_PERIOD": Key("grace_period", "25.0", _seconds(zero=False)),
     "LIFECYCLE_SHUTDOWN_DELAY": Key(
@@ -295,4 +319,6 @@ KEYS: dict[str, Key] = {
     "LIFECYCLE_CASE_INSENSITIVE": Key("case_insensitive", "False", _flag),
     "LIFECYCLE_LOG_PROBES": Key("log_probes", "False", _flag),
     "LIFECYCLE_SELF_TEST": Key("self_test", "True", _flag),
+    "LIFECYCLE_REPORT_FILE": Key("report_file", "/dev/termination-log in Kubernetes, else None", _report_file),
+    "LIFECYCLE_LOG_REMOTE_ADDR": Key("log_remote_addr", "False", _flag),
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 import weakref
 from typing import TYPE_CHECKING, Any, Literal, overload
 
@@ -13,11 +14,12 @@ from ._access_log import silence
 from ._app import AppState
 from ._cli import group as commands
 from ._config import Settings
+from ._hooks import inside_a_hook
 from ._inflight import RequestInfo, count_requests
 from ._process import Process, this_process
 from ._registration import Registration
-from ._shutdown import ShutdownReport
-from ._state import Event, State
+from ._report import ShutdownReport
+from ._state import ENDING, Event, State
 from ._views import make_blueprint
 from .checks import Transition
 
@@ -57,7 +59,7 @@ class Lifecycle(Registration):
             raise RuntimeError(f"The application '{app.name}' has a Lifecycle already; call init_app once for each.")
         settings = Settings.from_mapping(app.config)
         process = Process(signals=False) if app.testing else this_process
-        state = app.extensions["lifecycle"] = AppState(app, settings, self._hooks, self._checks, process)
+        state = app.extensions["lifecycle"] = AppState(app, settings, self._registered, process)
         self._apps.add(app)
         app.register_blueprint(make_blueprint(state.probes, settings.probe_paths()))
         find = state.probes.find if settings.case_insensitive else state.probes.by_path.get
@@ -80,9 +82,12 @@ class Lifecycle(Registration):
         """How many requests the application has not finished answering; probes are not counted."""
         return self._state().in_flight
 
-    def requests(self) -> tuple[RequestInfo, ...]:
-        """A snapshot of the requests in flight, oldest first: method, path, age in seconds, thread."""
-        return self._state().ledger.requests()
+    def requests(self, stacks: bool = False) -> tuple[RequestInfo, ...]:
+        """A snapshot of the requests in flight, oldest first: method, path, route, age in seconds, thread.
+
+        :param stacks: whether to look at the stacks of their threads, too.
+        """
+        return self._state().ledger.requests(stacks)
 
     @property
     def draining(self) -> Draining:
@@ -110,6 +115,25 @@ class Lifecycle(Registration):
         :raises RuntimeError: a shutdown has begun.
         """
         self._state().machine.apply(Event.SET_NOT_READY, reason)
+
+    def wait_ready(self, timeout: float | None = None) -> bool:
+        """Block until the application is ready, at most ``timeout`` seconds; say whether it is.
+
+        Once a shutdown has begun it will not be, and this returns at once.
+
+        :raises RuntimeError: called by a hook, which the start-up or the shutdown itself waits for.
+        """
+        if inside_a_hook():
+            raise RuntimeError("wait_ready() was called by a hook, which readiness waits for; use a thread of its own.")
+        machine = self._state().machine
+        until = None if timeout is None else time.monotonic() + timeout
+        while True:
+            # A second at most, because a main thread that waits without end may never run a signal's handler.
+            left = 1.0 if until is None else until - time.monotonic()
+            if machine.wait_for(lambda state: state is State.READY or state in ENDING, min(1.0, max(0.0, left))):
+                return machine.state is State.READY
+            if left <= 0:
+                return False
 
     # -- running and stopping -------------------------------------------------------------------------------------
 

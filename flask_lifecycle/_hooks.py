@@ -23,8 +23,9 @@ from ._state import logger
 class HookRecord(NamedTuple):
     """What became of one hook.
 
-    ``kind`` is ``startup``, ``drain`` or ``shutdown``; ``outcome`` is ``ok``, ``failed`` or ``hung``; ``duration``
-    is in seconds; ``error`` is the text of what it raised, or empty.
+    ``kind`` is ``startup``, ``task`` (of the start-up, if it failed), ``drain`` or ``shutdown``; ``outcome`` is ``ok``,
+    ``failed``, ``hung``, or ``skipped`` where its twin at the start did not succeed; ``duration`` is in seconds;
+    ``error`` is the text of what it raised, or empty.
     """
 
     name: str
@@ -91,6 +92,7 @@ class Hooks:
     def __init__(self) -> None:
         self._hooks: dict[str, list[Hook]] = {"startup": [], "drain": [], "shutdown": []}
         self.records: list[HookRecord] = []  # of those that ran
+        self.starting = ""  # the on_startup function that runs now
         self.startup_begun = threading.Event()
         self.startup_over = threading.Event()
         self._startup_lock = threading.Lock()  # guards startup_begun's test and set
@@ -119,6 +121,12 @@ class Hooks:
         hooks = self._hooks[kind]
         return tuple(reversed(hooks)) if kind == "shutdown" else tuple(hooks)
 
+    def unopened(self, hook: Hook) -> bool:
+        """Whether an ``on_shutdown`` function has a twin of its name at the start which has not succeeded."""
+        if hook.kind != "shutdown" or all(twin.name != hook.name for twin in self._hooks["startup"]):
+            return False
+        return not any(r.kind == "startup" and r.name == hook.name and r.outcome == "ok" for r in self.records)
+
     def start(self, context: Callable[[], AbstractContextManager[Any]], stop: Stop) -> str:
         """Run the ``on_startup`` functions in order, once; return what failed, or an empty string.
 
@@ -130,9 +138,11 @@ class Hooks:
         if first:
             argument = ShutdownContext("", None, stop)
             for hook in self.of("startup"):
+                self.starting = hook.name
                 self.records.append(run_hook(hook, argument, hook.timeout, context, stop.clock))
                 if self.records[-1].outcome != "ok":
                     break
+            self.starting = ""
             self.startup_over.set()
         self.startup_over.wait()
         return next((hook.name for hook in self.records if hook.kind == "startup" and hook.outcome != "ok"), "")

@@ -30,6 +30,7 @@ from urllib.parse import quote
 
 from werkzeug.wsgi import ClosingIterator
 
+from ._stacks import Threads
 from ._tally import Tally
 
 if TYPE_CHECKING:
@@ -40,7 +41,8 @@ class RequestInfo(NamedTuple):
     """One request that is in flight, or was when it was abandoned.
 
     ``age`` is in seconds, ``thread`` the name of the thread that runs it (empty where none does), ``stage`` one
-    of ``running``, ``queued``, ``receiving`` and ``sending``.
+    of ``running``, ``queued``, ``receiving`` and ``sending``. ``route`` is the rule that it was matched to, ``remote``
+    the client's address if ``LIFECYCLE_LOG_REMOTE_ADDR`` allows it, ``stack`` its thread's where it was asked for.
     """
 
     method: str
@@ -48,10 +50,16 @@ class RequestInfo(NamedTuple):
     age: float
     thread: str = ""
     stage: str = "running"
+    route: str = ""
+    remote: str = ""
+    stack: str = ""
 
     def __str__(self) -> str:
         # It goes to the log: a line end in the path (%0A) would begin a line of the client's own there.
-        return f"{_quoted(self.method)} {_quoted(self.path)} after {self.age:.1f} s ({self.stage})"
+        what = f"{_quoted(self.method)} {_quoted(self.path)}"
+        if self.route and self.route != self.path:
+            what += f" [{self.route}]"
+        return f"{what}{self.remote and f' from {_quoted(self.remote)}'} after {self.age:.1f} s ({self.stage})"
 
 
 def _quoted(text: str) -> str:
@@ -82,19 +90,32 @@ class Load(NamedTuple):
 class Ledger(Tally):
     """The requests that the application has been called for and whose bodies are not closed yet."""
 
-    def requests(self) -> tuple[RequestInfo, ...]:
-        """A snapshot of what is in flight, oldest first."""
-        now = self.clock()
-        names = {thread.ident: thread.name for thread in threading.enumerate()}
+    remote = False  # whether the addresses of clients may be told
+
+    def requests(self, stacks: bool = False) -> tuple[RequestInfo, ...]:
+        """A snapshot of what is in flight, oldest first; with the stacks of their threads if they are wanted."""
+        now, threads = self.clock(), Threads(stacks)
+        bodies = sorted(self.active.copy(), key=lambda body: body.started)
+        # A body that is only sent yet has left its thread, which may run another by now: the newest of them.
+        newest = {body.thread: body for body in bodies}
         return tuple(
             RequestInfo(
                 method=str(body.environ.get("REQUEST_METHOD", "-")),
                 path=str(body.environ.get("SCRIPT_NAME", "")) + str(body.environ.get("PATH_INFO", "")),
                 age=now - body.started,
-                thread=names.get(body.thread, ""),
+                thread=threads.name(body.thread),
+                route=_route(body.environ),
+                remote=str(body.environ.get("REMOTE_ADDR", "")) if self.remote else "",
+                stack=threads.stack(body.thread) if newest[body.thread] is body else "",
             )
-            for body in sorted(self.active.copy(), key=lambda body: body.started)
+            for body in bodies
         )
+
+
+def _route(environ: WSGIEnvironment) -> str:
+    """The rule that Flask has matched a request to; empty before that, and where there is none."""
+    rule = getattr(environ.get("werkzeug.request"), "url_rule", None)
+    return str(getattr(rule, "rule", ""))
 
 
 class Body:

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import functools
 import logging
 import os
 import signal
@@ -35,7 +36,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from . import servers
 from ._inflight import Load
-from ._shutdown import Coordinator, Member, Server, ShutdownReport, signal_name
+from ._report import ShutdownReport, signal_name
+from ._shutdown import Coordinator, Member, Server
 from ._signals import SignalRelay, die_by, in_main_thread
 from ._state import logger
 from .servers import foreign
@@ -84,7 +86,7 @@ class Process:
             os.register_at_fork(after_in_child=self._renew)
 
     def _renew(self) -> None:
-        self.coordinator = Coordinator(self.members, self._find_server, self._leave)
+        self.coordinator = Coordinator(self.members, self._find_server, self._keep, self._leave)
         self._first_signal = 0.0
         self._watched: Server | None = None
         self._left = threading.Event()  # run's loop has ended
@@ -163,18 +165,21 @@ class Process:
             what = "threads still run: " + ", ".join(thread.name for thread in _non_daemons())
         report = coordinator.report
         code = report.exit_code or 1 if report else 1
-        _exit_now(code, f"grace period over, leaving at once: {what}", limit=coordinator.remaining() or 0.0)
+        limit = coordinator.remaining() or 0.0
+        self._exit_now(code, f"grace period over, leaving at once: {what}", limit=limit)
 
     def _force(self, signum: int) -> None:
-        unfinished = self.coordinator.unfinished()
+        unfinished = [*self.coordinator.unfinished(), *self.coordinator.live_work()]
         lines = [
             f"forced by {signal_name(signum)}: abandoned {len(unfinished)}",
             *(f"abandoned {i}" for i in unfinished),
         ]
-        _exit_now(128 + signum, *lines)
+        self._exit_now(128 + signum, *lines)
 
     def _serving(self) -> bool:
-        return any(member.started for member in self.members()) or self._find_server() is not None
+        # Tokens of work are as good as requests: a job loop without a server has something to drain, too.
+        busy = any(member.started or member.work.working for member in self.members())
+        return busy or self._find_server() is not None
 
     def _find_server(self) -> Server | None:
         return None if self.coordinator.owned or not self.signals else foreign.find()
@@ -271,6 +276,23 @@ class Process:
 
     # -- leaving --------------------------------------------------------------------------------------------------
 
+    def _keep(self, report: ShutdownReport) -> None:
+        """Write the report to the files that the applications name."""
+        if not self.signals:
+            return
+        for path in dict.fromkeys(member.settings.report_file for member in self.members()):
+            if path is not None:
+                from . import _receipt  # most processes leave none
+
+                _receipt.write(path, report)
+
+    def _exit_now(self, code: int, *lines: str, limit: float = 0.5) -> None:
+        """Leave without the interpreter's own end; if the shutdown has left no receipt yet, this one does."""
+        coordinator = self.coordinator
+        cut_short = coordinator.begun and coordinator.report is None
+        report = coordinator.report_so_far(code) if cut_short else None
+        _exit_now(code, *lines, keep=report and functools.partial(self._keep, report), limit=limit)
+
     def _leave(self, report: ShutdownReport, served: bool) -> None:
         """The last step of the coordinator, in its thread."""
         if self.coordinator.owned:
@@ -318,7 +340,7 @@ class Process:
             report = coordinator.report
             if report is None:
                 limit = coordinator.remaining() or 0.0
-                _exit_now(1, "grace period over, leaving at once: the shutdown has not ended", limit=limit)
+                self._exit_now(1, "grace period over, leaving at once: the shutdown has not ended", limit=limit)
         if self._exit_code and not coordinator.owned:
             _exit_now(self._exit_code)
 
@@ -334,13 +356,15 @@ def _non_daemons() -> list[threading.Thread]:
     return [t for t in threading.enumerate() if not t.daemon and t is not threading.main_thread()]
 
 
-def _exit_now(code: int, *lines: str, limit: float = 0.5) -> None:
+def _exit_now(code: int, *lines: str, keep: Callable[[], object] | None = None, limit: float = 0.5) -> None:
     """Leave without the interpreter's own end, which might not come; what is logged is kept, if it can be.
 
     The logging has a thread of its own and so many seconds, because what is in the way may be the log itself.
     """
 
     def say() -> None:
+        if keep is not None:
+            keep()
         for line in lines:
             logger.error("%s", line)
         logging.shutdown()

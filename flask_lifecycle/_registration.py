@@ -3,25 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, overload
 
 from ._config import read_headers, read_path, read_status_codes
 from ._hooks import Hooks
+from ._startup import StartupTask, StartupTasks, read_on_failure
+from ._work import Work, WorkInfo, WorkLedger, submit
 from .checks import Check, Group, HealthReport
 from .checks._check import DEFAULT_TIMEOUT, DEFAULT_TTL, check_timeout
 from .checks._health import ALWAYS
 from .checks._registry import Registry
 
+if TYPE_CHECKING:
+    from ._resource import Resource
+
 F = TypeVar("F", bound=Callable[..., Any])
 R = TypeVar("R", bound=Callable[[HealthReport], Any])
+
+
+class Registered(NamedTuple):
+    """What was registered, by kinds; every application of a ``Lifecycle`` has the same."""
+
+    hooks: Hooks
+    checks: Registry
+    work: WorkLedger
+    tasks: StartupTasks
 
 
 class Registration:
     """The half of a :class:`~flask_lifecycle.Lifecycle` that takes things in, before and after ``init_app``."""
 
     def __init__(self) -> None:
-        self._hooks = Hooks()
-        self._checks = Registry()
+        hooks = Hooks()
+        self._registered = Registered(hooks, Registry(), WorkLedger(), StartupTasks(hooks.records))
+
+    # -- checks ---------------------------------------------------------------------------------------------------
 
     @overload
     def check(self, name: F, /) -> F: ...
@@ -56,7 +72,8 @@ class Registration:
         """
 
         def register(function: F) -> F:
-            self._checks.add(Check.of(function, **options | ({"name": name} if isinstance(name, str) else {})))
+            named = {"name": name} if isinstance(name, str) else {}
+            self._registered.checks.add(Check.of(function, **options | named))
             return function
 
         return register if name is None or isinstance(name, str) else register(name)
@@ -68,7 +85,7 @@ class Registration:
         :raises TypeError: it is not callable, or there is no such option.
         :raises ValueError: as for :meth:`check`.
         """
-        self._checks.add(Check.of(check, **options))
+        self._registered.checks.add(Check.of(check, **options))
 
     def group(
         self,
@@ -106,7 +123,7 @@ class Registration:
         codes = None if status_codes is None else read_status_codes("status_codes", status_codes)
         sent = None if headers is None else read_headers("headers", headers)
         path = None if path is None else read_path("path", path)
-        self._checks.set_group(Group(name, path, codes, sent, details, renderer))
+        self._registered.checks.set_group(Group(name, path, codes, sent, details, renderer))
 
     def renderer(self, function: R) -> R:
         """Register the function that makes the bodies of all probes, but for groups that have their own.
@@ -115,8 +132,10 @@ class Registration:
         these in a tuple with its content type, or ``None`` for the default. Look at ``report.details`` before you tell
         more than ``report.status``. If it raises, the default is sent, and the log says so once.
         """
-        self._checks.renderer = check_renderer(function)
+        self._registered.checks.renderer = check_renderer(function)
         return function
+
+    # -- start and stop -------------------------------------------------------------------------------------------
 
     @overload
     def on_startup(self, function: F, /) -> F: ...
@@ -126,7 +145,8 @@ class Registration:
         """Register a function to be called before the application is ready, in the order of registration.
 
         Under ``run`` that is as soon as the listener accepts (probes are answered meanwhile, work waits), elsewhere
-        before the first request is served. If it raises, the process shuts down with exit code 1.
+        before the first request is served. If it raises, the process shuts down with exit code 1, and an
+        ``on_shutdown`` function of the same name is skipped, here and whenever this one has not succeeded.
 
         :param timeout: seconds that it may take; by default as long as it does.
         """
@@ -160,15 +180,103 @@ class Registration:
         """
         return self._register("shutdown", function, name, timeout)
 
+    @overload
+    def resource(self, function: Callable[[], Any], /) -> Resource: ...
+    @overload
+    def resource(
+        self, *, name: str | None = None, timeout: float | None = None, close_timeout: float | None = None
+    ) -> Callable[[Any], Resource]: ...
+    def resource(
+        self,
+        function: Any = None,
+        *,
+        name: str | None = None,
+        timeout: float | None = None,
+        close_timeout: float | None = None,
+    ) -> Any:
+        """Register what is opened at the start and closed after the drain, in the reverse order.
+
+        ::
+
+            @lifecycle.resource
+            def pool():
+                with ConnectionPool(DSN) as pool:
+                    yield pool                      # pool.value, while the application runs
+
+        What could not be opened is not closed. Opening and closing happen in two threads.
+
+        :param function: a generator function that yields once, a context manager, or what returns one when called.
+        :param timeout: seconds that opening may take, as for :meth:`on_startup`.
+        :param close_timeout: seconds that closing may take, as for :meth:`on_shutdown`.
+        :raises TypeError: it is nothing of that.
+        :raises ValueError: there is one of this name already, or a timeout is out of range.
+        """
+        from ._resource import Resource  # whoever has none does not pay for it
+
+        def register(function: Any) -> Resource:
+            resource = Resource(function, name)
+            self._register("startup", None, resource.name, timeout)(resource.open)
+            self._register("shutdown", None, resource.name, close_timeout)(resource.close)
+            return resource
+
+        return register if function is None else register(function)
+
     def _register(self, kind: str, function: Any, name: str | None, timeout: float | None) -> Any:
         if timeout is not None:
             check_timeout(f"on_{kind} function", timeout)
 
         def register(function: F) -> F:
-            self._hooks.add(kind, function, name, timeout)
+            self._registered.hooks.add(kind, function, name, timeout)
             return function
 
         return register if function is None else register(function)
+
+    def startup_task(self, name: str, *, on_failure: str = "shutdown") -> StartupTask:
+        """Begin a task without which the application is not ready, wherever it runs: ``with``, or until ``done()``.
+
+        Unlike an ``on_startup`` function it holds no request, only readiness. If it raises, or ``fail()`` is called,
+        the process shuts down with exit code 1. While it lasts, the log says so each minute.
+
+        :param on_failure: ``"not_ready"`` to answer readiness probes with 503 instead, until :meth:`set_ready`.
+        :raises RuntimeError: the start-up is over already.
+        :raises TypeError: the name is no string.
+        :raises ValueError: there is no such way to fail.
+        """
+        read_on_failure(name, on_failure)
+        return self._registered.tasks.begin(name, on_failure)
+
+    # -- work that is not a request -------------------------------------------------------------------------------
+
+    def work(self, name: str, /, **info: Any) -> Work:
+        """Begin a piece of work that a shutdown waits for.
+
+        ::
+
+            with lifecycle.work("import", file=name): ...
+
+        Or a decorator, each call of whose function is one; or an object, until its ``done()`` is called. Making and
+        ending one takes no lock.
+
+        :param name: what it is, in logs and in the report; ``info`` says which.
+        :raises TypeError: the name is no string.
+        """
+        if not isinstance(name, str) or not name:
+            raise TypeError(f"Work needs a name that is a string, not {name!r}; what it works on goes by keyword.")
+        return Work(self._registered.work, name, info)
+
+    def submit(self, executor: Any, function: Callable[..., Any], /, *arguments: Any, **keywords: Any) -> Any:
+        """Give a call to an executor, as its ``submit`` does, and have a shutdown wait for the future that is returned.
+
+        :raises TypeError: that is no executor.
+        """
+        return submit(self._registered.work, executor, function, *arguments, **keywords)
+
+    def tokens(self, stacks: bool = False) -> tuple[WorkInfo, ...]:
+        """A snapshot of the work that is under way, oldest first.
+
+        :param stacks: whether to look at the stacks of the threads that began it, too.
+        """
+        return self._registered.work.tokens(stacks)
 
 
 def check_renderer(function: R) -> R:

@@ -39,54 +39,30 @@ thread and both wait for the same report. A shutdown that begins before ``run`` 
 
 from __future__ import annotations
 
-import signal
+import logging
 import threading
+import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol, TypeVar
 
 from ._config import Settings
 from ._deadline import Clock, Deadline
 from ._hooks import HookRecord, Hooks, ShutdownContext, inside_a_hook, run_hook
 from ._inflight import Ledger, Load, RequestInfo
+from ._report import PhaseRecord, ShutdownReport
+from ._startup import StartupTasks
 from ._state import Event, StateMachine, logger
+from ._tally import Tally
+from ._work import WorkInfo, WorkLedger
+
+T = TypeVar("T")
+
+# So many requests and tokens that hold up a stop are logged one by one, with their stacks.
+_MOST_STRAGGLERS = 50
 
 # The report, the threads and the interpreter's own end.
 _WAY_OUT = 0.25
-
-
-class PhaseRecord(NamedTuple):
-    """One phase of a shutdown and how many seconds it took."""
-
-    name: str
-    duration: float
-
-
-class ShutdownReport(NamedTuple):
-    """What happened from the first signal to the end; every caller of ``shutdown`` gets the same one."""
-
-    reason: str
-    signal: int | None
-    phases: tuple[PhaseRecord, ...]
-    abandoned: tuple[RequestInfo, ...]
-    hooks: tuple[HookRecord, ...]
-    duration: float
-
-    @property
-    def clean(self) -> bool:
-        """Whether no request was abandoned and no hook failed or hung."""
-        return not self.abandoned and all(hook.outcome == "ok" for hook in self.hooks)
-
-    @property
-    def exit_code(self) -> int:
-        """0 after a clean shutdown, else 1."""
-        return 0 if self.clean else 1
-
-    def __str__(self) -> str:
-        bad = {outcome: sum(hook.outcome == outcome for hook in self.hooks) for outcome in ("failed", "hung")}
-        parts = [f"{len(self.abandoned)} abandoned"] if self.abandoned else []
-        parts += [f"{n} hook{'s' if n > 1 else ''} {outcome}" for outcome, n in bad.items() if n]
-        return f"{', '.join(parts) or 'clean'}, exit {self.exit_code}"
 
 
 class Member(Protocol):
@@ -96,7 +72,14 @@ class Member(Protocol):
     machine: StateMachine
     ledger: Ledger
     hooks: Hooks
+    work: WorkLedger
+    tasks: StartupTasks
     draining: threading.Event
+    refused: int
+
+    @property
+    def served(self) -> int:
+        """How many requests it has answered since the drain began, but for those that were refused."""
 
     @property
     def started(self) -> bool:
@@ -113,6 +96,9 @@ class Member(Protocol):
 
     def withdraw(self) -> None:
         """The listener is closed: readiness fails, whatever was wished for the beginning of the drain."""
+
+    def told(self, report: ShutdownReport) -> None:
+        """Tell everybody in the application how the shutdown went."""
 
 
 class Server(Protocol):
@@ -145,6 +131,7 @@ class Coordinator:
 
     :param members: the applications that stop together, asked for when the shutdown begins.
     :param find_server: finds a server that somebody else started, or ``None``.
+    :param keep: called with the report before anybody else has it, to put it where it outlives the process.
     :param leave: called with the report at the very end, in the coordinator's thread; it makes the process leave.
     """
 
@@ -152,6 +139,7 @@ class Coordinator:
         self,
         members: Callable[[], Sequence[Member]],
         find_server: Callable[[], Server | None] = lambda: None,
+        keep: Callable[[ShutdownReport], None] = lambda report: None,
         leave: Callable[[ShutdownReport, bool], None] = lambda report, served: None,
         clock: Clock | None = None,
     ) -> None:
@@ -164,11 +152,17 @@ class Coordinator:
         self.deadline: Deadline | None = None
         self.last_moment = Deadline(self.clock, 0.0)  # when whatever has not ended is left behind
         self.report: ShutdownReport | None = None
-        self.phase = ""
+        self.phase = ""  # the one that is on, since ``phase_began``
+        self.phase_began = 0.0
+        self.phases: list[PhaseRecord] = []  # those that are over
         self.thread: threading.Thread | None = None
         self.done = threading.Event()
         self._find_server = find_server
+        self._keep = keep
         self._leave = leave
+        self._abandoned: tuple[RequestInfo, ...] = ()
+        self._abandoned_work: tuple[WorkInfo, ...] = ()
+        self._began_at = 0.0  # seconds since the epoch
         self._lock = threading.Lock()  # guards begun/attach; held for a few assignments
         self._drain_hooks_ended = threading.Event()
 
@@ -202,7 +196,7 @@ class Coordinator:
             if self.begun:
                 return False
             grace = min((member.settings.grace_period for member in self.members()), default=0.0)
-            self.reason, self.signal = reason, signum
+            self.reason, self.signal, self._began_at = reason, signum, time.time()
             self.deadline = Deadline.after(self.clock, grace)
         # The phases keep a little of the grace period for the way out, and the watchdog half of that, so that the
         # process is gone within it.
@@ -228,10 +222,20 @@ class Coordinator:
         serving = any(body.thread == this.ident for member in self.members() for body in member.ledger.active.copy())
         return serving or this is self.thread or inside_a_hook()
 
-    def unfinished(self) -> tuple[RequestInfo, ...]:
+    def unfinished(self, stacks: bool = False) -> tuple[RequestInfo, ...]:
         """Everything in flight, of the applications and of the server."""
-        running = [info for member in self.members() for info in member.ledger.requests()]
+        running = [info for member in self.members() for info in member.ledger.requests(stacks)]
         return (*running, *(self.server.unfinished() if self.server is not None else ()))
+
+    def live_work(self, stacks: bool = False) -> tuple[WorkInfo, ...]:
+        """Every token that is live, of work and of startup tasks."""
+        ledgers = _each_once(ledger for member in self.members() for ledger in (member.work, member.tasks))
+        return tuple(info for ledger in ledgers for info in ledger.tokens(stacks))
+
+    def report_so_far(self, forced: int) -> ShutdownReport:
+        """The report of a shutdown that is cut short now, with this exit code."""
+        phases = [*self.phases, PhaseRecord(self.phase, self.clock.monotonic() - self.phase_began)]
+        return self._make_report(phases, self.unfinished(stacks=True), self.live_work(stacks=True), forced)
 
     # -- the thread -----------------------------------------------------------------------------------------------
 
@@ -240,32 +244,55 @@ class Coordinator:
         if self.server is None and not self.owned:
             self.server = self._find_server()
         served = self.owned or self.server is not None or any(member.started for member in members)
-        records: list[PhaseRecord] = []
-        abandoned: tuple[RequestInfo, ...] = ()
         for name, phase in PHASES:
-            self.phase = name
-            began = self.clock.monotonic()
+            self.phase, self.phase_began = name, self.clock.monotonic()
             try:
-                abandoned = phase(self, members, deadline) or abandoned
+                phase(self, members, deadline)
             except Exception:
                 logger.exception("phase '%s' failed; the shutdown goes on", name)
-            records.append(PhaseRecord(name, self.clock.monotonic() - began))
-        self._finish(members, records, abandoned, served)
+            self.phases.append(PhaseRecord(name, self.clock.monotonic() - self.phase_began))
+        self._finish(members, served)
 
-    def _finish(
-        self, members: Sequence[Member], phases: list[PhaseRecord], abandoned: tuple[RequestInfo, ...], served: bool
-    ) -> None:
-        self.phase = "exit"
+    def _finish(self, members: Sequence[Member], served: bool) -> None:
+        self.phase, self.phase_began = "exit", self.clock.monotonic()
         _each(members, "marked as stopped", lambda member: member.machine.apply(Event.STOPPED, self.reason))
-        hooks = tuple(record for group in _hook_groups(members) for record in group.records)
-        duration = sum(phase.duration for phase in phases)
-        report = ShutdownReport(self.reason, self.signal, tuple(phases), abandoned, hooks, duration)
+        report = self._make_report(self.phases, self._abandoned, (*self._abandoned_work, *self._late_work()))
         logger.info(
-            "shutdown complete in %.1f s: %s", duration, report, extra={"lifecycle_exit_code": report.exit_code}
-        )
+            "shutdown complete in %.1f s: %s (%s; %s)", report.duration, report, self.reason, report.course,
+            extra={"lifecycle_exit_code": report.exit_code, "lifecycle_report": report.as_dict()},
+        )  # fmt: skip
+        try:
+            self._keep(report)
+        except Exception:
+            logger.exception("the report could not be kept")
+        _each(members, "told how the shutdown went", lambda member: member.told(report))
         self.report = report
         self.done.set()
         self._leave(report, served)
+
+    def _late_work(self) -> list[WorkInfo]:
+        """Work that began when the drain was over, by somebody who does not look at it: it is lost as well."""
+        known = {(info.name, info.thread) for info in self._abandoned_work}
+        late = [info for info in self.live_work() if (info.name, info.thread) not in known]
+        for info in late:
+            logger.error("abandoned %s", info, extra={"lifecycle_work": info.name, "lifecycle_age": info.age})
+        return late
+
+    def _make_report(
+        self,
+        phases: Sequence[PhaseRecord],
+        abandoned: tuple[RequestInfo, ...],
+        work: tuple[WorkInfo, ...],
+        forced: int | None = None,
+    ) -> ShutdownReport:
+        members = self.members()
+        hooks = tuple(record for group in _hook_groups(members) for record in group.records)
+        served, refused = (sum(getattr(member, name) for member in members) for name in ("served", "refused"))
+        duration = sum(phase.duration for phase in phases)
+        return ShutdownReport(
+            self.reason, self.signal, tuple(phases), abandoned, hooks, duration,
+            work, served, refused, self._began_at, forced,
+        )  # fmt: skip
 
     def _announce(self, members: Sequence[Member], deadline: Deadline) -> None:
         logger.info(
@@ -308,27 +335,44 @@ class Coordinator:
             self.server.stop_accepting(self._drain_deadline(members, deadline).remaining())
         _each(members, "told that nobody is let in any more", lambda member: member.withdraw())
 
-    def _drain(self, members: Sequence[Member], deadline: Deadline) -> tuple[RequestInfo, ...]:
+    def _drain(self, members: Sequence[Member], deadline: Deadline) -> None:
         until = self._drain_deadline(members, deadline)
-        linger = max((member.settings.keepalive_linger for member in members), default=0.0)
-        # Twice, because a server that is not ours sees neither what the application runs, nor that it will have to send
-        # its answer afterwards.
-        for _ in range(2):
-            if self.server is not None:
-                self.server.wait_idle(until.remaining(), linger)
-            for member in members:
-                member.ledger.wait_idle(until.remaining())
-            if not self.unfinished():
-                break
+        if not self._settle(members, until.earlier(until.remaining() / 2)):
+            self._tell_stragglers(logging.WARNING, "halfway through the drain, waiting for")
+            self._settle(members, until)
         # Their own deadline is the same; a moment more, so that one that hangs is on record.
         self.clock.wait(self._drain_hooks_ended, until.remaining() + 0.1)
         for group in _hook_groups(members):
             if group.startup_begun.is_set():
                 self.clock.wait(group.startup_over, until.remaining())
-        abandoned = self.unfinished()
-        for info in abandoned:
-            logger.error("abandoned %s", info, extra={"lifecycle_path": info.path, "lifecycle_age": info.age})
-        return abandoned
+        self._abandoned, self._abandoned_work = self._tell_stragglers(logging.ERROR, "abandoned")
+
+    def _settle(self, members: Sequence[Member], until: Deadline) -> bool:
+        """Wait until nothing is under way, or until then; say whether that is so."""
+        linger = max((member.settings.keepalive_linger for member in members), default=0.0)
+        tallies = _each_once(t for member in members for t in _tallies(member))
+        # Twice, because a server that is not ours sees neither what the application runs, nor that it will have to send
+        # its answer afterwards.
+        for _ in range(2):
+            if self.server is not None:
+                self.server.wait_idle(until.remaining(), linger)
+            for tally in tallies:
+                tally.wait_idle(until.remaining())
+            if not self.unfinished() and not any(tallies):
+                return True
+        return False
+
+    def _tell_stragglers(self, level: int, words: str) -> tuple[tuple[RequestInfo, ...], tuple[WorkInfo, ...]]:
+        """Log what is under way, each with the stack of its thread, and return it."""
+        requests, work = self.unfinished(stacks=True), self.live_work(stacks=True)
+        told: list[RequestInfo | WorkInfo] = [*requests, *work]
+        for info in told[:_MOST_STRAGGLERS]:
+            stack = f"; its thread '{info.thread}' is at\n{info.stack.rstrip()}" if info.stack else ""
+            name = {"lifecycle_path": info.path} if isinstance(info, RequestInfo) else {"lifecycle_work": info.name}
+            logger.log(level, "%s %s%s", words, info, stack, extra={**name, "lifecycle_age": info.age})
+        if len(told) > _MOST_STRAGGLERS:
+            logger.log(level, "%s %d more", words, len(told) - _MOST_STRAGGLERS)
+        return requests, work
 
     def _hooks(self, members: Sequence[Member], deadline: Deadline) -> None:
         _each(members, "made to refuse work", lambda member: member.refuse())
@@ -344,6 +388,10 @@ class Coordinator:
             for hook in group.of(kind)
         ]
         for number, (hook, group, member) in enumerate(todo, 1):
+            if group.unopened(hook):
+                logger.info("%s skipped: its start did not succeed", hook.label, extra={"lifecycle_hook": hook.name})
+                group.records.append(HookRecord(hook.name, kind, "skipped", 0.0))
+                continue
             share = deadline.remaining() if number == len(todo) else deadline.remaining() / 2
             group.records.append(run_hook(hook, context, min(hook.timeout or share, share), member.context, self.clock))
         if kind == "drain":
@@ -375,12 +423,13 @@ def _each(members: Iterable[Member], what: str, tell: Callable[[Member], object]
 
 def _hook_groups(members: Iterable[Member]) -> list[Hooks]:
     """The hooks of all members, each group once: several applications may share one ``Lifecycle``."""
-    return list({id(member.hooks): member.hooks for member in members}.values())
+    return _each_once(member.hooks for member in members)
 
 
-def signal_name(signum: int) -> str:
-    """``SIGTERM`` for 15; the number itself where it has no name."""
-    try:
-        return signal.Signals(signum).name
-    except ValueError:
-        return str(signum)
+def _tallies(member: Member) -> tuple[Tally, ...]:
+    """All that a drain waits for in an application."""
+    return member.ledger, member.work, member.tasks
+
+
+def _each_once(things: Iterable[T]) -> list[T]:
+    return list({id(thing): thing for thing in things}.values())

@@ -92,7 +92,7 @@ ENDING = frozenset({S.DRAINING, S.STOPPING, S.STOPPED})
 
 
 class StateMachine:
-    """The state of one application. Every method may be called from any thread and none blocks.
+    """The state of one application. Any thread may use it; but for :meth:`wait_for` nothing blocks.
 
     :param ready: whether the application is ready as soon as it has started.
     :param notify: called as ``notify(old, new, reason)`` after each change, without the lock.
@@ -105,14 +105,14 @@ class StateMachine:
         self.was_ready = False  # at the moment when the drain began
         self._wish = (ready, "started" if ready else "waiting for set_ready()")
         self._notify = notify
-        self._lock = threading.Lock()  # guards state, reason, reached_ready, was_ready and _wish
+        self._changed = threading.Condition()  # guards state, reason, reached_ready, was_ready and _wish
 
     def apply(self, event: Event, reason: str = "") -> State:
         """Make the transition that ``event`` stands for and return the state it led to.
 
         :raises RuntimeError: ``event`` is illegal in this state; nothing has changed.
         """
-        with self._lock:
+        with self._changed:
             old = self.state
             try:
                 new = TRANSITIONS[old][event]
@@ -131,9 +131,15 @@ class StateMachine:
             if new is not old or event is Event.SET_NOT_READY:
                 self.reason = reason
             self.reached_ready = self.reached_ready or new is State.READY
+            self._changed.notify_all()
         if new is not old:
             self._notify(old, new, reason)
         return new
+
+    def wait_for(self, wanted: Callable[[State], bool], timeout: float | None) -> bool:
+        """Block until the state is one that is wanted; say whether it is. The one method that blocks."""
+        with self._changed:
+            return self._changed.wait_for(lambda: wanted(self.state), timeout)
 
     @property
     def ending(self) -> bool:

@@ -314,10 +314,11 @@ def make_blueprint(probes: WSGIApplication, paths: Mapping[str, str]) -> Bluepri
     return blueprint
 
 
-def install_guard(app: Flask, remaining: Callable[[], float | None]) -> None:
+def install_guard(app: Flask, remaining: Callable[[], float | None], count: Callable[[], None]) -> None:
     """Refuse every request that begins from now on, ahead of the application's own ``before_request`` functions."""
 
     def lifecycle_guard() -> Response:
+        count()
         return refusal(remaining())
 
     # A new list in one assignment: a request that is iterating over the old one goes on with the old one.

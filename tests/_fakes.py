@@ -25,7 +25,9 @@ from flask_lifecycle._deadline import Clock
 from flask_lifecycle._hooks import Hooks
 from flask_lifecycle._inflight import Ledger, Load
 from flask_lifecycle._shutdown import Coordinator
+from flask_lifecycle._startup import StartupTasks
 from flask_lifecycle._state import Event, State, StateMachine
+from flask_lifecycle._work import WorkLedger
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
@@ -100,6 +102,10 @@ class FakeMember:
         self.machine = StateMachine(ready=True, notify=lambda *change: self.changes.append(change))
         self.ledger = Ledger(clock.monotonic) if clock is not None else Ledger()
         self.hooks = Hooks()
+        self.work = WorkLedger() if clock is None else WorkLedger(clock.monotonic)
+        self.tasks = StartupTasks(self.hooks.records)
+        self.served = 0
+        self.reports: list[ShutdownReport] = []
         self.draining = threading.Event()
         self.started = True
         self.refused = 0
@@ -117,6 +123,9 @@ class FakeMember:
 
     def withdraw(self) -> None:
         self.withdrawn += 1
+
+    def told(self, report: ShutdownReport) -> None:
+        self.reports.append(report)
 
     def start(self) -> None:
         self.machine.apply(Event.STARTED)

@@ -546,7 +546,7 @@ def test_groups(make: Callable[[Lifecycle], object], kind: type[Exception], mess
     lifecycle = Lifecycle()
     with pytest.raises(kind, match=whole(message)):
         make(lifecycle)
-    assert lifecycle._checks.renderer is None
+    assert lifecycle._registered.checks.renderer is None
 
 
 @pytest.mark.parametrize(
@@ -585,7 +585,7 @@ def test_groups_that_settings_do_not_allow(
         lifecycle.init_app(app)
         with pytest.raises(ValueError, match=whole(message)):
             lifecycle.group("own", **options)
-        assert list(lifecycle._checks.groups()) == ["live", "ready", "startup", "healthcheck"]
+        assert list(lifecycle._registered.checks.groups()) == ["live", "ready", "startup", "healthcheck"]
         assert app.test_client().get("/own").status_code == 404
     else:
         lifecycle.group("own", **options)

@@ -103,7 +103,7 @@ def test_decorators_return_the_function() -> None:
     for register in (lifecycle.on_startup, lifecycle.on_drain, lifecycle.on_shutdown):
         assert register(function) is function
         assert register(name="named", timeout=1.0)(function) is function
-    checks = {check.name: check for check in lifecycle._checks.checks()}
+    checks = {check.name: check for check in lifecycle._registered.checks.checks()}
     assert checks["named"] == Check("named", function, timeout=1, critical=False, groups=("live",))
     assert checks["function"] == Check("function", function)
 

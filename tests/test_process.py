@@ -258,7 +258,7 @@ def receiving(monkeypatch: pytest.MonkeyPatch) -> tuple[Process, list[Any]]:
     """A process, and the exit codes with which it leaves, each before its last words."""
     process, codes = Process(signals=False), list[Any]()
 
-    def leave(code: int, *lines: str) -> None:
+    def leave(code: int, *lines: str, **_how: Any) -> None:
         codes.extend((code, *lines))
         raise Left
 
@@ -281,7 +281,7 @@ def test_a_second_signal_forces(monkeypatch: pytest.MonkeyPatch) -> None:
     member, free = FakeMember(), threading.Event()
     process.join(member, ())
     member.hooks.add("shutdown", lambda: free.wait(BOUND), "slow", None)
-    member.ledger.requests = lambda: (RequestInfo("GET", "/slow", 1.0),)  # type: ignore[method-assign]
+    member.ledger.requests = lambda stacks=False: (RequestInfo("GET", "/slow", 1.0),)  # type: ignore[method-assign]
     process.receive(signal.SIGTERM)
     monkeypatch.setattr(_process, "_SAME_SIGNAL", 0.0)
     with pytest.raises(Left, match=whole("")):

@@ -1,0 +1,128 @@
+"""What is told of a shutdown when it is over: the receipt."""
+
+from __future__ import annotations
+
+import datetime
+import signal
+from typing import Any, NamedTuple
+
+from blinker import Namespace
+
+from ._hooks import HookRecord
+from ._inflight import RequestInfo
+from ._work import WorkInfo, describe
+
+shutdown_complete = Namespace().signal(
+    "lifecycle-shutdown-complete",
+    doc="""Sent once for each application when the shutdown is over, before the process leaves; not where the exit is
+    forced. The sender is the application, ``report`` the :class:`ShutdownReport`. A receiver has what is left of the
+    grace period.""",
+)
+
+# Outcomes of hooks that are nothing to complain about.
+_GOOD = ("ok", "skipped")
+
+
+class PhaseRecord(NamedTuple):
+    """One phase of a shutdown and how many seconds it took."""
+
+    name: str
+    duration: float
+
+
+class ShutdownReport(NamedTuple):
+    """What happened from the first signal to the end; every caller of ``shutdown`` gets the same one.
+
+    :param abandoned: requests that were not answered, and ``work``: tokens that were not ended, by the deadline.
+    :param served: how many requests were answered from the beginning of the drain on, and ``refused``: with 503.
+    :param began: when, in seconds since the epoch.
+    :param forced: what the process exits with where that was forced, by a second signal or at the deadline.
+    """
+
+    reason: str
+    signal: int | None
+    phases: tuple[PhaseRecord, ...]
+    abandoned: tuple[RequestInfo, ...]
+    hooks: tuple[HookRecord, ...]
+    duration: float
+    work: tuple[WorkInfo, ...] = ()
+    served: int = 0
+    refused: int = 0
+    began: float = 0.0
+    forced: int | None = None
+
+    @property
+    def clean(self) -> bool:
+        """Whether nothing was abandoned or forced and no hook or startup task failed or hung."""
+        good = all(hook.outcome in _GOOD for hook in self.hooks)
+        return good and not self.abandoned and not self.work and self.forced is None
+
+    @property
+    def exit_code(self) -> int:
+        """0 after a clean shutdown, else 1; or what a forced exit says."""
+        return self.forced if self.forced is not None else 0 if self.clean else 1
+
+    def __str__(self) -> str:
+        parts = ["forced"] if self.forced is not None else []
+        lost = len(self.abandoned) + len(self.work)
+        parts += [f"{lost} abandoned"] if lost else []
+        for outcome in ("failed", "hung"):
+            n = sum(hook.outcome == outcome for hook in self.hooks)
+            parts += [f"{n} hook{'s' if n > 1 else ''} {outcome}"] if n else []
+        return f"{', '.join(parts) or 'clean'}, exit {self.exit_code}"
+
+    @property
+    def course(self) -> str:
+        """How it went, in the words of the log's last line: the phases that took time, and the requests."""
+        phases = ", ".join(f"{phase.name} {phase.duration:.1f} s" for phase in self.phases if phase.duration >= 0.05)
+        return f"{phases or 'at once'}; {self.served} served and {self.refused} refused meanwhile"
+
+    def as_dict(self) -> dict[str, Any]:
+        """All of it as JSON has it; of what a hook raised the type alone, as its text may hold what is secret."""
+        began = datetime.datetime.fromtimestamp(self.began, datetime.timezone.utc)
+        return {
+            "summary": str(self),
+            "reason": self.reason,
+            "signal": None if self.signal is None else signal_name(self.signal),
+            "began": began.isoformat(timespec="milliseconds"),
+            "duration": round(self.duration, 3),
+            "exit_code": self.exit_code,
+            "clean": self.clean,
+            "forced": self.forced is not None,
+            "served": self.served,
+            "refused": self.refused,
+            "phases": [{"name": phase.name, "seconds": round(phase.duration, 3)} for phase in self.phases],
+            "hooks": [_hook(record) for record in self.hooks],
+            "abandoned": [_request(info) for info in self.abandoned],
+            "work": [_work(info) for info in self.work],
+        }
+
+
+def _hook(record: HookRecord) -> dict[str, Any]:
+    document: dict[str, Any] = {"name": record.name, "kind": record.kind, "outcome": record.outcome}
+    document |= {"seconds": round(record.duration, 3)}
+    return document | ({"error": record.error.partition(":")[0]} if record.error else {})
+
+
+def _request(info: RequestInfo) -> dict[str, Any]:
+    document: dict[str, Any] = {
+        "method": info.method,
+        "path": info.path,
+        "age": round(info.age, 3),
+        "stage": info.stage,
+    }
+    more = {"route": info.route, "remote": info.remote, "thread": info.thread, "stack": info.stack}
+    return document | {key: value for key, value in more.items() if value}
+
+
+def _work(info: WorkInfo) -> dict[str, Any]:
+    document: dict[str, Any] = {"name": info.name, "age": round(info.age, 3), "what": describe(info.name, info.info)}
+    return document | {key: value for key, value in (("thread", info.thread), ("stack", info.stack)) if value}
+
+
+def signal_name(signum: int) -> str:
+    """``SIGTERM`` for 15; the number itself where it has no name."""
+    try:
+        return signal.Signals(signum).name
+    except ValueError:
+        return str(signum)
