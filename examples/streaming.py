@@ -1,23 +1,24 @@
-"""A response without an end that notices the drain and ends by itself.
+"""Server-sent events without an end that notice the drain, end by themselves and go on elsewhere.
 
 Serve it with ::
 
     flask --app examples/streaming.py lifecycle run -p 8000
 
-then ``curl -N localhost:8000/ticks``, and press Ctrl-C in the first terminal: the client gets a
-last event. Without the look at ``lifecycle.draining`` the stream would go on until the deadline
-and be cut off there.
+then ``curl -N localhost:8000/ticks``, and press Ctrl-C in the first terminal: the client gets a last event. A browser's
+``EventSource`` connects again by itself, to the next process, and tells it the last id that it has seen. Without the
+look at ``lifecycle.draining`` the stream would go on until the deadline and be cut off there.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from flask import Flask, Response
+from flask import Flask, Response, request
 
 from flask_lifecycle import Lifecycle
 
 PERIOD = 0.2
+RETRY = 1000  # milliseconds until the client connects again; the next process should be there by then
 
 app = Flask(__name__)
 lifecycle = Lifecycle(app)
@@ -27,17 +28,18 @@ lifecycle = Lifecycle(app)
 def ticks() -> Response:
     # Taken here: the body is produced when the view has returned and its context is gone.
     draining = lifecycle.draining
+    count = request.headers.get("Last-Event-ID", 0, type=int)
 
-    def events() -> Iterator[str]:
-        count = 0
+    def events(count: int) -> Iterator[str]:
+        yield f"retry: {RETRY}\n\n"
         # wait() returns True the moment the shutdown begins: a sleep that can be cut short.
         while not draining.wait(PERIOD):
             count += 1
-            yield f"data: {count}\n\n"
-        # The id lets the client go on from here with the next process.
-        yield f"event: bye\nid: {count}\ndata: reconnect\n\n"
+            yield f"id: {count}\ndata: tick\n\n"
+        yield "event: bye\ndata: reconnect\n\n"
 
-    return Response(events(), mimetype="text/event-stream", headers={"Cache-Control": "no-store"})
+    headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}  # the latter for nginx
+    return Response(events(count), mimetype="text/event-stream", headers=headers)
 
 
 @lifecycle.on_drain

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import http.client
 import json
 import os
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from simple_websocket import Client, ConnectionClosed  # type: ignore[import-untyped]  # it has no types
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = sorted(path.name for path in (ROOT / "examples").glob("*.py"))
@@ -24,10 +26,10 @@ START = 30.0
 STOP = 20.0
 
 
-def flask(example: str) -> list[str]:
+def flask(example: str, server: str = "waitress") -> list[str]:
     """The command that serves an example on a free port."""
     app = f"examples/{example}"
-    return [sys.executable, "-m", "flask", "--app", app, "lifecycle", "run", "-p", "0"]
+    return [sys.executable, "-m", "flask", "--app", app, "lifecycle", "run", "-p", "0", "--server", server]
 
 
 class Served:
@@ -169,23 +171,49 @@ def test_factory_warms_up_before_it_is_ready(serve: Callable[..., Served]) -> No
     assert "saving because of" in served.log
 
 
-def test_streaming_response_ends_by_itself(serve: Callable[..., Served]) -> None:
-    """A stream without an end notices the drain, ends by itself and arrives to its last byte."""
-    served = serve(flask("streaming.py"))
+@pytest.mark.parametrize("server", ["waitress", "werkzeug"])
+@pytest.mark.parametrize(("last", "first"), [(None, 1), ("41", 42), ("no number", 1)])
+def test_streaming_response_ends_by_itself(
+    serve: Callable[..., Served], server: str, last: str | None, first: int
+) -> None:
+    """A stream without an end notices the drain, ends by itself and arrives to its last byte; it begins behind the
+    event that the client has seen last.
+    """
+    served = serve(flask("streaming.py", server))
     served.ready()
     connection = http.client.HTTPConnection("127.0.0.1", served.port(), timeout=STOP)
     try:
-        connection.request("GET", "/ticks")
+        connection.request("GET", "/ticks", headers={} if last is None else {"Last-Event-ID": last})
         response = connection.getresponse()
-        assert response.readline() == b"data: 1\n"
+        begun = [response.readline() for _ in range(4)]
+        assert begun == [b"retry: 1000\n", b"\n", f"id: {first}\n".encode(), b"data: tick\n"]
         served.terminate()
         # read() raises IncompleteRead when the stream is cut off without its last chunk.
         rest = response.read().decode()
     finally:
         connection.close()
-    assert re.search(r"^event: bye\nid: \d+\ndata: reconnect\n\n\Z", rest, re.MULTILINE)
+    assert re.search(r"^event: bye\ndata: reconnect\n\n\Z", rest, re.MULTILINE)
     assert served.exit_code() == 0, served.log
     assert "streams are asked to end" in served.log
+
+
+def test_websocket_ends_by_itself(serve: Callable[..., Served]) -> None:
+    """A websocket notices the drain, says good-bye and is closed with the code for a server that stops."""
+    served = serve(flask("websocket.py", "werkzeug"))
+    served.ready()
+    daemon = functools.partial(threading.Thread, daemon=True)  # a failure is not to hold the tests
+    client = Client.connect(f"ws://127.0.0.1:{served.port()}/echo", thread_class=daemon)
+    client.send("hello")
+    assert client.receive(timeout=STOP) == "hello"
+    served.terminate()
+    assert client.receive(timeout=STOP) == "good-bye, please connect again"
+    with pytest.raises(ConnectionClosed, match="the server stops") as caught:
+        client.receive(timeout=STOP)
+    assert caught.value.reason == 1001
+    client.sock.close()
+    client.thread.join(STOP)
+    assert served.exit_code() == 0, served.log
+    assert "clean, exit 0" in served.log
 
 
 def test_every_example_is_short_and_run_here() -> None:
@@ -194,4 +222,4 @@ def test_every_example_is_short_and_run_here() -> None:
     for name in EXAMPLES:
         text = (ROOT / "examples" / name).read_text(encoding="utf-8")
         assert len(text.splitlines()) <= 60, name
-        assert f'flask("{name}")' in here
+        assert re.search(rf'\b(flask|script)\("{re.escape(name)}"', here), name

@@ -26,6 +26,10 @@ connection goes on, provided that the answer turns out as long as it said. The h
 readings of where a request ends are how requests are smuggled: GET or HEAD, HTTP/1.1, no header that speaks of a body
 at all, nothing that the header parser found odd. What comes behind any other request is not looked at: the client
 was told close, and sends it again.
+
+A websocket is a request that runs until it ends: it is in flight, its connection is busy, and the drain waits for it.
+``_upgrade.py`` tells how it is noticed and kept from being answered. Whoever has not ended it by the end of the
+shutdown finds it hung up.
 """
 
 from __future__ import annotations
@@ -45,6 +49,7 @@ from werkzeug.serving import LISTEN_QUEUE, ThreadedWSGIServer, WSGIRequestHandle
 from .. import _sockets
 from .._inflight import Load, RequestInfo
 from . import _closing
+from ._upgrade import LentSocket, Unanswered
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
@@ -141,7 +146,9 @@ class Werkzeug:
 
     def sockets(self) -> list[socket.socket]:
         """Everything that a forked child must not keep open."""
-        return [listener.socket for listener in self._listeners] + list(self._connections.copy())
+        connections = self._connections.copy()
+        lent = [connection.lent for connection in connections.values() if connection.lent is not None]
+        return [*(listener.socket for listener in self._listeners), *connections, *lent]
 
     def addresses(self) -> list[str]:
         return [_sockets.describe(listener.socket) for listener in self._listeners]
@@ -180,6 +187,10 @@ class Werkzeug:
         return Load(0, busy=len(ages), oldest=max(ages, default=0.0))
 
     def stop(self) -> None:
+        with self._changed:
+            taken = [sock for sock, connection in self._connections.items() if connection.is_taken]
+        for sock in taken:
+            _sockets.hang_up(sock)  # its own end it has not found, and there is no answer that would be cut off
         self._post(lambda: setattr(self, "_ended", True))
 
     def _post(self, function: Callable[[], None]) -> None:
@@ -267,6 +278,11 @@ class _Connection:
         self.stage = "silent"
         self.since = time.monotonic()
         self.method = self.path = "-"
+        self.lent: LentSocket | None = None  # what the application may take it over by
+
+    @property
+    def is_taken(self) -> bool:
+        return self.lent is not None and self.lent.taken
 
     def enter(self, stage: str) -> None:
         self.stage = stage
@@ -274,6 +290,7 @@ class _Connection:
 
 
 _RESULT = "flask_lifecycle.result"
+_SOCKET = "werkzeug.socket"
 
 
 def _guarded(app: WSGIApplication) -> WSGIApplication:
@@ -287,7 +304,10 @@ def _guarded(app: WSGIApplication) -> WSGIApplication:
         try:
             returned = app(environ, start_response)
         except BaseException as error:
-            if isinstance(error, Exception) and not isinstance(error, (ConnectionError, TimeoutError)):
+            lent = environ.get(_SOCKET)
+            # Over a connection that was taken it is the client's going, or the wish for no answer.
+            taken = isinstance(lent, LentSocket) and lent.taken
+            if isinstance(error, Exception) and (taken or not isinstance(error, (ConnectionError, TimeoutError))):
                 raise
             raise RuntimeError(f"the application raised {type(error).__name__}") from error
         result = environ[_RESULT] = _Result(returned)
@@ -380,13 +400,21 @@ class _Listener(ThreadedWSGIServer):
         poll.register(hang_up, select.POLLIN)
         while time.monotonic() < until:
             ready = dict(poll.poll(_sockets.FAREWELL * 1000))
-            if sock.fileno() not in ready or not sock.recv(65536):
+            if sock.fileno() not in ready or _is_over(sock):
                 break  # silent, or at its end; one that still sends goes on, also after the hang-up
         # In a drain the end of this process may be the end of its network: wait for the acknowledgements, as long as
         # it takes. What the client still sends may stay unread meanwhile: it has been told to send no more.
         pause = threading.Event()
         while self.runner.announced and _sockets.unsent(sock):
             pause.wait(_sockets.ACK_TICK)
+
+
+def _is_over(sock: socket.socket) -> bool:
+    """Read what is there, and say whether it is the end."""
+    try:
+        return not sock.recv(65536, socket.MSG_DONTWAIT)
+    except BlockingIOError:  # whoever has taken the connection over has read it between our poll and our read
+        return False
 
 
 class _AtItsEnd:
@@ -432,6 +460,9 @@ class _Handler(WSGIRequestHandler):
             result = getattr(self, "environ", {}).pop(_RESULT, None)
             if result is not None:
                 result.close()
+            lent = connection.lent
+            if lent is not None and not lent.taken:
+                lent.close()
 
     def _first_byte(self) -> bool:
         """Wait for the client to say something; ``False`` when it is time to hang up."""
@@ -464,7 +495,18 @@ class _Handler(WSGIRequestHandler):
         self.rfile = self.connection = _AtItsEnd(self.server.runner.ended_read)  # type: ignore[assignment]
         if self._is_whole() and self._buffered():
             self.wfile = self._answer = _Answer(self._sink, self.command)  # type: ignore[assignment]
+        if "upgrade" in self.headers:
+            self._lend(environ, connection)
         return environ
+
+    def _lend(self, environ: WSGIEnvironment, connection: _Connection) -> None:
+        """Let the application take the connection over."""
+        self.close_connection = True  # what comes next is no request, whether it does or not
+        del environ[_SOCKET]
+        # Where no descriptor is to be had, whoever looks for the socket fails, and that is answered.
+        with contextlib.suppress(OSError):
+            environ[_SOCKET] = connection.lent = lent = LentSocket(self._socket)
+            self.wfile = Unanswered(self._sink, lent)  # type: ignore[assignment]
 
     def _is_whole(self) -> bool:
         """Whether this request certainly ends with its head, so that what comes behind it can only be the next."""

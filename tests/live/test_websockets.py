@@ -1,0 +1,165 @@
+"""Websockets, by Flask-Sock on our Werkzeug, with a real client: each is a request until it ends."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import signal
+import socket
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from simple_websocket import Client, ConnectionClosed  # type: ignore[import-untyped]  # it has no types
+
+from ._client import PATIENCE, Connection, get
+from ._process import Running, Starter, wait_until
+
+HANDSHAKE = (
+    "GET %s HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+)
+
+
+def serve(live: Starter, excuse: str = "", **settings: Any) -> Running:
+    """Serve the websockets."""
+    return live.serve("werkzeug", app="websocket_app.py", excuse=excuse, settings=settings)
+
+
+@contextlib.contextmanager
+def connected(running: Running, path: str) -> Iterator[Client]:
+    """A websocket's client, which has had an echo."""
+    host, port = running.address
+    daemon = functools.partial(threading.Thread, daemon=True)  # a failure is not to hold the tests
+    client = Client.connect(f"ws://{host}:{port}{path}", thread_class=daemon)
+    try:
+        client.send("hello")
+        assert client.receive(timeout=PATIENCE) == "hello"
+        yield client
+    finally:
+        client.connected = False
+        with contextlib.suppress(OSError):
+            client.sock.shutdown(socket.SHUT_RDWR)  # a close alone would not end its thread's recv
+        client.sock.close()
+        client.thread.join(PATIENCE)
+
+
+def ask(client: Connection, path: str) -> None:
+    """Ask for a websocket, as a client whose bytes are looked at."""
+    client.send((HANDSHAKE % path).encode())
+
+
+def switch(client: Connection, path: str) -> None:
+    """Ask for a websocket and read until it is there."""
+    ask(client, path)
+    received = b""
+    while not received.endswith(b"\r\n\r\n"):
+        received += client.receive(1)
+    assert received.startswith(b"HTTP/1.1 101 ")
+
+
+def closed_with(client: Client) -> tuple[int, str]:
+    """The code and the reason that a client finds its websocket closed with."""
+    with pytest.raises(ConnectionClosed) as caught:
+        client.receive(timeout=PATIENCE)
+    return caught.value.reason, caught.value.message
+
+
+def test_a_websocket_that_notices_the_drain(live: Starter) -> None:
+    """A websocket is in flight until it ends; one that looks at `draining` ends by itself, and its client gets the last
+    message and close code 1001, before the hooks run.
+    """
+    running = serve(live)
+    with connected(running, "/until-drain") as client:
+        assert json.loads(get(running.address, "/in-flight").body) == ["/until-drain", "/in-flight"]
+        running.send(signal.SIGTERM)
+        assert client.receive(timeout=PATIENCE) == "bye"
+        assert closed_with(client) == (1001, "going away")
+    assert running.wait_gone() == 0
+    assert "clean, exit 0" in running.log
+    assert running.told("ended") < running.told("hooks")
+
+
+def test_nothing_follows_the_close_frame(live: Starter) -> None:
+    """What Flask-Sock returns to the server when a websocket is over does not reach the client, and a client that never
+    answers the close frame holds the stop no longer than an idle connection.
+    """
+    running = serve(live)
+    with Connection(running.address) as client:
+        switch(client, "/until-drain")
+        running.send(signal.SIGTERM)
+        assert client.rest() == b"\x81\x03bye\x88\x0c\x03\xe9going away"
+        assert running.wait_gone() == 0
+    assert "clean, exit 0" in running.log
+
+
+def test_a_websocket_that_is_left(live: Starter) -> None:
+    """A websocket that its client closes is in flight no more, and the next is served."""
+    running = serve(live)
+    with connected(running, "/deaf") as client:
+        client.close(1000)
+    running.wait_event("closed")
+    wait_until(lambda: json.loads(get(running.address, "/in-flight").body) == ["/in-flight"], "the end of the request")
+    with connected(running, "/deaf"):
+        assert json.loads(get(running.address, "/daemons").body) == [True]
+    running.wait_event("closed", 2)
+    assert running.stop() == 0
+
+
+def test_a_websocket_that_fails(live: Starter) -> None:
+    """A websocket whose function raises ends without a close frame and without an error page, and the log says why."""
+    running = serve(live, excuse="ValueError: boom")
+    with Connection(running.address) as client:
+        switch(client, "/raises")
+        client.send(b"\x81\x82\0\0\0\0hi")  # masked with zeros
+        assert client.rest() == b""
+    assert running.stop() == 0
+    assert running.log.count("ValueError: boom") == 1
+
+
+def test_a_websocket_that_ignores_the_drain(live: Starter) -> None:
+    """A websocket that ignores the drain is cut off at the deadline: named in the log, the hooks run, and exit 1."""
+    running = serve(live, LIFECYCLE_GRACE_PERIOD=2.0, LIFECYCLE_HOOK_RESERVE=0.5)
+    with connected(running, "/deaf") as client:
+        running.send(signal.SIGTERM)
+        running.wait_log("listener closed")
+        client.send("still here?")
+        assert client.receive(timeout=PATIENCE) == "still here?"
+        assert closed_with(client)[0] == 1005  # none received
+    assert running.wait_gone() == 1
+    assert running.log.count("abandoned GET /deaf after") == 1
+    assert running.told("hooks") != []
+
+
+def test_a_second_signal_cuts_a_websocket_off(live: Starter) -> None:
+    """A second signal does not wait for a websocket."""
+    running = serve(live)
+    with connected(running, "/deaf") as client:
+        running.begin_stop()
+        assert not running.gone.wait(0.2)  # the time in which it would count as the same signal
+        assert running.stop() == 128 + signal.SIGTERM
+        assert closed_with(client)[0] == 1005
+    assert "forced by SIGTERM: abandoned 1" in running.log
+    assert "abandoned GET /deaf after" in running.log
+
+
+def test_pings_do_not_hold_the_exit(live: Starter) -> None:
+    """The thread by which a websocket sends its pings does not hold the exit until the next of them."""
+    running = serve(live, SOCK_SERVER_OPTIONS={"ping_interval": 300})
+    with Connection(running.address) as client:
+        switch(client, "/until-drain")
+        running.send(signal.SIGTERM)
+        client.rest()
+        assert running.wait_gone() == 0
+    assert "threads still run" not in running.log
+
+
+def test_waitress_has_no_websockets(live: Starter) -> None:
+    """On waitress a websocket is refused with 500, and the log says why."""
+    running = live.serve("waitress", app="websocket_app.py", excuse="Cannot obtain socket from WSGI environment")
+    with Connection(running.address) as client:
+        ask(client, "/until-drain")
+        assert client.answer().status == 500
+    assert running.stop() == 0
