@@ -79,6 +79,17 @@ class AppState:
         self._begun_in = 0
         self._functions_over = False  # of the start-up
         self._refusing = False
+        if process.signals:
+            self._take_along()
+
+    def _take_along(self) -> None:
+        """Make the companions that are wanted; what only a few want is imported for them alone."""
+        if self.settings.stop_on_crash:
+            from ._crash import CrashWatch
+
+            watch = self.process.share(CrashWatch)
+            watch.install()
+            self.companions.append(watch)
 
     def context(self) -> AbstractContextManager[Any]:
         return self._app.app_context()
