@@ -15,6 +15,10 @@ has begun to forget this process must not be called back to it.
 Readiness that the application sets by hand before it has started is remembered, not an error: ``started`` then
 leads to READY or to NOT_READY by what was wished last.
 
+An operator's *cordon* lies over what the application wishes: while it is there, the application is NOT_READY for the
+cordon's reason, and what the application wishes meanwhile is remembered and takes effect when the cordon has gone. So
+READY and NOT_READY are one place in the table, and which of the two it is, wish and cordon say together.
+
 Only :class:`StateMachine` changes a state. Everybody else reads ``machine.state``, which is one attribute and
 needs no lock. The lock guards the transition alone; the blinker signal is sent after it was released, in the
 thread that made the change, so two changes in quick succession from two threads may be heard out of order by
@@ -71,6 +75,8 @@ class Event(enum.Enum):
     STARTED = "started"
     SET_READY = "set_ready"
     SET_NOT_READY = "set_not_ready"
+    CORDON = "cordon"
+    UNCORDON = "uncordon"
     DRAIN = "drain"
     STOP = "stop"
     STOPPED = "stopped"
@@ -78,10 +84,18 @@ class Event(enum.Enum):
 
 S, E = State, Event
 
+# The four that an application and its operators wish by; where they may, they are remembered from the start on.
+_LIVE: dict[Event, State] = {
+    E.SET_READY: S.READY,
+    E.SET_NOT_READY: S.NOT_READY,
+    E.CORDON: S.NOT_READY,
+    E.UNCORDON: S.READY,
+    E.DRAIN: S.DRAINING,
+}
 TRANSITIONS: dict[State, dict[Event, State]] = {
-    S.STARTING: {E.STARTED: S.READY, E.SET_READY: S.STARTING, E.SET_NOT_READY: S.STARTING, E.DRAIN: S.DRAINING},
-    S.READY: {E.SET_READY: S.READY, E.SET_NOT_READY: S.NOT_READY, E.DRAIN: S.DRAINING},
-    S.NOT_READY: {E.SET_READY: S.READY, E.SET_NOT_READY: S.NOT_READY, E.DRAIN: S.DRAINING},
+    S.STARTING: {**dict.fromkeys(_LIVE, S.STARTING), E.STARTED: S.READY, E.DRAIN: S.DRAINING},
+    S.READY: _LIVE,
+    S.NOT_READY: _LIVE,
     S.DRAINING: {E.DRAIN: S.DRAINING, E.STOP: S.STOPPING},
     S.STOPPING: {E.DRAIN: S.STOPPING, E.STOPPED: S.STOPPED},
     S.STOPPED: {E.DRAIN: S.STOPPED},
@@ -103,13 +117,17 @@ class StateMachine:
         self.reason = "starting"
         self.reached_ready = False
         self.was_ready = False  # at the moment when the drain began
+        self.cordon: object | None = None  # what the operator's cordon is known by, if there is one
         self._wish = (ready, "started" if ready else "waiting for set_ready()")
+        self._cordon_reason = ""
         self._notify = notify
-        self._changed = threading.Condition()  # guards state, reason, reached_ready, was_ready and _wish
+        self._changed = threading.Condition()  # guards all of these
 
-    def apply(self, event: Event, reason: str = "") -> State:
+    def apply(self, event: Event, reason: str = "", cordon: object | None = None) -> State:
         """Make the transition that ``event`` stands for and return the state it led to.
 
+        :param cordon: what begins to be known by this (CORDON), or ends if it still is that one (UNCORDON; ``None``:
+            whichever there is). A lease that has run out must not end the one that has replaced it.
         :raises RuntimeError: ``event`` is illegal in this state; nothing has changed.
         """
         with self._changed:
@@ -120,15 +138,13 @@ class StateMachine:
                 raise RuntimeError(
                     f"'{event.value}' cannot happen in state {old.name}; {_CURES.get(event, 'it is out of order')}."
                 ) from None
-            if event is Event.SET_READY or event is Event.SET_NOT_READY:
-                self._wish = (event is Event.SET_READY, reason)
-            elif event is Event.STARTED:
-                ready, reason = self._wish
-                new = State.READY if ready else State.NOT_READY
-            elif event is Event.DRAIN and old not in ENDING:
-                self.was_ready = old is State.READY
+            if event is Event.UNCORDON and cordon is not self.cordon and cordon is not None:
+                return old
+            self._remember(event, reason, cordon)
+            if new in (State.READY, State.NOT_READY):
+                new, reason = self._as_wished(event, reason)
             self.state = new
-            if new is not old or event is Event.SET_NOT_READY:
+            if new is not old or new is State.NOT_READY or event is Event.SET_NOT_READY:
                 self.reason = reason
             self.reached_ready = self.reached_ready or new is State.READY
             self._changed.notify_all()
@@ -141,6 +157,25 @@ class StateMachine:
         with self._changed:
             return self._changed.wait_for(lambda: wanted(self.state), timeout)
 
+    def _remember(self, event: Event, reason: str, cordon: object | None) -> None:
+        if event is Event.SET_READY or event is Event.SET_NOT_READY:
+            self._wish = (event is Event.SET_READY, reason)
+        elif event is Event.CORDON:
+            self.cordon, self._cordon_reason = reason if cordon is None else cordon, reason
+        elif event is Event.UNCORDON:
+            self.cordon = None
+        elif event is Event.DRAIN and self.state not in ENDING:
+            self.was_ready = self.state is State.READY
+
+    def _as_wished(self, event: Event, reason: str) -> tuple[State, str]:
+        """Which of READY and NOT_READY it is, and why: a cordon goes before what the application wishes."""
+        ready, wished = self._wish
+        if self.cordon is not None:
+            return State.NOT_READY, self._cordon_reason
+        if not ready:
+            return State.NOT_READY, wished
+        return State.READY, wished if event is Event.STARTED else reason
+
     @property
     def ending(self) -> bool:
         """Whether a shutdown has begun."""
@@ -150,6 +185,8 @@ class StateMachine:
 _CURES = {
     Event.SET_READY: "a drain is one-way, start a new process instead",
     Event.SET_NOT_READY: "a drain is one-way and already answers readiness probes with 503",
+    Event.CORDON: "a drain is one-way and already answers readiness probes with 503",
+    Event.UNCORDON: "a drain is one-way, start a new process instead",
     Event.STARTED: "an application starts once, and not after its shutdown has begun",
 }
 

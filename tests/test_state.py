@@ -17,6 +17,8 @@ ILLEGAL = [(state, event) for state in State for event in Event if event not in 
 CURES = {
     Event.SET_READY: "a drain is one-way, start a new process instead",
     Event.SET_NOT_READY: "a drain is one-way and already answers readiness probes with 503",
+    Event.CORDON: "a drain is one-way and already answers readiness probes with 503",
+    Event.UNCORDON: "a drain is one-way, start a new process instead",
     Event.STARTED: "an application starts once, and not after its shutdown has begun",
     Event.STOP: "it is out of order",
     Event.STOPPED: "it is out of order",
@@ -86,12 +88,12 @@ def test_an_illegal_event_changes_nothing(state: State, event: Event) -> None:
     """An event that the table does not have raises, names itself and the state, and changes nothing."""
     subject, heard = machine()
     bring(subject, state)
-    before = (subject.state, subject.reason, subject.reached_ready, list(heard))
+    before = (subject.state, subject.reason, subject.reached_ready, subject.cordon, list(heard))
     message = f"'{event.value}' cannot happen in state {state.name}; {CURES[event]}."
     with pytest.raises(RuntimeError, match=whole(message)) as caught:
         subject.apply(event, "illegal")
     assert caught.value.__suppress_context__
-    assert (subject.state, subject.reason, subject.reached_ready, list(heard)) == before
+    assert (subject.state, subject.reason, subject.reached_ready, subject.cordon, list(heard)) == before
 
 
 def test_start_leads_to_ready() -> None:
@@ -143,6 +145,89 @@ def test_set_ready_twice_tells_once() -> None:
     subject.apply(Event.SET_READY, "two")
     assert heard == [(State.NOT_READY, State.READY, "one")]
     assert subject.reason == "one"
+
+
+# -- the cordon ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("state", [State.DRAINING, State.STOPPING, State.STOPPED])
+@pytest.mark.parametrize("event", [Event.CORDON, Event.UNCORDON])
+def test_no_cordon_once_draining(state: State, event: Event) -> None:
+    """A cordon and its end are refused once a drain has begun."""
+    assert (state, event) in ILLEGAL
+
+
+@pytest.mark.parametrize("ready", [True, False])
+def test_a_cordon_ends_in_what_the_application_wishes(ready: bool) -> None:
+    """A cordon makes a live application not ready for its reason; its end leads to what the application wishes."""
+    subject, heard = machine()
+    bring(subject, State.READY if ready else State.NOT_READY)
+    del heard[:]
+    assert subject.apply(Event.CORDON, "cordoned") is State.NOT_READY
+    assert (subject.reason, subject.cordon) == ("cordoned", "cordoned")
+    assert subject.apply(Event.UNCORDON, "uncordoned") is (State.READY if ready else State.NOT_READY)
+    assert (subject.reason, subject.cordon) == ("uncordoned" if ready else "brought", None)
+    told = [(State.READY, State.NOT_READY, "cordoned"), (State.NOT_READY, State.READY, "uncordoned")]
+    assert heard == (told if ready else [])
+
+
+@pytest.mark.parametrize("ready", [True, False])
+def test_what_is_wished_under_a_cordon_comes_after_it(ready: bool) -> None:
+    """Readiness set by hand under a cordon is no error and changes nothing but where its end leads."""
+    subject, heard = machine()
+    bring(subject, State.NOT_READY if ready else State.READY)
+    subject.apply(Event.CORDON, "cordoned")
+    del heard[:]
+    assert subject.apply(Event.SET_READY if ready else Event.SET_NOT_READY, "wish") is State.NOT_READY
+    assert (subject.reason, heard) == ("cordoned", [])
+    assert subject.apply(Event.UNCORDON, "over") is (State.READY if ready else State.NOT_READY)
+    assert subject.reason == ("over" if ready else "wish")
+
+
+@pytest.mark.parametrize("ended", [True, False])
+def test_a_cordon_before_the_start_is_remembered(ended: bool) -> None:
+    """A cordon while starting waits for the start, and one that has ended by then is forgotten."""
+    subject, heard = machine()
+    assert subject.apply(Event.CORDON, "cordoned") is State.STARTING
+    assert subject.reason == "starting"
+    if ended:
+        assert subject.apply(Event.UNCORDON, "over") is State.STARTING
+    assert heard == []
+    assert subject.apply(Event.STARTED) is (State.READY if ended else State.NOT_READY)
+    assert subject.reason == ("started" if ended else "cordoned")
+
+
+def test_a_new_cordon_takes_the_place_of_the_old_one() -> None:
+    """There is one cordon at a time: the last. The end of an old one does not end it."""
+    subject, heard = machine()
+    bring(subject, State.READY)
+    del heard[:]
+    old, new = object(), object()
+    subject.apply(Event.CORDON, "old", old)
+    subject.apply(Event.CORDON, "new", new)
+    assert (subject.reason, subject.cordon) == ("new", new)
+    assert subject.apply(Event.UNCORDON, "old is over", old) is State.NOT_READY
+    assert (subject.reason, subject.cordon) == ("new", new)
+    assert subject.apply(Event.UNCORDON, "new is over", new) is State.READY
+    assert heard == [(State.READY, State.NOT_READY, "old"), (State.NOT_READY, State.READY, "new is over")]
+
+
+def test_uncordon_without_a_cordon() -> None:
+    """The end of a cordon that there is not changes nothing."""
+    subject, heard = machine()
+    bring(subject, State.READY)
+    del heard[:]
+    assert subject.apply(Event.UNCORDON, "over") is State.READY
+    assert (subject.reason, heard) == ("started", [])
+
+
+def test_a_drain_under_a_cordon() -> None:
+    """A drain is legal under a cordon, and finds an application that was not ready."""
+    subject, _heard = machine()
+    bring(subject, State.READY)
+    subject.apply(Event.CORDON, "cordoned")
+    assert subject.apply(Event.DRAIN, "stop") is State.DRAINING
+    assert (subject.reason, subject.was_ready, subject.reached_ready) == ("stop", False, True)
 
 
 def test_a_second_drain_keeps_the_first_reason() -> None:
