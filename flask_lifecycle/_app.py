@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import threading
 import time
@@ -26,6 +27,7 @@ from .checks._health import Health
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication
 
+    from ._control import Control
     from ._probe_server import ProbeServer
 
 
@@ -70,6 +72,8 @@ class AppState:
         self.companions: list[Companion] = []
         self.name = app.name
         self.since = time.monotonic()  # when this process began to serve it
+        self.control: Control | None = None
+        self._add_operators()
         self._app = app
         self._served: WSGIApplication = app  # what a request goes through
         self._probe_server: ProbeServer | None = None
@@ -79,17 +83,25 @@ class AppState:
         self._begun_in = 0
         self._functions_over = False  # of the start-up
         self._refusing = False
-        if process.signals:
-            self._take_along()
 
-    def _take_along(self) -> None:
-        """Make the companions that are wanted; what only a few want is imported for them alone."""
-        if self.settings.stop_on_crash:
-            from ._crash import CrashWatch
+    def _add_operators(self) -> None:
+        """What operators may ask for, by HTTP and by file; whoever lets them ask for nothing does not pay for it."""
+        settings = self.settings
+        by_http = settings.token is not None and settings.probe_port is not None
+        if not by_http and settings.control_dir is None:
+            return
+        from ._control import Control
 
-            watch = self.process.share(CrashWatch)
-            watch.install()
-            self.companions.append(watch)
+        self.control = Control(self.machine, functools.partial(self.process.shutdown, wait=False))
+        self.companions.append(self.control)
+        if by_http:
+            from ._operators import Operators
+
+            self.probes.operators = Operators(self.control, self.probes.fold(settings.url_prefix))
+        if settings.control_dir is not None:
+            from ._control_dir import ControlDirectory
+
+            self.companions.append(ControlDirectory(settings.control_dir, self.control))
 
     def context(self) -> AbstractContextManager[Any]:
         return self._app.app_context()
@@ -160,6 +172,8 @@ class AppState:
 
     def nudge(self) -> None:
         """A probe has come: it may be the first request, but must not wait for a start-up that takes its time."""
+        if self.control is not None:
+            self.control.nudge()
         if self._gate.is_set() or self.process.coordinator.owned:
             return
         if not self.hooks.of("startup"):

@@ -26,6 +26,8 @@ PROBE_TIMEOUT = 5.0
 
 # The default of Kubernetes' terminationMessagePath, of which it shows 4,096 bytes.
 TERMINATION_LOG = "/dev/termination-log"
+# Where the token can stop the process: 16 random letters and digits are 95 bits, 16 hexadecimal digits still 64.
+SHORTEST_TOKEN = 16
 
 PATHS = {
     "healthcheck": "/healthcheck",
@@ -70,7 +72,7 @@ class Settings(NamedTuple):
     self_test: bool = True
     report_file: str | None = None
     log_remote_addr: bool = False
-    stop_on_crash: tuple[str, ...] = ()
+    control_dir: str | None = None
 
     def __repr__(self) -> str:
         shown = self._asdict() | {"token": self.token and "***"}
@@ -108,6 +110,11 @@ class Settings(NamedTuple):
             )
 
     def _check_token(self) -> None:
+        if self.probe_port is not None and self.token and len(self.token) < SHORTEST_TOKEN:
+            raise ValueError(
+                f"'LIFECYCLE_TOKEN' has fewer than {SHORTEST_TOKEN} characters, and stops the process for whoever"
+                " guesses it and reaches the probe listener; set it to a long secret."
+            )
         if self.details == "token" and not self.token:
             raise ValueError(
                 "'LIFECYCLE_DETAILS' is 'token' but 'LIFECYCLE_TOKEN' is not set; set it to a long secret."
@@ -249,21 +256,16 @@ def _paths(key: str, value: Any) -> dict[str, str]:
     return paths
 
 
+def _directory(key: str, value: Any) -> str | None:
+    if value is not None and (not isinstance(value, str) or not value or "\0" in value):
+        raise TypeError(f"'{key}' must be the path of a directory or None, not {value!r}.")
+    return value
+
+
 def _flag(key: str, value: Any) -> bool:
     if not isinstance(value, bool):
         raise TypeError(f"'{key}' must be True or False, not {value!r}.")
     return value
-
-
-def _patterns(key: str, value: Any) -> tuple[str, ...]:
-    patterns = [value] if isinstance(value, str) else [] if value is None else value
-    if not isinstance(patterns, (list, tuple, set, frozenset)) or not all(isinstance(item, str) for item in patterns):
-        raise TypeError(
-            f"'{key}' must be a list of patterns of thread names such as ['MainThread', 'consumer-*'], not {value!r}."
-        )
-    if "" in patterns:
-        raise ValueError(f"'{key}' holds an empty pattern, which no thread has for a name; use '*' for all.")
-    return tuple(patterns)
 
 
 def read_status_codes(key: str, value: Any) -> dict[str, int]:
@@ -333,5 +335,5 @@ KEYS: dict[str, Key] = {
     "LIFECYCLE_SELF_TEST": Key("self_test", "True", _flag),
     "LIFECYCLE_REPORT_FILE": Key("report_file", "/dev/termination-log in Kubernetes, else None", _report_file),
     "LIFECYCLE_LOG_REMOTE_ADDR": Key("log_remote_addr", "False", _flag),
-    "LIFECYCLE_STOP_ON_CRASH": Key("stop_on_crash", "()", _patterns),
+    "LIFECYCLE_CONTROL_DIR": Key("control_dir", "None", _directory),
 }

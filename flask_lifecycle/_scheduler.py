@@ -35,12 +35,15 @@ class Scheduler:
                 self._thread.start()
         self._woken.set()
 
-    def stop(self) -> None:
-        """End the thread, and wait for it; twice is harmless."""
+    def stop(self, *, wait: bool = True) -> None:
+        """End the thread; twice is harmless.
+
+        :param wait: until it has ended, which is as long as what it does takes.
+        """
         with self._lock:
             self.ended = True
         self._woken.set()
-        if self._thread is not None and self._thread is not threading.current_thread():
+        if wait and self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join()
 
     def _run(self) -> None:

@@ -38,6 +38,8 @@ from .checks._registry import Registry
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
+    from ._operators import Operators
+
 _PLAIN = f"{TEXT}; charset=utf-8"
 _STATUS_LINES = {status.value: f"{status.value} {status.phrase.upper()}" for status in http.HTTPStatus}
 _METHODS = "GET, HEAD, OPTIONS"
@@ -94,6 +96,7 @@ class Probes:
         self.beside: dict[str, WSGIApplication] = {}  # what the probe listener alone serves, by path
         self._lanes: dict[str, str] = {}  # by path as well
         self._mounts: frozenset[str] = frozenset()  # where else than at the root this application was found
+        self.operators: Operators | None = None
         self.update()
 
     def _forget(self) -> None:
@@ -176,14 +179,25 @@ class Probes:
     # -- what ---------------------------------------------------------------------------------------------------
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        """The probe listener: the probes, what else is served beside them, and 404 for all else."""
+        """The probe listener: the probes, what is served beside them, what operators ask for, and 404 for all else."""
         path = environ.get("PATH_INFO", "")
         beside = self.beside.get(path)
         if beside is not None:
             return beside(environ, start_response)
         probe = self.find(path)
-        answer = probe(environ, start_response) if probe is not None else None
+        answer = probe(environ, start_response) if probe is not None else self._operate(environ, start_response)
         return self._not_found(environ, start_response) if answer is None else answer
+
+    def _operate(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes] | None:
+        """Do what an operator asks, if there is such a thing at this path and for this caller."""
+        if self.operators is None or not bears(environ, self._settings.token):
+            return None
+        how = self._registry.groups()[ALL]
+
+        def respond(code: int, text: str, **headers: str) -> Iterable[bytes]:
+            return self._respond(environ, start_response, how, code, _PLAIN, f"{text}\n".encode(), False, **headers)
+
+        return self.operators(self.fold(environ.get("PATH_INFO", "")), environ, respond)
 
     def serve(
         self, group: str, component: str | None, environ: WSGIEnvironment, start_response: StartResponse
@@ -222,10 +236,7 @@ class Probes:
         policy, token = how.details or self._settings.details, self._settings.token
         if policy != "token" or token is None:
             return policy == "always"
-        scheme, _, given = environ.get("HTTP_AUTHORIZATION", "").partition(" ")
-        # WSGI strings are latin-1; the comparison takes as long for a wrong token as for a right one.
-        right = hmac.compare_digest(given.strip(" \t").encode("latin-1", "replace"), token.encode("utf-8"))
-        return right and scheme.lower() == "bearer"
+        return bears(environ, token)
 
     def _code(self, report: HealthReport, how: Group) -> int:
         for error in _decisive(report):
@@ -292,6 +303,14 @@ class Probes:
             headers = {name: value for name, value in headers.items() if name.lower() not in lower} | dict(given)
         start_response(_STATUS_LINES.get(code, f"{code} UNKNOWN"), list(headers.items()))
         return [b"" if environ["REQUEST_METHOD"] == "HEAD" else body]
+
+
+def bears(environ: WSGIEnvironment, token: str | None) -> bool:
+    """Whether a request bears this token; without a token none does."""
+    scheme, _, given = environ.get("HTTP_AUTHORIZATION", "").partition(" ")
+    # WSGI strings are latin-1; the comparison takes as long for a wrong token as for a right one.
+    right = hmac.compare_digest(given.strip(" \t").encode("latin-1", "replace"), (token or "").encode("utf-8"))
+    return right and scheme.lower() == "bearer" and bool(token)
 
 
 def _decisive(report: HealthReport) -> list[HealthCheckError]:

@@ -40,7 +40,6 @@ def test_defaults() -> None:
         case_insensitive=False,
         log_probes=False,
         self_test=True,
-        stop_on_crash=(),
     )
 
 
@@ -52,13 +51,6 @@ def test_every_key_has_an_attribute_and_every_attribute_a_key() -> None:
 def test_keys_of_others_are_left_alone() -> None:
     """A configuration may hold whatever else it likes, also keys that are no strings."""
     assert Settings.from_mapping({"SECRET_KEY": "x", "lifecycle_ready": "no", 7: 7}) == read()  # type: ignore[dict-item]
-
-
-def test_patterns_of_threads() -> None:
-    """One pattern may be given as it is, several as any plain collection, and none by None."""
-    assert read(STOP_ON_CRASH="*").stop_on_crash == ("*",)
-    assert read(STOP_ON_CRASH=["MainThread", "a-*"]).stop_on_crash == ("MainThread", "a-*")
-    assert read(STOP_ON_CRASH=None).stop_on_crash == read(STOP_ON_CRASH=()).stop_on_crash == ()
 
 
 def test_settings_are_frozen() -> None:
@@ -142,6 +134,7 @@ def test_signals_from_a_set(kind: Any) -> None:
         ("CASE_INSENSITIVE", "case_insensitive", (True, False)),
         ("LOG_PROBES", "log_probes", (True, False)),
         ("SELF_TEST", "self_test", (True, False)),
+        ("CONTROL_DIR", "control_dir", (None, "/run/shop", "relative/is checked later")),
         ("STATUS_CODES", "status_codes", ({}, {"fail": 500, "warn": 207}, {"pass": 204})),
         ("HEADERS", "headers", ({}, {"X-Node": "a b", "x!": ""})),
     ],
@@ -149,6 +142,12 @@ def test_signals_from_a_set(kind: Any) -> None:
 def test_choices(key: str, attribute: str, values: tuple[Any, ...]) -> None:
     """Every documented value of a key is taken as it is."""
     assert tuple(getattr(read(**{key: value}), attribute) for value in values) == values
+
+
+def test_a_token_that_can_stop_the_process_is_long() -> None:
+    """With a probe listener a token has 16 characters at least; an empty one still is none."""
+    assert read(PROBE_PORT=0, TOKEN="x" * 16).token == "x" * 16
+    assert read(PROBE_PORT=0, TOKEN="").token is None
 
 
 def test_token() -> None:
