@@ -83,6 +83,17 @@ class AppState:
         self._begun_in = 0
         self._functions_over = False  # of the start-up
         self._refusing = False
+        if process.signals:
+            self._take_along()
+
+    def _take_along(self) -> None:
+        """Make the companions that are wanted; what only a few want is imported for them alone."""
+        if self.settings.stop_on_crash:
+            from ._crash import CrashWatch
+
+            watch = self.process.share(CrashWatch)
+            watch.install()
+            self.companions.append(watch)
 
     def _add_operators(self) -> None:
         """What operators may ask for, by HTTP and by file; whoever lets them ask for nothing does not pay for it."""

@@ -72,6 +72,7 @@ class Settings(NamedTuple):
     self_test: bool = True
     report_file: str | None = None
     log_remote_addr: bool = False
+    stop_on_crash: tuple[str, ...] = ()
     control_dir: str | None = None
 
     def __repr__(self) -> str:
@@ -268,6 +269,17 @@ def _flag(key: str, value: Any) -> bool:
     return value
 
 
+def _patterns(key: str, value: Any) -> tuple[str, ...]:
+    patterns = [value] if isinstance(value, str) else [] if value is None else value
+    if not isinstance(patterns, (list, tuple, set, frozenset)) or not all(isinstance(item, str) for item in patterns):
+        raise TypeError(
+            f"'{key}' must be a list of patterns of thread names such as ['MainThread', 'consumer-*'], not {value!r}."
+        )
+    if "" in patterns:
+        raise ValueError(f"'{key}' holds an empty pattern, which no thread has for a name; use '*' for all.")
+    return tuple(patterns)
+
+
 def read_status_codes(key: str, value: Any) -> dict[str, int]:
     """A mapping from ``pass``, ``warn`` and ``fail`` to HTTP status codes."""
     if not isinstance(value, Mapping):
@@ -335,5 +347,6 @@ KEYS: dict[str, Key] = {
     "LIFECYCLE_SELF_TEST": Key("self_test", "True", _flag),
     "LIFECYCLE_REPORT_FILE": Key("report_file", "/dev/termination-log in Kubernetes, else None", _report_file),
     "LIFECYCLE_LOG_REMOTE_ADDR": Key("log_remote_addr", "False", _flag),
+    "LIFECYCLE_STOP_ON_CRASH": Key("stop_on_crash", "()", _patterns),
     "LIFECYCLE_CONTROL_DIR": Key("control_dir", "None", _directory),
 }

@@ -25,7 +25,8 @@ class HookRecord(NamedTuple):
 
     ``kind`` is ``startup``, ``task`` (of the start-up, if it failed), ``drain`` or ``shutdown``; ``outcome`` is ``ok``,
     ``failed``, ``hung``, or ``skipped`` where its twin at the start did not succeed; ``duration`` is in seconds;
-    ``error`` is the text of what it raised, or empty.
+    ``error`` is the text of what it raised, or empty. The thread whose crash began the shutdown is one too, of the kind
+    ``crash``.
     """
 
     name: str

@@ -32,9 +32,10 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
 from . import servers
+from ._hooks import HookRecord
 from ._inflight import Load
 from ._report import ShutdownReport, signal_name
 from ._shutdown import Coordinator, Member, Server
@@ -44,6 +45,8 @@ from .servers import foreign
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication
+
+T = TypeVar("T")
 
 # GNU timeout signals its child and then the child's group: the same event, microseconds later. The time is taken where
 # the signal is read, which a busy interpreter delays; nobody presses Ctrl-C twice within a tenth of a second.
@@ -81,6 +84,7 @@ class Process:
         self._loop_thread: int | None = None
         self._exit_code = 0
         self._exiting = False
+        self._shared: dict[Any, Any] = {}  # see share()
         if signals:
             atexit.register(self._at_exit)
             os.register_at_fork(after_in_child=self._renew)
@@ -95,6 +99,12 @@ class Process:
         """The applications, in the order of their registration."""
         with self._lock:
             return [member for reference in self._members if (member := reference()) is not None]
+
+    def share(self, kind: Callable[[Process], T]) -> T:
+        """What all the applications have one of: made from the process by the first that asks."""
+        if kind not in self._shared:
+            self._shared[kind] = kind(self)
+        return cast("T", self._shared[kind])
 
     def join(self, member: App, signals: Iterable[signal.Signals]) -> None:
         """Add an application and take over its signals; off the main thread one warning says what to do instead."""
@@ -145,12 +155,43 @@ class Process:
         self._begin(reason)
         return coordinator.wait() if wait else None
 
-    def _begin(self, reason: str, signum: int | None = None) -> None:
+    def _begin(self, reason: str, signum: int | None = None, crash: HookRecord | None = None) -> bool:
         coordinator = self.coordinator
-        must_leave = self.signals and (coordinator.owned or self._serving())
-        if coordinator.begin(reason, signum) and must_leave:
+        must_leave = self.signals and (crash is not None or coordinator.owned or self._serving())
+        begun = coordinator.begin(reason, signum, crash)
+        if begun and must_leave:
             with contextlib.suppress(RuntimeError):  # the interpreter is finalizing, and leaves
                 threading.Thread(target=self._watch, name="lifecycle-watchdog", daemon=True).start()
+        return begun
+
+    def patterns_of_crashes(self) -> Sequence[str]:
+        """The patterns of the applications for the names of threads whose crash stops the process."""
+        return [pattern for member in self.members() for pattern in member.settings.stop_on_crash]
+
+    def crashed(self, reason: str, record: HookRecord, *, main: bool) -> None:
+        """A thread has died of an exception. Called in it; in the main thread it returns when the shutdown is over."""
+        if not main:
+            self._begin_for(reason, record)
+        elif self.coordinator.begun or self._serving():
+            self._exiting = True  # as soon as this returns
+            try:
+                self._begin_for(reason, record)
+                self._hold_main(self.coordinator)
+            except KeyboardInterrupt:  # no handler of ours has the signal
+                self._force(signal.SIGINT)
+
+    def _begin_for(self, reason: str, crash: HookRecord) -> None:
+        if self._begin(reason, crash=crash):
+            logger.error(
+                "thread %r crashed: %s; the process stops", crash.name, crash.error,
+                extra={"lifecycle_thread": crash.name, "lifecycle_error": crash.error},
+            )  # fmt: skip
+
+    def _hold_main(self, coordinator: Coordinator) -> None:
+        """Keep the interpreter from ending before the shutdown has; it is the watchdog that bounds it."""
+        if coordinator.done.wait(coordinator.last_moment.remaining()) and coordinator.thread is not None:
+            with contextlib.suppress(RuntimeError):  # it could not be started, and this thread has done its work
+                coordinator.thread.join(coordinator.last_moment.remaining())
 
     def _watch(self) -> None:
         """Leave at the deadline, whatever still runs."""

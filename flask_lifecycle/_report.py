@@ -53,7 +53,7 @@ class ShutdownReport(NamedTuple):
 
     @property
     def clean(self) -> bool:
-        """Whether nothing was abandoned or forced and no hook or startup task failed or hung."""
+        """Whether nothing was abandoned or forced, no thread crashed, and no hook or startup task failed or hung."""
         good = all(hook.outcome in _GOOD for hook in self.hooks)
         return good and not self.abandoned and not self.work and self.forced is None
 
@@ -65,9 +65,10 @@ class ShutdownReport(NamedTuple):
     def __str__(self) -> str:
         parts = ["forced"] if self.forced is not None else []
         lost = len(self.abandoned) + len(self.work)
+        parts += ["a thread crashed"] if any(hook.kind == "crash" for hook in self.hooks) else []
         parts += [f"{lost} abandoned"] if lost else []
         for outcome in ("failed", "hung"):
-            n = sum(hook.outcome == outcome for hook in self.hooks)
+            n = sum(hook.outcome == outcome and hook.kind != "crash" for hook in self.hooks)
             parts += [f"{n} hook{'s' if n > 1 else ''} {outcome}"] if n else []
         return f"{', '.join(parts) or 'clean'}, exit {self.exit_code}"
 

@@ -149,6 +149,7 @@ class Coordinator:
         self.owned = False  # whether run() is in charge of the process
         self.reason = ""
         self.signal: int | None = None
+        self.crash: HookRecord | None = None  # the thread whose end began it
         self.deadline: Deadline | None = None
         self.last_moment = Deadline(self.clock, 0.0)  # when whatever has not ended is left behind
         self.report: ShutdownReport | None = None
@@ -190,13 +191,17 @@ class Coordinator:
             self.server = server
             return True
 
-    def begin(self, reason: str, signum: int | None = None) -> bool:
-        """Begin the shutdown in a thread of its own; ``False`` if it has begun already."""
+    def begin(self, reason: str, signum: int | None = None, crash: HookRecord | None = None) -> bool:
+        """Begin the shutdown in a thread of its own; ``False`` if it has begun already.
+
+        :param crash: why it is not clean from the beginning.
+        """
         with self._lock:
             if self.begun:
                 return False
             grace = min((member.settings.grace_period for member in self.members()), default=0.0)
-            self.reason, self.signal, self._began_at = reason, signum, time.time()
+            self.reason, self.signal, self.crash = reason, signum, crash
+            self._began_at = time.time()
             self.deadline = Deadline.after(self.clock, grace)
         # The phases keep a little of the grace period for the way out, and the watchdog half of that, so that the
         # process is gone within it.
@@ -244,6 +249,7 @@ class Coordinator:
         if self.server is None and not self.owned:
             self.server = self._find_server()
         served = self.owned or self.server is not None or any(member.started for member in members)
+        served = served or self.crash is not None
         for name, phase in PHASES:
             self.phase, self.phase_began = name, self.clock.monotonic()
             try:
@@ -286,7 +292,8 @@ class Coordinator:
         forced: int | None = None,
     ) -> ShutdownReport:
         members = self.members()
-        hooks = tuple(record for group in _hook_groups(members) for record in group.records)
+        crash = () if self.crash is None else (self.crash,)
+        hooks = (*crash, *(record for group in _hook_groups(members) for record in group.records))
         served, refused = (sum(getattr(member, name) for member in members) for name in ("served", "refused"))
         duration = sum(phase.duration for phase in phases)
         return ShutdownReport(

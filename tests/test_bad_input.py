@@ -231,6 +231,23 @@ SECONDS = "must be a finite number of seconds"
             for key in ("CASE_INSENSITIVE", "LOG_PROBES", "SELF_TEST")
             for value in ("no", 1, None)
         ),
+        *(
+            (
+                {"LIFECYCLE_STOP_ON_CRASH": value},
+                TypeError,
+                "'LIFECYCLE_STOP_ON_CRASH' must be a list of patterns of thread names such as"
+                f" ['MainThread', 'consumer-*'], not {value!r}.",
+            )
+            for value in (True, 1, b"*", ["MainThread", 1], {"*": 1})
+        ),
+        *(
+            (
+                {"LIFECYCLE_STOP_ON_CRASH": value},
+                ValueError,
+                "'LIFECYCLE_STOP_ON_CRASH' holds an empty pattern, which no thread has for a name; use '*' for all.",
+            )
+            for value in ("", ["a", ""])
+        ),
         (
             {"LIFECYCLE_READINESS_ON_DRAIN": "hold"},
             ValueError,

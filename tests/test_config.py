@@ -40,6 +40,7 @@ def test_defaults() -> None:
         case_insensitive=False,
         log_probes=False,
         self_test=True,
+        stop_on_crash=(),
     )
 
 
@@ -51,6 +52,13 @@ def test_every_key_has_an_attribute_and_every_attribute_a_key() -> None:
 def test_keys_of_others_are_left_alone() -> None:
     """A configuration may hold whatever else it likes, also keys that are no strings."""
     assert Settings.from_mapping({"SECRET_KEY": "x", "lifecycle_ready": "no", 7: 7}) == read()  # type: ignore[dict-item]
+
+
+def test_patterns_of_threads() -> None:
+    """One pattern may be given as it is, several as any plain collection, and none by None."""
+    assert read(STOP_ON_CRASH="*").stop_on_crash == ("*",)
+    assert read(STOP_ON_CRASH=["MainThread", "a-*"]).stop_on_crash == ("MainThread", "a-*")
+    assert read(STOP_ON_CRASH=None).stop_on_crash == read(STOP_ON_CRASH=()).stop_on_crash == ()
 
 
 def test_settings_are_frozen() -> None:

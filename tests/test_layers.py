@@ -29,6 +29,7 @@ LAYERS = {
     "_scheduler": 1,
     "_control": 1,
     "_hooks": 1,
+    "_crash": 2,
     "checks": 2,
     "_access_log": 1,
     "_self_test": 1,
