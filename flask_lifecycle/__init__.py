@@ -22,6 +22,7 @@ from __future__ import annotations
 from ._extension import Lifecycle
 from ._hooks import HookRecord, ShutdownContext
 from ._inflight import RequestInfo
+from ._probers import ProberInfo
 from ._report import PhaseRecord, ShutdownReport, shutdown_complete
 from ._startup import StartupTask
 from ._state import State, state_changed
@@ -49,6 +50,7 @@ __all__ = [
     "HookRecord",
     "Lifecycle",
     "PhaseRecord",
+    "ProberInfo",
     "RequestInfo",
     "ShutdownContext",
     "ShutdownReport",

@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from flask import Flask
 
-from ._config import Settings
+from ._config import AUTO, Settings
 from ._inflight import Ledger, Load
+from ._probers import Probers
 from ._process import Process
 from ._registration import Registered
 from ._report import ShutdownReport, shutdown_complete
 from ._self_test import obstacle
+from ._shutdown import Notice
 from ._state import Event, State, StateMachine, announce_change, logger, send
 from ._views import Probes, install_guard
 from .checks import CheckContext, HealthReport
@@ -63,10 +65,12 @@ class AppState:
         self.refused = 0  # requests that the guard has answered
         self.last_receipt: dict[str, Any] | None = None  # of the stop before this start, where there is a file of it
         self.draining = threading.Event()
+        self.probers = Probers()
         self.machine = StateMachine(ready=settings.ready == "auto", notify=self._state_changed)
         keep = settings.readiness_on_drain == "keep"
         self.health = Health(self, checks.checks, app, self.machine, settings.probe_timeout, keep=keep)
-        self.probes = Probes(settings, checks, self.health, app, self.nudge, self.document)
+        self.probes = Probes(settings, checks, self.health, app, self.nudge, self.document, self.probers)
+        self.notice = self._automatic_delay()
         checks.watch(self.probes.judge, self._registered)
         self.tasks.listen(self._look_at_tasks)
         self.companions: list[Companion] = []
@@ -113,6 +117,13 @@ class AppState:
             from ._control_dir import ControlDirectory
 
             self.companions.append(ControlDirectory(settings.control_dir, self.control))
+
+    def _automatic_delay(self) -> Notice | None:
+        if self.settings.shutdown_delay != AUTO:
+            return None
+        from ._notice import Probed  # whoever has a delay of so many seconds does not pay for it
+
+        return Probed(self.settings, self.probers, self.ledger, bool(os.environ.get("KUBERNETES_SERVICE_HOST")))
 
     def context(self) -> AbstractContextManager[Any]:
         return self._app.app_context()

@@ -14,11 +14,19 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 PREFIX = "LIFECYCLE_"
+# The delay that ends when it may.
+AUTO = "auto"
 
 # The orchestrator's default patience is 30 s (Kubernetes' terminationGracePeriodSeconds); the rest is room for preStop.
 GRACE_PERIOD = 25.0
 # Five seconds is what endpoint removal usually takes to reach every kube-proxy; outside a cluster nobody has to notice.
 KUBERNETES_DELAY = 5.0
+# The failureThreshold of Kubernetes and the fall of HAProxy.
+DELAY_PROBES = 3
+# Longer than a balancer takes from hearing that an instance is not ready to no longer sending to it.
+DELAY_QUIET = 1.0
+# Three probes of a balancer that asks each four seconds, and the quiet; of the default grace period it leaves ten.
+DELAY_MAX = 15.0
 HOOK_RESERVE = 5.0
 KEEPALIVE_LINGER = 0.25
 # Twice what a check has by default, and a second for the rest.
@@ -50,7 +58,11 @@ class Settings(NamedTuple):
     """
 
     grace_period: float = GRACE_PERIOD
-    shutdown_delay: float = 0.0
+    shutdown_delay: float | str = 0.0
+    delay_probes: int = DELAY_PROBES
+    delay_quiet: float = DELAY_QUIET
+    delay_min: float = 0.0
+    delay_max: float = DELAY_MAX
     hook_reserve: float = HOOK_RESERVE
     keepalive_linger: float = KEEPALIVE_LINGER
     signals: tuple[signal.Signals, ...] | None = None
@@ -95,20 +107,51 @@ class Settings(NamedTuple):
         values.setdefault("report_file", default_report_file(os.environ))
         grace: float = values.setdefault("grace_period", GRACE_PERIOD)
         values.setdefault("hook_reserve", min(HOOK_RESERVE, grace / 5))
+        longest: float = values.setdefault("delay_max", min(DELAY_MAX, grace * 3 / 5))
+        values.setdefault("delay_min", min(default_delay(os.environ), longest))
         settings = cls(**values)
         settings._check_budget()
+        settings._check_auto()
         settings._check_token()
         settings._check_case()
         return settings
 
     def _check_budget(self) -> None:
         """Refuse times that leave no moment in which a request could be drained."""
-        if self.shutdown_delay + self.hook_reserve >= self.grace_period:
+        if self.longest_delay + self.hook_reserve >= self.grace_period:
+            key = "LIFECYCLE_DELAY_MAX" if self.shutdown_delay == AUTO else "LIFECYCLE_SHUTDOWN_DELAY"
             raise ValueError(
-                f"'LIFECYCLE_SHUTDOWN_DELAY' ({self.shutdown_delay:g} s) and 'LIFECYCLE_HOOK_RESERVE'"
+                f"'{key}' ({self.longest_delay:g} s) and 'LIFECYCLE_HOOK_RESERVE'"
                 f" ({self.hook_reserve:g} s) leave nothing of 'LIFECYCLE_GRACE_PERIOD'"
                 f" ({self.grace_period:g} s) to drain in; raise the grace period or lower one of the two."
             )
+
+    def _check_auto(self) -> None:
+        """Refuse what an automatic delay would always take its maximum with."""
+        if self.shutdown_delay != AUTO:
+            return
+        for key, seconds in (("LIFECYCLE_DELAY_MIN", self.delay_min), ("LIFECYCLE_DELAY_QUIET", self.delay_quiet)):
+            if seconds > self.delay_max:
+                raise ValueError(
+                    f"'{key}' ({seconds:g} s) is more than 'LIFECYCLE_DELAY_MAX' ({self.delay_max:g} s); lower it,"
+                    " or raise the maximum."
+                )
+        if self.readiness_on_drain == "keep":
+            raise ValueError(
+                "'LIFECYCLE_SHUTDOWN_DELAY' is 'auto', which waits until probers have been told, but"
+                " 'LIFECYCLE_READINESS_ON_DRAIN' is 'keep', by which nobody is; set the delay to a number of seconds."
+            )
+        if self.status_codes.get("fail", 503) < 400:
+            raise ValueError(
+                "'LIFECYCLE_SHUTDOWN_DELAY' is 'auto', which waits until probers have been told, but"
+                f" 'LIFECYCLE_STATUS_CODES' tells them with {self.status_codes['fail']}, which says that all is well;"
+                " give 'fail' a status from 400 on."
+            )
+
+    @property
+    def longest_delay(self) -> float:
+        """How long the delay may take."""
+        return self.delay_max if isinstance(self.shutdown_delay, str) else self.shutdown_delay
 
     def _check_token(self) -> None:
         if self.probe_port is not None and self.token and len(self.token) < SHORTEST_TOKEN:
@@ -189,6 +232,20 @@ def _seconds(*, zero: bool) -> Callable[[str, Any], float]:
         return float(value)
 
     return read
+
+
+def _delay(key: str, value: Any) -> float | str:
+    if isinstance(value, str):
+        if value != AUTO:
+            raise ValueError(f"'{key}' must be a number of seconds or 'auto', not {value!r}.")
+        return value
+    return _seconds(zero=True)(key, value)
+
+
+def _count(key: str, value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"'{key}' must be a whole number from 1 on, not {value!r}.")
+    return value
 
 
 def _choice(*options: str) -> Callable[[str, Any], str]:
@@ -319,10 +376,16 @@ def _report_file(key: str, value: Any) -> str | None:
     return path
 
 
+_DELAY = "5.0 if KUBERNETES_SERVICE_HOST is set, else 0.0"
+
 KEYS: dict[str, Key] = {
     "LIFECYCLE_GRACE_PERIOD": Key("grace_period", "25.0", _seconds(zero=False)),
-    "LIFECYCLE_SHUTDOWN_DELAY": Key(
-        "shutdown_delay", "5.0 if KUBERNETES_SERVICE_HOST is set, else 0.0", _seconds(zero=True)
+    "LIFECYCLE_SHUTDOWN_DELAY": Key("shutdown_delay", _DELAY, _delay),
+    "LIFECYCLE_DELAY_PROBES": Key("delay_probes", "3", _count),
+    "LIFECYCLE_DELAY_QUIET": Key("delay_quiet", "1.0", _seconds(zero=True)),
+    "LIFECYCLE_DELAY_MIN": Key("delay_min", _DELAY, _seconds(zero=True)),
+    "LIFECYCLE_DELAY_MAX": Key(
+        "delay_max", "the smaller of 15.0 and three fifths of the grace period", _seconds(zero=False)
     ),
     "LIFECYCLE_HOOK_RESERVE": Key(
         "hook_reserve", "the smaller of 5.0 and a fifth of the grace period", _seconds(zero=True)

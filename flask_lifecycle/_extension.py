@@ -16,6 +16,7 @@ from ._cli import group as commands
 from ._config import Settings
 from ._hooks import inside_a_hook
 from ._inflight import RequestInfo, count_requests
+from ._probers import ProberInfo
 from ._process import Process, this_process
 from ._registration import Registration
 from ._report import ShutdownReport
@@ -101,6 +102,10 @@ class Lifecycle(Registration):
     def transitions(self) -> tuple[Transition, ...]:
         """The last hundred changes of the state, of checks and of the health as a whole, oldest first."""
         return self._state().health.transitions()
+
+    def probers(self) -> tuple[ProberInfo, ...]:
+        """Who asks the probes, how often, and what each was told; 64 at most."""
+        return self._state().probers.snapshot()
 
     def set_ready(self) -> None:
         """Answer readiness probes with 200 from now on; before the start-up is over, from then on.

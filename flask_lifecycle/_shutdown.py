@@ -14,7 +14,8 @@ schedule new futures after interpreter shutdown") and requests in flight fail th
 
 ==============  ==================================================================================================
 announce        readiness fails, ``draining`` is set, answers tell their connections to close, ``on_drain`` begins
-delay           everything is still accepted and served while balancers notice
+delay           everything is still accepted and served while balancers notice; see ``_notice.py`` for one that ends
+                when it may
 stop accepting  the listener is closed without losing a connection that the kernel has accepted (ours), or the
                 guard refuses new work (not ours)
 drain           until nothing is in flight, or the deadline less the hook reserve
@@ -65,10 +66,21 @@ _MOST_STRAGGLERS = 50
 _WAY_OUT = 0.25
 
 
+class Notice(Protocol):
+    """Finds out when a delay may end. For the coordinator's thread alone; ``str`` says how it ended."""
+
+    def begin(self, now: float, latest: float, told: threading.Event) -> None:
+        """The delay has begun and ends ``latest``; set the event whenever it is worth asking again."""
+
+    def pause(self, now: float, queued: Callable[[], int]) -> float:
+        """In how many seconds to ask again; 0: it may end. ``queued`` counts requests that wait in the server."""
+
+
 class Member(Protocol):
     """One application, as the coordinator sees it."""
 
     settings: Settings
+    notice: Notice | None  # of a delay that ends when it may
     machine: StateMachine
     ledger: Ledger
     hooks: Hooks
@@ -303,8 +315,8 @@ class Coordinator:
 
     def _announce(self, members: Sequence[Member], deadline: Deadline) -> None:
         logger.info(
-            "shutdown begins: %s (grace period %.1f s, delay %.1f s)",
-            self.reason, self.remaining(), self._delay_seconds(members, deadline),
+            "shutdown begins: %s (grace period %.1f s, delay %s)",
+            self.reason, self.remaining(), self._delay_in_words(members, deadline),
             extra={"lifecycle_reason": self.reason},
         )  # fmt: skip
         _each(members, "told of the drain", lambda member: member.begin_drain(self.reason))
@@ -323,14 +335,47 @@ class Coordinator:
         except RuntimeError:  # the interpreter is finalizing
             runner.run()
 
-    def _delay_seconds(self, members: Sequence[Member], deadline: Deadline) -> float:
+    def _missed(self, members: Sequence[Member]) -> list[Member]:
         # Nobody sends work to what never was ready, or is not served at all: nobody has to notice that it leaves.
         served = self.server is not None or self.owned or any(len(member.ledger) for member in members)
-        delays = [m.settings.shutdown_delay for m in members if m.machine.reached_ready and served]
+        return [member for member in members if member.machine.reached_ready and served]
+
+    def _delay_seconds(self, members: Sequence[Member], deadline: Deadline) -> float:
+        delays = [member.settings.longest_delay for member in self._missed(members)]
         return min(max(delays, default=0.0), self._drain_deadline(members, deadline).remaining())
 
+    def _delay_in_words(self, members: Sequence[Member], deadline: Deadline) -> str:
+        auto = any(member.notice is not None for member in self._missed(members))
+        return f"{'auto, at most ' if auto else ''}{self._delay_seconds(members, deadline):.1f} s"
+
     def _delay(self, members: Sequence[Member], deadline: Deadline) -> None:
-        self.clock.wait(threading.Event(), self._delay_seconds(members, deadline))
+        began = self.clock.monotonic()
+        latest = Deadline.after(self.clock, self._delay_seconds(members, deadline))
+        missed = self._missed(members)
+        fixed = [member.settings.longest_delay for member in missed if member.notice is None]
+        notices = [member.notice for member in missed if member.notice is not None]
+        self._await_notice(notices, latest)
+        self.clock.wait(threading.Event(), min(began + max(fixed, default=0.0), latest.at) - self.clock.monotonic())
+        if notices:
+            logger.info(
+                "delay ended %s", "; ".join(map(str, notices)),
+                extra={"lifecycle_delay": self.clock.monotonic() - began},
+            )  # fmt: skip
+
+    def _await_notice(self, notices: Sequence[Notice], latest: Deadline) -> None:
+        told = threading.Event()
+        for notice in notices:
+            notice.begin(self.clock.monotonic(), latest.at, told)
+        while True:
+            told.clear()  # before they are asked: what comes meanwhile wakes the wait
+            # All of them, each time: who may end now may not when new work has come.
+            pauses = [notice.pause(self.clock.monotonic(), self._queued) for notice in notices]
+            if not any(pauses):
+                return
+            self.clock.wait(told, min(pause for pause in pauses if pause))
+
+    def _queued(self) -> int:
+        return 0 if self.server is None else sum(info.stage == "queued" for info in self.server.unfinished())
 
     def _stop_accepting(self, members: Sequence[Member], deadline: Deadline) -> None:
         ours = self.server is not None and self.server.ours

@@ -26,6 +26,7 @@ from flask import Blueprint, Flask, Response, request
 from werkzeug import Response as BaseResponse
 
 from ._config import Settings
+from ._probers import ProberInfo, Probers
 from ._render import HEALTH_JSON, JSON, TEXT, negotiate, render, to_body, to_json
 from ._self_test import MARK
 from ._state import logger, send
@@ -71,6 +72,7 @@ class Probes:
 
     :param sender: of the signal ``probe_refused``.
     :param nudge: called before each answer; begins the start-up where nothing else has.
+    :param ledger: in which each visit is noted.
     :param document: tells all that may be told to whoever may see details; see ``_status.py``.
     """
 
@@ -82,6 +84,7 @@ class Probes:
         sender: Any,
         nudge: Callable[[], None],
         document: Callable[[HealthReport], Mapping[str, Any]],
+        ledger: Probers,
     ) -> None:
         self._settings = settings
         self._registry = registry
@@ -89,6 +92,7 @@ class Probes:
         self._sender = sender
         self._nudge = nudge
         self._document = document
+        self._ledger = ledger
         self._unrendered: set[str] = set()  # the groups whose own body could not be made
         self._forget()
         renewed_in_children.add(self)
@@ -229,7 +233,16 @@ class Probes:
         if details:
             report = report._replace(details=True)
         kind, body = self._body(report, how, environ, "verbose" in query)
-        return respond(self._code(report, how), kind, body, Vary="Accept, Authorization")
+        code = self._code(report, how)
+        if MARK not in environ:
+            self._ledger.note(
+                group if component is None else f"{group}/{component}", environ, report.status, code >= 400
+            )
+        return respond(code, kind, body, Vary="Accept, Authorization")
+
+    def probers(self) -> tuple[ProberInfo, ...]:
+        """Who asked, and what is known of each."""
+        return self._ledger.snapshot()
 
     def _details(self, how: Group, environ: WSGIEnvironment) -> bool:
         """Whether this caller may see more than the status."""

@@ -93,6 +93,69 @@ SECONDS = "must be a finite number of seconds"
             " 'LIFECYCLE_GRACE_PERIOD' (10 s) to drain in; raise the grace period or lower one of the two.",
         ),
         (
+            {"LIFECYCLE_SHUTDOWN_DELAY": "automatic"},
+            ValueError,
+            "'LIFECYCLE_SHUTDOWN_DELAY' must be a number of seconds or 'auto', not 'automatic'.",
+        ),
+        (
+            {"LIFECYCLE_SHUTDOWN_DELAY": "5"},
+            ValueError,
+            "'LIFECYCLE_SHUTDOWN_DELAY' must be a number of seconds or 'auto', not '5'.",
+        ),
+        (
+            {"LIFECYCLE_SHUTDOWN_DELAY": None},
+            TypeError,
+            "'LIFECYCLE_SHUTDOWN_DELAY' must be a number of seconds, not None.",
+        ),
+        (
+            {"LIFECYCLE_SHUTDOWN_DELAY": "auto", "LIFECYCLE_DELAY_MAX": 8, "LIFECYCLE_HOOK_RESERVE": 2},
+            ValueError,
+            "'LIFECYCLE_DELAY_MAX' (8 s) and 'LIFECYCLE_HOOK_RESERVE' (2 s) leave nothing of"
+            " 'LIFECYCLE_GRACE_PERIOD' (10 s) to drain in; raise the grace period or lower one of the two.",
+        ),
+        (
+            {"LIFECYCLE_SHUTDOWN_DELAY": "auto", "LIFECYCLE_DELAY_MAX": 4, "LIFECYCLE_DELAY_MIN": 5},
+            ValueError,
+            "'LIFECYCLE_DELAY_MIN' (5 s) is more than 'LIFECYCLE_DELAY_MAX' (4 s); lower it, or raise the maximum.",
+        ),
+        (
+            {"LIFECYCLE_SHUTDOWN_DELAY": "auto", "LIFECYCLE_DELAY_QUIET": 15.5},
+            ValueError,
+            "'LIFECYCLE_DELAY_QUIET' (15.5 s) is more than 'LIFECYCLE_DELAY_MAX' (6 s); lower it, or raise the"
+            " maximum.",
+        ),
+        (
+            {"LIFECYCLE_SHUTDOWN_DELAY": "auto", "LIFECYCLE_READINESS_ON_DRAIN": "keep"},
+            ValueError,
+            "'LIFECYCLE_SHUTDOWN_DELAY' is 'auto', which waits until probers have been told, but"
+            " 'LIFECYCLE_READINESS_ON_DRAIN' is 'keep', by which nobody is; set the delay to a number of seconds.",
+        ),
+        (
+            {"LIFECYCLE_SHUTDOWN_DELAY": "auto", "LIFECYCLE_STATUS_CODES": {"fail": 200}},
+            ValueError,
+            "'LIFECYCLE_SHUTDOWN_DELAY' is 'auto', which waits until probers have been told, but"
+            " 'LIFECYCLE_STATUS_CODES' tells them with 200, which says that all is well; give 'fail' a status from 400"
+            " on.",
+        ),
+        (
+            {"LIFECYCLE_DELAY_PROBES": 0},
+            ValueError,
+            "'LIFECYCLE_DELAY_PROBES' must be a whole number from 1 on, not 0.",
+        ),
+        (
+            {"LIFECYCLE_DELAY_PROBES": True},
+            ValueError,
+            "'LIFECYCLE_DELAY_PROBES' must be a whole number from 1 on, not True.",
+        ),
+        (
+            {"LIFECYCLE_DELAY_PROBES": 2.5},
+            ValueError,
+            "'LIFECYCLE_DELAY_PROBES' must be a whole number from 1 on, not 2.5.",
+        ),
+        ({"LIFECYCLE_DELAY_QUIET": -1}, ValueError, f"'LIFECYCLE_DELAY_QUIET' {SECONDS}, zero or more, not -1."),
+        ({"LIFECYCLE_DELAY_MIN": NAN}, ValueError, f"'LIFECYCLE_DELAY_MIN' {SECONDS}, zero or more, not nan."),
+        ({"LIFECYCLE_DELAY_MAX": 0}, ValueError, f"'LIFECYCLE_DELAY_MAX' {SECONDS}, more than zero, not 0."),
+        (
             {"LIFECYCLE_SIGNALS": "SIGTREM"},
             ValueError,
             "'LIFECYCLE_SIGNALS' names 'SIGTREM', which is no signal here; use names such as 'SIGTERM'.",

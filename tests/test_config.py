@@ -21,6 +21,10 @@ def test_defaults() -> None:
     assert read() == Settings(
         grace_period=25.0,
         shutdown_delay=0.0,
+        delay_probes=3,
+        delay_quiet=1.0,
+        delay_min=0.0,
+        delay_max=15.0,
         hook_reserve=5.0,
         keepalive_linger=0.25,
         signals=None,
@@ -79,6 +83,23 @@ def test_delay_is_taken_from_the_environment(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
     assert read().shutdown_delay == 5.0
     assert read(SHUTDOWN_DELAY=1).shutdown_delay == 1.0
+
+
+def test_the_minimum_of_an_automatic_delay(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Inside a cluster it is what the delay is there, or the maximum if that is less; a configured one wins."""
+    assert read().delay_min == 0.0
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
+    assert read(SHUTDOWN_DELAY="auto").delay_min == 5.0
+    assert read(SHUTDOWN_DELAY="auto", GRACE_PERIOD=8).delay_min == pytest.approx(4.8)
+    assert read(SHUTDOWN_DELAY="auto", DELAY_MIN=0).delay_min == 0.0
+
+
+@pytest.mark.parametrize(("grace", "longest"), [(25, 15.0), (100, 15.0), (10, 6.0), (1, 0.6)])
+def test_the_maximum_of_an_automatic_delay(grace: float, longest: float) -> None:
+    """It is the smaller of fifteen seconds and three fifths of the grace period, and what the delay may take."""
+    settings = read(GRACE_PERIOD=grace, SHUTDOWN_DELAY="auto", DELAY_QUIET=0)
+    assert (settings.delay_max, settings.longest_delay) == (longest, longest)
+    assert read(GRACE_PERIOD=grace, SHUTDOWN_DELAY=0.25).longest_delay == 0.25
 
 
 @pytest.mark.parametrize(("grace", "reserve"), [(25, 5.0), (100, 5.0), (20, 4.0), (1, 0.2)])

@@ -301,6 +301,115 @@ def test_a_delay_for_requests_of_an_unknown_server(clock: ManualClock) -> None:
     finish(coordinator)
 
 
+class FakeNotice:
+    """Says when the delay may end; ``pauses`` are its answers, the last one for good."""
+
+    def __init__(self, *pauses: float, queued: int = 0) -> None:
+        self.pauses = list(pauses)
+        self.latest = 0.0
+        self.expected = queued
+        self.told = threading.Event()
+
+    def begin(self, now: float, latest: float, told: threading.Event) -> None:
+        self.latest = latest - now
+        self.told = told
+
+    def pause(self, now: float, queued: Callable[[], int]) -> float:
+        assert queued() == self.expected
+        return self.pauses.pop(0) if len(self.pauses) > 1 else self.pauses[0]
+
+    def __str__(self) -> str:
+        return "in a fake way"
+
+
+def automatic(clock: ManualClock, notice: FakeNotice, **settings: Any) -> FakeMember:
+    """An application whose delay ends when it may."""
+    member = ready(clock, shutdown_delay="auto", **settings)
+    member.notice = notice
+    return member
+
+
+def messages(caplog: pytest.LogCaptureFixture, of: str) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.getMessage().startswith(of)]
+
+
+def test_an_automatic_delay_ends_when_it_may(clock: ManualClock, caplog: pytest.LogCaptureFixture) -> None:
+    """It is asked again after each pause until it may end; the log says how long it may take, and how it ended."""
+    notice = FakeNotice(0.5, 0.25, 0.0)
+    with caplog.at_level(logging.INFO, "flask_lifecycle"):
+        coordinator = coordinate(clock, automatic(clock, notice, delay_max=15.0, grace_period=25.0))
+        coordinator.attach(FakeServer())
+        coordinator.begin("test")
+        assert [clock.pass_wait(), clock.pass_wait()] == [0.5, 0.25]
+        result = finish(coordinator)
+    assert notice.latest == 15.0
+    assert {phase.name: phase.duration for phase in result.phases}["delay"] == 0.75
+    assert messages(caplog, "shutdown begins") == [
+        "shutdown begins: test (grace period 25.0 s, delay auto, at most 15.0 s)"
+    ]
+    assert messages(caplog, "delay") == ["delay ended in a fake way"]
+    (record,) = [record for record in caplog.records if record.getMessage().startswith("delay")]
+    assert record.__dict__["lifecycle_delay"] == 0.75
+
+
+def test_an_automatic_delay_is_woken(clock: ManualClock) -> None:
+    """What sets the event that the notice was given ends the pause at once.
+
+    The event is cleared before the notice is asked, so that one which is set while it answers is not lost.
+    """
+    notice = FakeNotice(5.0, 0.0)
+    coordinator = coordinate(clock, automatic(clock, notice))
+    coordinator.attach(FakeServer())
+    coordinator.begin("test")
+    assert clock.waits.get(timeout=BOUND) == 5.0
+    notice.told.set()
+    assert finish(coordinator).duration == 0.0
+
+
+def test_what_waits_in_the_server_is_told(clock: ManualClock) -> None:
+    """Of what the server holds, the queued requests are counted."""
+    server = FakeServer()
+    server.left = [RequestInfo("GET", "/", 0.0, stage=stage) for stage in ("queued", "sending", "queued")]
+    clock.advance(0.0)
+    coordinator = coordinate(clock, automatic(clock, FakeNotice(0.5, 0.0, queued=2)))
+    coordinator.attach(server)
+    coordinator.begin("test")
+    assert clock.waits.get(timeout=BOUND) == 0.5
+    server.left = [info for info in server.left if info.stage == "queued"]
+    clock.advance(0.5)
+    until(lambda: coordinator.phase != "delay")
+    server.left = []
+    clock.advance(60.0)
+    finish(coordinator)
+
+
+def test_of_several_delays_the_longest(clock: ManualClock, caplog: pytest.LogCaptureFixture) -> None:
+    """Every application has its delay, whichever kind it is of."""
+    with caplog.at_level(logging.INFO, "flask_lifecycle"):
+        coordinator = coordinate(
+            clock,
+            ready(clock, shutdown_delay=2.0),
+            automatic(clock, FakeNotice(0.5, 0.0)),
+            automatic(clock, FakeNotice(0.25, 0.25, 0.0)),
+        )
+        coordinator.attach(FakeServer())
+        coordinator.begin("test")
+        assert [clock.pass_wait(), clock.pass_wait(), clock.pass_wait()] == [0.25, 0.25, 1.5]
+        assert finish(coordinator).duration == 2.0
+    assert messages(caplog, "delay") == ["delay ended in a fake way; in a fake way"]
+
+
+def test_no_automatic_delay_for_what_nobody_misses(clock: ManualClock, caplog: pytest.LogCaptureFixture) -> None:
+    """What is not served, and what never was ready, has none of that kind either."""
+    with caplog.at_level(logging.INFO, "flask_lifecycle"):
+        assert stop(automatic(clock, FakeNotice(5.0)), clock=clock).duration == 0.0
+        unready = FakeMember(clock, shutdown_delay="auto")
+        unready.notice = FakeNotice(5.0)
+        assert stop(unready, clock=clock, server=FakeServer()).duration == 0.0
+    assert messages(caplog, "delay") == []
+    assert [message[-13:] for message in messages(caplog, "shutdown begins")] == [", delay 0.0 s)"[-13:]] * 2
+
+
 def test_one_deadline_the_shortest(clock: ManualClock) -> None:
     """Of several applications the shortest grace period, the longest delay and the longest linger hold."""
     server = FakeServer()

@@ -260,7 +260,7 @@ class Starter:
     """Starts the processes of one test, each with a directory of its own, and ends them."""
 
     def __init__(self, home: Path) -> None:
-        self._home = home
+        self.home = home
         self._running: list[Running] = []
 
     def start(
@@ -274,7 +274,7 @@ class Starter:
         terminal: bool = False,
     ) -> Running:
         """Start a command; the settings and the plan are for the live app."""
-        home = self._home / f"process-{len(self._running)}"
+        home = self.home / f"process-{len(self._running)}"
         home.mkdir()
         foreign = ("FLASK_", "LIFECYCLE_", "LIVE_", "WERKZEUG_", "KUBERNETES_")
         inherited = {k: v for k, v in os.environ.items() if not k.startswith(foreign)}

@@ -221,6 +221,10 @@ def add_lifecycle_routes(app: Flask, lifecycle: Lifecycle) -> None:
     def in_flight() -> str:
         return str(lifecycle.in_flight)
 
+    @app.get("/visits")
+    def visits() -> str:
+        return str(min((prober.count for prober in lifecycle.probers()), default=0))
+
     @app.get("/until-drain")
     def until_drain() -> Response:
         return Response(chunks_until_drain(lifecycle), mimetype="text/plain")
