@@ -24,7 +24,7 @@ def test_request_longer_than_the_grace_period(live: Starter, server: str) -> Non
         connection.ask("/gate/never")
         running.wait_event("begin live never")
         assert running.stop() == 1
-    assert "abandoned GET /gate/never after" in running.log
+    assert "abandoned GET /gate/never [/gate/<gate>] after" in running.log
     assert "1 abandoned" in running.log
     assert running.hooks() == ["last", "first"]
     assert running.shutdown_took <= 2.5
@@ -54,7 +54,7 @@ def test_queue_longer_than_the_grace_period(live: Starter) -> None:
         assert get(running.address, "/livez").status == 200
         assert running.stop() == 1
     assert "3 abandoned" in running.log
-    assert running.log.count("abandoned GET /gate/never after") == 3
+    assert running.log.count("abandoned GET /gate/never [/gate/<gate>] after") == 3
     assert len(running.told("begin live never")) == 1
     assert running.hooks() == ["last", "first"]
 
@@ -154,7 +154,7 @@ def test_second_signal(live: Starter, server: str, first: int, second: int) -> N
         running.wait_event("begin live never")
         force(running, first, second)
     assert f"forced by {signal.Signals(second).name}: abandoned 1" in running.log
-    assert "abandoned GET /gate/never after" in running.log
+    assert "abandoned GET /gate/never [/gate/<gate>] after" in running.log
     assert running.lasted < 5.0
 
 

@@ -186,7 +186,7 @@ def test_signal_after_a_shutdown_and_a_signal_forces(live: Starter, server: str)
         running.send(signal.SIGTERM)
         assert not running.gone.wait(0.5)
         assert running.stop() == 128 + signal.SIGTERM
-    assert "abandoned GET /gate/never after" in running.log
+    assert "abandoned GET /gate/never [/gate/<gate>] after" in running.log
 
 
 def test_view_that_raises_system_exit(live: Starter, server: str) -> None:

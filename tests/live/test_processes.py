@@ -132,7 +132,7 @@ def test_foreign_server_request_longer_than_the_grace_period(live: Starter, comm
         connection.ask("/gate/never")
         running.wait_event("begin live never")
         assert running.stop() in (1, -signal.SIGTERM)
-    assert "abandoned GET /gate/never after" in running.log
+    assert "abandoned GET /gate/never [/gate/<gate>] after" in running.log
     assert running.hooks() == ["last", "first"]
     assert running.lasted < 7.0
 
