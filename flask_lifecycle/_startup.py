@@ -65,7 +65,8 @@ class StartupTasks(WorkLedger):
                 return False
             if failure is not None:
                 self.failures.append(task)
-                self.records.append(failure)
+                if task.on_failure == "shutdown":  # the other way is a choice, and no flaw of the stop
+                    self.records.append(failure)
             self.leave(task)
             return True
 

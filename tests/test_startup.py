@@ -132,6 +132,7 @@ def test_a_failing_task_may_leave_the_process_not_ready() -> None:
     assert [app.test_client().get(path).status_code for path in ("/readyz", "/startupz")] == [503, 200]
     lifecycle.set_ready()
     assert lifecycle.state.name == "READY"
+    assert lifecycle.shutdown().clean  # it was a choice, and no flaw of the stop
 
 
 def test_a_task_after_the_start_is_refused() -> None:

@@ -21,6 +21,7 @@ from typing import Any
 from ._client import PATIENCE, Address
 
 APPS = Path(__file__).parent.parent / "live_apps"
+ROOT = APPS.parent.parent
 BIG = b"".join(b"%07d\n" % number for number in range(1 << 20))  # as the live app makes it
 
 # What a process prints when something went wrong that nobody caught.
@@ -282,6 +283,7 @@ class Starter:
             "LIVE_HOME": str(home),
             "LIVE_SETTINGS": json.dumps(settings or {}),
             "LIVE_PLAN": json.dumps(plan or {}),
+            "PYTHONPATH": str(ROOT),  # the package that these tests stand beside, whatever is installed
             "PYTHONUNBUFFERED": "1",
             "PYTHONFAULTHANDLER": "1",
         }

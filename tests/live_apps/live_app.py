@@ -210,6 +210,25 @@ def add_rude_routes(app: Flask) -> None:
             return rest
 
 
+def do_work(lifecycle: Lifecycle, gate: str) -> None:
+    """Do a piece of work that ends when the test opens its gate."""
+    with lifecycle.work("job", gate=gate):
+        event(f"begin work {gate}")
+        pass_gate(gate)
+        event(f"end work {gate}")
+
+
+def begin_task(lifecycle: Lifecycle, name: str, conduct: str, on_failure: str) -> None:
+    """Begin a start-up task that ends as the plan says."""
+    task = lifecycle.startup_task(name, on_failure=on_failure)
+
+    def run() -> None:
+        with contextlib.suppress(ValueError), task:
+            hook("task", name, conduct)()
+
+    threading.Thread(target=run, name=f"task-{name}", daemon=True).start()
+
+
 def add_lifecycle_routes(app: Flask, lifecycle: Lifecycle) -> None:
     """Add the routes that use the lifecycle object."""
 
@@ -228,6 +247,11 @@ def add_lifecycle_routes(app: Flask, lifecycle: Lifecycle) -> None:
     @app.get("/until-drain")
     def until_drain() -> Response:
         return Response(chunks_until_drain(lifecycle), mimetype="text/plain")
+
+    @app.get("/work/<gate>")
+    def work(gate: str) -> tuple[str, int]:
+        threading.Thread(target=do_work, args=(lifecycle, gate), name="worker", daemon=True).start()
+        return "begun", 202
 
     @app.post("/stop")
     def stop() -> str:
@@ -315,6 +339,8 @@ def create_app(name: str = "live") -> tuple[Flask, Lifecycle]:
     add_lifecycle_routes(app, lifecycle)
     add_hooks(lifecycle, name)
     add_rude_surroundings(lifecycle)
+    for task in PLAN.get("tasks", []):
+        begin_task(lifecycle, *task)
     event(f"made {name}")
     lifecycle.init_app(app)
     event(f"ready {name}")
