@@ -32,6 +32,11 @@ def flask(example: str, server: str = "waitress") -> list[str]:
     return [sys.executable, "-m", "flask", "--app", app, "lifecycle", "run", "-p", "0", "--server", server]
 
 
+def script(example: str) -> list[str]:
+    """The command that runs an example by itself."""
+    return [sys.executable, f"examples/{example}"]
+
+
 class Served:
     """An example in a process of its own, with its log and its port."""
 
@@ -66,23 +71,23 @@ class Served:
     def log(self) -> str:
         return "\n".join(self.lines)
 
+    def wait_log(self, pattern: str) -> re.Match[str]:
+        """Wait for a line of the log and return the match."""
+        with self._new_line:
+            self._new_line.wait_for(lambda: re.search(pattern, self.log) or self._ended, START)
+        found = re.search(pattern, self.log)
+        assert found, f"no line {pattern!r}; its log:\n{self.log}"
+        return found
+
     def port(self) -> int:
         """The port that the process says it listens on."""
+        return int(self.wait_log(r"listening on http://127\.0\.0\.1:(\d+)")[1])
 
-        def listening() -> re.Match[str] | None:
-            return re.search(r"listening on http://127\.0\.0\.1:(\d+)", self.log)
-
-        with self._new_line:
-            self._new_line.wait_for(lambda: listening() or self._ended, START)
-        found = listening()
-        assert found, f"not listening; its log:\n{self.log}"
-        return int(found[1])
-
-    def get(self, path: str) -> tuple[int, str]:
+    def get(self, path: str, method: str = "GET") -> tuple[int, str]:
         """Ask for a path on a connection of its own; return status and body."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port(), timeout=STOP)
         try:
-            connection.request("GET", path)
+            connection.request(method, path)
             response = connection.getresponse()
             return response.status, response.read().decode()
         finally:
@@ -140,7 +145,7 @@ def in_thread(function: Callable[[], Any]) -> Callable[[], Any]:
 
 @pytest.mark.parametrize(
     "command",
-    [flask("quickstart.py"), [sys.executable, "examples/quickstart.py"]],
+    [flask("quickstart.py"), script("quickstart.py")],
     ids=["flask", "python"],
 )
 def test_quickstart_answers_the_request_under_way(serve: Callable[..., Served], command: list[str]) -> None:
@@ -213,6 +218,50 @@ def test_websocket_ends_by_itself(serve: Callable[..., Served]) -> None:
     client.sock.close()
     client.thread.join(STOP)
     assert served.exit_code() == 0, served.log
+    assert "clean, exit 0" in served.log
+
+
+def test_executors_finish_what_is_accepted(serve: Callable[..., Served]) -> None:
+    """What a request has handed to an executor or a thread is finished, also what has not begun there, and the pool is
+    closed after it.
+    """
+    served = serve(flask("executors.py"))
+    served.ready()
+    for name in ("may", "june", "july"):  # one more than the executor has threads
+        assert served.get(f"/reports/{name}?seconds=1", "POST") == (202, f'{{"accepted":"{name}"}}\n')
+    assert served.get("/mails/ada", "POST")[0] == 202
+    served.wait_log("report to ada begins")
+    served.terminate()
+    assert served.exit_code() == 0, served.log
+    assert sorted(re.findall(r"report (.*) is written", served.log)) == ["july", "june", "may", "to ada"]
+    assert "clean, exit 0" in served.log
+
+
+def test_scheduler_finishes_its_jobs(serve: Callable[..., Served]) -> None:
+    """The job that runs when the process stops is finished, and none begins after it, although its time has come."""
+    served = serve(flask("scheduler.py"), SECONDS="1")
+    served.wait_log("job begins")
+    served.terminate()
+    assert served.exit_code() == 0, served.log
+    begins, stops = served.log.count("job begins"), served.log.index("shutdown begins")
+    assert begins == served.log.count("job ends")
+    assert served.log.rindex("job begins") < stops < served.log.rindex("job ends")
+    assert "clean, exit 0" in served.log
+
+
+@pytest.mark.parametrize("command", [flask("jobs.py"), script("jobs.py")], ids=["beside a server", "alone"])
+def test_jobs_are_finished_or_left(serve: Callable[..., Served], tmp_path: Path, command: list[str]) -> None:
+    """The job under way is finished, with a web server and without, and the next is left for the next process."""
+    for name, seconds in {"1": "0", "2": "1", "3": "0"}.items():
+        (tmp_path / f"{name}.job").write_text(seconds)
+    served = serve(command, SPOOL=str(tmp_path))
+    served.wait_log(r"2\.job begins")
+    served.terminate()
+    assert served.exit_code() == 0, served.log
+    assert re.findall(r"(\d)\.job (begins|ends)", served.log) == [
+        ("1", "begins"), ("1", "ends"), ("2", "begins"), ("2", "ends"),
+    ]  # fmt: skip
+    assert [path.name for path in tmp_path.iterdir()] == ["3.job"]
     assert "clean, exit 0" in served.log
 
 

@@ -1,0 +1,57 @@
+"""Work that goes on when the request has been answered: the stop waits for it as it waits for requests.
+
+Serve it with ::
+
+    flask --app examples/executors.py lifecycle run -p 8000
+
+then ``curl -X POST localhost:8000/reports/may`` and press Ctrl-C in the first terminal: the report is written, then the
+pool closed, and the exit code is 0. ``pool.submit`` alone would have it forgotten.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+from flask import Flask, request
+
+from flask_lifecycle import Lifecycle, Work
+
+app = Flask(__name__)
+lifecycle = Lifecycle(app)
+pool = ThreadPoolExecutor(max_workers=2, thread_name_prefix="reports")
+
+
+def write_report(name: str, seconds: float) -> None:
+    app.logger.warning("report %s begins", name)
+    time.sleep(seconds)
+    app.logger.warning("report %s is written", name)
+
+
+@app.post("/reports/<name>")
+def report(name: str) -> tuple[dict[str, str], int]:
+    """Hand the work to the executor: it counts from here on, also while it waits there for a thread."""
+    lifecycle.submit(pool, write_report, name, request.args.get("seconds", 5.0, type=float))
+    return {"accepted": name}, 202
+
+
+@app.post("/mails/<name>")
+def mail(name: str) -> tuple[dict[str, str], int]:
+    """Or to a thread: the token is made before the thread, so that there is no moment at which neither counts."""
+    token = lifecycle.work("mail", to=name)
+    threading.Thread(target=send_mail, args=(token, name)).start()
+    return {"accepted": name}, 202
+
+
+def send_mail(token: Work, name: str) -> None:
+    try:
+        write_report(f"to {name}", 0.5)
+    finally:
+        token.done()
+
+
+@lifecycle.on_shutdown
+def close_pool() -> None:
+    """Runs when all of it is done."""
+    pool.shutdown()
