@@ -87,6 +87,9 @@ class AppState:
         self._begun_in = 0
         self._functions_over = False  # of the start-up
         self._refusing = False
+        self.served_since: float | None = None  # when requests stopped to wait for the start-up
+        if settings.stuck_after is not None:
+            self.health.watch_pool(process.watch(settings.stuck_after))
         if process.signals:
             self._take_along()
 
@@ -241,6 +244,7 @@ class AppState:
             except OSError:
                 self.process.shutdown("the probe listener could not start", wait=False)
                 raise
+        self.served_since = self.ledger.clock()
         self._gate.set()
         if self.process.signals:
             self.health.engine.start()

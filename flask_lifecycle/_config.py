@@ -86,6 +86,7 @@ class Settings(NamedTuple):
     log_remote_addr: bool = False
     stop_on_crash: tuple[str, ...] = ()
     control_dir: str | None = None
+    stuck_after: float | None = None
 
     def __repr__(self) -> str:
         shown = self._asdict() | {"token": self.token and "***"}
@@ -246,6 +247,10 @@ def _count(key: str, value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ValueError(f"'{key}' must be a whole number from 1 on, not {value!r}.")
     return value
+
+
+def _optional(read: Callable[[str, Any], float]) -> Callable[[str, Any], float | None]:
+    return lambda key, value: None if value is None else read(key, value)
 
 
 def _choice(*options: str) -> Callable[[str, Any], str]:
@@ -412,4 +417,5 @@ KEYS: dict[str, Key] = {
     "LIFECYCLE_LOG_REMOTE_ADDR": Key("log_remote_addr", "False", _flag),
     "LIFECYCLE_STOP_ON_CRASH": Key("stop_on_crash", "()", _patterns),
     "LIFECYCLE_CONTROL_DIR": Key("control_dir", "None", _directory),
+    "LIFECYCLE_STUCK_AFTER": Key("stuck_after", "None", _optional(_seconds(zero=False))),
 }

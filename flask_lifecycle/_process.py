@@ -46,6 +46,8 @@ from .servers import foreign
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication
 
+    from ._stuck import PoolWatch
+
 T = TypeVar("T")
 
 # GNU timeout signals its child and then the child's group: the same event, microseconds later. The time is taken where
@@ -55,6 +57,8 @@ _SAME_SIGNAL = 0.1
 
 class App(Member, Protocol):
     """What a process asks of an application beyond what the coordinator does."""
+
+    served_since: float | None  # when requests stopped to wait for the start-up
 
     def start(self) -> None:
         """Run the start-up, once; blocks until it is over."""
@@ -80,6 +84,7 @@ class Process:
         self.relay = SignalRelay(self.receive)
         self._members: list[weakref.ref[App]] = []
         self._lock = threading.Lock()  # guards _members
+        self._watches: dict[float, PoolWatch] = {}
         self._renew()
         self._loop_thread: int | None = None
         self._exit_code = 0
@@ -94,6 +99,8 @@ class Process:
         self._first_signal = 0.0
         self._watched: Server | None = None
         self._left = threading.Event()  # run's loop has ended
+        for watch in self._watches.values():
+            watch.forget()
 
     def members(self) -> Sequence[App]:
         """The applications, in the order of their registration."""
@@ -227,10 +234,23 @@ class Process:
 
     def load(self) -> Load | None:
         """What the server that carries this process has to do; ``None`` where there is none that we know."""
-        server = self.coordinator.server or self._watched
-        if server is None:
-            server = self._watched = self._find_server()  # a search of all objects, so what it found is kept
+        server = self.carrier()
         return server.load() if server is not None else None
+
+    def carrier(self, search: bool = True) -> Server | None:
+        """The server that carries this process, if we know it, or find it; that takes as long as a request."""
+        server = self.coordinator.server or self._watched
+        if server is None and search:
+            server = self._watched = self._find_server()  # a search of all objects, so what it found is kept
+        return server
+
+    def watch(self, after: float) -> PoolWatch:
+        """The watch of the pool, one for all applications with the same patience in seconds."""
+        from ._stuck import PoolWatch  # whoever has no such setting does not pay for it
+
+        if after not in self._watches:
+            self._watches[after] = PoolWatch(after, self.members, self.carrier)
+        return self._watches[after]
 
     # -- running --------------------------------------------------------------------------------------------------
 

@@ -132,7 +132,14 @@ class Server(Protocol):
         """Requests that the server holds and no application has been called for yet, or whose answer is not sent."""
 
     def load(self) -> Load | None:
-        """What it has to do now; ``None`` where that cannot be seen. The one verb that has no part in a shutdown."""
+        """What it has to do now; ``None`` where that cannot be seen. As the next one, no part of a shutdown."""
+
+    def canary(self, done: Callable[[], None]) -> bool | None:
+        """Send a task that does nothing but call ``done`` the way of a request, ahead of all that waits for a worker.
+
+        ``done`` must not block. ``None`` where there is no way in, ``False`` if it could not be sent now, because a
+        lock is not to be had. Blocks for a few milliseconds at most.
+        """
 
     def stop(self) -> None:
         """End the loop."""

@@ -109,6 +109,7 @@ class FakeMember:
         self.notice: Notice | None = None
         self.draining = threading.Event()
         self.started = True
+        self.served_since: float | None = None
         self.refused = 0
         self.withdrawn = 0
 
@@ -153,6 +154,9 @@ class FakeServer:
         self.ours = ours
         self.calls: list[tuple[Any, ...]] = []
         self.left: list[RequestInfo] = []
+        self.pool = Load(0)
+        self.canaries: list[Callable[[], None]] = []  # those that have not come back
+        self.takes_canaries: bool | None = True
 
     def announce(self) -> None:
         self.calls.append(("announce",))
@@ -168,7 +172,12 @@ class FakeServer:
         return self.left
 
     def load(self) -> Load | None:
-        return Load(0)
+        return self.pool
+
+    def canary(self, done: Callable[[], None]) -> bool | None:
+        if self.takes_canaries:
+            self.canaries.append(done)
+        return self.takes_canaries
 
     def stop(self) -> None:
         self.calls.append(("stop",))

@@ -72,6 +72,16 @@ SECONDS = "must be a finite number of seconds"
             f"'LIFECYCLE_KEEPALIVE_LINGER' {SECONDS}, zero or more, not inf.",
         ),
         (
+            {"LIFECYCLE_STUCK_AFTER": 0},
+            ValueError,
+            f"'LIFECYCLE_STUCK_AFTER' {SECONDS}, more than zero, not 0.",
+        ),
+        (
+            {"LIFECYCLE_STUCK_AFTER": "60"},
+            TypeError,
+            "'LIFECYCLE_STUCK_AFTER' must be a number of seconds, not '60'.",
+        ),
+        (
             {"LIFECYCLE_GRACE_PERIOD": "25"},
             TypeError,
             "'LIFECYCLE_GRACE_PERIOD' must be a number of seconds, not '25'.",

@@ -164,6 +164,7 @@ def test_signals_from_a_set(kind: Any) -> None:
         ("LOG_PROBES", "log_probes", (True, False)),
         ("SELF_TEST", "self_test", (True, False)),
         ("CONTROL_DIR", "control_dir", (None, "/run/shop", "relative/is checked later")),
+        ("STUCK_AFTER", "stuck_after", (None, 60.0)),
         ("STATUS_CODES", "status_codes", ({}, {"fail": 500, "warn": 207}, {"pass": 204})),
         ("HEADERS", "headers", ({}, {"X-Node": "a b", "x!": ""})),
     ],

@@ -4,10 +4,11 @@ A *group* is what a probe asks. ``live``, ``ready`` and ``startup`` are always t
 and an application may have its own. What each says depends on the state first and on its checks second:
 
 ===========  ===========================================================================================
-live         the checks of the group alone; a drain does not change it, and nothing is in it by itself
+live         the checks of the group alone, and with ``LIFECYCLE_STUCK_AFTER`` whether the pool of workers is
+             stuck; a drain does not change it, and nothing else is in it by itself
 startup      ``fail`` until the start-up is over
 ready        ``fail`` unless the state is READY
-healthcheck  as ``ready``, of all checks
+healthcheck  as ``ready``, of all checks and of the pool
 own groups   their checks alone, whatever the state; ``fail`` in a drain, as readiness
 component    one check by its own URL: that check alone, as in an own group
 ===========  ===========================================================================================
@@ -20,15 +21,31 @@ from __future__ import annotations
 
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from blinker import Namespace
 
 from .._state import ENDING, State, StateMachine, send
 from ._check import Check
 from ._engine import App, CheckReport, Engine, overall, renewed_in_children
+
+if TYPE_CHECKING:  # a Protocol takes its time at the import
+
+    class Pool(Protocol):
+        """What is asked of the pool of workers; see ``_stuck.py``."""
+
+        listeners: weakref.WeakSet[Any]
+
+        @property
+        def status(self) -> str:
+            """What it said last."""
+
+        def report(self) -> CheckReport:
+            """How it is now, as a check would say it."""
+
 
 _signals = Namespace()
 
@@ -142,10 +159,20 @@ class Health:
         renewed_in_children.add(self)
         self._said = "fail"
         self._ring: deque[tuple[str, str, str, str, float, float]] = deque(maxlen=100)  # appending is atomic
+        self._pool: Pool | None = None
 
     def after_fork(self) -> None:
         """Another thread may have held it when this child was forked."""
         self._lock = threading.Lock()  # guards _said
+
+    def watch_pool(self, pool: Pool) -> None:
+        """Let liveness, and whatever asks for everything, depend on whether the workers get on."""
+        self._pool = pool
+        pool.listeners.add(self)
+
+    def pool_changed(self, check: Check, old: str, new: str, reason: str) -> None:
+        """The pool is stuck, or gets on again. Told to receivers, so in a thread that they may block."""
+        self._check_changed(check, old, new, reason)
 
     # -- what a probe is told -------------------------------------------------------------------------------------
 
@@ -165,6 +192,8 @@ class Health:
             if group == STARTUP and self._machine.ending:  # it has started; that stays true
                 return HealthReport(group, component, "pass", state, reason)
             checks = self.engine.run(wanted, self._timeout, hurried=group != LIVE)
+            if self._pool is not None and group in (LIVE, ALL) and component is None:
+                checks += (self._pool.report(),)
             # A drain that began while a check was waited for makes another answer true.
             if self._refuses(group, component) is None:
                 if group in ALWAYS and component is None:
@@ -223,8 +252,10 @@ class Health:
         """What a group says by what is known now, without running a check."""
         if self._refuses(group) is not None:
             return "fail"
-        known = self.engine.standing()
-        return overall(weigh(*each) for each in known if group == ALL or group in each[0].groups)
+        known = [weigh(*each) for each in self.engine.standing() if group == ALL or group in each[0].groups]
+        if self._pool is not None and group in (LIVE, ALL):
+            known.append(self._pool.status)
+        return overall(known)
 
     def _record(self, *what: str) -> None:
         subject, old, new, reason = what

@@ -26,7 +26,10 @@ class WorkerPoolCheck:
 
     Warns at ``warn_queue`` waiting requests and fails at ``fail_queue``, which is off by default: when all replicas
     have too much to do, an instance out of rotation gives its share to the others. A request older than ``max_age``
-    warns; if no thread is idle either, the pool is stuck, and the check fails.
+    warns; if no thread is idle either, the check fails, until the load has gone elsewhere.
+
+    It is for readiness. That the pool is stuck, so that a restart is due, is for liveness to say, and takes more than
+    one old request: ``LIFECYCLE_STUCK_AFTER``, see ``_stuck.py``.
 
     What it sees is one moment: let a few in a row fail before they count (``fail_after``). Where the server is unknown,
     as in a shell or under gunicorn, it passes and says so. Werkzeug has a thread for each connection and no queue, so

@@ -5,8 +5,10 @@ the server holds beyond what the application has been called for (queued and hal
 is waited for where the server lets us see it. Nobody publishes the server object, so it is looked for among the
 objects of the garbage collector, and only if its module has been imported at all.
 
-Everything here only reads, from the coordinator's thread, attributes that the server's own threads write; a look that
-comes at a bad moment is repeated at the next tick.
+Nearly everything here only reads, from the coordinator's thread, attributes that the server's own threads write; a look
+that comes at a bad moment is repeated at the next tick.
+
+The exception is the canary; see ``_canary.py``.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ import stat
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from .._inflight import Load, RequestInfo
@@ -99,6 +101,10 @@ class _Foreign:
         """Nothing that could be seen from outside; what the application runs, its ledger knows."""
         return Load(0)
 
+    def canary(self, done: Callable[[], None]) -> bool | None:
+        """Nothing: there is no way in."""
+        return None
+
     def stop(self) -> None:
         """Nothing: the signal is given back to whoever had it."""
 
@@ -116,12 +122,17 @@ class ForeignWaitress(_Foreign):
 
     def load(self) -> Load:
         now = time.time()
-        queued = [channel for pool in self._pools() for channel in pool.queue.copy()]
+        queued = [channel for pool in self._pools() for channel in _waiting(pool)]
         oldest = max((now - channel.last_activity for channel in queued), default=0.0)
         return pool_load(self._pools(), max(0.0, oldest))
 
+    def canary(self, done: Callable[[], None]) -> bool | None:
+        from ._canary import send_through  # few want one
+
+        return send_through([server for server in self._servers if server.accepting], done)
+
     def _pools(self) -> list[Any]:
-        return list({id(server.task_dispatcher): server.task_dispatcher for server in self._servers}.values())
+        return distinct(server.task_dispatcher for server in self._servers)
 
     def _of(self, channel: Any) -> Iterator[RequestInfo]:
         age = max(0.0, time.time() - channel.last_activity)
@@ -149,8 +160,18 @@ def pool_load(pools: Sequence[Any], oldest: float) -> Load:
     threads = wanted = 0
     for pool in pools:
         threads += len(pool.threads) - pool.stop_count
-        wanted += pool.active_count + len(pool.queue)
+        wanted += pool.active_count + len(_waiting(pool))
     return Load(max(0, wanted - threads), threads, min(threads, wanted), oldest)
+
+
+def _waiting(pool: Any) -> list[Any]:
+    """The channels that wait for a worker."""
+    return [task for task in pool.queue.copy() if not hasattr(task, "lifecycle_canary")]
+
+
+def distinct(things: Iterable[Any]) -> list[Any]:
+    """Each of these once, also if they cannot be hashed."""
+    return list({id(thing): thing for thing in things}.values())
 
 
 def _values(server: Any) -> list[Any]:

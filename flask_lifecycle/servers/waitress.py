@@ -60,6 +60,7 @@ from waitress.task import ErrorTask, ThreadedTaskDispatcher, WSGITask
 from .. import _sockets
 from .._inflight import Load, RequestInfo
 from . import _closing
+from ._canary import Canary, send_ahead
 from .foreign import pool_load
 
 if TYPE_CHECKING:
@@ -189,6 +190,9 @@ class Waitress:
         began = [channel.work_since for channel in self._channels() if channel.requests]
         oldest = max((now - since for since in began if since is not None), default=0.0)
         return pool_load([self._dispatcher], oldest)
+
+    def canary(self, done: Callable[[], None]) -> bool:
+        return send_ahead(self._dispatcher, Canary(lambda: self._post(done)))
 
     def stop(self) -> None:
         self._post(lambda: setattr(self, "_ended", True))

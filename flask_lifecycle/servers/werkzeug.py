@@ -186,6 +186,10 @@ class Werkzeug:
         ages = [now - connection.since for connection in connections if connection.stage == "running"]
         return Load(0, busy=len(ages), oldest=max(ages, default=0.0))
 
+    def canary(self, done: Callable[[], None]) -> bool:
+        self._post(done)  # each connection has a worker of its own; what may stand still is the loop that accepts them
+        return True
+
     def stop(self) -> None:
         with self._changed:
             taken = [sock for sock, connection in self._connections.items() if connection.is_taken]

@@ -1,0 +1,240 @@
+"""Liveness of real servers whose workers hang, have died, or have only much to do."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from ._client import Address, Connection, LostError, get
+from ._process import Running, Starter, wait_until
+from .test_probes import PROBE_LISTENER, probe_address
+
+AFTER = 0.5  # seconds: less than a test takes, and far more than a worker that gets on
+WATCHED = {**PROBE_LISTENER, "LIFECYCLE_STUCK_AFTER": AFTER, "LIFECYCLE_SHUTDOWN_DELAY": 0}
+FAILS = "liveness fails: "
+
+
+def alive(address: Address, path: str = "/livez") -> bool:
+    """Whether liveness passes."""
+    status = get(address, path).status
+    assert status in (200, 503)
+    return status == 200
+
+
+def stays_alive(*addresses: Address, look: Callable[[], object] = lambda: None) -> None:
+    """Look until a pool that is stuck would have failed long ago; it never does."""
+    end = time.monotonic() + 4 * AFTER
+    while time.monotonic() < end:
+        assert all(alive(address) for address in addresses)
+        look()
+        time.sleep(AFTER / 10)
+
+
+@contextlib.contextmanager
+def hanging(running: Running, *paths: str) -> Iterator[list[Connection]]:
+    """Have a worker hang in each of these requests."""
+    with contextlib.ExitStack() as stack:
+        connections = [stack.enter_context(Connection(running.address)) for _ in paths]
+        for connection, path in zip(connections, paths, strict=True):
+            connection.ask(path)
+        running.wait_for(
+            lambda: sum(event.text.startswith("begin") for event in running.events) >= len(paths), "busy workers"
+        )
+        yield connections
+
+
+def answered(connections: list[Connection]) -> list[int]:
+    return [connection.answer().status for connection in connections]
+
+
+def said(address: Address) -> dict[str, Any]:
+    """What liveness says of the pool to those who may see it."""
+    with Connection(address) as connection:
+        connection.ask("/livez", Accept="application/json")
+        entry: dict[str, Any] = json.loads(connection.answer().body)["checks"]["stuck-workers"][0]
+    return entry
+
+
+def test_all_workers_hang(live: Starter) -> None:
+    """Liveness fails on both ports once all workers have hung for long enough, their stacks are logged once, and it
+    passes again when one of them has ended.
+    """
+    settings = {**WATCHED, "LIFECYCLE_DETAILS": "always"}
+    running = live.serve("waitress", threads=2, settings=settings)
+    ports = (running.address, probe_address(running))
+    assert [said(port)["status"] for port in ports] == ["pass", "pass"]
+    with hanging(running, "/gate/one", "/gate/two") as busy:
+        for port in ports:
+            wait_until(lambda port=port: not alive(port), "a failing liveness")  # type: ignore[misc]
+            assert said(port)["output"].startswith("all 2 workers have been busy with the same requests for ")
+            assert [get(port, path).status for path in ("/readyz", "/startupz", "/healthcheck")] == [200, 200, 503]
+        running.wait_for(lambda: running.log.count("a worker is busy with") >= 2, "the stacks")
+        running.open_gate("one")
+        assert busy[0].answer().body == b"passed one"
+        for port in ports:
+            wait_until(lambda port=port: alive(port), "a liveness that passes")  # type: ignore[misc]
+        stays_alive(*ports)
+        running.wait_log("liveness passes again")
+        running.open_gate("two")
+        assert busy[1].answer().body == b"passed two"
+    assert running.stop() == 0
+    assert running.log.count(FAILS) == 1
+    for gate in ("one", "two"):
+        assert running.log.count(f"a worker is busy with GET /gate/{gate} [/gate/<gate>]") == 1
+    assert running.log.count("in pass_gate") >= 2
+
+
+def test_one_worker_hangs(live: Starter) -> None:
+    """A request that hangs does no harm to liveness as long as another worker gets on."""
+    running = live.serve("waitress", threads=2, settings=WATCHED)
+    with hanging(running, "/gate/one") as busy:
+        stays_alive(running.address, probe_address(running), look=lambda: get(running.address, "/fast"))
+        running.open_gate("one")
+        assert answered(busy) == [200]
+    assert running.stop() == 0
+    assert FAILS not in running.log
+
+
+def test_a_long_queue(live: Starter) -> None:
+    """A pool that is never idle and has a queue of quick requests is busy, and not stuck."""
+    running = live.serve("waitress", threads=2, settings=WATCHED)
+    enough = threading.Event()
+
+    def ask() -> None:
+        with Connection(running.address) as connection:
+            while not enough.is_set():
+                assert connection.get("/sleep/0.05").status == 200
+
+    clients = [threading.Thread(target=ask, daemon=True) for _ in range(12)]
+    for client in clients:
+        client.start()
+    running.wait_for(lambda: len(running.events) > 30, "a queue")
+    stays_alive(running.address, probe_address(running))
+    enough.set()
+    for client in clients:
+        client.join(20)
+    assert running.stop() == 0
+    assert FAILS not in running.log
+
+
+def test_slow_clients(live: Starter) -> None:
+    """Clients that send or read slowly, more of them than workers, hold none of them."""
+    running = live.serve("waitress", threads=2, settings={**WATCHED, "LIFECYCLE_GRACE_PERIOD": 1})
+    with contextlib.ExitStack() as stack:
+        slow = [stack.enter_context(Connection(running.address, small=True)) for _ in range(6)]
+        for connection in slow[:2]:
+            connection.send(b"POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\nhalf")
+        for connection, path in zip(slow[2:], ("/file", "/file", "/big", "/big"), strict=True):
+            connection.ask(path)
+            assert connection.head()[0] == 200
+        stays_alive(running.address, probe_address(running), look=lambda: get(running.address, "/fast"))
+    running.stop()
+    assert FAILS not in running.log
+
+
+def test_workers_that_have_died(live: Starter) -> None:
+    """Liveness fails when no worker is left, although nothing is in flight and the process answers."""
+    running = live.serve(
+        "waitress", threads=2, app="stuck_app.py", settings=WATCHED, excuse=r"Traceback \(most recent call last\)"
+    )
+    ports = (running.address, probe_address(running))
+    stays_alive(*ports)
+    for _ in range(2):
+        with contextlib.suppress(LostError), Connection(running.address) as connection:
+            connection.ask("/raise-in-body")
+            connection.head()
+    for port in ports:
+        wait_until(lambda port=port: not alive(port), "a failing liveness")  # type: ignore[misc]
+    running.wait_log(r"liveness fails: waitress has not come to a task that it was given \d+ s ago")
+    assert get(running.address, "/livez").body == b'{"status": "fail"}\n'
+
+
+def test_werkzeug_has_no_pool(live: Starter) -> None:
+    """Where each connection has a thread, any number of hanging requests leaves room for the next."""
+    running = live.serve("werkzeug", settings=WATCHED)
+    with hanging(running, *["/gate/all"] * 5) as busy:
+        stays_alive(running.address, probe_address(running), look=lambda: get(running.address, "/fast"))
+        running.open_gate("all")
+        assert answered(busy) == [200] * 5
+    assert running.stop() == 0
+    assert FAILS not in running.log
+
+
+def test_the_start_up(live: Starter) -> None:
+    """Requests that wait until the start-up is over hold every worker, and the process is alive."""
+    plan = {"hooks": {"startup": [["warm-up", "gate", None]]}}
+    running = live.serve("waitress", threads=2, settings=WATCHED, plan=plan, listeners=0)
+    running.wait_event("startup warm-up")
+    running.wait_log("listening on")
+    with contextlib.ExitStack() as stack:
+        early = [stack.enter_context(Connection(running.address)) for _ in range(3)]
+        for connection in early:
+            connection.ask("/gate/all")
+        stays_alive(running.address, probe_address(running))
+        running.open_gate("warm-up")
+        running.wait_event("begin live all", 2)
+        running.open_gate("all")
+        assert answered(early) == [200] * 3
+    assert running.stop() == 0
+    assert FAILS not in running.log
+
+
+def test_a_drain(live: Starter) -> None:
+    """Liveness passes again as soon as a stop has begun, whose own deadline ends what hangs."""
+    running = live.serve("waitress", threads=2, settings=WATCHED)
+    probes = probe_address(running)
+    with hanging(running, "/gate/all", "/gate/all") as busy:
+        wait_until(lambda: not alive(probes), "a failing liveness")
+        running.begin_stop()
+        stays_alive(probes)
+        running.open_gate("all")
+        assert answered(busy) == [200, 200]
+    assert running.wait_gone() == 0
+    assert running.log.count(FAILS) == 1
+
+
+def test_applications_that_share_the_workers(live: Starter) -> None:
+    """Workers that hang in different applications of one process are one pool that is stuck, logged once."""
+    running = live.serve("waitress", threads=2, settings=WATCHED, plan={"second": True})
+    assert alive(running.address, "/second/livez")  # from now on the mount is known, and a lane leads to it
+    with hanging(running, "/gate/all", "/second/gate/all") as busy:
+        for path in ("/livez", "/second/livez"):
+            wait_until(lambda path=path: not alive(running.address, path), "a failing liveness")  # type: ignore[misc]
+        running.wait_for(lambda: running.log.count("a worker is busy with") >= 2, "the stacks")
+        running.open_gate("all")
+        assert answered(busy) == [200, 200]
+        wait_until(lambda: alive(running.address), "a liveness that passes")
+    assert running.stop() == 0
+    assert running.log.count(FAILS) == 1
+
+
+@pytest.mark.parametrize("app", ["live_app", "stuck_app"])
+def test_waitress_that_somebody_else_started(live: Starter, app: str) -> None:
+    """The probe listener sees the same of a server that was found: workers that hang, and workers that have died."""
+    command = (sys.executable, "-m", "waitress", "--listen=127.0.0.1:0", "--threads=2", f"{app}:app")
+    excuse = r"Traceback \(most recent call last\)" if app == "stuck_app" else ""
+    running = live.start(*command, settings=WATCHED, plan={"logging": True}, excuse=excuse)
+    running.wait_log(r"Serving on http")
+    assert get(running.address, "/livez").status == 200  # which begins the start-up
+    probes = probe_address(running)
+    stays_alive(probes)
+    if app == "stuck_app":
+        for _ in range(2):
+            with contextlib.suppress(LostError), Connection(running.address) as connection:
+                connection.ask("/raise-in-body")
+                connection.head()
+        wait_until(lambda: not alive(probes), "a failing liveness")
+        return
+    with hanging(running, "/gate/all", "/gate/all") as busy:
+        wait_until(lambda: not alive(probes), "a failing liveness")
+        running.open_gate("all")
+        assert answered(busy) == [200, 200]
+        wait_until(lambda: alive(probes), "a liveness that passes")
+    running.stop()
