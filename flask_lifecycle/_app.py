@@ -338,6 +338,11 @@ class AppState:
                 self._probe_server = ProbeServer(self.probes, self.settings.probe_host, port)
                 self._probe_server.start()
 
+    @property
+    def probe_address(self) -> tuple[str, int] | None:
+        server = self._probe_server
+        return None if server is None else (server.host, server.port)
+
     def lane(self, path: str) -> str | None:
         return self.probes.lane(path)
 

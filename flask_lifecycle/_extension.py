@@ -83,6 +83,11 @@ class Lifecycle(Registration):
         """How many requests the application has not finished answering; probes are not counted."""
         return self._state().in_flight
 
+    @property
+    def probe_address(self) -> tuple[str, int] | None:
+        """Host and port of the probe listener, ``None`` while it is closed; with port 0, the one that was free."""
+        return self._state().probe_address
+
     def requests(self, stacks: bool = False) -> tuple[RequestInfo, ...]:
         """A snapshot of the requests in flight, oldest first: method, path, route, age in seconds, thread.
 

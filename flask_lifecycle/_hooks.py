@@ -73,6 +73,8 @@ class ShutdownContext:
 class Hook:
     """A registered function."""
 
+    hold = False  # whether the listener stays open until it has returned; of an on_drain function
+
     def __init__(
         self, name: str, kind: str, function: Callable[..., Any], timeout: float | None, takes_context: bool
     ) -> None:
@@ -98,7 +100,7 @@ class Hooks:
         self.startup_over = threading.Event()
         self._startup_lock = threading.Lock()  # guards startup_begun's test and set
 
-    def add(self, kind: str, function: Any, name: str | None, timeout: float | None) -> None:
+    def add(self, kind: str, function: Any, name: str | None, timeout: float | None) -> Hook:
         """Register a function.
 
         :raises TypeError: it cannot be called with nothing or with one argument.
@@ -113,9 +115,9 @@ class Hooks:
             raise ValueError(
                 f"There is an on_{kind} function '{hook_name}' already; pass name='...' to tell them apart."
             )
-        self._hooks[kind].append(
-            Hook(hook_name, kind, function, timeout, takes_context(f"on_{kind} function '{hook_name}'", function))
-        )
+        hook = Hook(hook_name, kind, function, timeout, takes_context(f"on_{kind} function '{hook_name}'", function))
+        self._hooks[kind].append(hook)
+        return hook
 
     def of(self, kind: str) -> tuple[Hook, ...]:
         """The functions of a kind in the order in which they are called: teardown in reverse."""

@@ -155,13 +155,21 @@ class Registration:
     @overload
     def on_drain(self, function: F, /) -> F: ...
     @overload
-    def on_drain(self, *, name: str | None = None, timeout: float | None = None) -> Callable[[F], F]: ...
-    def on_drain(self, function: Any = None, *, name: str | None = None, timeout: float | None = None) -> Any:
+    def on_drain(
+        self, *, name: str | None = None, timeout: float | None = None, hold: bool = False
+    ) -> Callable[[F], F]: ...
+    def on_drain(
+        self, function: Any = None, *, name: str | None = None, timeout: float | None = None, hold: bool = False
+    ) -> Any:
         """Register a function to be called at the moment when the shutdown begins: end streams and consumers here.
 
+        These functions run one after the other, in the order of their registration, beside the phases.
+
         :param timeout: seconds that it may take.
+        :param hold: the listener stays open, and everything is served, until it has returned, at most until the
+            drain's deadline; for what has to be done while requests still come, such as leaving a registry.
         """
-        return self._register("drain", function, name, timeout)
+        return self._register("drain", function, name, timeout, hold=hold)
 
     @overload
     def on_shutdown(self, function: F, /) -> F: ...
@@ -221,12 +229,14 @@ class Registration:
 
         return register if function is None else register(function)
 
-    def _register(self, kind: str, function: Any, name: str | None, timeout: float | None) -> Any:
+    def _register(
+        self, kind: str, function: Any, name: str | None, timeout: float | None, *, hold: bool = False
+    ) -> Any:
         if timeout is not None:
             check_timeout(f"on_{kind} function", timeout)
 
         def register(function: F) -> F:
-            self._registered.hooks.add(kind, function, name, timeout)
+            self._registered.hooks.add(kind, function, name, timeout).hold = hold
             return function
 
         return register if function is None else register(function)

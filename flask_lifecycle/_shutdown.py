@@ -23,8 +23,9 @@ hooks           ``on_shutdown`` functions, last registered first
 ==============  ==================================================================================================
 
 A hook without a timeout of its own gets half of what is left, or all of it if it is the last. ``on_drain`` functions
-run one after the other beside the phases, not before them: a slow one must not keep the listener open, and the drain
-waits for them as it waits for requests.
+run one after the other beside the phases, not before them: a slow one must not keep the listener open, unless it was
+registered to do so (``hold``: the delay lasts until those have returned), and the drain waits for them as it waits for
+requests.
 
 Late in an interpreter's life (``atexit``) no thread can be started on Python 3.12 and later. There the coordinator runs
 in the calling thread, as the hooks do.
@@ -185,6 +186,7 @@ class Coordinator:
         self._began_at = 0.0  # seconds since the epoch
         self._lock = threading.Lock()  # guards begun/attach; held for a few assignments
         self._drain_hooks_ended = threading.Event()
+        self._let_go = threading.Event()  # no on_drain function holds the listener open any more
 
     # -- asked by everybody ---------------------------------------------------------------------------------------
 
@@ -330,6 +332,8 @@ class Coordinator:
         if self.server is not None:
             self.server.announce()
         hooks = [(group, hook) for group in _hook_groups(members) for hook in group.of("drain")]
+        if not any(hook.hold for _group, hook in hooks):
+            self._let_go.set()
         if not hooks:
             self._drain_hooks_ended.set()
             return
@@ -368,6 +372,9 @@ class Coordinator:
                 "delay ended %s", "; ".join(map(str, notices)),
                 extra={"lifecycle_delay": self.clock.monotonic() - began},
             )  # fmt: skip
+        if not self._let_go.is_set():
+            logger.info("delay goes on while an on_drain function holds the listener open")
+            self.clock.wait(self._let_go, self._drain_deadline(members, deadline).remaining())
 
     def _await_notice(self, notices: Sequence[Notice], latest: Deadline) -> None:
         told = threading.Event()
@@ -447,6 +454,8 @@ class Coordinator:
             for hook in group.of(kind)
         ]
         for number, (hook, group, member) in enumerate(todo, 1):
+            if kind == "drain" and not any(waiting.hold for waiting, *_ in todo[number - 1 :]):
+                self._let_go.set()
             if group.unopened(hook):
                 logger.info("%s skipped: its start did not succeed", hook.label, extra={"lifecycle_hook": hook.name})
                 group.records.append(HookRecord(hook.name, kind, "skipped", 0.0))
@@ -454,6 +463,7 @@ class Coordinator:
             share = deadline.remaining() if number == len(todo) else deadline.remaining() / 2
             group.records.append(run_hook(hook, context, min(hook.timeout or share, share), member.context, self.clock))
         if kind == "drain":
+            self._let_go.set()
             self._drain_hooks_ended.set()
 
     def _drain_deadline(self, members: Sequence[Member], deadline: Deadline) -> Deadline:

@@ -669,10 +669,15 @@ def test_a_probe_listener_on_a_port_of_a_thread(free: threading.Event) -> None:
 def test_the_probe_listener_is_opened_once(caplog: pytest.LogCaptureFixture) -> None:
     """Whoever opens the probe listener a second time finds it open; closing it twice is harmless as well."""
     caplog.set_level(logging.INFO, "flask_lifecycle")
-    app, _lifecycle = serve(LIFECYCLE_PROBE_HOST="127.0.0.1", LIFECYCLE_PROBE_PORT=0)
+    app, lifecycle = serve(LIFECYCLE_PROBE_HOST="127.0.0.1", LIFECYCLE_PROBE_PORT=0)
     state = state_of(app)
+    assert lifecycle.probe_address is None
     for _ in range(2):
         state.open_probe_listener()
+    assert lifecycle.probe_address is not None
+    host, port = lifecycle.probe_address
+    assert f"probe listener on http://{host}:{port}" in caplog.messages
     for _ in range(2):
         state.end()
+    assert lifecycle.probe_address is None
     assert len([record for record in caplog.records if "probe listener on" in record.getMessage()]) == 1

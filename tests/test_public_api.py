@@ -52,7 +52,7 @@ SIGNATURES = {
     "transitions": "(self)",
     "probers": "(self)",
     "on_startup": "(self, function=None, *, name=None, timeout=None)",
-    "on_drain": "(self, function=None, *, name=None, timeout=None)",
+    "on_drain": "(self, function=None, *, name=None, timeout=None, hold=False)",
     "on_shutdown": "(self, function=None, *, name=None, timeout=None)",
     "requests": "(self, stacks=False)",
     "resource": "(self, function=None, *, name=None, timeout=None, close_timeout=None)",
@@ -169,6 +169,7 @@ def test_properties_of_lifecycle() -> None:
     assert sorted(name for name in properties if not name.startswith("_")) == [
         "draining",
         "in_flight",
+        "probe_address",
         "state",
     ]
     assert all(prop.fset is None for prop in properties.values())

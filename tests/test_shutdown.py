@@ -686,6 +686,62 @@ def test_a_slow_on_drain_keeps_no_listener_open(clock: ManualClock, free: thread
     assert (result.clean, sorted(clock.waits.queue)) == (True, [8.0, 8.1])
 
 
+def hold_in_delay(coordinator: Coordinator, server: FakeServer, clock: ManualClock) -> None:
+    """Begin, and wait until the delay waits for a function that holds the listener, and nothing else."""
+    coordinator.attach(server)
+    coordinator.begin("test")
+    until(lambda: coordinator.phase == "delay" and clock.waits.qsize() == 2)
+    assert server.verbs == ["announce"]
+
+
+def test_an_on_drain_that_holds(clock: ManualClock, free: threading.Event, caplog: pytest.LogCaptureFixture) -> None:
+    """The listener stays open until the last function that holds it has returned, whatever comes behind it."""
+    caplog.set_level(logging.INFO, "flask_lifecycle")
+    member, server, later = FakeMember(clock, grace_period=10.0, hook_reserve=2.0), FakeServer(), threading.Event()
+    member.hooks.add("drain", lambda: None, "quick", None).hold = True
+    member.hooks.add("drain", lambda: free.wait(BOUND), "holds", None).hold = True
+    member.hooks.add("drain", lambda: later.wait(BOUND), "slow", None)
+    coordinator = coordinate(clock, member)
+    hold_in_delay(coordinator, server, clock)
+    free.set()
+    until(lambda: "stop_accepting" in server.verbs)
+    assert not coordinator.done.is_set()
+    later.set()
+    assert finish(coordinator).clean
+    assert caplog.messages.count("delay goes on while an on_drain function holds the listener open") == 1
+
+
+def test_an_on_drain_that_holds_within_the_delay(clock: ManualClock, caplog: pytest.LogCaptureFixture) -> None:
+    """A function that holds and returns before the delay is over changes nothing."""
+    caplog.set_level(logging.INFO, "flask_lifecycle")
+    member, server, ran = ready(clock, grace_period=10.0, shutdown_delay=2.0), FakeServer(), threading.Event()
+    member.hooks.add("drain", ran.set, "holds", None).hold = True
+    coordinator = coordinate(clock, member)
+    coordinator.attach(server)
+    coordinator.begin("test")
+    assert ran.wait(BOUND)
+    until(lambda: coordinator._let_go.is_set())
+    assert clock.pass_wait() == 2.0
+    assert finish(coordinator).phases[1].duration == 2.0
+    assert not any("holds" in message for message in caplog.messages)
+
+
+def test_an_on_drain_that_holds_for_ever(clock: ManualClock, free: threading.Event) -> None:
+    """A function that hangs holds the listener open until the drain's deadline, and the hooks have their reserve."""
+    member, server = FakeMember(clock, grace_period=10.0, hook_reserve=2.0), FakeServer()
+    left: list[float | None] = []
+    member.hooks.add("drain", lambda: free.wait(BOUND), "hangs", None).hold = True
+    member.hooks.add("shutdown", lambda context: left.append(context.remaining()), "s", None)
+    coordinator = coordinate(clock, member)
+    hold_in_delay(coordinator, server, clock)
+    clock.advance(8.0)
+    result = finish(coordinator)
+    assert left == [2.0]
+    assert [hook.outcome for hook in result.hooks] == ["hung", "ok"]
+    assert "stop_accepting" in server.verbs
+    free.set()
+
+
 def test_a_hanging_on_drain_leaves_the_reserve(clock: ManualClock, free: threading.Event) -> None:
     """An on_drain function that hangs is bounded by the drain; the hooks behind it have their reserve."""
     member = FakeMember(clock, grace_period=10.0, hook_reserve=2.0)

@@ -168,6 +168,19 @@ def test_new_connections_during_and_after_the_delay(live: Starter, server: str) 
     assert_clean(running, running.wait_gone())
 
 
+def test_an_on_drain_function_holds_the_listener(live: Starter, server: str) -> None:
+    """Without any delay everything is served until a function that holds the listener open has returned."""
+    plan = {"hooks": {"drain": [["registry", "hold", None]]}}
+    running = live.serve(server, plan=plan, settings={"LIFECYCLE_SHUTDOWN_DELAY": 0})
+    running.begin_stop()
+    running.wait_log("delay goes on while an on_drain function holds the listener open")
+    answers = [get(running.address, path) for path in ("/readyz", "/fast")]
+    assert [answer.status for answer in answers] == [503, 200]
+    assert "listener closed" not in running.log
+    running.open_gate("registry")
+    assert_clean(running, running.wait_gone())
+
+
 def test_work_arriving_in_the_delay_is_drained(live: Starter, server: str) -> None:
     """A request that comes during the delay and outlasts it is answered whole."""
     running = live.serve(server, settings={"LIFECYCLE_SHUTDOWN_DELAY": 1.0})

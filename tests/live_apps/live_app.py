@@ -63,7 +63,7 @@ def hook(kind: str, name: str, conduct: str) -> Callable[[], None]:
             raise ValueError("boom")
         if conduct == "hang":
             threading.Event().wait(LONGEST)
-        if conduct == "gate":
+        if conduct in ("gate", "hold"):
             pass_gate(name)
         if conduct == "thread":  # not a daemon: it holds the interpreter open
             forever = threading.Event().wait
@@ -272,6 +272,7 @@ def add_hooks(lifecycle: Lifecycle, name: str) -> None:
     for kind, decorate in decorators.items():
         for label, conduct, timeout in hooks.get(kind, []):
             options = {} if timeout is None else {"timeout": timeout}
+            options |= {"hold": True} if conduct == "hold" else {}
             prefix = "" if name == "live" else f"{name} "
             decorate(name=label, **options)(hook(kind, prefix + label, conduct))
 
