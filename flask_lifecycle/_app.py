@@ -95,6 +95,12 @@ class AppState:
 
     def _take_along(self) -> None:
         """Make the companions that are wanted; what only a few want is imported for them alone."""
+        if os.environ.get("KUBERNETES_SERVICE_HOST"):
+            from ._advice import Advice
+
+            paths = self.settings.probe_paths()
+            named = {"ready": paths["readyz"], "healthcheck": paths["healthcheck"], "live": paths["livez"]}
+            self.companions.append(Advice(self.probers, named, lambda: self.process.coordinator.owned))
         if self.settings.stop_on_crash:
             from ._crash import CrashWatch
 

@@ -72,7 +72,7 @@ class ProberInfo(NamedTuple):
 class Prober:
     """One entry of the ledger; written under its lock, read by anybody."""
 
-    __slots__ = ("address", "agent", "arrivals", "count", "group", "last", "port", "refused", "status")
+    __slots__ = ("address", "agent", "arrivals", "count", "group", "last", "left", "port", "refused", "status")
 
     def __init__(self, group: str, agent: str, address: str, port: str) -> None:
         self.group = group
@@ -80,6 +80,7 @@ class Prober:
         self.address = address
         self.port = port
         self.count = self.refused = 0
+        self.left = 0  # how often without its answer, as far as was looked
         self.status = ""
         self.last = 0.0
         self.arrivals: deque[float] = deque(maxlen=_ARRIVALS)
@@ -112,9 +113,14 @@ class Prober:
         return self.last + 3 * self.interval + 1.0
 
     @property
+    def is_browser(self) -> bool:
+        """Whether it is one, as far as it says."""
+        return self.agent.startswith(_BROWSER)
+
+    @property
     def decides(self) -> bool:
         """Whether traffic may depend on what it is told: not in liveness or start-up, and not where people read it."""
-        return self.group.partition("/")[0] not in ("live", "startup") and not self.agent.startswith(_BROWSER)
+        return self.group.partition("/")[0] not in ("live", "startup") and not self.is_browser
 
     @property
     def is_kubelet(self) -> bool:
@@ -142,14 +148,14 @@ class Probers:
         self._probers: dict[tuple[str, str, str, str], Prober] = {}
         self.told: threading.Event | None = None  # set by each answer that tells a prober to send no traffic
 
-    def note(self, group: str, environ: WSGIEnvironment, status: str, refused: bool) -> None:
-        """Note one visit whose answer is known.
+    def note(self, group: str, environ: WSGIEnvironment, status: str, refused: bool) -> Prober | None:
+        """Note one visit whose answer is known; whose it was, ``None`` for our own.
 
         :param refused: whether the answer tells the prober to send no traffic.
         """
         agent = environ.get("HTTP_USER_AGENT", "")[:_AGENT]
         if agent.startswith(_OURS):
-            return
+            return None
         key = (group, agent, address_of(environ), str(environ.get("SERVER_PORT", "")))
         with self._lock:
             now = self.clock()  # within the lock, so that arrivals are in order
@@ -161,6 +167,7 @@ class Probers:
         told = self.told
         if refused and told is not None:
             told.set()
+        return prober
 
     def _make_room(self, address: str, now: float) -> None:
         neighbours = [each for each in self._probers.items() if each[1].address == address]

@@ -12,6 +12,7 @@ be refused, and not before: until then it would cost every request a call to fin
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hmac
 import http
@@ -26,6 +27,7 @@ from flask import Blueprint, Flask, Response, request
 from werkzeug import Response as BaseResponse
 
 from ._config import Settings
+from ._inflight import _quoted
 from ._probers import ProberInfo, Probers
 from ._render import HEALTH_JSON, JSON, TEXT, negotiate, render, to_body, to_json
 from ._self_test import MARK
@@ -50,6 +52,11 @@ _BODILESS = (204, 205, 304)
 # At so many places an application is remembered to be mounted. Where the first part of a path is a tenant, or anything
 # a client likes, each would be one more, and every request is compared with all of them.
 _MOUNTS = 16
+
+# An answer that takes longer may be too late for its prober: a kubelet waits a second by default. In seconds.
+_SLOW = 0.5
+# Once may be somebody who was interrupted.
+_HANG_UPS = 2
 
 # Which group a probe of LIFECYCLE_PATHS asks.
 _GROUPS = {"livez": LIVE, "readyz": READY, "startupz": STARTUP, "healthcheck": ALL}
@@ -93,6 +100,7 @@ class Probes:
         self._nudge = nudge
         self._document = document
         self._ledger = ledger
+        self._impatience_told = False
         self._unrendered: set[str] = set()  # the groups whose own body could not be made
         self._forget()
         renewed_in_children.add(self)
@@ -211,6 +219,7 @@ class Probes:
         details = self._details(how, environ)
         if component is not None and not details:
             return None
+        began = self._ledger.clock()
         if MARK in environ:
             environ[MARK].append(group)
         respond = functools.partial(self._respond, environ, start_response, how, counted=MARK not in environ)
@@ -235,10 +244,28 @@ class Probes:
         kind, body = self._body(report, how, environ, "verbose" in query)
         code = self._code(report, how)
         if MARK not in environ:
-            self._ledger.note(
-                group if component is None else f"{group}/{component}", environ, report.status, code >= 400
-            )
+            self._note(group if component is None else f"{group}/{component}", environ, report.status, code, began)
         return respond(code, kind, body, Vary="Accept, Authorization")
+
+    def _note(self, asked: str, environ: WSGIEnvironment, status: str, code: int, began: float) -> None:
+        """Note who has come, and whether he had the patience to wait for the answer."""
+        prober = self._ledger.note(asked, environ, status, code >= 400)
+        took = self._ledger.clock() - began
+        if took < _SLOW or prober is None or prober.is_browser or self._impatience_told:
+            return
+        from ._hangup import hang_up, impatience  # few answers are slow
+
+        found = hang_up(environ, took)
+        if found is None or found.waited > self._settings.probe_timeout:
+            return
+        prober.left += 1
+        if prober.left < _HANG_UPS:
+            return
+        self._impatience_told = True
+        # In a thread of its own: a handler of the log that blocks would hold the lane of the probe.
+        told = impatience(prober, _quoted(environ.get("SCRIPT_NAME", "") + environ["PATH_INFO"]), found, took)
+        with contextlib.suppress(RuntimeError):  # no thread to be had: it is the next one's turn
+            threading.Thread(target=logger.warning, args=("%s", told), name="lifecycle-advice", daemon=True).start()
 
     def probers(self) -> tuple[ProberInfo, ...]:
         """Who asked, and what is known of each."""

@@ -44,6 +44,8 @@ LAYERS = {
     "_receipt": 3,
     "_shutdown": 3,
     "_notice": 3,
+    "_advice": 3,
+    "_hangup": 3,
     "_render": 3,
     "servers": 4,
     "_stuck": 4,

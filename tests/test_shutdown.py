@@ -357,11 +357,13 @@ def test_an_automatic_delay_is_woken(clock: ManualClock) -> None:
 
     The event is cleared before the notice is asked, so that one which is set while it answers is not lost.
     """
-    notice = FakeNotice(5.0, 0.0)
+    notice = FakeNotice(5.0, 3.0, 0.0)
     coordinator = coordinate(clock, automatic(clock, notice))
     coordinator.attach(FakeServer())
     coordinator.begin("test")
     assert clock.waits.get(timeout=BOUND) == 5.0
+    notice.told.set()
+    assert clock.waits.get(timeout=BOUND) == 3.0
     notice.told.set()
     assert finish(coordinator).duration == 0.0
 
