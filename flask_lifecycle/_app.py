@@ -159,7 +159,8 @@ class AppState:
             try:
                 tell(companion)
             except Exception:
-                logger.exception("%s failed", type(companion).__name__)
+                name = type(companion).__name__
+                logger.exception("%s failed", name, extra={"lifecycle_companion": name})
 
     def _registered(self) -> None:
         """A check or a group was registered."""

@@ -190,16 +190,28 @@ def run_hook(
         faulthandler.cancel_dump_traceback_later()
     back = _wait(ended, limit, clock)
     duration = clock.monotonic() - began
-    extra = {"lifecycle_hook": hook.name}
-    if not back:
-        logger.warning("%s hung: not back after %.1f s", hook.label, duration, extra=extra)
-        return HookRecord(hook.name, hook.kind, "hung", duration)
-    if raised:
-        error = raised[0]
-        what = f"{type(error).__name__}: {error}"
-        logger.warning("%s failed after %.1f s: %s", hook.label, duration, what, exc_info=error, extra=extra)
-        return HookRecord(hook.name, hook.kind, "failed", duration, what)
-    return HookRecord(hook.name, hook.kind, "ok", duration)
+    error = raised[0] if back and raised else None
+    what = f"{type(error).__name__}: {error}" if error is not None else ""
+    outcome = "hung" if not back else "failed" if error is not None else "ok"
+    record = HookRecord(hook.name, hook.kind, outcome, duration, what)
+    _tell_end(hook.label, record, error)
+    return record
+
+
+def _tell_end(label: str, record: HookRecord, error: BaseException | None) -> None:
+    """Log how a hook ended."""
+    extra = {
+        "lifecycle_hook": record.name,
+        "lifecycle_kind": record.kind,
+        "lifecycle_outcome": record.outcome,
+        "lifecycle_seconds": record.duration,
+    }
+    if record.outcome == "ok":
+        logger.info("%s done after %.1f s", label, record.duration, extra=extra)
+    elif record.outcome == "hung":
+        logger.warning("%s hung: not back after %.1f s", label, record.duration, extra=extra)
+    else:
+        logger.warning("%s failed after %.1f s: %s", label, record.duration, record.error, exc_info=error, extra=extra)
 
 
 def _wait(ended: threading.Event, limit: float | None, clock: Clock) -> bool:

@@ -110,7 +110,8 @@ class Operators:
         refusal = self._keys.use(environ.get("HTTP_IDEMPOTENCY_KEY", ""))
         if refusal is not None:
             if refusal[0] == 409:
-                logger.warning("refused to do what was asked for by HTTP from %s: %s", peer, refusal[1])
+                extra = {"lifecycle_peer": peer}
+                logger.warning("refused to do what was asked for by HTTP from %s: %s", peer, refusal[1], extra=extra)
             return respond(*refusal)
         try:
             return respond(*action(given, f"HTTP from {peer}"))

@@ -166,7 +166,7 @@ class _Server(ThreadedWSGIServer):
             self.forget(request)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        logger.debug("probe connection failed", exc_info=True)
+        logger.debug("probe connection failed", exc_info=True, extra={"lifecycle_port": self.server_address[1]})
 
 
 class _Handler(WSGIRequestHandler):
@@ -182,4 +182,4 @@ class _Handler(WSGIRequestHandler):
         """A probe is never logged."""
 
     def log_error(self, format: str, *args: Any) -> None:  # noqa: A002  the base class's own name
-        logger.debug("probe listener: " + format, *args)
+        logger.debug("probe listener: " + format, *args, extra={"lifecycle_port": self.server.server_address[1]})

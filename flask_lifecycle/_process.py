@@ -127,7 +127,8 @@ class Process:
         else:
             logger.warning(
                 "init_app was called outside the main thread, where no signal handler can be installed;"
-                " call lifecycle.shutdown() when the process is to stop."
+                " call lifecycle.shutdown() when the process is to stop.",
+                extra={"lifecycle_thread": threading.current_thread().name},
             )
 
     # -- stopping -------------------------------------------------------------------------------------------------
@@ -288,7 +289,8 @@ class Process:
             die_by(report.signal)
             raise SystemExit(128 + report.signal)  # PID 1, whom it does not kill
         if self.signals and (others := _non_daemons()):
-            logger.warning("non-daemon threads still run: %s", ", ".join(thread.name for thread in others))
+            names = [thread.name for thread in others]
+            logger.warning("non-daemon threads still run: %s", ", ".join(names), extra={"lifecycle_threads": names})
         return report
 
     def _check_run(self) -> None:
@@ -315,8 +317,10 @@ class Process:
             coordinator.wait()
             return
         for address in runner.addresses():
-            logger.info("listening on %s (%s)", address, runner.name)
-        logger.info("probes at %s", " ".join(member.settings.probe_paths().values()))
+            extra = {"lifecycle_address": address, "lifecycle_server": runner.name}
+            logger.info("listening on %s (%s)", address, runner.name, extra=extra)
+        paths = list(member.settings.probe_paths().values())
+        logger.info("probes at %s", " ".join(paths), extra={"lifecycle_paths": paths})
         for each in self.members():
             each.begin()
             threading.Thread(target=each.start, name="lifecycle-startup", daemon=True).start()
@@ -325,7 +329,7 @@ class Process:
             runner.serve()
         except BaseException as error:
             # The loop is gone and nothing can be drained; the hooks still run.
-            logger.exception("the server failed")
+            logger.exception("the server failed", extra={"lifecycle_server": runner.name})
             self._loop_thread = None
             coordinator.server = None
             coordinator.begin(f"server failed: {type(error).__name__}")
@@ -427,7 +431,7 @@ def _exit_now(code: int, *lines: str, keep: Callable[[], object] | None = None, 
         if keep is not None:
             keep()
         for line in lines:
-            logger.error("%s", line)
+            logger.error("%s", line, extra={"lifecycle_exit_code": code})
         logging.shutdown()
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(OSError, ValueError, AttributeError):  # closed, or none

@@ -51,7 +51,7 @@ class Scheduler:
             try:
                 pause = self._tick()
             except Exception:
-                logger.exception("the %s could not be looked after", self._what)
+                logger.exception("the %s could not be looked after", self._what, extra={"lifecycle_what": self._what})
                 pause = 1.0
             self._woken.wait(pause)
             self._woken.clear()

@@ -273,11 +273,14 @@ class Coordinator:
         served = served or self.crash is not None
         for name, phase in PHASES:
             self.phase, self.phase_began = name, self.clock.monotonic()
+            failed: Exception | None = None
             try:
                 phase(self, members, deadline)
-            except Exception:
-                logger.exception("phase '%s' failed; the shutdown goes on", name)
-            self.phases.append(PhaseRecord(name, self.clock.monotonic() - self.phase_began))
+            except Exception as error:
+                failed = error
+            record = PhaseRecord(name, self.clock.monotonic() - self.phase_began)
+            self.phases.append(record)
+            _tell_phase(record, failed)
         self._finish(members, served)
 
     def _finish(self, members: Sequence[Member], served: bool) -> None:
@@ -291,7 +294,7 @@ class Coordinator:
         try:
             self._keep(report)
         except Exception:
-            logger.exception("the report could not be kept")
+            logger.exception("the report could not be kept", extra={"lifecycle_exit_code": report.exit_code})
         _each(members, "told how the shutdown went", lambda member: member.told(report))
         self.report = report
         self.done.set()
@@ -437,7 +440,8 @@ class Coordinator:
             name = {"lifecycle_path": info.path} if isinstance(info, RequestInfo) else {"lifecycle_work": info.name}
             logger.log(level, "%s %s%s", words, info, stack, extra={**name, "lifecycle_age": info.age})
         if len(told) > _MOST_STRAGGLERS:
-            logger.log(level, "%s %d more", words, len(told) - _MOST_STRAGGLERS)
+            more = len(told) - _MOST_STRAGGLERS
+            logger.log(level, "%s %d more", words, more, extra={"lifecycle_more": more})
         return requests, work
 
     def _hooks(self, members: Sequence[Member], deadline: Deadline) -> None:
@@ -457,7 +461,8 @@ class Coordinator:
             if kind == "drain" and not any(waiting.hold for waiting, *_ in todo[number - 1 :]):
                 self._let_go.set()
             if group.unopened(hook):
-                logger.info("%s skipped: its start did not succeed", hook.label, extra={"lifecycle_hook": hook.name})
+                extra = {"lifecycle_hook": hook.name, "lifecycle_kind": kind, "lifecycle_outcome": "skipped"}
+                logger.info("%s skipped: its start did not succeed", hook.label, extra=extra)
                 group.records.append(HookRecord(hook.name, kind, "skipped", 0.0))
                 continue
             share = deadline.remaining() if number == len(todo) else deadline.remaining() / 2
@@ -481,13 +486,22 @@ PHASES: tuple[tuple[str, Phase], ...] = (
 )
 
 
+def _tell_phase(record: PhaseRecord, failed: Exception | None) -> None:
+    """Log the end of a phase."""
+    extra = {"lifecycle_phase": record.name, "lifecycle_seconds": record.duration}
+    if failed is None:
+        logger.info("phase '%s' ended after %.1f s", record.name, record.duration, extra=extra)
+    else:
+        logger.error("phase '%s' failed; the shutdown goes on", record.name, exc_info=failed, extra=extra)
+
+
 def _each(members: Iterable[Member], what: str, tell: Callable[[Member], object]) -> None:
     """Tell every application something, whatever becomes of the others."""
     for member in members:
         try:
             tell(member)
         except Exception:
-            logger.exception("an application could not be %s", what)
+            logger.exception("an application could not be %s", what, extra={"lifecycle_step": what})
 
 
 def _hook_groups(members: Iterable[Member]) -> list[Hooks]:

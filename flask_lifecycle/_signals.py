@@ -124,7 +124,7 @@ class SignalRelay:
             try:
                 self._receive(data[0])
             except Exception:
-                logger.exception("signal %d could not be handled", data[0])
+                logger.exception("signal %d could not be handled", data[0], extra={"lifecycle_signum": data[0]})
 
     def _after_fork(self) -> None:
         if self._pipe is None:

@@ -203,4 +203,5 @@ def send(signal: NamedSignal, sender: Any, **values: Any) -> None:
         try:
             receiver(sender, **values)
         except Exception:
-            logger.exception("a receiver of %s failed", signal.name.removeprefix("lifecycle-").replace("-", "_"))
+            name = signal.name.removeprefix("lifecycle-").replace("-", "_")
+            logger.exception("a receiver of %s failed", name, extra={"lifecycle_signal": name})

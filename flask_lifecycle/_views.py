@@ -293,7 +293,10 @@ class Probes:
         except Exception:
             if how.name not in self._unrendered:  # a probe is never logged, so this is once
                 self._unrendered.add(how.name)
-                logger.exception("the body of '%s' could not be made; the default one is sent in its place", how.name)
+                logger.exception(
+                    "the body of '%s' could not be made; the default one is sent in its place", how.name,
+                    extra={"lifecycle_group": how.name},
+                )  # fmt: skip
         kind = negotiate(environ.get("HTTP_ACCEPT", ""), verbose)
         if verbose and kind in (JSON, HEALTH_JSON) and report.details and report.group == ALL and not report.component:
             return kind, to_json(self._document(report))

@@ -265,6 +265,26 @@ def test_jobs_are_finished_or_left(serve: Callable[..., Served], tmp_path: Path,
     assert "clean, exit 0" in served.log
 
 
+@pytest.mark.parametrize("way", ["json", "structlog"])
+def test_logs_are_lines_of_json(serve: Callable[..., Served], way: str) -> None:
+    """Every line of the log is JSON, and each change of the state, phase and hook is in it once, with its fields."""
+    served = serve(flask("logs.py"), LOGS=way)
+    served.ready()
+    served.terminate()
+    assert served.exit_code() == 0, served.log
+    served.close()
+    lines = [json.loads(line) for line in served.lines]
+    assert {(line["level"], line["logger"]) for line in lines} == {("info", "flask_lifecycle")}
+    states = [line["lifecycle_state"] for line in lines if "lifecycle_state" in line]
+    assert states == ["READY", "DRAINING", "STOPPING", "STOPPED"]
+    phases = [line["lifecycle_phase"] for line in lines if "lifecycle_phase" in line]
+    assert phases == ["announce", "delay", "stop accepting", "drain", "hooks"]
+    hooks = [(line["lifecycle_kind"], line["lifecycle_hook"]) for line in lines if "lifecycle_hook" in line]
+    assert hooks == [("startup", "warm_up"), ("shutdown", "close_pool")]
+    assert lines[-1]["event"].startswith("shutdown complete in ")
+    assert lines[-1]["lifecycle_report"]["clean"] is True
+
+
 def test_every_example_is_short_and_run_here() -> None:
     """No example is longer than a reader's patience, and each is served by a test of this file."""
     here = Path(__file__).read_text(encoding="utf-8")

@@ -240,7 +240,28 @@ def test_a_phase_that_fails_does_not_end_the_shutdown(clock: ManualClock, caplog
     result = stop(member, clock=clock, server=Broken())
     assert ran == ["hook"]
     assert len(result.phases) == 5
-    assert "phase 'stop accepting' failed; the shutdown goes on" in [r.getMessage() for r in caplog.records]
+    [record] = [record for record in caplog.records if record.levelno == logging.ERROR]
+    assert record.getMessage() == "phase 'stop accepting' failed; the shutdown goes on"
+    assert record.exc_info is not None
+    assert (record.__dict__["lifecycle_phase"], record.__dict__["lifecycle_seconds"]) == ("stop accepting", 0.0)
+
+
+def test_each_phase_and_hook_is_told_once(clock: ManualClock, caplog: pytest.LogCaptureFixture) -> None:
+    """The end of each phase and of each hook that went well is one line, with its time as a field."""
+    member = FakeMember(clock)
+    member.hooks.add("shutdown", lambda: clock.advance(1.5), "pool", None)
+    with caplog.at_level(logging.INFO, "flask_lifecycle"):
+        stop(member, clock=clock)
+    ends = [record for record in caplog.records if " after " in record.getMessage()]
+    assert [record.getMessage() for record in ends] == [
+        "phase 'announce' ended after 0.0 s",
+        "phase 'delay' ended after 0.0 s",
+        "phase 'stop accepting' ended after 0.0 s",
+        "phase 'drain' ended after 0.0 s",
+        "on_shutdown 'pool' done after 1.5 s",
+        "phase 'hooks' ended after 1.5 s",
+    ]
+    assert [record.__dict__["lifecycle_seconds"] for record in ends] == [0.0, 0.0, 0.0, 0.0, 1.5, 1.5]
 
 
 # -- announce and delay -------------------------------------------------------------------------------------------

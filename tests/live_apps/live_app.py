@@ -294,6 +294,17 @@ class RudeHandler(logging.StreamHandler):  # type: ignore[type-arg]  # subscript
             misbehave(PLAN["log_handler"], "rude handler")
 
 
+class RecordsHandler(logging.StreamHandler):  # type: ignore[type-arg]  # subscriptable from Python 3.11 on
+    """Writes each record of the package, and appends it with its fields to the file ``records``, as lines of JSON."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        super().emit(record)
+        fields = {key: value for key, value in vars(record).items() if key.startswith("lifecycle_")}
+        line = json.dumps({"message": record.getMessage(), "level": record.levelname, **fields})
+        with (HOME / "records").open("a") as records:
+            records.write(f"{line}\n")
+
+
 def rude_receiver(_app: Flask, new: State, **_more: object) -> None:
     """Hear of changes of the state, and do as the plan says when it is of the drain."""
     if new is State.DRAINING:
@@ -317,7 +328,7 @@ def stall_stderr() -> None:
 def add_rude_surroundings(lifecycle: Lifecycle) -> None:
     """Let the log, a receiver, a check and stderr behave as the plan says."""
     if "log_handler" in PLAN:
-        handler = RudeHandler()
+        handler = RecordsHandler() if PLAN["log_handler"] == "record" else RudeHandler()
         handler.setFormatter(logging.Formatter("%(name)s: %(message)s"))
         logging.getLogger("flask_lifecycle").addHandler(handler)
         logging.getLogger("flask_lifecycle").setLevel(logging.INFO)

@@ -1,0 +1,89 @@
+"""The log of a whole life: each change, phase and hook once, with its fields, and nothing for a probe or a request."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+from ._client import Connection, get
+from ._process import Running, Starter, parse_address
+
+PHASES = ["announce", "delay", "stop accepting", "drain", "hooks"]
+PLAN = {
+    "log_handler": "record",
+    "check": "raise",
+    "hooks": {
+        "startup": [["warm", "ok", None]],
+        "drain": [["tell", "ok", None]],
+        "shutdown": [["first", "ok", None], ["bad", "raise", None], ["slow", "hang", 0.1]],
+    },
+}
+SETTINGS = {"LIFECYCLE_PROBE_HOST": "127.0.0.1", "LIFECYCLE_PROBE_PORT": 0, "LIFECYCLE_SHUTDOWN_DELAY": 0.1}
+
+
+def records(running: Running) -> list[dict[str, Any]]:
+    """What the package has logged so far."""
+    return [json.loads(line) for line in (running.home / "records").read_text().splitlines()]
+
+
+def fields(told: list[dict[str, Any]], *names: str) -> list[tuple[Any, ...]]:
+    """The values of these fields, of the records that have the first of them."""
+    return [
+        tuple(record[f"lifecycle_{name}"] for name in names) for record in told if f"lifecycle_{names[0]}" in record
+    ]
+
+
+def test_a_whole_life(live: Starter, server: str) -> None:
+    """From the start to the end each change of the state, phase, hook and failing check is one record, with fields; 80
+    probes on both listeners and 20 requests are none.
+    """
+    running = live.serve(server, plan=PLAN, settings=SETTINGS, excuse="ValueError: boom")
+    probes = parse_address(running.wait_log(r"probe listener on (http://\S+)")[1])
+    assert get(running.address, "/readyz").status == 503
+    running.wait_log("check 'rude' fails")
+    before = records(running)
+    for _ in range(20):
+        for address in (running.address, probes):
+            assert [get(address, path).status for path in ("/livez", "/readyz")] == [200, 503]
+        assert get(running.address, "/fast").status == 200
+    assert records(running) == before
+
+    with Connection(running.address) as connection:
+        connection.ask("/gate/a")
+        running.wait_event("begin live a")
+        running.begin_stop()
+        running.wait_log("listener closed")
+        running.open_gate("a")
+        assert connection.answer().body == b"passed a"
+    assert running.wait_gone() == 1
+    told = records(running)
+    assert told[: len(before)] == before
+    assert fields(told, "state", "reason") == [
+        ("READY", "started"), ("DRAINING", "SIGTERM"), ("STOPPING", "SIGTERM"), ("STOPPED", "SIGTERM"),
+    ]  # fmt: skip
+    assert fields(told, "phase") == [(phase,) for phase in PHASES]
+    assert all(seconds >= 0.0 for _phase, seconds in fields(told, "phase", "seconds"))
+    assert fields(told, "hook", "kind", "outcome") == [
+        ("warm", "startup", "ok"), ("tell", "drain", "ok"),
+        ("slow", "shutdown", "hung"), ("bad", "shutdown", "failed"), ("first", "shutdown", "ok"),
+    ]  # fmt: skip
+    assert fields(told, "check") == [("rude",)]
+    assert fields(told, "exit_code") == [(1,)]
+    assert [record["message"] for record in told if not any(key.startswith("lifecycle_") for key in record)] == []
+
+
+def test_levels(live: Starter, server: str) -> None:
+    """What went well is info, a hook or check that failed a warning, and what was abandoned an error."""
+    plan = {"log_handler": "record", "hooks": {"shutdown": [["bad", "raise", None]]}}
+    grace = {"LIFECYCLE_GRACE_PERIOD": 1.0, "LIFECYCLE_HOOK_RESERVE": 0.3}
+    running = live.serve(server, plan=plan, settings=grace, excuse="ValueError: boom")
+    with Connection(running.address) as connection:
+        connection.ask("/gate/never")
+        running.wait_event("begin live never")
+        assert running.stop() == 1
+    levels = {level: [r["message"] for r in records(running) if r["level"] == level] for level in ("WARNING", "ERROR")}
+    assert [re.match(r"[a-z_ ]+", message)[0] for message in levels["WARNING"]] == [  # type: ignore[index]  # it matches
+        "halfway through the drain", "on_shutdown ",
+    ]  # fmt: skip
+    assert [message.partition(" [")[0] for message in levels["ERROR"]] == ["abandoned GET /gate/never"]
