@@ -376,7 +376,10 @@ class Coordinator:
                 extra={"lifecycle_delay": self.clock.monotonic() - began},
             )  # fmt: skip
         if not self._let_go.is_set():
-            logger.info("delay goes on while an on_drain function holds the listener open")
+            logger.info(
+                "delay goes on while an on_drain function holds the listener open",
+                extra={"lifecycle_delay": self.clock.monotonic() - began},
+            )
             self.clock.wait(self._let_go, self._drain_deadline(members, deadline).remaining())
 
     def _await_notice(self, notices: Sequence[Notice], latest: Deadline) -> None:
