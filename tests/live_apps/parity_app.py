@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -136,6 +137,50 @@ def add_hooks(lifecycle: Lifecycle, tell: Tell, plan: dict[str, list[list[str]]]
         lifecycle.on_shutdown(name=name)(hook(tell, "shutdown", name, conduct))
 
 
+# -- work that is no request -----------------------------------------------------------------------------------------
+
+
+def beside(function: Callable[[], None]) -> None:
+    """Run a function in a thread of its own, which nobody waits for."""
+    threading.Thread(target=function, daemon=True).start()
+
+
+def begin_task(lifecycle: Lifecycle, tell: Tell, name: str, conduct: str) -> None:
+    """Begin a startup task, run by a thread of the application's own, which does as the plan says."""
+    task = lifecycle.startup_task(name)
+
+    def run() -> None:
+        pass_gate(name)
+        try:
+            with task:
+                tell(f"task {name}")
+                if conduct == "raise":
+                    raise ValueError(f"boom of {name}")
+        except ValueError:
+            tell(f"task {name} failed")
+
+    beside(run)
+
+
+def begin_beacon(lifecycle: Lifecycle, tell: Tell, name: str) -> None:
+    """Begin a piece of work that ends with its gate, and says so twice."""
+    beacon = lifecycle.work(name)
+
+    def end() -> None:
+        pass_gate(name)
+        tell(f"dies {name}")
+        beacon.done()
+        beacon.done()
+        tell(f"dead {name}")
+
+    beside(end)
+
+
+def wait_ready(lifecycle: Lifecycle, tell: Tell) -> None:
+    """Tell what whoever waits for the readiness is told."""
+    beside(lambda: tell(f"waited {lifecycle.wait_ready(LONGEST)}"))
+
+
 # -- applications ----------------------------------------------------------------------------------------------------
 
 
@@ -159,6 +204,11 @@ def add_routes(app: Flask, lifecycle: Lifecycle, tell: Tell) -> None:
     @app.post("/ready")
     def ready() -> str:
         lifecycle.set_ready()
+        return "told"
+
+    @app.post("/beacon/<name>")
+    def beacon(name: str) -> str:
+        begin_beacon(lifecycle, tell, name)
         return "told"
 
     @app.post("/not-ready")
@@ -192,6 +242,8 @@ def make_app(
     checks: dict[str, dict[str, Any]] | None = None,
     hooks: dict[str, list[list[str]]] | None = None,
     renderer: str | None = None,
+    tasks: Sequence[tuple[str, str]] = (),
+    waits: bool = False,
 ) -> Flask:
     """Make one application as the plan has it.
 
@@ -199,6 +251,8 @@ def make_app(
     :param checks: by name what they do, see :func:`add_check`; by default one that passes.
     :param hooks: see :func:`add_hooks`.
     :param renderer: one of ``RENDERERS``.
+    :param tasks: of the start-up, by name and conduct, see :func:`begin_task`.
+    :param waits: whether somebody waits until it is ready.
     """
     app = Flask(name or "root")
     app.config.update({**PLAN.get("settings", {}), **(settings or {})})
@@ -211,6 +265,10 @@ def make_app(
     add_hooks(lifecycle, tell, hooks or {})
     add_routes(app, lifecycle, tell)
     listen(app, tell)
+    for task, conduct in tasks:
+        begin_task(lifecycle, tell, task, conduct)
+    if waits:
+        wait_ready(lifecycle, tell)
     return app
 
 

@@ -16,6 +16,7 @@ from .conftest import Own, ask, body_of, probe_address
 ROOT = Path(__file__).parent.parent.parent
 PAGE = (ROOT / "docs" / "coming-from.md").read_text(encoding="utf-8")
 PEERS = ["Terminus", "Lightship", "Spring Boot Actuator", "django-health-check"]
+SECRET = "a secret of some length"
 # A delay would only be waited for, and the port may be taken.
 HERE = {'"LIFECYCLE_SHUTDOWN_DELAY"] = 5.0': '"LIFECYCLE_SHUTDOWN_DELAY"] = 0.0', "= 9000": "= 0"}
 
@@ -33,7 +34,7 @@ def serve(own: Own, home: Path, peer: str) -> Running:
     """Serve a peer's program as the page says."""
     path = home / "app.py"
     path.write_text(program(peer))
-    return own.serve_file(path, {"HEALTH_TOKEN": "secret", "DATABASE_URL": f"sqlite:///{home}/database"})
+    return own.serve_file(path, {"HEALTH_TOKEN": SECRET, "DATABASE_URL": f"sqlite:///{home}/database"})
 
 
 def test_coming_from_terminus(own: Own, tmp_path: Path) -> None:
@@ -60,7 +61,7 @@ def test_coming_from_spring_boot(own: Own, tmp_path: Path) -> None:
     health = "/actuator/health"
     for path in (health, f"{health}/liveness", f"{health}/readiness"):
         assert body_of(ask(probes, path)) == {"status": "pass"}
-    shown = body_of(ask(probes, f"{health}/queue", Authorization="Bearer secret"))
+    shown = body_of(ask(probes, f"{health}/queue", Authorization=f"Bearer {SECRET}"))
     assert shown["checks"]["queue"][0]["observed"] == {"depth": 0}
     assert ask(probes, f"{health}/queue").status == 404
     assert running.stop() == 0

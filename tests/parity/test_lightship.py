@@ -13,18 +13,13 @@ import signal
 import pytest
 
 from tests.live._client import Address, Connection
+from tests.live._process import Running
 
 from .conftest import Mounted, Own, ask, probe_address
 
 NOT_TESTED: dict[int, str] = {}
 # Cases whose test asks less than Lightship's, and what it leaves out.
-PARTLY = {
-    6: "nothing blocks until the application is ready, yet; a receiver of state_changed is told",
-    7: "a task that is begun elsewhere cannot hold the readiness, yet; an on_startup function does",
-    8: "a task that is begun elsewhere cannot hold the readiness, yet; an on_startup function does",
-    14: "work outside of requests cannot hold the on_shutdown functions, yet; a request does",
-    16: "a task that is begun elsewhere cannot fail the start-up, yet; an on_startup function does",
-}
+PARTLY: dict[int, str] = {}
 
 PROBES = ("/healthcheck", "/livez", "/readyz")
 NOT_READY = [(503, b"fail\n"), (200, b"pass\n"), (503, b"fail\n")]
@@ -89,28 +84,56 @@ def test_case_5_asked_again_and_again(mounted: Mounted) -> None:
     assert kept == [200] * 9
 
 
-@BY_HAND
+@pytest.mark.app(settings={"LIFECYCLE_READY": "manual"}, waits=True)
 def test_case_6_told_when_ready_at_first(mounted: Mounted) -> None:
-    """The signal state_changed tells when the application is ready, once however often it says so."""
-    assert mounted.told("state") == ["NOT_READY"]
+    """Whoever waits by wait_ready goes on when the application is ready at first, and the signal state_changed tells
+    it, once however often it says so.
+    """
+    assert (mounted.told("state"), mounted.told("waited")) == (["NOT_READY"], [])
     for _ in range(2):
         mounted.ask("/ready", "POST")
+    mounted.running.wait_event(f"{mounted.name} waited True")
     assert mounted.told("state") == ["NOT_READY", "READY"]
 
 
-def test_cases_7_8_start_up_holds_readiness(own: Own) -> None:
-    """While an on_startup function runs nothing is ready, /healthcheck included, and nobody is told so; after it all
-    is, and that is told once.
-    """
-    running = own.serve(listeners=0, hooks={"startup": [["migrate", "gate"]]})
-    running.wait_event("startup migrate")
-    running.wait_log("listening on")
+def assert_starting(running: Running) -> None:
+    """Assert that no probe says ready, and that nobody was told so."""
     for address in (running.address, probe_address(running)):
         assert statuses(address) == [503, 200, 503]
         assert ask(address, "/startupz").status == 503
-    assert running.hooks("state") == []
+    assert (running.hooks("state"), running.hooks("waited")) == ([], [])
+
+
+def test_cases_7_8_a_task_holds_readiness(own: Own) -> None:
+    """While a startup task lasts nothing is ready, /healthcheck included, whatever set_ready says, and whoever waits
+    for it waits; after the last it is, and that is told once. Work is served meanwhile.
+    """
+    tasks, by_hand = [["migrate", "ok"], ["warm-up", "ok"]], {"LIFECYCLE_READY": "manual"}
+    running = own.serve(listeners=0, tasks=tasks, waits=True, settings=by_hand)
+    running.wait_log("listening on")
+    assert ask(running.address, "/ready", "POST").body == b"told"
+    assert ask(running.address, "/hello").body == b"hello"
+    assert_starting(running)
     running.open_gate("migrate")
-    running.wait_event("state READY")
+    running.wait_event("task migrate")
+    assert_starting(running)
+    running.open_gate("warm-up")
+    running.wait_event("waited True")
+    for address in (running.address, probe_address(running)):
+        assert statuses(address) == [200, 200, 200]
+    assert running.stop() == 0
+    assert running.told("task warm-up") < running.told("state READY")
+    assert running.hooks("state") == ["READY", "DRAINING", "STOPPING", "STOPPED"]
+
+
+def test_cases_7_8_a_function_holds_readiness(own: Own) -> None:
+    """While an on_startup function runs nothing is ready either; after it all is, and that is told once."""
+    running = own.serve(listeners=0, hooks={"startup": [["migrate", "gate"]]}, waits=True)
+    running.wait_event("startup migrate")
+    running.wait_log("listening on")
+    assert_starting(running)
+    running.open_gate("migrate")
+    running.wait_event("waited True")
     for address in (running.address, probe_address(running)):
         assert statuses(address) == [200, 200, 200]
     assert running.stop() == 0
@@ -188,6 +211,36 @@ def test_case_14_work_holds_the_functions(own: Own) -> None:
     assert running.told("answered work") < running.told("shutdown close 15")
 
 
+def test_case_14_a_beacon_holds_the_functions(own: Own) -> None:
+    """The on_shutdown functions wait until every token is done; one that is done twice ends no other, where Lightship's
+    beacon does.
+    """
+    running = own.serve(hooks={"shutdown": [["close", "ok"]]})
+    for name in ("a", "b"):
+        assert ask(running.address, f"/beacon/{name}", "POST").body == b"told"
+    running.send(signal.SIGTERM)
+    running.wait_log("listener closed")
+    running.open_gate("a")
+    running.wait_event("dead a")
+    assert statuses(probe_address(running)) == [503, 200, 503]
+    assert running.hooks() == []
+    running.open_gate("b")
+    assert running.wait_gone() == 0
+    assert running.told("dies b") < running.told("shutdown close 15")
+
+
+def test_case_14_a_beacon_that_does_not_die(own: Own) -> None:
+    """A token that is live at the deadline is named in the log, the functions run all the same, and the exit code is 1;
+    Lightship would go on waiting.
+    """
+    grace = {"LIFECYCLE_GRACE_PERIOD": 1.0, "LIFECYCLE_HOOK_RESERVE": 0.5}
+    running = own.serve(settings=grace, hooks={"shutdown": [["close", "ok"]]})
+    assert ask(running.address, "/beacon/never", "POST").body == b"told"
+    assert running.stop() == 1
+    assert running.hooks() == ["close 15"]
+    assert "abandoned work 'never' after" in running.log
+
+
 def test_case_15_functions_wait_for_the_delay(own: Own) -> None:
     """The on_shutdown functions run after LIFECYCLE_SHUTDOWN_DELAY, which is a part of the grace period."""
     running = own.serve(settings={"LIFECYCLE_SHUTDOWN_DELAY": 0.5}, hooks={"shutdown": [["close", "ok"]]})
@@ -196,7 +249,7 @@ def test_case_15_functions_wait_for_the_delay(own: Own) -> None:
     assert closed - draining >= 0.5  # told before the delay begins
 
 
-def test_case_16_a_start_up_that_fails(own: Own) -> None:
+def test_case_16_a_function_that_fails(own: Own) -> None:
     """An on_startup function that raises starts the stop: nobody is told ready, on_shutdown functions run, exit 1."""
     hooks = {"startup": [["migrate", "raise"], ["warm-up", "ok"]], "shutdown": [["close", "ok"]]}
     running = own.serve(listeners=0, hooks=hooks)
@@ -205,3 +258,16 @@ def test_case_16_a_start_up_that_fails(own: Own) -> None:
     assert running.hooks() == ["close"]
     assert running.hooks("state") == ["DRAINING", "STOPPING", "STOPPED"]
     assert "start-up failed: on_startup 'migrate'" in running.log
+
+
+def test_case_16_a_task_that_fails(own: Own) -> None:
+    """A startup task that raises starts the stop: nobody is told ready, on_shutdown functions run, exit 1."""
+    running = own.serve(listeners=0, tasks=[["migrate", "raise"]], waits=True, hooks={"shutdown": [["close", "ok"]]})
+    running.wait_log("listening on")
+    running.open_gate("migrate")
+    assert running.wait_gone() == 1
+    assert running.hooks("task") == ["migrate", "migrate failed"]
+    assert running.hooks() == ["close"]
+    assert running.hooks("state") == ["DRAINING", "STOPPING", "STOPPED"]
+    assert running.hooks("waited") in (["False"], [])  # the process may leave before its thread has told
+    assert "startup task 'migrate' failed" in running.log
