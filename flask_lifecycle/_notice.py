@@ -67,6 +67,7 @@ class Probed:
         self._probers = probers
         self._ledger = ledger
         self._kubernetes = kubernetes
+        self._seldom: list[Prober] = []  # who asks, but less often than would do
         self._needed: dict[Prober, int] = {}  # how many answers each prober has to fetch
         self._began = self._latest = self._quiet_since = self._now = 0.0
         self._came = 0
@@ -77,19 +78,16 @@ class Probed:
         self._began = self._now = self._quiet_since = now
         self._latest = min(latest, now + self._settings.delay_max)
         self._probers.told = told
-        self._needed = {
-            prober: _needed(prober, self._settings.delay_probes)
-            for prober in self._probers.all()
-            if self._counts(prober, now)
-        }
+        here = [prober for prober in self._probers.all() if self._counts(prober, now)]
+        self._seldom = [prober for prober in here if prober.interval > self._settings.delay_max]
+        times = self._settings.delay_probes
+        self._needed = {prober: _needed(prober, times) for prober in here if prober not in self._seldom}
 
     def _counts(self, prober: Prober, now: float) -> bool:
         if not prober.decides or (self._kubernetes and prober.is_kubelet):
             return False
-        longest = self._settings.delay_max
         # Who came once, and lately, may be one that has just begun to ask: it is one as soon as it comes again.
-        lately = now - prober.last <= longest if prober.count == 1 else not prober.silent(now)
-        return lately and prober.interval <= longest
+        return now - prober.last <= self._settings.delay_max if prober.count == 1 else not prober.silent(now)
 
     def pause(self, now: float, queued: Callable[[], int]) -> float:
         self._now = now
@@ -124,6 +122,7 @@ class Probed:
         silent = [prober for prober in self._needed if prober not in told and prober.count > 1]
         parts = [_of_probers(told, f"told {self._settings.delay_probes} times")] if told else []
         parts += [_of_probers(silent, "silent")] if silent else []
+        parts += [_of_probers(self._seldom, "asking too seldom to be waited for")] if self._seldom else []
         minimum = f", at least {self._settings.delay_min:.1f} s" if self._settings.delay_min else ""
         return (
             f"after {self._now - self._began:.1f} s: {', '.join(parts) or 'no prober to wait for'},"
