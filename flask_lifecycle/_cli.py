@@ -81,9 +81,25 @@ def _raised_by_us(error: BaseException) -> bool:
     return trace is not None and trace.tb_frame.f_globals.get("__package__") == __package__
 
 
+class _Group(AppGroup):
+    """The commands. Those of operators are made when one is wanted, because whoever serves need not pay for them."""
+
+    _operators = ("cordon", "drain", "status", "uncordon")
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted((*super().list_commands(ctx), *self._operators))
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name in self._operators:
+            from ._operator_cli import commands
+
+            return commands(_load)[cmd_name]
+        return super().get_command(ctx, cmd_name)
+
+
 # Flask finds it in two places: in the application, and by the entry point of this distribution, which is there even
 # if the application cannot be loaded, so that our own sentence can say why not.
-group = AppGroup("lifecycle", help="Serve the application, and stop it without losing a request.")
+group = _Group("lifecycle", help="Serve the application, and stop it without losing a request.")
 
 
 @group.command("run", with_appcontext=False)

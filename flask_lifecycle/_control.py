@@ -116,12 +116,15 @@ class Control:
         _log("uncordon", by, way)
         return held is not None
 
-    def drain(self, by: str, way: str) -> bool:
-        """Begin the shutdown of the process, as a signal would; ``False`` if one has begun already."""
-        begins = not self._machine.ending
+    @property
+    def draining(self) -> bool:
+        """Whether the shutdown has begun."""
+        return self._machine.ending
+
+    def drain(self, by: str, way: str) -> None:
+        """Begin the shutdown of the process, as a signal would."""
         self._shutdown(f"drain asked for by {by}")
         _log("drain", by, way)
-        return begins
 
     def nudge(self) -> None:
         """A probe has come: see to it that the lease ends in this process, too."""

@@ -14,8 +14,8 @@ import contextlib
 import re
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 from urllib.parse import parse_qsl
 
 from ._control import LONGEST_CORDON, Control, check_name
@@ -33,6 +33,10 @@ _KEYS = 1024
 _BODY = 65536
 
 _KEY = re.compile(r"([0-9]{1,12})-[0-9A-Za-z_-]{8,64}")
+
+
+# The status, the sentence, and what is to be done when both are on their way.
+Outcome: TypeAlias = "tuple[int, str, Callable[[], object] | None]"
 
 
 class Respond(Protocol):
@@ -85,7 +89,7 @@ class Operators:
     def __init__(self, control: Control, prefix: str, keys: Keys | None = None) -> None:
         self._control = control
         self._keys = keys or Keys()
-        self._actions: dict[str, tuple[frozenset[str], Callable[[Mapping[str, str], str], tuple[int, str]]]] = {
+        self._actions: dict[str, tuple[frozenset[str], Callable[[Mapping[str, str], str], Outcome]]] = {
             f"{prefix}/lifecycle/drain": (frozenset({"by"}), self._drain),
             f"{prefix}/lifecycle/cordon": (frozenset({"by", "for"}), self._cordon),
             f"{prefix}/lifecycle/uncordon": (frozenset({"by"}), self._uncordon),
@@ -114,19 +118,32 @@ class Operators:
                 logger.warning("refused to do what was asked for by HTTP from %s: %s", peer, refusal[1], extra=extra)
             return respond(*refusal)
         try:
-            return respond(*action(given, f"HTTP from {peer}"))
+            code, text, afterwards = action(given, f"HTTP from {peer}")
         except RuntimeError as error:  # it stops
             return respond(409, str(error))
+        return _answer_first(respond(code, text), afterwards) if afterwards else respond(code, text)
 
-    def _drain(self, given: Mapping[str, str], way: str) -> tuple[int, str]:
-        return 202, "drain begun" if self._control.drain(given["by"], way) else "draining already"
+    def _drain(self, given: Mapping[str, str], way: str) -> Outcome:
+        text = "draining already" if self._control.draining else "drain begun"
+        return 202, text, lambda: self._control.drain(given["by"], way)
 
-    def _cordon(self, given: Mapping[str, str], way: str) -> tuple[int, str]:
+    def _cordon(self, given: Mapping[str, str], way: str) -> Outcome:
         seconds = parse_duration("for", given["for"], LONGEST_CORDON)
-        return 200, self._control.cordon(seconds, given["by"], way).reason
+        return 200, self._control.cordon(seconds, given["by"], way).reason, None
 
-    def _uncordon(self, given: Mapping[str, str], way: str) -> tuple[int, str]:
-        return 200, "uncordoned" if self._control.uncordon(given["by"], way) else "not cordoned"
+    def _uncordon(self, given: Mapping[str, str], way: str) -> Outcome:
+        return 200, "uncordoned" if self._control.uncordon(given["by"], way) else "not cordoned", None
+
+
+def _answer_first(answer: Iterable[bytes], afterwards: Callable[[], object]) -> Iterator[bytes]:
+    """Do something as soon as an answer is written: a process that has nothing to complete is gone before it else.
+
+    It is done as well if the answer cannot be written, or is thrown away.
+    """
+    try:
+        yield from answer
+    finally:
+        afterwards()
 
 
 def _parameters(query: str, known: frozenset[str]) -> dict[str, str]:

@@ -59,6 +59,7 @@ def status_document(app: App, report: HealthReport) -> dict[str, Any]:
         "status": report.status,
         "state": report.state.value,
         "reason": report.reason,
+        "cordon": _cordon(getattr(app, "control", None)),
         "application": {"name": app.name, "host": socket.gethostname(), "pid": os.getpid()},
         "time": iso(time.time()),
         "uptime": round(time.monotonic() - app.since, 1),
@@ -75,6 +76,14 @@ def status_document(app: App, report: HealthReport) -> dict[str, Any]:
     }
     found: dict[str, Any] = plain(document)
     return found
+
+
+def _cordon(control: Any) -> dict[str, Any] | None:
+    """The operator's cordon, if there is one."""
+    lease = control.lease if control is not None else None
+    if lease is None:
+        return None
+    return {"by": lease.by, "seconds": lease.seconds, "remaining": _rounded(lease.until.remaining())}
 
 
 def _stop(stop: Coordinator) -> dict[str, Any]:

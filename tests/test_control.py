@@ -176,10 +176,12 @@ def test_a_forked_child_gets_a_thread_from_its_first_probe_on(subject: Subject) 
 
 
 def test_drain(subject: Subject, caplog: pytest.LogCaptureFixture) -> None:
-    """A drain begins the shutdown with who asked for it as its reason, and says whether it was the first."""
-    assert subject.control.drain("alice", "HTTP from ::1")
+    """A drain begins the shutdown with who asked for it as its reason, and is logged once for each."""
+    assert not subject.control.draining
+    subject.control.drain("alice", "HTTP from ::1")
     subject.machine.apply(Event.DRAIN, "stop")
-    assert not subject.control.drain("bob", "test")
+    assert subject.control.draining
+    subject.control.drain("bob", "test")
     assert subject.reasons == ["drain asked for by alice", "drain asked for by bob"]
     assert [record.getMessage() for record in caplog.records] == [
         "drain asked for by alice (HTTP from ::1)",

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from flask import Flask
-from werkzeug.test import Client, TestResponse
+from werkzeug.test import Client, TestResponse, create_environ
 
 from flask_lifecycle import Lifecycle, State
 from flask_lifecycle import _operators as operators
@@ -94,10 +94,23 @@ def test_drain() -> None:
     assert told(ask(app, "/lifecycle/drain")) == (202, "draining already")
 
 
+@pytest.mark.parametrize("read", [True, False])
+def test_a_drain_begins_when_its_answer_is_written(read: bool) -> None:
+    """A process that is gone at once has answered; and one whose answer nobody wants is drained all the same."""
+    app = serve()
+    environ = create_environ("/lifecycle/drain", method="POST", headers={"Idempotency-Key": key()})
+    environ["HTTP_AUTHORIZATION"] = f"Bearer {TOKEN}"
+    answer = iter(state_of(app).probes(environ, lambda *_: lambda _data: None))
+    assert next(answer) == b"drain begun\n"
+    assert unchanged(app)
+    assert next(answer, None) is None if read else answer.close() is None  # type: ignore[attr-defined]
+    assert state_of(app).process.coordinator.wait().reason == "drain asked for by -"
+
+
 def test_a_cordon_is_refused_in_a_drain() -> None:
     """A cordon and its end come too late once the shutdown has begun."""
     app = serve()
-    ask(app, "/lifecycle/drain")
+    assert ask(app, "/lifecycle/drain").text == "drain begun\n"
     state_of(app).process.coordinator.wait()
     sentence = (
         "'cordon' cannot happen in state STOPPED; a drain is one-way and already answers readiness probes with 503."

@@ -8,6 +8,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
@@ -51,6 +52,7 @@ def test_the_document_of_an_idle_application() -> None:
         "status": "pass",
         "state": "READY",
         "reason": "started",
+        "cordon": None,
         "phase": "",
         "remaining": None,
         "phases": [],
@@ -271,3 +273,16 @@ def test_what_else_an_application_may_have() -> None:
     assert document["startup_tasks"] == [{"name": "warm the cache", "age": 1.2, "thread": "worker", "info": {}}]
     assert document["probers"] == [{"path": "/readyz", "agent": "kube-probe/1.31"}]
     assert document["receipt"] == {"reason": "SIGTERM"}
+
+
+def test_the_cordon_is_told(tmp_path: Path) -> None:
+    """An operator's cordon is told with who asked for it and what is left of it."""
+    app, _lifecycle = serve(LIFECYCLE_CONTROL_DIR=str(tmp_path))
+    assert document_of(app)["cordon"] is None
+    control = state_of(app).control
+    assert control is not None
+    control.cordon(600, "alice", "test")
+    cordon = document_of(app)["cordon"]
+    assert 500 < cordon.pop("remaining") <= 600
+    assert cordon == {"by": "alice", "seconds": 600}
+    assert control.uncordon("bob", "test")

@@ -1,0 +1,140 @@
+"""Shows the status of a process: once, or again and again, on a terminal in place and elsewhere line by line."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import IO, Any, NamedTuple
+
+import click
+
+from ._remote import UnreachableError, Url, fetch_health
+from ._status_table import clip, summary, table
+
+
+class Seen(NamedTuple):
+    """One look at a process: what it said, or why it said nothing."""
+
+    code: int
+    document: dict[str, Any]
+    body: bytes
+    trouble: str = ""
+
+
+def status(
+    url: Url, token: str | None, timeout: float, *, as_json: bool, interval: float | None, stream: IO[str] | None = None
+) -> int:
+    """Show the status of a process once, or until Ctrl-C; return the exit code."""
+    out = stream or sys.stdout
+
+    def look() -> Seen:
+        try:
+            document, body = fetch_health(url, token, timeout)
+        except UnreachableError as error:
+            return Seen(2, {}, b"", str(error))
+        return Seen(0 if document["status"] in ("pass", "warn") else 1, document, body)
+
+    if interval is None:
+        seen = look()
+        show(seen, url, out, as_json=as_json)
+        return seen.code
+    if out.isatty() and not as_json:
+        with Screen(out) as screen:
+            seen = follow(look, lambda seen: screen.draw(lines_of(seen, url, color=_colors())), interval)
+        show(seen, url, out, as_json=False)
+        return seen.code
+    return follow(look, Changes(out, as_json=as_json).show, interval).code
+
+
+def follow(look: Callable[[], Seen], show: Callable[[Seen], None], interval: float) -> Seen:
+    """Look and show again and again until Ctrl-C; return what was seen last."""
+    seen = Seen(2, {}, b"", "Nothing was asked yet.")
+    try:
+        while True:
+            seen = look()
+            show(seen)
+            time.sleep(interval)
+    except KeyboardInterrupt:
+        return seen
+
+
+def show(seen: Seen, url: Url, out: IO[str], *, as_json: bool) -> None:
+    """Print what was seen; what is wrong goes to stderr."""
+    if seen.trouble:
+        click.echo(seen.trouble, err=True)
+    elif as_json:
+        out.write(json_text(seen.body))
+    else:
+        out.write("".join(f"{line}\n" for line in lines_of(seen, url, color=out.isatty() and _colors())))
+    out.flush()
+
+
+def lines_of(seen: Seen, url: Url, *, color: bool) -> list[str]:
+    return [seen.trouble] if seen.trouble else table(seen.document, str(url), color=color)
+
+
+def json_text(body: bytes) -> str:
+    """The document as it came, with what a terminal might take for a command written as JSON escapes it."""
+
+    def escaped(each: str) -> str:
+        if each.isprintable() or each in "\n\t":
+            return each
+        return "".join(f"\\u{unit:04x}" for unit in memoryview(each.encode("utf-16-le", "surrogatepass")).cast("H"))
+
+    text = body.decode("utf-8", "replace").replace("\r\n", "\n")
+    return "".join(map(escaped, text.rstrip("\n"))) + "\n"
+
+
+class Changes:
+    """Prints a line when what was seen is another than before."""
+
+    def __init__(self, out: IO[str], *, as_json: bool) -> None:
+        self._out = out
+        self._as_json = as_json
+        self._last: str | None = None
+
+    def show(self, seen: Seen) -> None:
+        said = seen.trouble or summary(seen.document)
+        if said == self._last:
+            return
+        self._last = said
+        if self._as_json and not seen.trouble:
+            self._out.write(json_text(seen.body))
+        else:
+            now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+            self._out.write(f"{now}  {said}\n")
+        self._out.flush()
+
+
+class Screen:
+    """A terminal that is drawn upon in place: its second screen, in one write for each picture, so nothing flickers."""
+
+    def __init__(self, out: IO[str]) -> None:
+        self._out = out
+
+    def __enter__(self) -> Screen:
+        self._write("\x1b[?1049h\x1b[?25l\x1b[2J")
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._write("\x1b[?25h\x1b[?1049l")
+
+    def draw(self, lines: list[str]) -> None:
+        """Show these lines, as much of them as there is room for."""
+        size = shutil.get_terminal_size()
+        now = datetime.datetime.now().strftime("%H:%M:%S")
+        shown = [*lines, "", f"{now}  Ctrl-C ends this"][: size.lines]
+        self._write("\x1b[H" + "\r\n".join(f"{clip(line, size.columns)}\x1b[K" for line in shown) + "\x1b[J")
+
+    def _write(self, text: str) -> None:
+        self._out.write(text)
+        self._out.flush()
+
+
+def _colors() -> bool:
+    return not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"

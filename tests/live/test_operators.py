@@ -1,0 +1,258 @@
+"""What operators ask of real processes: cordons that end by themselves, and drains that lose nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from tests._fakes import ROOT
+
+from ._client import Address, Answer, Connection, get, refuses
+from ._process import Starter, wait_until
+from .test_probes import PROBE_LISTENER, probe_address
+
+TOKEN = "0123456789abcdef"
+SETTINGS = {**PROBE_LISTENER, "LIFECYCLE_TOKEN": TOKEN}
+
+
+def post(address: Address, path: str, headers: Mapping[str, str] | None = None, body: bytes = b"") -> Answer:
+    """Ask for something as an operator does."""
+    key = f"{int(time.time())}-{secrets.token_hex(8)}"
+    told = {"Authorization": f"Bearer {TOKEN}", "Idempotency-Key": key, **(headers or {})}
+    with Connection(address) as connection:
+        connection.ask(path, "POST", body, **told)
+        return connection.answer()
+
+
+def flask(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run a command of operators in a process of its own, without an application."""
+    return subprocess.run(
+        [sys.executable, "-m", "flask", "lifecycle", *arguments],
+        cwd="/",
+        env={**os.environ, "PYTHONPATH": str(ROOT), "FLASK_LIFECYCLE_TOKEN": TOKEN},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def url_of(address: Address) -> str:
+    assert not isinstance(address, str)
+    return f"http://{address[0]}:{address[1]}"
+
+
+def readiness(address: Address) -> int:
+    return get(address, "/readyz").status
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    """A control directory."""
+    made = tmp_path / "control"
+    made.mkdir(mode=0o755)
+    return made
+
+
+def test_a_cordon_ends_by_itself(live: Starter, server: str) -> None:
+    """A cordon takes the process out of rotation, work is served all the same, and the lease ends by itself."""
+    running = live.serve(server, settings=SETTINGS)
+    probes = probe_address(running)
+    answer = post(probes, "/lifecycle/cordon?for=2s&by=alice")
+    assert (answer.status, answer.body) == (200, b"cordoned by alice for 2s\n")
+    assert [readiness(probes), readiness(running.address)] == [503, 503]
+    assert get(probes, "/livez").status == 200
+    assert get(running.address, "/fast").body == b"fast"
+    wait_until(lambda: readiness(probes) == 200, "the end of the lease")
+    assert "cordon for 2s asked for by alice (HTTP from 127.0.0.1)" in running.log
+    assert running.stop() == 0
+
+
+def test_a_drain_by_http(live: Starter, server: str) -> None:
+    """A drain that is asked for answers what is in flight, runs the hooks and ends the process with 0."""
+    running = live.serve(server, settings=SETTINGS)
+    probes = probe_address(running)
+    with Connection(running.address) as connection:
+        connection.ask("/gate/a")
+        running.wait_event("begin live a")
+        answer = post(probes, "/lifecycle/drain?by=alice")
+        assert (answer.status, answer.body) == (202, b"drain begun\n")
+        running.wait_log("-> DRAINING")
+        assert readiness(probes) == 503
+        assert post(probes, "/lifecycle/drain").body == b"draining already\n"
+        assert post(probes, "/lifecycle/cordon?for=1m&by=bob").status == 409
+        running.open_gate("a")
+        assert connection.answer().body == b"passed a"
+    assert running.wait_gone() == 0
+    assert running.hooks() == ["last", "first"]
+    assert "shutdown begins: drain asked for by alice" in running.log
+    assert refuses(probes)
+
+
+def test_a_drain_of_an_idle_process_is_answered(live: Starter) -> None:
+    """Who asks a process that has nothing to complete is answered before it is gone, a body of any size included."""
+    for body in (b"", b"x" * 60_000, b"x" * 3_000_000):
+        running = live.serve("waitress", settings=SETTINGS)
+        answer = post(probe_address(running), "/lifecycle/drain?by=alice", body=body)
+        assert (answer.status, answer.body) == (202, b"drain begun\n")
+        assert running.wait_gone() == 0
+
+
+def test_a_replay_is_not_done_by_the_successor(live: Starter) -> None:
+    """A drain that was recorded does not stop the process that takes the place of the drained one."""
+    first = live.serve("waitress", settings=SETTINGS)
+    probes = probe_address(first)
+    assert not isinstance(probes, str)
+    key = f"{int(time.time())}-{secrets.token_hex(8)}"
+    assert post(probes, "/lifecycle/drain", {"Idempotency-Key": key}).status == 202
+    assert first.wait_gone() == 0
+    # Keys are told by the second: what is started within the second of the first would take it for its own.
+    wait_until(lambda: int(time.time()) > int(key.partition("-")[0]), "the next second")
+    second = live.serve("waitress", settings={**SETTINGS, "LIFECYCLE_PROBE_PORT": probes[1]})
+    answer = post(probes, "/lifecycle/drain", {"Idempotency-Key": key})
+    assert (answer.status, b"older than this process" in answer.body) == (409, True)
+    assert readiness(probes) == 200
+    assert second.stop() == 0
+
+
+def test_without_the_token_nothing_is_there(live: Starter) -> None:
+    """Whoever has no token, and the main port, tell of nothing."""
+    running = live.serve("waitress", settings=SETTINGS)
+    probes = probe_address(running)
+    unknown = get(probes, "/nothing")
+    for headers in ({"Authorization": ""}, {"Authorization": "Bearer wrong"}, {"Authorization": f"Basic {TOKEN}"}):
+        answer = post(probes, "/lifecycle/drain", headers)
+        assert (answer.status, answer.body) == (unknown.status, unknown.body)
+        assert set(answer.headers) == set(unknown.headers)
+    assert post(running.address, "/lifecycle/drain").status == 404
+    assert readiness(probes) == 200
+    assert running.stop() == 0
+
+
+def test_a_drain_by_file(live: Starter, server: str, directory: Path) -> None:
+    """A file that is touched drains the process, which answers what is in flight and leaves the file."""
+    running = live.serve(server, settings={"LIFECYCLE_CONTROL_DIR": str(directory)})
+    with Connection(running.address) as connection:
+        connection.ask("/gate/a")
+        running.wait_event("begin live a")
+        (directory / "drain").touch()
+        running.wait_log("-> DRAINING")
+        running.open_gate("a")
+        assert connection.answer().body == b"passed a"
+    assert running.wait_gone() == 0
+    assert (directory / "drain").exists()
+
+
+def test_a_stale_drain_file_stops_nobody(live: Starter, directory: Path) -> None:
+    """A file that stopped one process does not stop the next, which says so once; until it is touched again."""
+    settings = {"LIFECYCLE_CONTROL_DIR": str(directory)}
+    (directory / "drain").touch()
+    running = live.serve("waitress", settings=settings)
+    running.wait_log("was there before this process began, and is ignored")
+    other = live.serve("waitress", settings=settings)
+    other.wait_log("was there before this process began, and is ignored")
+    assert [readiness(running.address), readiness(other.address)] == [200, 200]
+    (directory / "drain").touch()  # several may share the directory: each of them sees it
+    assert [running.wait_gone(), other.wait_gone()] == [0, 0]
+
+
+def test_a_cordon_file_survives_a_restart(live: Starter, directory: Path) -> None:
+    """A cordon by file holds for the next process as well, until the file is removed."""
+    settings = {"LIFECYCLE_CONTROL_DIR": str(directory)}
+    first = live.serve("waitress", settings=settings)
+    (directory / "cordon").write_text("10m by alice\n")
+    wait_until(lambda: readiness(first.address) == 503, "the cordon")
+    assert first.stop() == 0
+    second = live.serve("waitress", settings=settings, listeners=0)
+    second.wait_log("STARTING -> NOT_READY")
+    assert readiness(second.address) == 503
+    (directory / "cordon").unlink()
+    wait_until(lambda: readiness(second.address) == 200, "the end of the cordon")
+    assert second.stop() == 0
+
+
+def test_a_directory_that_is_not_ours_alone(live: Starter, directory: Path) -> None:
+    """A control directory that others may write to is one sentence with exit 2, and nothing is served."""
+    directory.chmod(0o777)
+    running = live.serve("waitress", settings={"LIFECYCLE_CONTROL_DIR": str(directory)}, listeners=0)
+    assert running.wait_gone() == 2
+    assert "which may be written to by its group or by others; name a directory of the user" in running.log
+
+
+def test_a_server_that_is_not_ours_is_drained_by_file(live: Starter, directory: Path) -> None:
+    """Where somebody else's server serves, a drain by file ends it as well."""
+    running = live.start(
+        sys.executable, "-m", "waitress", "--listen=127.0.0.1:0", "live_app:app",
+        settings={"LIFECYCLE_CONTROL_DIR": str(directory)}, plan={"logging": True},
+    )  # fmt: skip
+    running.wait_for(lambda: running.addresses, "its listener")
+    assert get(running.address, "/readyz").status == 200
+    (directory / "drain").touch()
+    assert running.wait_gone() == 0
+    assert running.hooks() == ["last", "first"]
+
+
+def test_the_commands(live: Starter) -> None:
+    """The commands show, cordon and drain a process without its application, and tell it by their exit codes."""
+    running = live.serve("waitress", settings={**SETTINGS, "LIFECYCLE_DETAILS": "token"})
+    url = url_of(probe_address(running))
+    shown = flask("status", url)
+    assert (shown.returncode, shown.stderr) == (0, "")
+    assert shown.stdout.startswith(f"READY  pass  {url}/healthcheck\n")
+    assert json.loads(flask("status", url, "--json").stdout)["application"]["pid"] == running.popen.pid
+    assert flask("cordon", url, "--for", "1m", "--by", "alice").stdout == "cordoned by alice for 1m\n"
+    assert flask("status", url).returncode == 1
+    assert flask("uncordon", url).stdout == "uncordoned\n"
+    drained = flask("drain", url, "--by", "bob", "--wait")
+    assert (drained.returncode, drained.stdout, drained.stderr) == (0, "drain begun\n", "")
+    assert running.wait_gone() == 0
+    gone = flask("status", url)
+    assert (gone.returncode, gone.stderr) == (2, f"{url}/healthcheck cannot be asked: nobody listens there.\n")
+
+
+def test_watching_a_drain(live: Starter) -> None:
+    """Who watches on a terminal sees the drain come and go, and Ctrl-C ends it with the last exit code."""
+    running = live.serve("waitress", settings={**SETTINGS, "LIFECYCLE_DETAILS": "always"})
+    url = url_of(probe_address(running))
+    watcher = live.start(
+        sys.executable, "-m", "flask", "lifecycle", "status", url, "--watch", "0.1",
+        terminal=True, env={"TERM": "xterm"},
+    )  # fmt: skip
+    watcher.wait_log("READY")
+    with Connection(running.address) as connection:
+        connection.ask("/gate/a")
+        watcher.wait_log(r"oldest: GET /gate/a")
+        running.begin_stop()
+        watcher.wait_log("DRAINING")
+        watcher.wait_log(r"drain, \d+s left")
+        running.open_gate("a")
+        connection.answer()
+    assert running.wait_gone() == 0
+    watcher.wait_log("nobody listens there")
+    watcher.type(b"\x03")
+    assert watcher.wait_gone() == 2
+    assert watcher.log.count("\x1b[?1049h") == watcher.log.count("\x1b[?1049l") == 1
+
+
+def test_a_drain_by_http_and_a_signal(live: Starter) -> None:
+    """The signal that a supervisor sends behind the drain joins it, and loses nothing."""
+    running = live.serve("waitress", settings=SETTINGS)
+    with Connection(running.address) as connection:
+        connection.ask("/gate/a")
+        running.wait_event("begin live a")
+        assert post(probe_address(running), "/lifecycle/drain?by=preStop").status == 202
+        running.wait_log("-> DRAINING")
+        running.send(signal.SIGTERM)
+        running.open_gate("a")
+        assert connection.answer().body == b"passed a"
+    assert running.wait_gone() == 0
