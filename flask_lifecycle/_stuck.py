@@ -113,7 +113,8 @@ class PoolWatch:
         """Begin anew: in a child neither the pool nor whoever held the lock exists."""
         self._lock = threading.Lock()  # guards all of these
         self._canary: _Canary | None = None
-        self._last_sent = self._last_search = self._as_of = float("-inf")
+        self._last_sent = self._next_search = self._as_of = float("-inf")
+        self._pause = self.after / 2  # until the next search for a server
         self._heard = False  # whether a canary has come back
         self._why = ""
         self._untold: deque[str] = deque(maxlen=16)
@@ -128,8 +129,15 @@ class PoolWatch:
         """Look, and say it as a check would."""
         began = time.monotonic()
         why = self.look()
+        return self._as_report(why, time.monotonic() - began)
+
+    def known(self) -> CheckReport:
+        """What the last look said, as a check would say it; does not look."""
+        return self._as_report(self._why, 0.0)
+
+    def _as_report(self, why: str, duration: float) -> CheckReport:
         status = "fail" if why else "pass"
-        return CheckReport(self.check, status, time.monotonic() - began, time.time(), CheckResult(status, why))
+        return CheckReport(self.check, status, duration, time.time(), CheckResult(status, why))
 
     def look(self) -> str:
         """What is wrong now; empty if nothing is, or nothing can be seen. Blocks for a moment if it looks bad."""
@@ -178,9 +186,10 @@ class PoolWatch:
 
     def _find_server(self, now: float) -> Server | None:
         with self._lock:
-            search = now - self._last_search >= self.after / 2
+            search = now >= self._next_search
             if search:
-                self._last_search = now
+                # A search takes as long as a request; where there is nothing to be found they become seldom.
+                self._next_search, self._pause = now + self._pause, 2 * self._pause
         return self._server(search)
 
     def _same_requests(self, serving: Sequence[tuple[Ledger, float]], server: Server, now: float) -> str:
@@ -229,10 +238,14 @@ class PoolWatch:
                     self._telling = False
                     return
                 why = self._untold.popleft()
-            self._log(why)
-            change = ("pass", "fail", why) if why else ("fail", "pass", "the workers get on again")
-            for listener in list(self.listeners):
-                listener.pool_changed(self.check, *change)
+            try:
+                self._log(why)
+                change = ("pass", "fail", why) if why else ("fail", "pass", "the workers get on again")
+                for listener in list(self.listeners):
+                    listener.pool_changed(self.check, *change)
+            except Exception:
+                extra = {"lifecycle_check": self.check.name}
+                logger.exception("a change of the check '%s' could not be told", self.check.name, extra=extra)
 
     def _log(self, why: str) -> None:
         if not why:

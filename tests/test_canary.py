@@ -133,11 +133,22 @@ def test_through_a_foreign_waitress(app: Gates) -> None:
     """A waitress that somebody else runs sends the canary through each pool and each loop of its listeners."""
     made = [create_server(app, map={}, host="127.0.0.1", port=0, threads=1) for _ in range(2)]
     subject = foreign.ForeignWaitress(made)
-    with running(made[0].run), running(made[1].run):
-        assert comes_back(subject.canary)
-        for server in made:
-            server.task_dispatcher.shutdown()
-            server.trigger.pull_trigger(server.close)
+    back, gate = threading.Event(), threading.Event()
+    other = made[1].task_dispatcher
+    assert _canary.send_ahead(other, _canary.Canary(gate.wait))
+    until(lambda: not other.queue)
+    with running(made[0].run):
+        assert subject.canary(back.set) is True
+        until(lambda: bool(other.queue))
+        assert not back.is_set()  # the other pool has no worker that is free
+        gate.set()
+        until(lambda: bool(made[1].trigger.thunks))
+        assert not back.is_set()  # and its loop does not turn yet
+        with running(made[1].run):
+            assert back.wait(BOUND)
+            for server in made:
+                server.task_dispatcher.shutdown()
+                server.trigger.pull_trigger(server.close)
     assert subject.canary(lambda: None) is None
 
 

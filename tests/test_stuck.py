@@ -128,8 +128,10 @@ def test_requests_beside_the_pool_make_nobody_older(bench: Bench) -> None:
     """Of more old requests than workers the age that is told is one that all workers reach."""
     bench.begin(1)
     bench.clock.advance(10)
-    bench.begin(2, 3)
-    assert bench.look(61.0).endswith("for 61 s")
+    bench.begin(2)
+    bench.clock.advance(10)
+    bench.begin(3)
+    assert bench.look(61.0).endswith("for 71 s")
 
 
 def test_only_the_newest_request_of_a_thread_counts(bench: Bench) -> None:
@@ -247,11 +249,11 @@ def test_another_server(bench: Bench) -> None:
 
 
 def test_no_server(bench: Bench) -> None:
-    """Where no server is known nothing is judged, and the search is repeated after half the limit at the earliest."""
+    """Where no server is known nothing is judged, and the searches for one become ever more seldom."""
     bench.server = None
     bench.begin(1, 2)
-    assert [bench.look(), bench.look(29.0), bench.look(1.0), bench.look(31.0)] == ["", "", "", ""]
-    assert bench.searches == [True, False, True, True]
+    assert [bench.look(later) for later in (0.0, 29.0, 1.0, 59.0, 1.0, 119.0, 1.0)] == [""] * 7
+    assert bench.searches == [True, False, True, False, True, False, True]
 
 
 # -- when nothing is judged ---------------------------------------------------------------------------------------
@@ -337,6 +339,7 @@ def test_the_stacks_are_logged_once(bench: Bench, caplog: pytest.LogCaptureFixtu
     """Each worker's request is logged with its stack, once, and again only if the pool gets stuck another time."""
     for _ in range(2):
         caplog.clear()
+        bench.begin(0)  # only sent yet: its thread is gone
         with hanging(bench.members[0].ledger, "/one", "/t%0Awo"):
             assert bench.look(61.0) != ""
             bench.told()
@@ -387,6 +390,25 @@ def test_a_listener_that_blocks(bench: Bench) -> None:
         ("stuck-workers", "pass", "fail", "fake has not come to a task that it was given 61 s ago"),
         ("stuck-workers", "fail", "pass", "the workers get on again"),
     ]
+
+
+def test_a_listener_that_fails(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    """Who raises when he is told is logged, and the next change is told all the same."""
+
+    class Failing:
+        def pool_changed(self, *change: Any) -> None:
+            raise ValueError("boom")
+
+    failing = Failing()
+    bench.watch.listeners.add(failing)
+    bench.look()
+    assert bench.look(61.0) != ""
+    bench.told()
+    bench.answer()
+    assert bench.look() == ""
+    bench.told()
+    said = "a change of the check 'stuck-workers' could not be told"
+    assert [message == said for message in caplog.messages] == [False, True, False, True]
 
 
 def test_no_thread_to_be_had(bench: Bench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
@@ -452,12 +474,14 @@ def test_what_the_probes_say(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_those_see_who_may() -> None:
     """The reason is for those who may see details, as that of a check."""
     app = make_app(LIFECYCLE_STUCK_AFTER=60, LIFECYCLE_DETAILS="always")
-    Lifecycle(app)
+    lifecycle = Lifecycle(app)
     (entry,) = json.loads(app.test_client().get("/livez").data)["checks"]["stuck-workers"]
     assert (entry["status"], entry.get("output")) == ("pass", None)
     Stuck(state_of(app).process.watch(60.0), "it is stuck")
     (entry,) = json.loads(app.test_client().get("/livez").data)["checks"]["stuck-workers"]
     assert (entry["status"], entry["output"]) == ("fail", "it is stuck")
+    lifecycle.check("mine", groups=("live",))(lambda: None)
+    assert [app.test_client().get(path).status_code for path in ("/livez", "/livez/mine")] == [503, 200]
     assert "[-]stuck-workers failed: it is stuck" in app.test_client().get("/livez?verbose").text
 
 
@@ -473,10 +497,13 @@ def test_the_change_is_told() -> None:
     def receive(_sender: Any, **values: str) -> None:
         heard.append(tuple(values.values()))
 
+    assert state.health.known()[-1].status == "pass"
     watch._judge = lambda now: "it is stuck"  # type: ignore[method-assign]
     with check_changed.connected_to(receive, app), health_changed.connected_to(receive, app):
         watch.look()
         until(lambda: len(heard) == 2)
+    last = state.health.known()[-1]
+    assert (last.name, last.status, last.output) == ("stuck-workers", "fail", "it is stuck")
     assert heard == [("stuck-workers", "pass", "fail", "it is stuck"), ("pass", "fail", "check stuck-workers")]
     with app.app_context():
         assert [change.subject for change in lifecycle.transitions()][-2:] == ["check stuck-workers", "health"]
@@ -500,12 +527,13 @@ def test_requests_are_judged_from_the_end_of_the_start_up() -> None:
     app = make_app(LIFECYCLE_STUCK_AFTER=60)
     lifecycle = Lifecycle(app)
     seen: list[float | None] = []
+    before = state_of(app).ledger.clock()
     lifecycle.on_startup(lambda: seen.append(state_of(app).served_since))
     app.test_client().get("/work").close()
     assert seen == [None]
     served_since = state_of(app).served_since
     assert served_since is not None
-    assert served_since <= state_of(app).ledger.clock()
+    assert before <= served_since <= state_of(app).ledger.clock()
 
 
 def test_it_is_not_even_imported() -> None:

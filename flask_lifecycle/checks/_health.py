@@ -46,6 +46,9 @@ if TYPE_CHECKING:  # a Protocol takes its time at the import
         def report(self) -> CheckReport:
             """How it is now, as a check would say it."""
 
+        def known(self) -> CheckReport:
+            """What it said last."""
+
 
 _signals = Namespace()
 
@@ -202,7 +205,8 @@ class Health:
 
     def known(self) -> tuple[CheckReport, ...]:
         """What every check has said last, as ``/healthcheck`` tells it; runs none, and waits for none."""
-        return _weigh_all(self.engine.known())
+        known = _weigh_all(self.engine.known())
+        return known if self._pool is None else (*known, self._pool.known())
 
     def _refuses(self, group: str, component: str | None = None) -> bool | None:
         """Whether the state alone makes a group fail: ``True`` because of a drain, ``False`` for another reason."""

@@ -156,6 +156,24 @@ def test_workers_that_have_died(live: Starter) -> None:
     assert get(running.address, "/livez").body == b'{"status": "fail"}\n'
 
 
+@pytest.mark.parametrize(
+    ("server", "path"), [("waitress", "/hang-loop"), ("werkzeug", "/hang-loop"), ("waitress", "/hold-lock")]
+)
+def test_a_server_that_stands_still(live: Starter, server: str, path: str) -> None:
+    """The probe listener does not say "fine" while the loop does not turn, or a lock of the pool is not given back."""
+    running = live.serve(server, threads=2, app="stuck_app.py", settings=WATCHED)
+    probes = probe_address(running)
+    stays_alive(probes)
+    with Connection(running.address) as connection:
+        connection.ask(path)
+        wait_until(lambda: not alive(probes), "a failing liveness")
+        running.wait_log(rf"liveness fails: {server} has not come to a task that it was given \d+ s ago")
+        running.open_gate("all")
+        wait_until(lambda: alive(probes), "a liveness that passes")
+    assert running.stop() == 0
+    assert running.log.count(FAILS) == 1
+
+
 def test_werkzeug_has_no_pool(live: Starter) -> None:
     """Where each connection has a thread, any number of hanging requests leaves room for the next."""
     running = live.serve("werkzeug", settings=WATCHED)

@@ -1,9 +1,13 @@
-"""The live application with a log of its server that raises, which is how a worker of waitress dies."""
+"""The live application with what stops a server: a log that raises, by which a worker of waitress dies, a loop that
+hangs, and a lock that nobody gives back.
+"""
 
 from __future__ import annotations
 
 import importlib
 import logging
+import threading
+from typing import Any
 
 
 class Raising(logging.Handler):
@@ -16,3 +20,26 @@ class Raising(logging.Handler):
 live_app = importlib.import_module("live_app")
 app, lifecycle = live_app.app, live_app.lifecycle
 logging.getLogger("waitress").addHandler(Raising(logging.ERROR))
+
+
+def server() -> Any:
+    """The runner that serves this process."""
+    return app.extensions["lifecycle"].process.coordinator.server
+
+
+@app.get("/hang-loop")  # type: ignore[untyped-decorator]
+def hang_loop() -> str:
+    server()._post(lambda: live_app.pass_gate("all"))
+    return "it hangs"
+
+
+def hold_lock_of_pool() -> None:
+    with server()._dispatcher.lock:
+        live_app.event("locked")
+        live_app.pass_gate("all")
+
+
+@app.get("/hold-lock")  # type: ignore[untyped-decorator]
+def hold_lock() -> str:
+    threading.Thread(target=hold_lock_of_pool, daemon=True).start()
+    return "it is held"
