@@ -101,6 +101,10 @@ class AppState:
             paths = self.settings.probe_paths()
             named = {"ready": paths["readyz"], "healthcheck": paths["healthcheck"], "live": paths["livez"]}
             self.companions.append(Advice(self.probers, named, lambda: self.process.coordinator.owned))
+        if os.environ.get("NOTIFY_SOCKET"):
+            from ._systemd import Notifier
+
+            self.companions.append(self.process.share(Notifier))
         if self.settings.stop_on_crash:
             from ._crash import CrashWatch
 

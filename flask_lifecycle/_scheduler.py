@@ -35,16 +35,19 @@ class Scheduler:
                 self._thread.start()
         self._woken.set()
 
-    def stop(self, *, wait: bool = True) -> None:
-        """End the thread; twice is harmless.
+    def stop(self, *, wait: bool = True, timeout: float | None = None) -> bool:
+        """End the thread and say whether it has ended; twice is harmless.
 
         :param wait: until it has ended, which is as long as what it does takes.
+        :param timeout: but no longer than so many seconds.
         """
         with self._lock:
             self.ended = True
         self._woken.set()
-        if wait and self._thread is not None and self._thread is not threading.current_thread():
-            self._thread.join()
+        thread = self._thread
+        if wait and thread is not None and thread is not threading.current_thread():
+            thread.join(timeout)
+        return thread is None or not thread.is_alive()
 
     def _run(self) -> None:
         while not self.ended:

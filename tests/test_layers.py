@@ -53,6 +53,7 @@ LAYERS = {
     "_operator_cli": 4,
     "servers": 4,
     "_stuck": 4,
+    "_systemd": 4,
     "_registration": 3,
     "_status": 5,
     "_views": 5,

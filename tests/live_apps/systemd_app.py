@@ -1,0 +1,28 @@
+"""The live application with a liveness check that fails, or hangs, once the test has opened its gate."""
+
+from __future__ import annotations
+
+import os
+
+from flask import Flask
+from live_app import HOME, app, event, lifecycle, pass_gate
+
+__all__ = ["app", "lifecycle"]
+
+
+@lifecycle.check("pulse", groups=("live",), ttl=0.01, timeout=30)
+def pulse() -> None:
+    if (HOME / "gate-sick").exists():
+        raise ValueError("sick")
+    if (HOME / "gate-hang").exists():
+        event("hanging")
+        pass_gate("never")
+
+
+def add_environment(app: Flask) -> None:
+    @app.get("/environment")
+    def environment() -> list[str]:
+        return sorted(name for name in os.environ if name.startswith(("NOTIFY_", "WATCHDOG_")))
+
+
+add_environment(app)
