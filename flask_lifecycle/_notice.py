@@ -72,6 +72,7 @@ class Probed:
         self._began = self._latest = self._quiet_since = self._now = 0.0
         self._came = 0
         self._untold = False  # whether somebody had still to be told when it was asked last
+        self._kubelet = False  # whether one has asked that is not waited for
         self._cut = False  # whether the maximum ended the delay
 
     def begin(self, now: float, latest: float, told: threading.Event) -> None:
@@ -79,6 +80,7 @@ class Probed:
         self._latest = min(latest, now + self._settings.delay_max)
         self._probers.told = told
         here = [prober for prober in self._probers.all() if self._counts(prober, now)]
+        self._kubelet = self._kubernetes and any(prober.is_kubelet for prober in self._probers.all())
         self._seldom = [prober for prober in here if prober.interval > self._settings.delay_max]
         times = self._settings.delay_probes
         self._needed = {prober: _needed(prober, times) for prober in here if prober not in self._seldom}
@@ -123,9 +125,10 @@ class Probed:
         parts = [_of_probers(told, f"told {self._settings.delay_probes} times")] if told else []
         parts += [_of_probers(silent, "silent")] if silent else []
         parts += [_of_probers(self._seldom, "asking too seldom to be waited for")] if self._seldom else []
+        nobody = f"no prober {'but the kubelet' if self._kubelet else 'to wait for'}"
         minimum = f", at least {self._settings.delay_min:.1f} s" if self._settings.delay_min else ""
         return (
-            f"after {self._now - self._began:.1f} s: {', '.join(parts) or 'no prober to wait for'},"
+            f"after {self._now - self._began:.1f} s: {', '.join(parts) or nobody},"
             f" quiet for {self._now - self._quiet_since:.1f} s{minimum}"
         )
 

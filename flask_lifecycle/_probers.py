@@ -35,7 +35,7 @@ _ROOM_OF_AN_ADDRESS = 8
 _ARRIVALS = 16
 _GAPS = 7  # how many of the last ones make the interval
 _AGENT = 100  # characters; a header may have thousands
-# The user agent of `flask lifecycle status`.
+# The user agent of `flask lifecycle status`; see _remote.py.
 _OURS = "flask-lifecycle"
 # Every browser, and no balancer, calls itself so; some monitoring services do.
 _BROWSER = "Mozilla/"

@@ -21,6 +21,8 @@ from urllib.parse import urlencode, urlsplit
 # Of a document with fifty requests, fifty tokens and a thousand checks a tenth is taken.
 _LARGEST = 8 << 20
 _POLL = 0.05
+# By which a process that is asked knows who it is, and takes us for no prober that a stop has to wait for.
+_AGENT = "flask-lifecycle"
 
 
 class UnreachableError(Exception):
@@ -113,7 +115,7 @@ def ask(method: str, url: Url, query: str, headers: Mapping[str, str], timeout: 
         connection = kind(url.host, url.port, timeout=timeout)
         with contextlib.closing(connection):
             try:
-                connection.request(method, f"{url.path or '/'}?{query}", headers=dict(headers))
+                connection.request(method, f"{url.path or '/'}?{query}", headers={"User-Agent": _AGENT, **headers})
                 response = connection.getresponse()
                 names = {name.lower(): value for name, value in response.getheaders()}
                 body = response.read(_LARGEST)

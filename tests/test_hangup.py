@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import re
 import socket
 import struct
 import threading
@@ -43,14 +44,14 @@ class Slow:
         self.go_on.clear()
 
     @contextlib.contextmanager
-    def asked(self, *requests: bytes) -> Iterator[socket.socket]:
-        """A client that has sent these, and whose first is being answered; it goes on afterwards."""
+    def asked(self, *requests: bytes, patience: float = 0.1) -> Iterator[socket.socket]:
+        """A client that has sent these, and whose first is being answered, for so long; it goes on afterwards."""
         visits = self.visits()
         with socket.create_connection(self.address, timeout=BOUND) as client:
             client.sendall(b"".join(requests))
             assert self.began.wait(BOUND)
             self.began.clear()
-            threading.Event().wait(0.1)  # so long is its patience
+            threading.Event().wait(patience)
             yield client
             self.go_on.set()
             until(lambda: self.visits() > visits)
@@ -62,9 +63,9 @@ class Slow:
 
 @pytest.fixture(params=["waitress", "werkzeug", "probe listener"])
 def slow(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Slow]:
-    """Served for real; what is slow, and what is at once, is measured by a tenth of a second."""
+    """Served for real; what is slow, and what is at once, is measured by less than seconds."""
     monkeypatch.setattr(_views, "_SLOW", 0.05)
-    monkeypatch.setattr(_hangup, "_AT_ONCE", 0.05)
+    monkeypatch.setattr(_hangup, "_AT_ONCE", 0.2)
     subject = Slow()
     if request.param == "probe listener":
         listener = ProbeServer(state_of(subject.app).probes, "127.0.0.1", 0)
@@ -87,26 +88,25 @@ def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [record.getMessage() for record in caplog.records if "hung up" in record.getMessage()]
 
 
-@pytest.mark.parametrize(
-    ("leave", "waited"), [(socket.socket.close, "waited 0.1 s"), (reset, "waited less than 0.1 s")]
-)
+@pytest.mark.parametrize(("leave", "waited"), [(socket.socket.close, r"waited \d"), (reset, r"waited less than \d")])
 def test_a_prober_that_hangs_up(
     slow: Slow, caplog: pytest.LogCaptureFixture, leave: Callable[[socket.socket], None], waited: str
 ) -> None:
     """Who hangs up on slow answers twice is named, once, with what to set: on each server and on the probe listener."""
     with caplog.at_level(logging.WARNING, "flask_lifecycle"):
-        with slow.asked(probe()) as client:
+        with slow.asked(probe(), patience=0.25) as client:
             leave(client)
         assert warnings(caplog) == []
         for _ in range(2):
-            with slow.asked(probe()) as client:
+            with slow.asked(probe(), patience=0.25) as client:
                 leave(client)
         until(lambda: warnings(caplog) != [])
     (warning,) = warnings(caplog)
-    assert warning.startswith("The prober 'kube-probe/1.30' at 127.0.0.1 waited ")
-    assert "for '/readyz' and hung up before its answer, which took 0." in warning
-    assert warning.endswith("; set 'LIFECYCLE_PROBE_TIMEOUT' to 0.1, or give the prober a longer timeout.")
-    assert ("waited less than " in warning) is ("less than" in waited)
+    assert re.fullmatch(
+        rf"The prober 'kube-probe/1\.30' at 127\.0\.0\.1 {waited}\.\d s for '/readyz' and hung up before its answer,"
+        r" which took \d\.\d s; set 'LIFECYCLE_PROBE_TIMEOUT' to [\d.]+, or give the prober a longer timeout\.",
+        warning,
+    )
 
 
 def heard(client: socket.socket) -> bytes:
@@ -151,7 +151,7 @@ def test_who_shuts_down_its_side_at_once_still_waits(slow: Slow, caplog: pytest.
                 client.shutdown(socket.SHUT_WR)
                 assert slow.began.wait(BOUND)
                 slow.began.clear()
-                threading.Event().wait(0.1)
+                threading.Event().wait(0.25)
                 slow.go_on.set()
                 assert b" 200 " in heard(client)
             until(lambda visits=visits: slow.visits() > visits)  # type: ignore[misc]

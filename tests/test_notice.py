@@ -203,7 +203,7 @@ def test_the_kubelet_is_not_waited_for_in_kubernetes() -> None:
     stop = Stop(kubernetes=True, delay_min=5.0)
     visits = stop.regular(10.0, agent="kube-probe/1.30", first=9.0)
     assert stop.delay(*visits) == pytest.approx(5.0)
-    assert str(stop.probed) == "after 5.0 s: no prober to wait for, quiet for 5.0 s, at least 5.0 s"
+    assert str(stop.probed) == "after 5.0 s: no prober but the kubelet, quiet for 5.0 s, at least 5.0 s"
 
 
 def test_other_probers_are_waited_for_in_kubernetes() -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from flask_lifecycle import _remote as remote
+from flask_lifecycle._probers import _OURS
 from flask_lifecycle._remote import UnreachableError, Url, ask, fetch_health, send_action, visible, wait_gone
 from tests._fakes import BOUND, running, whole
 from tests._raw_server import RawServer, Script, answer, repeating, resetting, saying, silent
@@ -74,6 +75,7 @@ def test_a_health_document(serve: Any) -> None:
     first, second = (request.decode("latin-1") for request in server.requests)
     assert first.startswith("GET /healthcheck?verbose HTTP/1.1\r\n")
     assert "Accept: application/health+json" in first
+    assert f"User-Agent: {_OURS}\r\n" in first
     assert "Authorization" not in first
     assert "Authorization: Bearer hüsh\r\n".encode().decode("latin-1") in second
 
