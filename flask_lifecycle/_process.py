@@ -10,6 +10,8 @@ How the process leaves depends on who is in charge of the main thread:
 - A server that somebody else started: the signal is given back, in the main thread, to whoever had it. Where nobody
   had it, the main thread raises ``SystemExit`` with the report's exit code, which ends every server's loop (waitress
   swallows the code; the ``atexit`` function restores it).
+- The application's own work: a token has been opened. The loop that opens them ends by itself if it looks at the
+  drain; where the main thread is still there a moment later, blocked in a queue perhaps, it raises ``SystemExit``, too.
 - Nobody: a shell, a migration, a Celery worker that imports the application. There is nothing to drain, and tearing
   down what the process works with would be wrong, so the signal is given back at once and no hook runs.
 
@@ -53,6 +55,9 @@ T = TypeVar("T")
 # GNU timeout signals its child and then the child's group: the same event, microseconds later. The time is taken where
 # the signal is read, which a busy interpreter delays; nobody presses Ctrl-C twice within a tenth of a second.
 _SAME_SIGNAL = 0.1
+# A loop over jobs that looks at the drain is on its way out when the shutdown is over, and is not to be interrupted in
+# what it does last.
+_OWN_END = 1.0
 
 
 class App(Member, Protocol):
@@ -366,7 +371,7 @@ class Process:
             return
         for member in self.members():
             member.end()
-        if not served or not self.signals or self._exiting:
+        if not self.signals or self._exiting or not (served or self._is_left_behind(report)):
             return
         self._exit_code = report.exit_code
         signum = report.signal or signal.SIGTERM
@@ -376,6 +381,16 @@ class Process:
             # what is sent to the process, and then nothing ends a wait of the main one, where the handler runs.
             self._exit_code = 0 if callable(signal.getsignal(signum)) else report.exit_code
             signal.pthread_kill(threading.main_thread().ident or 0, signum)
+
+    def _is_left_behind(self, report: ShutdownReport) -> bool:
+        """Whether this is a process of jobs whose main thread does not end by itself: blocked in a queue, or in the job
+        that was abandoned.
+        """
+        if not any(member.work.working for member in self.members()):
+            return False
+        main = threading.main_thread()
+        main.join(0.0 if report.work else min(_OWN_END, self.coordinator.last_moment.remaining() / 2))
+        return main.is_alive()
 
     def _give_back(self, signum: int, code: int | None) -> None:
         """Let whoever had a signal have it. Runs in the main thread, inside the signal handler.

@@ -7,6 +7,7 @@ import functools
 import json
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -154,6 +155,19 @@ def test_pings_do_not_hold_the_exit(live: Starter) -> None:
         client.rest()
         assert running.wait_gone() == 0
     assert "threads still run" not in running.log
+
+
+def test_flask_run(live: Starter) -> None:
+    """Under `flask run`, whose server is not ours, a websocket is waited for and ends by itself as well."""
+    command = ("-m", "flask", "--app", "websocket_app.py", "run", "--no-reload", "-p", "0")
+    running = live.start(sys.executable, *command)
+    running.wait_log("Running on")
+    with connected(running, "/until-drain") as client:
+        running.send(signal.SIGTERM)
+        assert client.receive(timeout=PATIENCE) == "bye"
+        assert closed_with(client) == (1001, "going away")
+    assert running.wait_gone() == 0
+    assert running.told("ended") < running.told("hooks")
 
 
 def test_waitress_has_no_websockets(live: Starter) -> None:

@@ -102,6 +102,10 @@ def test_a_receipt_that_cannot_be_written(live: Starter, server: str, settings: 
 
 # -- without a server ---------------------------------------------------------------------------------------------
 
+WORKED = "from live_app import event, lifecycle, pass_gate\nwith lifecycle.work('job'): "
+BLOCKED = f"{WORKED}pass\ntry: event('idle'); pass_gate('next')\nfinally: event('closed')"
+ENDLESS = f"{WORKED}\n  try: event('idle'); pass_gate('next')\n  finally: event('closed')"
+
 
 def test_a_job_loop_without_a_server(live: Starter) -> None:
     """A process that does jobs in its main thread is drained: the job is finished, no other begins, hooks run."""
@@ -122,6 +126,28 @@ def test_a_job_loop_between_two_jobs(live: Starter) -> None:
     running.wait_event("idle")
     assert_clean(running, running.stop())
     assert running.told("loop ended")
+
+
+def test_a_process_that_waits_for_a_job(live: Starter) -> None:
+    """A process that is blocked between two jobs, and does not see the drain, is ended with the exit code of its stop;
+    what its main thread has to close is closed.
+    """
+    running = live.start(sys.executable, "-c", BLOCKED, plan={"logging": True})
+    running.wait_event("idle")
+    assert_clean(running, running.stop())
+    assert running.told("shutdown first") < running.told("closed")
+    assert "grace period over" not in running.log
+
+
+def test_a_job_in_the_main_thread_that_does_not_end(live: Starter) -> None:
+    """A job of the main thread that is abandoned at the deadline is ended as whatever raises there would end it."""
+    grace = {"LIFECYCLE_GRACE_PERIOD": 3.0, "LIFECYCLE_HOOK_RESERVE": 1.0}
+    running = live.start(sys.executable, "-c", ENDLESS, plan={"logging": True}, settings=grace)
+    running.wait_event("idle")
+    assert running.stop() == 1
+    assert "abandoned work 'job'" in running.log
+    assert running.told("shutdown first") < running.told("closed")
+    assert "grace period over" not in running.log
 
 
 def test_jobs_in_a_daemon_thread_when_the_main_one_ends(live: Starter) -> None:
