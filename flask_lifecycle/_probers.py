@@ -5,8 +5,8 @@ check more on the prober's side, with a count of its own. Its connections tell n
 one. What came through a proxy (a forwarding header says so) is a prober apart, so that no client of a balancer passes
 for the balancer's own check. Our own questions (the self-test, the command line) are none.
 
-Each probe is noted when its answer is known. That costs a few microseconds under a lock which nobody holds for longer;
-nothing is logged, and nobody else's code is called.
+Each probe is noted when its answer is known. That costs two microseconds under a lock, and some fifty for a newcomer
+that needs room, in a flood; nothing is logged, and nobody else's code is called.
 
 The ledger has room for 64, and for 8 of one address: whoever changes its user agent with each request takes its own
 places. Where room is needed, those go first that are silent (see :meth:`Prober.silent`), then those that came most
@@ -100,9 +100,11 @@ class Prober:
         Three of four gaps are no longer: one that is out of line does not count, and where two probers look like one
         and take turns, it is the longer of their gaps.
         """
+        if self.count < 2:  # as of a flood, in which this is asked of all to find who makes room
+            return 0.0
         times = list(self.arrivals.copy())[-_GAPS - 1 :]
         gaps = sorted(after - before for before, after in itertools.pairwise(times))
-        return gaps[len(gaps) * 3 // 4] if gaps else 0.0
+        return gaps[len(gaps) * 3 // 4]
 
     def silent(self, now: float) -> bool:
         """Whether it missed its turn three times, and a second: it is gone, or it never came regularly."""
