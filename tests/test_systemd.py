@@ -315,6 +315,15 @@ def test_the_start_may_take_what_its_functions_may(subject: Subject) -> None:
     assert asked() == [10.0]
 
 
+def test_a_stop_has_a_limit_of_its_own(subject: Subject) -> None:
+    """Time that was asked for while the application started is none that the stop has."""
+    subject.app.hooks.add("startup", lambda: None, "migrate", 60.0)
+    subject.app.hooks.startup_begun.set()
+    assert "EXTEND_TIMEOUT_USEC=10000000" in subject.look()[0]
+    subject.process.begin_stop()
+    assert "EXTEND_TIMEOUT_USEC=10000000" in subject.look()[0]
+
+
 # -- the watchdog -------------------------------------------------------------------------------------------------
 
 
@@ -595,7 +604,10 @@ def stop():
     lifecycle.shutdown("enough", wait=False)
 threading.Thread(target=stop).start()
 lifecycle.run(app, port=0)
-print([t.name for t in threading.enumerate() if "systemd" in t.name])
+left = [t for t in threading.enumerate() if "systemd" in t.name]
+for thread in left:
+    thread.join(10)  # the one that asks liveness is told to end, and not waited for
+print([t.name for t in left if t.is_alive()])
 """
 
 
