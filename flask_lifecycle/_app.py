@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from flask import Flask
 
-from ._config import AUTO, Settings
+from ._config import AUTO, METRICS_PATH, Settings
 from ._inflight import Ledger, Load
 from ._probers import Probers
 from ._process import Process
@@ -74,6 +74,8 @@ class AppState:
         checks.watch(self.probes.judge, self._registered)
         self.tasks.listen(self._look_at_tasks)
         self.companions: list[Companion] = []
+        if settings.metrics:
+            self._add_metrics()
         self.name = app.name
         self.since = time.monotonic()  # when this process began to serve it
         self.control: Control | None = None
@@ -137,6 +139,13 @@ class AppState:
         from ._notice import Probed  # whoever has a delay of so many seconds does not pay for it
 
         return Probed(self.settings, self.probers, self.ledger, bool(os.environ.get("KUBERNETES_SERVICE_HOST")))
+
+    def _add_metrics(self) -> None:
+        from .metrics import Metrics  # whoever has none does not pay for it
+
+        metrics = Metrics(self.process.members)
+        self.companions.append(metrics)
+        self.probes.beside |= {METRICS_PATH: metrics, f"{METRICS_PATH}/": metrics}
 
     def context(self) -> AbstractContextManager[Any]:
         return self._app.app_context()

@@ -17,6 +17,11 @@ PREFIX = "LIFECYCLE_"
 # The delay that ends when it may.
 AUTO = "auto"
 
+# Where the workers' files are, in prometheus_client's multiprocess mode: a variable of the environment.
+MULTIPROC_DIR = "PROMETHEUS_MULTIPROC_DIR"
+# Where the probe listener answers scrapes: the path that Prometheus asks unless it is told another.
+METRICS_PATH = "/metrics"
+
 # The orchestrator's default patience is 30 s (Kubernetes' terminationGracePeriodSeconds); the rest is room for preStop.
 GRACE_PERIOD = 25.0
 # Five seconds is what endpoint removal usually takes to reach every kube-proxy; outside a cluster nobody has to notice.
@@ -87,6 +92,7 @@ class Settings(NamedTuple):
     stop_on_crash: tuple[str, ...] = ()
     control_dir: str | None = None
     stuck_after: float | None = None
+    metrics: bool = False
 
     def __repr__(self) -> str:
         shown = self._asdict() | {"token": self.token and "***"}
@@ -115,6 +121,7 @@ class Settings(NamedTuple):
         settings._check_auto()
         settings._check_token()
         settings._check_case()
+        settings._check_metrics(os.environ)
         return settings
 
     def _check_budget(self) -> None:
@@ -172,6 +179,23 @@ class Settings(NamedTuple):
                 "'LIFECYCLE_PATHS' gives two probes paths that differ in their case alone, which"
                 " 'LIFECYCLE_CASE_INSENSITIVE' takes for the same; each needs its own."
             )
+
+    def _check_metrics(self, environ: Mapping[str, str]) -> None:
+        """Refuse metrics that nobody could read."""
+        if not self.metrics:
+            return
+        if self.probe_port is None and MULTIPROC_DIR not in environ:
+            raise ValueError(
+                "'LIFECYCLE_METRICS' is True but 'LIFECYCLE_PROBE_PORT' is not set, and only the probe listener serves"
+                " metrics; set it to a port, or register flask_lifecycle.metrics.LifecycleCollector in a registry that"
+                " you serve."
+            )
+        for name, path in self.probe_paths().items():
+            if path.lower() == METRICS_PATH:
+                raise ValueError(
+                    f"'LIFECYCLE_PATHS' gives '{name}' the path '{path}', where 'LIFECYCLE_METRICS' is served; give it"
+                    " another."
+                )
 
     def probe_paths(self) -> dict[str, str]:
         """The full path of each probe within the application, by the probe's name."""
@@ -418,4 +442,5 @@ KEYS: dict[str, Key] = {
     "LIFECYCLE_STOP_ON_CRASH": Key("stop_on_crash", "()", _patterns),
     "LIFECYCLE_CONTROL_DIR": Key("control_dir", "None", _directory),
     "LIFECYCLE_STUCK_AFTER": Key("stuck_after", "None", _optional(_seconds(zero=False))),
+    "LIFECYCLE_METRICS": Key("metrics", "False", _flag),
 }

@@ -186,6 +186,11 @@ class Lifecycle(Registration):
         """
         return self._state().process.shutdown(reason, wait)
 
+    def _states(self) -> list[AppState]:
+        """Of all its applications, in an order that stays."""
+        states: list[AppState] = [app.extensions["lifecycle"] for app in self._apps]
+        return sorted(states, key=lambda state: state.since)
+
     def _state(self) -> AppState:
         apps = list(self._apps)
         if has_app_context() and (this := current_app._get_current_object()) in self._apps:  # type: ignore[attr-defined]

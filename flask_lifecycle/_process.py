@@ -103,6 +103,7 @@ class Process:
         self.coordinator = Coordinator(self.members, self._find_server, self._keep, self._leave)
         self._first_signal = 0.0
         self._watched: Server | None = None
+        self._searched = False  # whether known_load() has looked for one
         self._left = threading.Event()  # run's loop has ended
         for watch in self._watches.values():
             watch.forget()
@@ -257,6 +258,13 @@ class Process:
         if after not in self._watches:
             self._watches[after] = PoolWatch(after, self.members, self.carrier)
         return self._watches[after]
+
+    def known_load(self) -> Load | None:
+        """As :meth:`load`, for who asks often: one search is made for a server that somebody else started."""
+        served = any(member.started for member in self.members())  # before, there need not be one yet
+        server = self.carrier(search=served and not self._searched)
+        self._searched = self._searched or served
+        return server.load() if server is not None else None
 
     # -- running --------------------------------------------------------------------------------------------------
 

@@ -204,6 +204,12 @@ class Coordinator:
         """How many requests the applications have not finished."""
         return sum(len(member.ledger) for member in self.members())
 
+    @property
+    def abandoned(self) -> tuple[tuple[RequestInfo, ...], tuple[WorkInfo, ...]]:
+        """The requests and the work that were left behind, as far as that is known; at last what the report says."""
+        report = self.report
+        return (self._abandoned, self._abandoned_work) if report is None else (report.abandoned, report.work)
+
     def attach(self, server: Server) -> bool:
         """Give the server to the coordinator; ``False`` if a shutdown has begun already."""
         with self._lock:

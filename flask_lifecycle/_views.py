@@ -26,7 +26,7 @@ from blinker import Namespace
 from flask import Blueprint, Flask, Response, request
 from werkzeug import Response as BaseResponse
 
-from ._config import Settings
+from ._config import METRICS_PATH, Settings
 from ._inflight import _quoted
 from ._probers import ProberInfo, Probers
 from ._render import HEALTH_JSON, JSON, TEXT, negotiate, render, to_body, to_json
@@ -127,6 +127,8 @@ class Probes:
         :raises ValueError: its path is taken by another probe, or its details ask for a token and there is none.
         """
         taken = {self.fold(path) for path in self._settings.probe_paths().values()}
+        if self._settings.metrics:
+            taken.add(METRICS_PATH)
         for name, group in groups.items():
             if group.details == "token" and self._settings.token is None:
                 raise ValueError(

@@ -237,6 +237,23 @@ SECONDS = "must be a finite number of seconds"
             )
             for path in ("", b"/run", 1, "a\0b")
         ),
+        *(
+            ({"LIFECYCLE_METRICS": value}, TypeError, f"'LIFECYCLE_METRICS' must be True or False, not {value!r}.")
+            for value in (1, "yes", None)
+        ),
+        (
+            {"LIFECYCLE_METRICS": True},
+            ValueError,
+            "'LIFECYCLE_METRICS' is True but 'LIFECYCLE_PROBE_PORT' is not set, and only the probe listener serves"
+            " metrics; set it to a port, or register flask_lifecycle.metrics.LifecycleCollector in a registry that you"
+            " serve.",
+        ),
+        (
+            {"LIFECYCLE_METRICS": True, "LIFECYCLE_PROBE_PORT": 0, "LIFECYCLE_PATHS": {"livez": "/Metrics"}},
+            ValueError,
+            "'LIFECYCLE_PATHS' gives 'livez' the path '/Metrics', where 'LIFECYCLE_METRICS' is served; give it"
+            " another.",
+        ),
         (
             {"LIFECYCLE_PROBE_HOST": ""},
             TypeError,

@@ -45,6 +45,7 @@ def test_defaults() -> None:
         log_probes=False,
         self_test=True,
         stop_on_crash=(),
+        metrics=False,
     )
 
 
