@@ -1,4 +1,4 @@
-"""The functions that users register: what they are called, and whether they take the context."""
+"""The functions that users register: what they are called, whether they take the context, and what they raise."""
 
 from __future__ import annotations
 
@@ -10,6 +10,14 @@ from typing import Any
 def name_of(function: Any) -> str:
     """What a function or a callable object is called."""
     return str(getattr(function, "name", None) or getattr(function, "__name__", None) or type(function).__name__)
+
+
+def error_text(error: BaseException) -> str:
+    """What was raised, in one line of a log; also if it cannot be told, as it is the application's."""
+    try:
+        return f"{type(error).__name__}: {error}"
+    except Exception:
+        return f"{type(error).__name__}: (its text cannot be told)"
 
 
 def takes_context(what: str, function: Callable[..., Any]) -> bool:

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple, Protocol
 
-from ._callbacks import name_of, takes_context
+from ._callbacks import error_text, name_of, takes_context
 from ._deadline import Clock
 from ._state import logger
 
@@ -191,7 +191,7 @@ def run_hook(
     back = _wait(ended, limit, clock)
     duration = clock.monotonic() - began
     error = raised[0] if back and raised else None
-    what = f"{type(error).__name__}: {error}" if error is not None else ""
+    what = error_text(error) if error is not None else ""
     outcome = "hung" if not back else "failed" if error is not None else "ok"
     record = HookRecord(hook.name, hook.kind, outcome, duration, what)
     _tell_end(hook.label, record, error)

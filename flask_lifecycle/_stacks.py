@@ -20,16 +20,18 @@ class Threads:
     def __init__(self, stacks: bool = False) -> None:
         self._names = {thread.ident: thread.name for thread in threading.enumerate()}
         self._frames = sys._current_frames() if stacks else {}
+        self._stacks: dict[int, str] = {}  # thousands of tokens may be of one thread
 
-    def name(self, ident: int) -> str:
+    def name(self, ident: int | None) -> str:
         """What a thread is called; empty if it has ended."""
         return self._names.get(ident, "")
 
-    def stack(self, ident: int) -> str:
+    def stack(self, ident: int | None) -> str:
         """Its stack, the innermost call last; empty if it has ended, or if stacks are not wanted."""
-        frame = self._frames.get(ident)
-        if frame is None or ident not in self._names:
+        if ident is None or ident not in self._names or ident not in self._frames:
             return ""
-        with contextlib.suppress(Exception):  # it goes on meanwhile
-            return "".join(traceback.format_stack(frame, _FRAMES))
-        return ""  # pragma: no cover  (no way is known to make it fail)
+        if ident not in self._stacks:
+            self._stacks[ident] = ""
+            with contextlib.suppress(Exception):  # it goes on meanwhile
+                self._stacks[ident] = "".join(traceback.format_stack(self._frames[ident], _FRAMES))
+        return self._stacks[ident]

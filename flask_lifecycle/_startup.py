@@ -18,6 +18,7 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
+from ._callbacks import error_text
 from ._hooks import HookRecord
 from ._state import logger
 from ._work import F, Work, WorkLedger, carried
@@ -109,9 +110,11 @@ class StartupTask(Work):
     def fail(self, error: BaseException | str) -> None:
         """Say that it has failed, and by what; after it has ended this changes nothing."""
         cause = error if isinstance(error, BaseException) else None
-        self.error = str(error) if cause is None else f"{type(cause).__name__}: {cause}"
+        self.error = str(error) if cause is None else error_text(cause)
         age = self._tasks.clock() - self.started
-        if self._tasks.end(self, HookRecord(self.name, "task", "failed", age, self.error)):
+        # The receipt tells what comes before the colon: a type is no secret, the application's own words may be one.
+        told = f"fail(): {error}" if cause is None else self.error
+        if self._tasks.end(self, HookRecord(self.name, "task", "failed", age, told)):
             logger.error(
                 "startup task '%s' failed after %.1f s: %s",
                 self.name, age, self.error, exc_info=cause, extra={"lifecycle_task": self.name},
@@ -119,7 +122,7 @@ class StartupTask(Work):
             self._tasks.ended()
 
     def __enter__(self) -> StartupTask:
-        self.thread = threading.get_ident()
+        self.thread = self.inside = threading.current_thread()
         return self
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:

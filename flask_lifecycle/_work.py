@@ -45,7 +45,7 @@ class WorkInfo(NamedTuple):
 
 def describe(name: str, info: Mapping[str, Any]) -> str:
     """A token in one line of a log: what it holds may come from outside."""
-    said = ", ".join(f"{key}={_repr(value)}" for key, value in info.items())
+    said = ", ".join(f"{key if key.isidentifier() else _repr(key)}={_repr(value)}" for key, value in info.items())
     return f"work {_repr(name)}{f' ({said})' if said else ''}"
 
 
@@ -74,25 +74,37 @@ class WorkLedger(Tally):
         now, threads = self.clock(), Threads(stacks)
         return tuple(
             WorkInfo(
-                token.name, now - token.started, threads.name(token.thread), token.info, threads.stack(token.thread)
+                token.name,
+                now - token.started,
+                threads.name(ident),
+                dict(token.info),  # as it is now: who does the work may write its progress there
+                threads.stack(ident),
             )
             for token in sorted(self.active.copy(), key=lambda token: token.started)
+            # The system gives the number of a thread that has ended to the next one.
+            for ident in [token.thread.ident if token.thread.is_alive() else None]
         )
+
+    def done_by(self, thread: threading.Thread) -> bool:
+        """Whether a thread is inside a piece of work, which cannot end before the thread goes on."""
+        return any(token.inside is thread for token in self.active.copy())
 
 
 class Work:
     """A piece of work that a shutdown waits for, from now until :meth:`done`.
 
-    A context manager, or a decorator: then each call of the function is a piece of work. Any thread may use it.
+    A context manager, or a decorator: then each call of the function is a piece of work. Any thread may use it. One
+    that is entered when it is over begins again.
     """
 
-    __slots__ = ("_ledger", "info", "name", "started", "thread")
+    __slots__ = ("_ledger", "info", "inside", "name", "started", "thread")
 
     def __init__(self, ledger: WorkLedger, name: str, info: Mapping[str, Any]) -> None:
         self.name = name
         self.info = info
         self.started = ledger.clock()
-        self.thread = threading.get_ident()
+        self.thread = threading.current_thread()
+        self.inside: threading.Thread | None = None  # whose block or call it is, if it is one
         self._ledger = ledger
         ledger.active[self] = None
 
@@ -107,6 +119,10 @@ class Work:
         self._ledger.leave(self)
 
     def __enter__(self) -> Work:
+        self.thread = self.inside = threading.current_thread()
+        if self not in self._ledger.active:
+            self.started = self._ledger.clock()
+            self._ledger.active[self] = None
         return self
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
@@ -117,8 +133,8 @@ class Work:
         self._ledger.leave(self)
         return carried(function, lambda: Work(self._ledger, self.name, self.info))
 
-    def _carry(self, function: Callable[..., Any], *arguments: Any, **keywords: Any) -> Any:
-        self.thread = threading.get_ident()
+    def _carry(self, function: Callable[..., Any], /, *arguments: Any, **keywords: Any) -> Any:
+        self.thread = self.inside = threading.current_thread()
         return function(*arguments, **keywords)
 
 
@@ -133,7 +149,7 @@ def carried(function: F, begin: Callable[[], Any]) -> F:
         raise TypeError(
             f"The async generator '{name_of(function)}' cannot be decorated; use 'with lifecycle.work(...)' inside it."
         )
-    if inspect.iscoroutinefunction(function):
+    if inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__):
 
         async def carry_coroutine(*arguments: Any, **keywords: Any) -> Any:
             with begin():
@@ -155,7 +171,7 @@ def carried(function: F, begin: Callable[[], Any]) -> F:
     return functools.wraps(function)(carry)  # type: ignore[return-value]  # of the same kind
 
 
-def submit(ledger: WorkLedger, executor: Any, function: Callable[..., Any], *arguments: Any, **keywords: Any) -> Any:
+def submit(ledger: WorkLedger, executor: Any, function: Callable[..., Any], /, *arguments: Any, **keywords: Any) -> Any:
     """Give a call to an executor, and count its future in until it is done, cancelled or failed.
 
     :raises TypeError: that is no executor.
