@@ -131,10 +131,13 @@ class Lifecycle(Registration):
 
         Once a shutdown has begun it will not be, and this returns at once.
 
-        :raises RuntimeError: called by a hook, which the start-up or the shutdown itself waits for.
+        :raises RuntimeError: called by a hook or inside a startup task, which readiness itself waits for.
         """
-        if inside_a_hook():
-            raise RuntimeError("wait_ready() was called by a hook, which readiness waits for; use a thread of its own.")
+        if inside_a_hook() or self._registered.tasks.done_by(threading.current_thread()):
+            raise RuntimeError(
+                "wait_ready() was called by a hook or a startup task, which readiness waits for; use a thread of its"
+                " own."
+            )
         machine = self._state().machine
         until = None if timeout is None else time.monotonic() + timeout
         while True:
@@ -142,7 +145,7 @@ class Lifecycle(Registration):
             left = 1.0 if until is None else until - time.monotonic()
             if machine.wait_for(lambda state: state is State.READY or state in ENDING, min(1.0, max(0.0, left))):
                 return machine.state is State.READY
-            if left <= 0:
+            if not left > 0:  # so written because of NaN
                 return False
 
     # -- running and stopping -------------------------------------------------------------------------------------
@@ -182,7 +185,8 @@ class Lifecycle(Registration):
 
         With ``wait`` it blocks and returns the report, the same to every caller; else it returns ``None`` at once.
 
-        :raises RuntimeError: waiting in a thread that the shutdown waits for: a request, a hook or the server's loop.
+        :raises RuntimeError: waiting in a thread that the shutdown waits for: a request, a hook, the inside of a piece
+            of work or the server's loop.
         """
         return self._state().process.shutdown(reason, wait)
 

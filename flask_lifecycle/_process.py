@@ -163,8 +163,8 @@ class Process:
         coordinator = self.coordinator
         if wait and (coordinator.would_wait_for_itself() or threading.get_ident() == self._loop_thread):
             raise RuntimeError(
-                "shutdown() was called in a thread that the shutdown itself waits for (a request, a hook or the"
-                " server's loop); call shutdown(wait=False) there."
+                "shutdown() was called in a thread that the shutdown itself waits for (a request, a hook, a piece of"
+                " work or the server's loop); call shutdown(wait=False) there."
             )
         self._begin(reason)
         return coordinator.wait() if wait else None

@@ -63,6 +63,9 @@ T = TypeVar("T")
 # So many requests and tokens that hold up a stop are logged one by one, with their stacks.
 _MOST_STRAGGLERS = 50
 
+# Seconds before all is looked at once more, when something new has begun meanwhile.
+_PAUSE = 0.01
+
 # The report, the threads and the interpreter's own end.
 _WAY_OUT = 0.25
 
@@ -252,7 +255,8 @@ class Coordinator:
         """Whether the calling thread is one that the shutdown waits for."""
         this = threading.current_thread()
         serving = any(body.thread == this.ident for member in self.members() for body in member.ledger.active.copy())
-        return serving or this is self.thread or inside_a_hook()
+        working = any(ledger.done_by(this) for member in self.members() for ledger in (member.work, member.tasks))
+        return serving or working or this is self.thread or inside_a_hook()
 
     def unfinished(self, stacks: bool = False) -> tuple[RequestInfo, ...]:
         """Everything in flight, of the applications and of the server."""
@@ -429,16 +433,17 @@ class Coordinator:
         """Wait until nothing is under way, or until then; say whether that is so."""
         linger = max((member.settings.keepalive_linger for member in members), default=0.0)
         tallies = _each_once(t for member in members for t in _tallies(member))
-        # Twice, because a server that is not ours sees neither what the application runs, nor that it will have to send
-        # its answer afterwards.
-        for _ in range(2):
-            if self.server is not None:
-                self.server.wait_idle(until.remaining(), linger)
+        # Again and again, because they are waited for one after the other, and what ends in one may begin something in
+        # another: work that begins other work, an answer that a server that is not ours will have to send afterwards.
+        while True:
+            in_time = self.server is None or self.server.wait_idle(until.remaining(), linger)
             for tally in tallies:
-                tally.wait_idle(until.remaining())
+                in_time = tally.wait_idle(until.remaining()) and in_time
             if not self.unfinished() and not any(tallies):
                 return True
-        return False
+            if not in_time or not until.remaining():
+                return False
+            threading.Event().wait(_PAUSE)
 
     def _tell_stragglers(self, level: int, words: str) -> tuple[tuple[RequestInfo, ...], tuple[WorkInfo, ...]]:
         """Log what is under way, each with the stack of its thread, and return it."""

@@ -166,7 +166,7 @@ class FakeServer:
 
     def wait_idle(self, timeout: float, linger: float) -> bool:
         self.calls.append(("wait_idle", timeout, linger))
-        return True
+        return not self.left
 
     def unfinished(self) -> Sequence[RequestInfo]:
         return self.left

@@ -21,8 +21,8 @@ from flask_lifecycle._process import this_process
 from tests._fakes import BOUND, ManualClock, finish, make_app, run_python, running, state_of, until, use_clock, whole
 
 SELF_WAIT = (
-    "shutdown() was called in a thread that the shutdown itself waits for (a request, a hook or the server's loop);"
-    " call shutdown(wait=False) there."
+    "shutdown() was called in a thread that the shutdown itself waits for (a request, a hook, a piece of"
+    " work or the server's loop); call shutdown(wait=False) there."
 )
 
 

@@ -140,8 +140,8 @@ def test_shutdown_in_the_servers_loop(runner: FakeRunner) -> None:
     """Waiting for the shutdown in the thread that must serve meanwhile is an error; wait=False works."""
     lifecycle = Lifecycle(app := make_app())
     message = (
-        "shutdown() was called in a thread that the shutdown itself waits for (a request, a hook or the server's loop);"
-        " call shutdown(wait=False) there."
+        "shutdown() was called in a thread that the shutdown itself waits for (a request, a hook, a piece of"
+        " work or the server's loop); call shutdown(wait=False) there."
     )
 
     def serve() -> None:

@@ -459,6 +459,30 @@ def test_the_way_out_is_kept(free: threading.Event, grace: float, kept: float) -
     assert coordinator.remaining() == pytest.approx(kept)
 
 
+def test_a_hook_whose_error_cannot_be_told(clock: ManualClock) -> None:
+    """An exception whose text cannot be made costs no other hook its turn."""
+
+    class Speechless(Exception):
+        def __str__(self) -> str:
+            raise ValueError("no words")
+
+    def fail() -> None:
+        raise Speechless
+
+    member = FakeMember(clock)
+    ran: list[str] = []
+    member.hooks.add("shutdown", lambda: ran.append("first"), "first", None)
+    member.hooks.add("shutdown", fail, "fail", None)
+    coordinator = coordinate(clock, member)
+    coordinator.begin("test")
+    report = finish(coordinator)
+    assert ran == ["first"]
+    assert [(hook.name, hook.error) for hook in report.hooks] == [
+        ("fail", "Speechless: (its text cannot be told)"),
+        ("first", ""),
+    ]
+
+
 def test_an_application_that_fails_stops_no_other(clock: ManualClock, caplog: pytest.LogCaptureFixture) -> None:
     """An application that cannot be told of the drain, or marked as stopped, is logged, and the others are."""
 

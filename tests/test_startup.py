@@ -16,6 +16,13 @@ from flask_lifecycle._startup import StartupTasks
 from tests._fakes import BOUND, make_app, running, state_of, until, whole
 
 
+class Speechless(Exception):
+    """An exception that cannot be told."""
+
+    def __str__(self) -> str:
+        raise ValueError("no words")
+
+
 def started(lifecycle: Lifecycle, **config: Any) -> Flask:
     """An application whose start-up functions have run."""
     app = make_app(**config)
@@ -118,6 +125,28 @@ def test_a_failing_task_stops_the_process(caplog: pytest.LogCaptureFixture, begu
     assert (report.exit_code, str(report)) == (1, "1 hook failed, exit 1")
     errors = [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
     assert errors == ["startup task 'model' failed after 0.0 s: OSError: no such model"]
+
+
+def test_a_task_whose_failure_cannot_be_told() -> None:
+    """An exception whose text cannot be made is a failure as any other: the task is over."""
+    lifecycle = Lifecycle()
+    task = lifecycle.startup_task("model")
+    app = started(lifecycle)
+    with pytest.raises(Speechless), task:
+        raise Speechless
+    (record,) = ended(app).hooks
+    assert record.error == "Speechless: (its text cannot be told)"
+
+
+def test_what_a_task_is_failed_with_stays_out_of_the_receipt() -> None:
+    """The text that ``fail()`` was given is the application's own and may hold a secret: the log has it alone."""
+    lifecycle = Lifecycle()
+    task = lifecycle.startup_task("model")
+    app = started(lifecycle)
+    task.fail("hunter2 was refused")
+    report = ended(app)
+    assert report.hooks[0].error == "fail(): hunter2 was refused"
+    assert report.as_dict()["hooks"][0]["error"] == "fail()"
 
 
 def test_a_failing_task_may_leave_the_process_not_ready() -> None:
@@ -312,8 +341,29 @@ def test_wait_ready_in_a_hook_is_refused() -> None:
     report = ended(started(lifecycle))
     (record,) = report.hooks
     assert record.error == (
-        "RuntimeError: wait_ready() was called by a hook, which readiness waits for; use a thread of its own."
+        "RuntimeError: wait_ready() was called by a hook or a startup task, which readiness waits for; use a thread of"
+        " its own."
     )
+
+
+def test_wait_ready_in_a_task_is_refused() -> None:
+    """Whoever waits for ready inside a startup task would wait for itself; beside the task one may wait."""
+    lifecycle = Lifecycle()
+    task = lifecycle.startup_task("cache")
+    started(lifecycle)
+    assert not lifecycle.wait_ready(0.0)
+    message = "wait_ready() was called by a hook or a startup task, which readiness waits for; use a thread of its own."
+    with contextlib.suppress(AssertionError), task, pytest.raises(RuntimeError, match=whole(message)):
+        lifecycle.wait_ready()
+    assert lifecycle.wait_ready(BOUND)
+
+
+def test_wait_ready_for_no_number() -> None:
+    """A time that is no number is over at once."""
+    lifecycle = Lifecycle()
+    lifecycle.init_app(app := make_app())
+    assert not lifecycle.wait_ready(float("nan"))
+    assert app.name == "testing"
 
 
 # -- resources and twins ------------------------------------------------------------------------------------------

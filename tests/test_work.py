@@ -100,6 +100,7 @@ def test_the_stack_of_the_thread_at_work(lifecycle: Lifecycle) -> None:
             "work 'import' (file='a\\nb', rows=5) after 3.1 s",
         ),
         (WorkInfo("a\x1b[2J", 0.0), "work 'a\\x1b[2J' after 0.0 s"),
+        (WorkInfo("x", 0.0, info={"a\nb": 1}), "work 'x' ('a\\nb'=1) after 0.0 s"),
         (WorkInfo("x", 0.0, info={"y": "z" * 300}), f"work 'x' (y='{'z' * 196}...) after 0.0 s"),
     ],
 )
@@ -361,3 +362,147 @@ def test_a_forked_child_has_no_work(lifecycle: Lifecycle) -> None:
             os._exit(len(lifecycle.tokens()) + lifecycle._registered.work.working)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
         assert names(lifecycle) == ["parent's"]
+
+
+# -- what has been tried to break it ------------------------------------------------------------------------------
+
+
+def test_any_keyword_may_be_submitted(lifecycle: Lifecycle) -> None:
+    """What the submitted function takes is not mistaken for what ``submit`` takes itself."""
+    keywords = {"executor": 1, "function": 2, "ledger": 3, "self": 4}
+    with ThreadPoolExecutor(1) as executor:
+        assert lifecycle.submit(executor, dict, **keywords).result(BOUND) == keywords
+
+
+def test_a_token_tells_the_thread_that_has_entered_it(lifecycle: Lifecycle) -> None:
+    """A token that is made here and entered in another thread is that thread's, name and stack."""
+    token, entered, end = lifecycle.work("job"), threading.Event(), threading.Event()
+
+    def carry_out() -> None:
+        with token:
+            entered.set()
+            end.wait(BOUND)
+
+    with running(carry_out, "worker"):
+        assert entered.wait(BOUND)
+        (info,) = lifecycle.tokens(stacks=True)
+        end.set()
+    assert info.thread == "worker"
+    assert "in carry_out" in info.stack
+
+
+def test_a_token_that_is_entered_again_counts_again(lifecycle: Lifecycle) -> None:
+    """Work must not go uncounted because its token has been used before."""
+    token = lifecycle.work("job")
+    for _ in range(2):
+        with token:
+            assert names(lifecycle) == ["job"]
+        assert names(lifecycle) == []
+
+
+def test_a_token_of_a_thread_whose_number_was_given_away(lifecycle: Lifecycle) -> None:
+    """The system gives an ended thread's number to the next thread, which has nothing to do with the token."""
+
+    class Renumbered(threading.Thread):
+        @property
+        def ident(self) -> int | None:
+            return threading.main_thread().ident
+
+    thread = Renumbered(target=lambda: lifecycle.work("job"))
+    thread.start()
+    thread.join(BOUND)
+    (info,) = lifecycle.tokens(stacks=True)
+    assert (info.name, info.thread, info.stack) == ("job", "", "")
+
+
+def test_what_a_token_says_may_change(lifecycle: Lifecycle) -> None:
+    """Work may write its progress into the token; what was told before does not change under who reads it."""
+    token = lifecycle.work("import", row=1)
+    (before,) = lifecycle.tokens()
+    token.info["row"] = 2  # type: ignore[index]  # a plain dict
+    (after,) = lifecycle.tokens()
+    assert (before.info, after.info) == ({"row": 1}, {"row": 2})
+
+
+def test_a_stack_is_looked_at_once(lifecycle: Lifecycle, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Thousands of tokens of one thread cost one look at its stack: a stop has no time for more."""
+    looks: list[Any] = []
+
+    def format_stack(frame: Any, limit: int) -> list[str]:
+        looks.append(frame)
+        return ["a line"]
+
+    monkeypatch.setattr("traceback.format_stack", format_stack)
+    tokens = [lifecycle.work("job") for _ in range(100)]
+    assert {info.stack for info in lifecycle.tokens(stacks=True)} == {"a line"}
+    assert (len(looks), len(tokens)) == (1, 100)
+
+
+def test_a_decorated_object_with_an_async_call(lifecycle: Lifecycle) -> None:
+    """An object whose call is a coroutine is work until that has ended, as a coroutine function is."""
+
+    class Importer:
+        async def __call__(self) -> list[str]:
+            return names(lifecycle)
+
+    assert asyncio.run(lifecycle.work("import")(Importer())()) == ["import"]
+
+
+SELF_WAIT = (
+    "shutdown() was called in a thread that the shutdown itself waits for (a request, a hook, a piece of work or the"
+    " server's loop); call shutdown(wait=False) there."
+)
+
+
+@pytest.mark.parametrize("way", ["block", "decorator", "submitted", "task"])
+def test_work_that_shuts_down_would_wait_for_itself(way: str) -> None:
+    """A shutdown waits for the thread that is inside a piece of work, which must therefore not wait for it."""
+    lifecycle = Lifecycle()
+    lifecycle.init_app(app := make_app())
+
+    def stop() -> None:
+        with pytest.raises(RuntimeError, match=whole(SELF_WAIT)):
+            lifecycle.shutdown()
+
+    if way == "submitted":
+        with ThreadPoolExecutor(1) as executor:
+            lifecycle.submit(executor, stop).result(BOUND)
+    elif way == "decorator":
+        lifecycle.work("job")(stop)()
+    else:
+        with lifecycle.work("job") if way == "block" else lifecycle.startup_task("job"):
+            stop()
+    assert not state_of(app).process.coordinator.begun
+    token = lifecycle.work("job")
+    with running(token.done):
+        assert lifecycle.shutdown().clean  # it is another thread that ends it
+
+
+class Passing(WorkLedger):
+    """A ledger whose work ends when it is waited for, and begins as much in another ledger, so many times."""
+
+    other: WorkLedger
+    times = 12
+
+    def wait_idle(self, timeout: float) -> bool:
+        for token in list(self.active):
+            if Passing.times:
+                Passing.times -= 1
+                Work(self.other, "job", {})
+            token.done()
+        return super().wait_idle(timeout)
+
+
+def test_work_that_begins_other_work_is_waited_for_to_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However often work goes over from one application to the other, the drain waits for the last of it."""
+    # The first ledger is waited for and found idle, then the second; what ends there begins work in the first.
+    monkeypatch.setattr(Passing, "times", 12)
+    members = FakeMember(), FakeMember()
+    ledgers = Passing(), Passing()
+    for member, ledger, other in zip(members, ledgers, reversed(ledgers), strict=True):
+        member.work, ledger.other = ledger, other
+    Work(ledgers[0], "job", {})
+    coordinator = coordinate(None, *members)
+    coordinator.begin("test")
+    report = finish(coordinator)
+    assert (Passing.times, report.work, report.clean) == (0, (), True)
