@@ -74,6 +74,7 @@ class Hook:
     """A registered function."""
 
     hold = False  # whether the listener stays open until it has returned; of an on_drain function
+    opened_late: Callable[[], bool] | None = None  # whether there is something to close after a start that was given up
 
     def __init__(
         self, name: str, kind: str, function: Callable[..., Any], timeout: float | None, takes_context: bool
@@ -111,6 +112,8 @@ class Hooks:
         if inspect.iscoroutinefunction(function):
             raise TypeError(f"on_{kind} was given the async function {function!r}; register a plain one.")
         hook_name = name or name_of(function)
+        if not isinstance(hook_name, str):
+            raise TypeError(f"An on_{kind} function needs a name that is a string, not {name!r}.")
         if any(hook.name == hook_name for hook in self._hooks[kind]):
             raise ValueError(
                 f"There is an on_{kind} function '{hook_name}' already; pass name='...' to tell them apart."
@@ -128,7 +131,9 @@ class Hooks:
         """Whether an ``on_shutdown`` function has a twin of its name at the start which has not succeeded."""
         if hook.kind != "shutdown" or all(twin.name != hook.name for twin in self._hooks["startup"]):
             return False
-        return not any(r.kind == "startup" and r.name == hook.name and r.outcome == "ok" for r in self.records)
+        if any(r.kind == "startup" and r.name == hook.name and r.outcome == "ok" for r in self.records):
+            return False
+        return hook.opened_late is None or not hook.opened_late()
 
     def start(self, context: Callable[[], AbstractContextManager[Any]], stop: Stop) -> str:
         """Run the ``on_startup`` functions in order, once; return what failed, or an empty string.

@@ -211,7 +211,8 @@ class Registration:
                 with ConnectionPool(DSN) as pool:
                     yield pool                      # pool.value, while the application runs
 
-        What could not be opened is not closed. Opening and closing happen in two threads.
+        What could not be opened is not closed; what opens after its timeout is. Opening and closing happen in two
+        threads.
 
         :param function: a generator function that yields once, a context manager, or what returns one when called.
         :param timeout: seconds that opening may take, as for :meth:`on_startup`.
@@ -225,6 +226,7 @@ class Registration:
             resource = Resource(function, name)
             self._register("startup", None, resource.name, timeout)(resource.open)
             self._register("shutdown", None, resource.name, close_timeout)(resource.close)
+            self._registered.hooks.of("shutdown")[0].opened_late = resource.opened_late
             return resource
 
         return register if function is None else register(function)

@@ -2,6 +2,11 @@
 
 Opening is an ``on_startup`` function and closing an ``on_shutdown`` function of the same name, so a resource that could
 not be opened is not closed, and those that were are closed in reverse order.
+
+One that was given up, because opening it took longer than its timeout, may be open after all some time later. If it is
+by the time of its turn in the shutdown, it is closed then; if it is later, whoever opens it closes it. The shutdown
+writes that its turn is over and then looks whether it is open; the opening writes that it is open and then looks
+whether the turn is over. So at least one of them sees both, and ``list.pop`` gives it to one of them.
 """
 
 from __future__ import annotations
@@ -25,6 +30,7 @@ class Resource:
         self.name = name or name_of(function)
         self._make = _maker(function, self.name)
         self._open: list[tuple[AbstractContextManager[Any], Any]] = []
+        self._over = False  # the shutdown has come to it
 
     @property
     def value(self) -> Any:
@@ -44,12 +50,21 @@ class Resource:
                 f"The resource '{self.name}' gave {manager!r}, which is no context manager; yield once, or return one."
             )
         self._open.append((manager, manager.__enter__()))
+        if self._over:
+            self.close()
+
+    def opened_late(self) -> bool:
+        """Whether it is open although the start-up has given it up; from now on it closes itself if it opens later."""
+        self._over = True
+        return bool(self._open)
 
     def close(self) -> None:
         """Close it; the shutdown does."""
-        while self._open:
+        try:
             manager, _value = self._open.pop()
-            manager.__exit__(None, None, None)
+        except IndexError:
+            return
+        manager.__exit__(None, None, None)
 
 
 def _maker(function: Any, name: str) -> Callable[[], AbstractContextManager[Any]]:
