@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     from ._control import Control
     from ._probe_server import ProbeServer
+    from ._startup import StartupTask
 
 
 # How often is said what holds up a start: often enough for whoever watches a deploy, and no flood over a night.
@@ -88,6 +89,7 @@ class AppState:
         self._started_in = 0
         self._begun_in = 0
         self._functions_over = False  # of the start-up
+        self._failed: list[StartupTask] = []  # those that have made it not ready; set_ready() may come after that
         self._refusing = False
         self.served_since: float | None = None  # when requests stopped to wait for the start-up
         if settings.stuck_after is not None:
@@ -279,7 +281,8 @@ class AppState:
         if fatal or self.machine.state is not State.STARTING:
             return
         with contextlib.suppress(RuntimeError):  # another thread, or the shutdown, was quicker
-            for task in self.tasks.failed("not_ready"):
+            for task in [task for task in self.tasks.failed("not_ready") if task not in self._failed]:
+                self._failed.append(task)
                 self.machine.apply(Event.SET_NOT_READY, f"startup task '{task.name}' failed")
             if self._functions_over and self.tasks.close():
                 self.machine.apply(Event.STARTED)

@@ -25,7 +25,6 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import functools
 import logging
 import os
 import signal
@@ -88,16 +87,22 @@ class Process:
         self.signals = signals  # whether this one may touch signals at all
         self.relay = SignalRelay(self.receive)
         self._members: list[weakref.ref[App]] = []
-        self._lock = threading.Lock()  # guards _members
+        # Guards _members. In a thread that holds it a signal handler or a finalizer may end a task, or shut down.
+        self._lock = threading.RLock()
         self._watches: dict[float, PoolWatch] = {}
         self._renew()
         self._loop_thread: int | None = None
         self._exit_code = 0
         self._exiting = False
+        self._forked = False
         self._shared: dict[Any, Any] = {}  # see share()
         if signals:
             atexit.register(self._at_exit)
-            os.register_at_fork(after_in_child=self._renew)
+            os.register_at_fork(after_in_child=self._after_fork)
+
+    def _after_fork(self) -> None:
+        self._forked = True
+        self._renew()
 
     def _renew(self) -> None:
         self.coordinator = Coordinator(self.members, self._find_server, self._keep, self._leave)
@@ -166,7 +171,7 @@ class Process:
                 "shutdown() was called in a thread that the shutdown itself waits for (a request, a hook, a piece of"
                 " work or the server's loop); call shutdown(wait=False) there."
             )
-        self._begin(reason)
+        self._begin(str(reason))
         return coordinator.wait() if wait else None
 
     def _begin(self, reason: str, signum: int | None = None, crash: HookRecord | None = None) -> bool:
@@ -224,17 +229,19 @@ class Process:
         self._exit_now(code, f"grace period over, leaving at once: {what}", limit=limit)
 
     def _force(self, signum: int) -> None:
-        unfinished = [*self.coordinator.unfinished(), *self.coordinator.live_work()]
-        lines = [
-            f"forced by {signal_name(signum)}: abandoned {len(unfinished)}",
-            *(f"abandoned {i}" for i in unfinished),
-        ]
-        self._exit_now(128 + signum, *lines)
+        def words() -> Iterable[str]:
+            unfinished = [*self.coordinator.unfinished(), *self.coordinator.live_work()]
+            yield f"forced by {signal_name(signum)}: abandoned {len(unfinished)}"
+            yield from (f"abandoned {info}" for info in unfinished)
+
+        self._exit_now(128 + signum, words=words)
+
+    def _busy(self) -> bool:
+        # Tokens of work are as good as requests: a job loop without a server has something to drain, too.
+        return any(member.started or member.work.working for member in self.members())
 
     def _serving(self) -> bool:
-        # Tokens of work are as good as requests: a job loop without a server has something to drain, too.
-        busy = any(member.started or member.work.working for member in self.members())
-        return busy or self._find_server() is not None
+        return self._busy() or self._find_server() is not None
 
     def _find_server(self) -> Server | None:
         return None if self.coordinator.owned or not self.signals else foreign.find()
@@ -364,12 +371,12 @@ class Process:
 
                 _receipt.write(path, report)
 
-    def _exit_now(self, code: int, *lines: str, limit: float = 0.5) -> None:
+    def _exit_now(self, code: int, *lines: str, words: Callable[[], Iterable[str]] = tuple, limit: float = 0.5) -> None:
         """Leave without the interpreter's own end; if the shutdown has left no receipt yet, this one does."""
         coordinator = self.coordinator
         cut_short = coordinator.begun and coordinator.report is None
-        report = coordinator.report_so_far(code) if cut_short else None
-        _exit_now(code, *lines, keep=report and functools.partial(self._keep, report), limit=limit)
+        keep = (lambda: self._keep(coordinator.report_so_far(code))) if cut_short else None
+        _exit_now(code, *lines, words=words, keep=keep, limit=limit)
 
     def _leave(self, report: ShutdownReport, served: bool) -> None:
         """The last step of the coordinator, in its thread."""
@@ -422,7 +429,9 @@ class Process:
         """The interpreter leaves: run the hooks if nothing else has, and keep an exit code that a server swallowed."""
         coordinator = self.coordinator
         self._exiting = True
-        if coordinator.begun or (self.members() and not coordinator.owned and self._serving()):
+        # A forked child has its parent's server among its objects: what it has not used itself is not its to tear down.
+        serving = self._busy if self._forked else self._serving
+        if coordinator.begun or (self.members() and not coordinator.owned and serving()):
             coordinator.begin("interpreter exit")
             coordinator.done.wait(coordinator.last_moment.remaining())
             report = coordinator.report
@@ -444,29 +453,47 @@ def _non_daemons() -> list[threading.Thread]:
     return [t for t in threading.enumerate() if not t.daemon and t is not threading.main_thread()]
 
 
-def _exit_now(code: int, *lines: str, keep: Callable[[], object] | None = None, limit: float = 0.5) -> None:
+def _exit_now(
+    code: int,
+    *lines: str,
+    words: Callable[[], Iterable[str]] = tuple,
+    keep: Callable[[], object] | None = None,
+    limit: float = 0.5,
+) -> None:
     """Leave without the interpreter's own end, which might not come; what is logged is kept, if it can be.
 
-    The logging has a thread of its own and so many seconds, because what is in the way may be the log itself.
+    Whatever comes before that has a thread of its own and all together so many seconds: what is in the way may be the
+    log, the disk that the report goes to, or an object of the application that is asked what it is.
+
+    :param words: gives more lines.
+    :param keep: puts away the report. It has half of the time, so that a disk does not cost the log its part.
     """
 
     def say() -> None:
-        if keep is not None:
-            keep()
-        for line in lines:
+        for line in (*lines, *words()):
             logger.error("%s", line, extra={"lifecycle_exit_code": code})
         logging.shutdown()
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(OSError, ValueError, AttributeError):  # closed, or none
                 stream.flush()
 
-    last_words = threading.Thread(target=say, name="lifecycle-last-words", daemon=True)
+    until = time.monotonic() + limit
     try:
-        last_words.start()
-        last_words.join(limit)
+        if keep is not None:
+            _within(limit / 2, keep)
+        _within(until - time.monotonic(), say)
+    finally:
+        os._exit(code)
+
+
+def _within(seconds: float, step: Callable[[], object]) -> None:
+    thread = threading.Thread(target=step, name="lifecycle-last-words", daemon=True)
+    try:
+        thread.start()
     except RuntimeError:  # the interpreter is finalizing
-        say()
-    os._exit(code)
+        step()
+    else:
+        thread.join(seconds)
 
 
 this_process = Process(signals=True)

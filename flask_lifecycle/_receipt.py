@@ -48,14 +48,18 @@ def write(path: str, report: ShutdownReport) -> None:
 def _write_in_place(path: str, data: bytes) -> None:
     handle = os.open(path, os.O_WRONLY | os.O_TRUNC | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
-        os.write(handle, data)
+        while data:  # a pipe takes a part, and is full at last
+            data = data[os.write(handle, data) :]
     finally:
         os.close(handle)
 
 
 def _replace(path: str, data: bytes) -> None:
     beside = f"{path}.{os.getpid()}.tmp"
-    handle = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+    with contextlib.suppress(FileNotFoundError):  # of a process of the same number that did not come to its end
+        os.unlink(beside)
+    # Ours and new: what somebody else has put there may be a pipe, which blocks, or stay in his hands.
+    handle = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
     try:
         with open(handle, "wb") as file:
             file.write(data)
@@ -91,7 +95,7 @@ def read(path: str | None) -> dict[str, Any] | None:
     """The receipt that an earlier process has left, ``None`` if there is none that can be read."""
     if path is None or path == TERMINATION_LOG:
         return None
-    with contextlib.suppress(OSError, ValueError):
+    with contextlib.suppress(OSError, ValueError, RecursionError):  # brackets without end
         handle = os.open(path.replace("{pid}", str(os.getpid())), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         with open(handle, "rb") as file:
             if stat.S_ISREG(os.fstat(handle).st_mode):

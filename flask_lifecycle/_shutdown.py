@@ -187,7 +187,10 @@ class Coordinator:
         self._abandoned: tuple[RequestInfo, ...] = ()
         self._abandoned_work: tuple[WorkInfo, ...] = ()
         self._began_at = 0.0  # seconds since the epoch
-        self._lock = threading.Lock()  # guards begun/attach; held for a few assignments
+        # Guards begun/attach; held for a few assignments. A signal handler or a finalizer may shut down in a thread
+        # that is in the middle of them: it finds the lock its own, and that somebody is the first already.
+        self._lock = threading.RLock()
+        self._first = threading.Lock()  # taken once, by who begins
         self._drain_hooks_ended = threading.Event()
         self._let_go = threading.Event()  # no on_drain function holds the listener open any more
 
@@ -227,7 +230,7 @@ class Coordinator:
         :param crash: why it is not clean from the beginning.
         """
         with self._lock:
-            if self.begun:
+            if not self._first.acquire(blocking=False):
                 return False
             grace = min((member.settings.grace_period for member in self.members()), default=0.0)
             self.reason, self.signal, self.crash = reason, signum, crash

@@ -8,6 +8,9 @@ Interleavings: the last task ends while the start-up looks whether there is one.
 looks at the tasks; a task leaves and then has everybody who listens look at the gate. Each writes before it looks, so
 at least one sees that both are done, and the state machine takes the event once. A task begins at the moment when the
 start-up ends: ``close`` and ``begin`` take the same lock, so either the start-up sees the task, or the task is refused.
+
+After a fork the child keeps the tasks of the thread that has forked, which goes on in it: one that was begun at import
+and is to end in the worker holds the worker's readiness.
 """
 
 from __future__ import annotations
@@ -30,8 +33,13 @@ class StartupTasks(WorkLedger):
     """The start-up tasks of one ``Lifecycle``. Every method may be called from any thread, and none blocks."""
 
     def reset(self) -> None:
+        this = threading.current_thread()
+        kept = {task: None for task in self.active if task.thread is this}
         super().reset()
-        self._lock = threading.Lock()  # guards closed against begin
+        self.active.update(kept)
+        # Guards closed against begin. A signal handler, or a finalizer that the garbage collector calls, may end a task
+        # in a thread that holds it.
+        self._lock = threading.RLock()
 
     def __init__(self, records: list[HookRecord], clock: Callable[[], float] = time.monotonic) -> None:
         self.closed = False

@@ -12,7 +12,7 @@ import signal
 import sys
 import textwrap
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -258,8 +258,8 @@ def receiving(monkeypatch: pytest.MonkeyPatch) -> tuple[Process, list[Any]]:
     """A process, and the exit codes with which it leaves, each before its last words."""
     process, codes = Process(signals=False), list[Any]()
 
-    def leave(code: int, *lines: str, **_how: Any) -> None:
-        codes.extend((code, *lines))
+    def leave(code: int, *lines: str, words: Callable[[], Iterable[str]] = tuple, **_how: Any) -> None:
+        codes.extend((code, *lines, *words()))
         raise Left
 
     monkeypatch.setattr(_process, "_exit_now", leave)
@@ -823,3 +823,26 @@ def test_the_report_of_a_run_is_the_one_of_shutdown(runner: FakeRunner) -> None:
         report = lifecycle.run(app)
     assert reports[0] is report
     assert os.getpid() > 0
+
+
+FORKED = """
+import logging, os, socket, sys
+from flask import Flask
+from flask_lifecycle import Lifecycle
+import waitress.server
+
+app = Flask(__name__)
+lifecycle = Lifecycle(app)
+lifecycle.on_shutdown(name="tell")(lambda: print("hook of", "child" if child == 0 else "parent", flush=True))
+app.test_client().get("/")
+server = waitress.server.create_server(app, listen="127.0.0.1:0")
+child = os.fork()
+if child:
+    os.waitpid(child, 0)
+"""
+
+
+def test_a_forked_child_does_not_tear_down_what_its_parent_serves() -> None:
+    """A child that ends by itself runs no hooks: the server among its objects is its parent's."""
+    done = run_python(FORKED)
+    assert (done.returncode, done.stdout) == (0, "hook of parent\n"), done.stderr

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
 import threading
 from pathlib import Path
 from typing import Any
@@ -261,6 +262,35 @@ def test_the_receipt_is_written_whole(tmp_path: Path) -> None:
     assert _receipt.read(str(path)) == REPORT.as_dict()
 
 
+def test_what_lies_where_the_receipt_is_made(tmp_path: Path) -> None:
+    """A pipe that somebody has put where the receipt is made before it is put in place blocks nobody."""
+    beside = tmp_path / f"report.json.{os.getpid()}.tmp"
+    os.mkfifo(beside)
+    _receipt.write(str(tmp_path / "report.json"), REPORT)
+    assert json.loads((tmp_path / "report.json").read_text())["reason"] == REPORT.reason
+    assert not beside.exists()
+
+
+def test_a_receipt_is_written_whole_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What takes no more than a few bytes at a time gets all of them."""
+    write_some = os.write
+    os.mkfifo(path := tmp_path / "pipe")
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    monkeypatch.setattr(os, "write", lambda handle, data: write_some(handle, data[:100]))
+    _receipt.write(str(path), REPORT)
+    told = os.read(reader, 65536)
+    os.close(reader)
+    assert json.loads(told)["reason"] == REPORT.reason
+
+
+def test_a_reason_that_is_no_text() -> None:
+    """Whatever a shutdown is begun with, its receipt is JSON."""
+    lifecycle = Lifecycle()
+    lifecycle.init_app(app := make_app())
+    report = lifecycle.shutdown(404)  # type: ignore[call-overload]  # mypy would have said it
+    assert (json.loads(json.dumps(report.as_dict()))["reason"], app.name) == ("404", "testing")
+
+
 def test_a_file_for_each_process(tmp_path: Path) -> None:
     """``{pid}`` in the path keeps the receipts of several processes apart."""
     _receipt.write(str(tmp_path / "report-{pid}.json"), REPORT)
@@ -358,7 +388,7 @@ def test_a_reason_without_end() -> None:
     assert len(_receipt.shortened(document, 4096)) <= 4096
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", "5"])
+@pytest.mark.parametrize("content", ["", "{", "[]", "5", "[" * 100_000])
 def test_a_receipt_that_is_none(tmp_path: Path, content: str) -> None:
     """What another program left in the file is no receipt."""
     (tmp_path / "report.json").write_text(content)
@@ -434,3 +464,45 @@ def test_a_forced_exit_leaves_a_receipt(tmp_path: Path) -> None:
     assert told["summary"] == "forced, 1 abandoned, exit 143"
     assert [phase["name"] for phase in told["phases"]] == ["announce", "delay", "stop accepting", "drain"]
     assert [work["what"] for work in told["work"]] == ["work 'import' (file='a.csv')"]
+
+
+UNTELLABLE = """
+import signal, sys, threading
+from flask import Flask
+from flask_lifecycle import Lifecycle
+from flask_lifecycle._process import this_process
+
+class Hangs:
+    def __repr__(self):
+        threading.Event().wait(60)
+
+app = Flask(__name__)
+app.config["LIFECYCLE_GRACE_PERIOD"] = 60.0
+lifecycle = Lifecycle(app)
+token = lifecycle.work("import", of=Hangs())
+lifecycle.shutdown("test", wait=False)
+this_process.coordinator.thread.join(0.2)
+this_process._force(signal.SIGTERM)
+"""
+
+
+def test_a_forced_exit_asks_nobody() -> None:
+    """An object that hangs when it is to say what it is does not hold up a forced exit."""
+    assert run_python(UNTELLABLE).returncode == 128 + signal.SIGTERM
+
+
+BROKEN = """
+from flask_lifecycle._process import _exit_now
+
+def fail():
+    raise ValueError("no words")
+
+_exit_now(3, "said all the same", keep=fail)
+"""
+
+
+def test_a_receipt_that_cannot_be_made_costs_no_words() -> None:
+    """A report that cannot be put together ends neither the way out nor what is said on it."""
+    done = run_python(BROKEN)
+    assert done.returncode == 3
+    assert "said all the same" in done.stderr

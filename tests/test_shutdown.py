@@ -161,6 +161,23 @@ def test_phases_in_order(clock: ManualClock) -> None:
     assert {reason for _old, _new, reason in member.changes[1:]} == {"test"}
 
 
+def test_a_shutdown_in_the_middle_of_its_beginning() -> None:
+    """A handler or a finalizer that shuts down in the middle of ``begin`` neither blocks nor begins another one."""
+    begun: list[bool] = []
+    coordinator = coordinate(None, member := FakeMember())
+
+    def members() -> list[FakeMember]:
+        if not begun:
+            begun.append(True)  # once
+            begun.append(coordinator.begin("handler"))
+        return [member]
+
+    coordinator.members = members
+    assert coordinator.begin("first")
+    report = finish(coordinator)
+    assert (begun, report.reason, len(member.reports)) == ([True, False], "first", 1)
+
+
 def test_signal_is_reported(clock: ManualClock) -> None:
     """The signal that began the shutdown is in the report and on the coordinator."""
     coordinator = coordinate(clock, FakeMember(clock))
@@ -1063,7 +1080,7 @@ def test_begin_while_another_begins(clock: ManualClock) -> None:
         assert asked.wait(BOUND)
         with running(lambda: begun.append(("second", coordinator.begin("second")))):
             assert begun == []
-            assert coordinator._lock.locked()
+            assert not coordinator._lock.acquire(blocking=False)
             go_on.set()
     finish(coordinator)
     assert sorted(begun) == [("first", True), ("second", False)]

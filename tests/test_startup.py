@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -28,6 +29,7 @@ def started(lifecycle: Lifecycle, **config: Any) -> Flask:
     app = make_app(**config)
     lifecycle.init_app(app)
     state_of(app).start()
+    vars(lifecycle)["kept"] = app  # by itself it holds its applications weakly
     return app
 
 
@@ -162,6 +164,50 @@ def test_a_failing_task_may_leave_the_process_not_ready() -> None:
     lifecycle.set_ready()
     assert lifecycle.state.name == "READY"
     assert lifecycle.shutdown().clean  # it was a choice, and no flaw of the stop
+
+
+def test_ready_by_hand_after_a_failed_task() -> None:
+    """What was said after a task had failed is not undone when another task ends."""
+    lifecycle = Lifecycle()
+    task, other = lifecycle.startup_task("cache", on_failure="not_ready"), lifecycle.startup_task("other")
+    app = started(lifecycle)
+    task.fail("cold")
+    lifecycle.set_ready()
+    other.done()
+    assert (lifecycle.state, app.name) == (State.READY, "testing")
+
+
+def test_a_task_that_ends_in_a_forked_child() -> None:
+    """A task of the thread that forks holds the child's readiness too; one of a thread that is left behind does not."""
+    lifecycle = Lifecycle()
+    task = lifecycle.startup_task("model")
+    with running(lambda: lifecycle.startup_task("left behind")):
+        pass
+    app = make_app()
+    lifecycle.init_app(app)
+    child = os.fork()
+    if child == 0:
+        state_of(app).start()
+        before = lifecycle.state
+        task.done()
+        os._exit((before, lifecycle.state) != (State.STARTING, State.READY))
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_a_task_that_a_signal_handler_ends() -> None:
+    """A handler, or a finalizer, that runs in the middle of a task's end may end another one."""
+    lifecycle = Lifecycle()
+    task, other = lifecycle.startup_task("a"), lifecycle.startup_task("b")
+    started(lifecycle)
+
+    class Interrupted(list[Any]):
+        def append(self, failure: Any) -> None:
+            super().append(failure)
+            other.done()
+
+    lifecycle._registered.tasks.failures = Interrupted()
+    task.fail("interrupted")
+    assert lifecycle._registered.tasks.tokens() == ()
 
 
 def test_a_task_after_the_start_is_refused() -> None:
@@ -427,6 +473,49 @@ def test_what_did_not_open_is_not_closed() -> None:
         ("first", "shutdown", "ok"),
     ]
     assert report.exit_code == 1
+
+
+def test_a_resource_that_opens_after_its_timeout_is_closed() -> None:
+    """One that the start-up has given up and that is open when the shutdown comes to it is closed all the same."""
+    lifecycle = Lifecycle()
+    go, told = threading.Event(), []
+
+    @lifecycle.resource(timeout=0.01)
+    def slow() -> Iterator[None]:
+        go.wait(BOUND)
+        told.append("open")
+        yield
+        told.append("closed")
+
+    @lifecycle.on_drain
+    def let_it_open() -> None:
+        go.set()
+        until(lambda: bool(slow._open))
+
+    report = ended(started(lifecycle))
+    assert told == ["open", "closed"]
+    assert [(r.name, r.outcome) for r in report.hooks] == [("slow", "hung"), ("let_it_open", "ok"), ("slow", "ok")]
+
+
+def test_a_resource_that_opens_after_the_shutdown_closes_itself() -> None:
+    """One that opens when its turn in the shutdown is over is closed by whoever opens it."""
+    lifecycle = Lifecycle()
+    go, told, closed = threading.Event(), [], threading.Event()
+
+    @lifecycle.resource(timeout=0.01)
+    def slow() -> Iterator[None]:
+        go.wait(BOUND)
+        told.append("open")
+        yield
+        told.append("closed")
+        closed.set()
+
+    report = ended(started(lifecycle))
+    assert [(r.name, r.outcome) for r in report.hooks] == [("slow", "hung"), ("slow", "skipped")]
+    go.set()
+    assert closed.wait(BOUND)
+    assert told == ["open", "closed"]
+    slow.close()  # it has been closed, and that is that
 
 
 def test_the_twin_of_a_failed_function_is_skipped(caplog: pytest.LogCaptureFixture) -> None:
