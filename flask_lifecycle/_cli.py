@@ -2,66 +2,15 @@
 
 from __future__ import annotations
 
-import atexit
-import logging
-import signal
-import sys
-import threading
-from collections.abc import Callable
-from typing import Any, Protocol, TextIO
+import importlib
+from typing import Any, ClassVar
 
 import click
 from flask import Flask
-from flask.cli import AppGroup, ScriptInfo, pass_script_info
-
-logger = logging.getLogger("flask_lifecycle")
-
-# How often the line of a drain is drawn anew on a terminal.
-_REDRAW = 0.2
-
-# waitress' own options, as `waitress-serve` names them; everything else goes by --option.
-_WAITRESS: tuple[tuple[str, Any, str], ...] = (
-    ("threads", click.IntRange(1), "How many threads run the application."),
-    ("connection-limit", click.IntRange(1), "How many connections are accepted at once."),
-    ("channel-timeout", click.IntRange(1), "Seconds after which an idle connection is closed."),
-    ("backlog", click.IntRange(1), "How many connections the kernel queues."),
-    ("max-request-body-size", click.IntRange(1), "Largest request body, in bytes."),
-    ("unix-socket-perms", str, "Permissions of the Unix socket, octal."),
-    ("url-scheme", str, "What wsgi.url_scheme says by default."),
-    ("url-prefix", str, "The path that the application is mounted at."),
-    ("ident", str, "What the Server header says."),
-    ("trusted-proxy", str, "The proxy whose forwarding headers are trusted."),
-    ("trusted-proxy-count", click.IntRange(1), "How many proxies are chained."),
-    ("trusted-proxy-headers", str, "Which headers of it, separated by spaces."),
-)
+from flask.cli import AppGroup, ScriptInfo
 
 
-class Served(Protocol):
-    """What the commands ask of an application that has a ``Lifecycle``: its ``extensions["lifecycle"]``."""
-
-    draining: threading.Event
-
-    @property
-    def in_flight(self) -> int: ...
-    def remaining(self) -> float | None: ...
-    def run(self, app: Any, host: str | None, port: int | None, server: str, options: dict[str, Any]) -> Any: ...
-
-
-def _waitress_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    for name, kind, text in reversed(_WAITRESS):
-        command = click.option(f"--{name}", type=kind, default=None, help=f"{text}  [waitress]")(command)
-    return command
-
-
-def _key_values(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
-    pairs = [value.partition("=") for value in values]
-    for value, (key, equals, _) in zip(values, pairs, strict=True):
-        if not key or not equals:
-            raise click.BadParameter(f"'{value}' is not of the form KEY=VALUE.", context, parameter)
-    return {key.replace("-", "_"): value for key, _, value in pairs}
-
-
-def _load(info: ScriptInfo) -> tuple[Flask, Served]:
+def _load(info: ScriptInfo) -> tuple[Flask, Any]:
     """The application, with what is wrong with its settings as one sentence; its own errors keep their traceback."""
     try:
         app = info.load_app()
@@ -82,118 +31,26 @@ def _raised_by_us(error: BaseException) -> bool:
 
 
 class _Group(AppGroup):
-    """The commands. Those of operators are made when one is wanted, because whoever serves need not pay for them."""
+    """The commands, each made when it is wanted: every application has them, and few processes use one."""
 
-    _operators = ("cordon", "drain", "status", "uncordon")
+    _modules: ClassVar = {
+        "cordon": "._operator_cli",
+        "drain": "._operator_cli",
+        "run": "._run_cli",
+        "status": "._operator_cli",
+        "uncordon": "._operator_cli",
+    }
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return sorted((*super().list_commands(ctx), *self._operators))
+        return sorted({*super().list_commands(ctx), *self._modules})
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name in self._operators:
-            from ._operator_cli import commands
-
-            return commands(_load)[cmd_name]
-        return super().get_command(ctx, cmd_name)
+        if cmd_name not in self._modules:
+            return super().get_command(ctx, cmd_name)
+        made: dict[str, click.Command] = importlib.import_module(self._modules[cmd_name], __package__).commands(_load)
+        return made[cmd_name]
 
 
 # Flask finds it in two places: in the application, and by the entry point of this distribution, which is there even
 # if the application cannot be loaded, so that our own sentence can say why not.
 group = _Group("lifecycle", help="Serve the application, and stop it without losing a request.")
-
-
-@group.command("run", with_appcontext=False)
-@click.option("--host", "-h", default=None, help="The address to listen on.  [default: 127.0.0.1]")
-@click.option(
-    "--port",
-    "-p",
-    type=click.IntRange(0, 65535),
-    default=None,
-    help="The port; 0 takes a free one.  [default: 5000]",
-)
-@click.option("--server", default="waitress", show_default=True, help="The server: waitress or werkzeug.")
-@click.option("--listen", multiple=True, metavar="HOST:PORT", help="An address to listen on; may be repeated.")
-@click.option("--unix-socket", default=None, metavar="PATH", help="A Unix socket to listen on.")
-@_waitress_options
-@click.option(
-    "--option", "-o", "others", multiple=True, metavar="KEY=VALUE", callback=_key_values,
-    help="Any other option of the server; may be repeated.",
-)  # fmt: skip
-@pass_script_info
-def run(
-    info: ScriptInfo,
-    /,
-    host: str | None,
-    port: int | None,
-    server: str,
-    listen: tuple[str, ...],
-    unix_socket: str | None,
-    others: dict[str, str],
-    **options: Any,
-) -> None:
-    """Serve until SIGTERM or Ctrl-C, then drain: no request that was handed to this process goes unanswered."""
-    given = {key: value for key, value in options.items() if value is not None} | others
-    if listen:
-        given["listen"] = " ".join(listen)
-    if unix_socket is not None:
-        given["unix_socket"] = unix_socket
-    app, served = _load(info)
-    show_log(sys.stderr)
-    with DrainLine(served, sys.stderr):
-        try:
-            report = served.run(app, host, port, server, given)
-        except (OSError, ValueError, RuntimeError) as error:
-            message = error.strerror if isinstance(error, OSError) else str(error)
-            raise click.UsageError(message or str(error)) from None
-    # One more signal while the interpreter ends would make a clean stop look like a killed process.
-    for signum in {signal.SIGTERM, signal.SIGINT, report.signal or signal.SIGTERM}:
-        atexit.register(signal.signal, signum, signal.SIG_IGN)
-    sys.exit(report.exit_code)
-
-
-class _Handler(logging.StreamHandler):  # type: ignore[type-arg]  # subscriptable from Python 3.11 on
-    """Writes a record on a line of its own, over a drain's line if there is one."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        clear = "\r\x1b[K" if self.stream.isatty() else ""
-        return clear + super().format(record)
-
-
-def show_log(stream: TextIO) -> None:
-    """Show our own log on a stream, unless the application has set logging up itself."""
-    if logger.handlers or logging.getLogger().handlers:
-        return
-    handler = _Handler(stream)
-    handler.setFormatter(logging.Formatter("%(name)s: %(message)s"))
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
-
-
-class DrainLine:
-    """While a shutdown is under way, one line on a terminal says how it goes. Elsewhere it does nothing."""
-
-    def __init__(self, served: Served, stream: TextIO) -> None:
-        self._served = served
-        self._stream = stream
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._draw, name="lifecycle-drain-line", daemon=True)
-
-    def __enter__(self) -> None:
-        if self._stream.isatty():
-            self._thread.start()
-
-    def __exit__(self, *exc_info: object) -> None:
-        self._over.set()
-        if self._thread.is_alive():
-            self._thread.join()
-            self._stream.write("\r\x1b[K")
-            self._stream.flush()
-
-    def _draw(self) -> None:
-        while not self._over.is_set():
-            if self._served.draining.wait(_REDRAW):
-                left = self._served.remaining() or 0.0
-                line = f"{self._served.in_flight} in flight, {left:.0f} s left (Ctrl-C again to force)"
-                self._stream.write(f"\r\x1b[K{line}")
-                self._stream.flush()
-                self._over.wait(_REDRAW)

@@ -49,9 +49,10 @@ PATHS = {
     "startupz": "/startupz",
 }
 
-# Left out is what means something in URLs or in Flask's rules, and what would have to be quoted.
-_PATH = re.compile(r"/[!$&-;=@-Z\[\]_a-z|~]*")
-_TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"  # RFC 9110, 5.6.2; compiled when it is needed, as it rarely is
+# Both are compiled when they are needed, as they rarely are. Left out of paths is what means something in URLs or in
+# Flask's rules, and what would have to be quoted.
+_PATH = r"/[!$&-;=@-Z\[\]_a-z|~]*"
+_TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"  # RFC 9110, 5.6.2
 
 _UNCATCHABLE = {signal.SIGKILL, signal.SIGSTOP}
 
@@ -322,7 +323,7 @@ def _token(key: str, value: Any) -> str | None:
 
 
 def read_path(key: str, value: Any) -> str:
-    if not isinstance(value, str) or not _PATH.fullmatch(value) or value.rstrip("/") == "":
+    if not isinstance(value, str) or not re.fullmatch(_PATH, value) or value.rstrip("/") == "":
         raise ValueError(f"'{key}' must hold paths such as '/livez', not {value!r}.")
     return value.rstrip("/")
 

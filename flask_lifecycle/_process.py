@@ -42,7 +42,6 @@ from ._report import ShutdownReport, signal_name
 from ._shutdown import Coordinator, Member, Server
 from ._signals import SignalRelay, die_by, in_main_thread
 from ._state import logger
-from .servers import foreign
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication
@@ -244,7 +243,11 @@ class Process:
         return self._busy() or self._find_server() is not None
 
     def _find_server(self) -> Server | None:
-        return None if self.coordinator.owned or not self.signals else foreign.find()
+        if self.coordinator.owned or not self.signals:
+            return None
+        from .servers import foreign  # whoever serves by run() does not pay for it
+
+        return foreign.find()
 
     def load(self) -> Load | None:
         """What the server that carries this process has to do; ``None`` where there is none that we know."""

@@ -14,7 +14,8 @@ from click.testing import Result
 from flask import Flask
 
 from flask_lifecycle import HookRecord, Lifecycle, ShutdownReport
-from flask_lifecycle._cli import DrainLine, group, show_log
+from flask_lifecycle._cli import group
+from flask_lifecycle._run_cli import DrainLine, show_log
 from tests._fakes import make_app, until
 
 LOGGER = logging.getLogger("flask_lifecycle")

@@ -51,6 +51,7 @@ LAYERS = {
     "_status_table": 2,
     "_status_watch": 3,
     "_operator_cli": 4,
+    "_run_cli": 4,
     "servers": 4,
     "_stuck": 4,
     "_systemd": 4,
