@@ -11,7 +11,7 @@ import os
 import re
 import signal
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 PREFIX = "LIFECYCLE_"
 # The delay that ends when it may.
@@ -57,10 +57,11 @@ _TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"  # RFC 9110, 5.6.2
 _UNCATCHABLE = {signal.SIGKILL, signal.SIGSTOP}
 
 
-class Settings(NamedTuple):
+class Settings:
     """What the ``LIFECYCLE_*`` keys of one application say. Times are seconds.
 
-    A named tuple, as the other small records here: making a frozen dataclass costs six times as much at import.
+    Read once, and frozen. A plain class whose attributes are the defaults, because the class statement of a named tuple
+    compiles each annotation, and for so many that takes as long as the rest of this module.
     """
 
     grace_period: float = GRACE_PERIOD
@@ -94,6 +95,23 @@ class Settings(NamedTuple):
     control_dir: str | None = None
     stuck_after: float | None = None
     metrics: bool = False
+
+    def __init__(self, **values: Any) -> None:
+        for name in values:
+            if name not in self.__annotations__:
+                raise TypeError(f"There is no setting '{name}'.")
+        self.__dict__.update(values)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError(f"Settings are read once, so '{name}' cannot be set; make others.")
+
+    def _asdict(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in self.__annotations__}
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Settings) and self._asdict() == other._asdict()
+
+    __hash__ = None  # type: ignore[assignment]  # some of them are mappings
 
     def __repr__(self) -> str:
         shown = self._asdict() | {"token": self.token and "***"}

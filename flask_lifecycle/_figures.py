@@ -18,10 +18,11 @@ import itertools
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 from ._hooks import Hooks
 from ._inflight import Ledger, Load
+from ._record import NamedTuple
 from ._shutdown import Coordinator
 from ._startup import StartupTasks
 from ._state import State, StateMachine

@@ -13,10 +13,11 @@ import inspect
 import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 from ._callbacks import error_text, name_of, takes_context
 from ._deadline import Clock
+from ._record import NamedTuple
 from ._state import logger
 
 

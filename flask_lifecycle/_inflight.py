@@ -25,11 +25,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from werkzeug.wsgi import ClosingIterator
 
+from ._record import NamedTuple
 from ._stacks import Threads
 from ._tally import Tally
 

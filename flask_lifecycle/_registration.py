@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, overload
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from ._config import read_headers, read_path, read_status_codes
 from ._hooks import Hooks
+from ._record import NamedTuple
 from ._startup import StartupTask, StartupTasks, read_on_failure
 from ._work import Work, WorkInfo, WorkLedger, submit
 from .checks import Check, Group, HealthReport

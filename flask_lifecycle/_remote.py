@@ -15,8 +15,10 @@ import socket
 import threading
 import time
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 from urllib.parse import urlencode, urlsplit
+
+from ._record import NamedTuple
 
 # Of a document with fifty requests, fifty tokens and a thousand checks a tenth is taken.
 _LARGEST = 8 << 20

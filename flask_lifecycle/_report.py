@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import datetime
 import signal
-from typing import Any, NamedTuple
+from typing import Any
 
 from blinker import Namespace
 
 from ._hooks import HookRecord
 from ._inflight import RequestInfo
+from ._record import NamedTuple
 from ._work import WorkInfo, describe
 
 shutdown_complete = Namespace().signal(

@@ -9,10 +9,11 @@ import sys
 import time
 from collections.abc import Callable
 from types import TracebackType
-from typing import IO, Any, NamedTuple
+from typing import IO, Any
 
 import click
 
+from ._record import NamedTuple
 from ._remote import UnreachableError, Url, fetch_health
 from ._status_table import clip, summary, table
 

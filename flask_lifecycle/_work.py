@@ -14,9 +14,10 @@ import functools
 import inspect
 import threading
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 from ._callbacks import name_of
+from ._record import NamedTuple
 from ._stacks import Threads
 from ._tally import Tally
 

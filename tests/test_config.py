@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from flask_lifecycle._config import KEYS, PREFIX, Settings, default_delay, parse_signal
+from tests._fakes import whole
 
 
 def read(**keys: Any) -> Settings:
@@ -68,8 +69,18 @@ def test_patterns_of_threads() -> None:
 
 def test_settings_are_frozen() -> None:
     """Nothing can change a setting once it was read."""
-    with pytest.raises(AttributeError, match=r"^(cannot assign to field|can't set attribute)"):
-        read().grace_period = 1.0  # type: ignore[misc]
+    with pytest.raises(
+        AttributeError, match=whole("Settings are read once, so 'grace_period' cannot be set; make others.")
+    ):
+        read().grace_period = 1.0
+
+
+def test_settings_that_there_are_not() -> None:
+    """What is no setting is none of ``Settings`` either, and two that say the same are equal."""
+    with pytest.raises(TypeError, match=whole("There is no setting 'grace'.")):
+        Settings(grace=1.0)
+    assert Settings() == Settings(grace_period=25.0) != Settings(grace_period=1.0)
+    assert Settings() != ()
 
 
 def test_delay_inside_kubernetes() -> None:

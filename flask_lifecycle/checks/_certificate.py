@@ -16,7 +16,8 @@ import base64
 import re
 from collections.abc import Iterator
 from datetime import datetime, timezone
-from typing import NamedTuple
+
+from .._record import NamedTuple
 
 _PEM = re.compile(rb"-----BEGIN (?:X509 |TRUSTED )?CERTIFICATE-----([^-]*)-----END ")
 _VERSION, _UTC_TIME, _GENERALIZED_TIME = 0xA0, 0x17, 0x18

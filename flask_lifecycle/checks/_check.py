@@ -7,9 +7,10 @@ import inspect
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, NamedTuple
+from typing import Any
 
 from .._callbacks import name_of, takes_context
+from .._record import NamedTuple
 from .._state import State
 
 # Two seconds is what hellofresh/health-go gives a check; a kubelet waits for one unless it is told to wait longer.

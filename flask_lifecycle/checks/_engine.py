@@ -45,8 +45,9 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
+from .._record import NamedTuple
 from .._scheduler import Scheduler
 from .._state import logger
 from ._check import Check, CheckContext, CheckResult, as_result, public_causes, public_text

@@ -24,10 +24,11 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from blinker import Namespace
 
+from .._record import NamedTuple
 from .._state import ENDING, State, StateMachine, send
 from ._check import Check
 from ._engine import App, CheckReport, Engine, overall, renewed_in_children

@@ -8,8 +8,8 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from typing import NamedTuple
 
+from .._record import NamedTuple
 from .._state import logger
 from . import _arguments
 from ._check import CheckResult, HealthCheckError

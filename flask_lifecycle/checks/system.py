@@ -12,8 +12,8 @@ import stat
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
 
+from .._record import NamedTuple
 from . import _arguments
 from ._check import CheckResult, HealthCheckError
 
