@@ -15,12 +15,12 @@ from flask import Flask
 
 from ._config import AUTO, METRICS_PATH, Settings
 from ._inflight import Ledger, Load
+from ._parties import Notice
 from ._probers import Probers
 from ._process import Process
 from ._registration import Registered
 from ._report import ShutdownReport, shutdown_complete
 from ._self_test import obstacle
-from ._shutdown import Notice
 from ._state import Event, State, StateMachine, announce_change, logger, send
 from ._views import Probes, install_guard
 from .checks import CheckContext, HealthReport

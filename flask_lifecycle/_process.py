@@ -38,8 +38,9 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 from . import servers
 from ._hooks import HookRecord
 from ._inflight import Load
+from ._parties import Member, Server
 from ._report import ShutdownReport, signal_name
-from ._shutdown import Coordinator, Member, Server
+from ._shutdown import Coordinator
 from ._signals import SignalRelay, die_by, in_main_thread
 from ._state import logger
 

@@ -53,7 +53,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from ._inflight import Ledger, RequestInfo
-from ._shutdown import Server
+from ._parties import Server
 from ._state import StateMachine, logger
 from .checks import Check, CheckReport, CheckResult
 

@@ -24,7 +24,8 @@ from flask_lifecycle._config import Settings
 from flask_lifecycle._deadline import Clock
 from flask_lifecycle._hooks import Hooks
 from flask_lifecycle._inflight import Ledger, Load
-from flask_lifecycle._shutdown import Coordinator, Notice
+from flask_lifecycle._parties import Notice
+from flask_lifecycle._shutdown import Coordinator
 from flask_lifecycle._startup import StartupTasks
 from flask_lifecycle._state import Event, State, StateMachine
 from flask_lifecycle._work import WorkLedger

@@ -1,6 +1,6 @@
 """The servers that can carry an application: how each of them serves and how it stops.
 
-A server file offers the coordinator a few verbs (:class:`flask_lifecycle._shutdown.Server`) and owns all that is
+A server file offers the coordinator a few verbs (:class:`flask_lifecycle._parties.Server`) and owns all that is
 peculiar to its server. The coordinator knows no server, a server knows no phase.
 """
 
@@ -11,7 +11,7 @@ import importlib.util
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
-from .._shutdown import Server
+from .._parties import Server
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication

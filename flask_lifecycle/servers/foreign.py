@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from .._inflight import Load, RequestInfo
-from .._shutdown import Server
+from .._parties import Server
 
 _TICK = 0.02
 
