@@ -86,6 +86,7 @@ class AppState:
         self._probe_server: ProbeServer | None = None
         self._gate = threading.Event()  # opened when the start-up is over or will not come
         self._lock = threading.Lock()  # guards the one-time steps: start, refuse, and the probe listener
+        self._seen_to_in = 0
         self._started_in = 0
         self._begun_in = 0
         self._functions_over = False  # of the start-up
@@ -209,23 +210,32 @@ class AppState:
         return self._started_in == os.getpid()
 
     def before_first(self) -> bool:
-        """Hold a request until the start-up is over; run the start-up where nobody else does."""
+        """Hold a request until the start-up is over or will not come; see to the start-up where nobody else does."""
         if not self._gate.is_set():
-            if self.process.coordinator.owned:
-                self._gate.wait()
-            else:
-                self.start()
+            self._see_to_start()
+            self._gate.wait()
         return True
 
     def nudge(self) -> None:
         """A probe has come: it may be the first request, but must not wait for a start-up that takes its time."""
         if self.control is not None:
             self.control.nudge()
+        self._see_to_start()
+
+    def _see_to_start(self) -> None:
+        """Run the start-up, once for each application; one that takes its time has a thread of its own.
+
+        A stop must be able to answer the requests that wait for a start-up that hangs.
+        """
         if self._gate.is_set() or self.process.coordinator.owned:
             return
         if not self.hooks.of("startup"):
             self.start()
-        elif not self.hooks.startup_begun.is_set():
+            return
+        with self._lock:
+            first = self._seen_to_in != os.getpid()
+            self._seen_to_in = os.getpid()
+        if first:
             threading.Thread(target=self.start, name="lifecycle-startup", daemon=True).start()
 
     def begin(self) -> None:
@@ -322,6 +332,7 @@ class AppState:
     def begin_drain(self, reason: str) -> None:
         if not self.started:
             self.refuse()
+        self.ledger.forget_dropped()
         self.ledger.count_leavers()
         self.machine.apply(Event.DRAIN, reason)
         self.draining.set()

@@ -191,7 +191,8 @@ def run_hook(
     try:
         threading.Thread(target=call, name=f"lifecycle-on-{hook.kind}-{hook.name}", daemon=True).start()
     except RuntimeError:  # the interpreter is finalizing: see the head of this module
-        faulthandler.dump_traceback_later(max(0.1, limit or 0.1), exit=True)
+        if limit is not None:
+            faulthandler.dump_traceback_later(max(0.1, limit), exit=True)
         call()
         faulthandler.cancel_dump_traceback_later()
     back = _wait(ended, limit, clock)

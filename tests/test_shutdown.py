@@ -1241,3 +1241,12 @@ def test_run_hook_without_limit() -> None:
     hook = Hook("h", "startup", lambda: None, None, False)
     context = ShutdownContext("", None, coordinate(None))
     assert run_hook(hook, context, None, contextlib.nullcontext, Clock()).outcome == "ok"
+
+
+def test_run_hook_without_limit_and_without_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where no thread can be started, no watchdog ends a hook that has no limit."""
+    threads = NoThreads(monkeypatch)
+    hook = Hook("h", "startup", lambda: None, None, False)
+    context = ShutdownContext("", None, coordinate(None))
+    assert run_hook(hook, context, None, contextlib.nullcontext, Clock()).outcome == "ok"
+    assert threads.watchdog == ["cancelled"]

@@ -40,6 +40,37 @@ def ended(app: Flask) -> ShutdownReport:
     return coordinator.wait()
 
 
+# -- who sees to it -----------------------------------------------------------------------------------------------
+
+
+def test_a_request_that_waits_for_a_hung_start_is_answered_when_the_process_stops() -> None:
+    """Under a server of somebody else's, too, a stop answers the requests that a start-up which hangs holds."""
+    lifecycle = Lifecycle()
+    free, statuses = threading.Event(), []
+    lifecycle.on_startup(name="hangs")(lambda: free.wait(BOUND))
+    lifecycle.init_app(app := make_app())
+    with running(lambda: statuses.append(app.test_client().get("/work", buffered=True).status_code)):
+        until(lambda: lifecycle.in_flight == 1 and lifecycle._registered.hooks.startup_begun.is_set())
+        lifecycle.shutdown(wait=False)
+        until(lambda: bool(statuses))
+        free.set()
+    assert statuses == [503]
+    ended(app)
+
+
+def test_each_application_of_a_lifecycle_is_started_by_its_probe() -> None:
+    """Start-up functions run once, and every application that is asked whether it is ready becomes so."""
+    lifecycle = Lifecycle()
+    ran: list[str] = []
+    lifecycle.on_startup(name="first")(lambda: ran.append("first"))
+    apps = [make_app(), make_app()]
+    for app in apps:
+        lifecycle.init_app(app)
+        app.test_client().get("/readyz")
+        until(lambda app=app: state_of(app).machine.state is State.READY)  # type: ignore[misc]  # no defaults wanted
+    assert ran == ["first"]
+
+
 # -- tasks --------------------------------------------------------------------------------------------------------
 
 
