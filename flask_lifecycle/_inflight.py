@@ -19,10 +19,15 @@ An entry leaves the ledger exactly once, whichever comes first: ``close()`` (als
 ``dict.pop``, so whoever comes second finds nothing.
 
 How entering and leaving do without a lock is told in ``_tally.py``.
+
+A body that is dropped without its ``close`` would be in flight for ever: Werkzeug's test client does so, and is used to
+warm up an application at its import. Nobody can close what nobody holds, so when a drain begins the bodies that the
+ledger alone refers to are counted out.
 """
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -111,6 +116,20 @@ class Ledger(Tally):
             )
             for body in bodies
         )
+
+    def forget_dropped(self) -> None:
+        """Count out what nobody holds but the ledger."""
+        if not getattr(sys, "_is_gil_enabled", lambda: True)():  # there the numbers are no more than a guess
+            return
+        ((_, alone),) = _references({object(): None})
+        for body, count in _references(self.active):
+            if count <= alone:
+                self.leave(body)
+
+
+def _references(active: dict[Any, None]) -> list[tuple[Any, int]]:
+    """How often each is referred to; more than by the dict alone, but all of them by as much."""
+    return [(entry, sys.getrefcount(entry)) for entry in active.copy()]
 
 
 def _route(environ: WSGIEnvironment) -> str:

@@ -176,6 +176,8 @@ class Coordinator:
     def would_wait_for_itself(self) -> bool:
         """Whether the calling thread is one that the shutdown waits for."""
         this = threading.current_thread()
+        for member in self.members():
+            member.ledger.forget_dropped()
         serving = any(body.thread == this.ident for member in self.members() for body in member.ledger.active.copy())
         working = any(ledger.done_by(this) for member in self.members() for ledger in (member.work, member.tasks))
         return serving or working or this is self.thread or inside_a_hook()

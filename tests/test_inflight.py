@@ -14,9 +14,9 @@ from flask import Flask, Response
 from werkzeug.test import create_environ
 from werkzeug.wsgi import ClosingIterator
 
-from flask_lifecycle import RequestInfo
+from flask_lifecycle import Lifecycle, RequestInfo
 from flask_lifecycle._inflight import Body, Ledger, SizedBody, count_requests
-from tests._fakes import BOUND, enter, run_python, running, until, whole
+from tests._fakes import BOUND, enter, make_app, run_python, running, state_of, until, whole
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
@@ -722,3 +722,54 @@ held.wait(20)
 """
     done = run_python(FORK.format(prepare=prepare, settle="free.set(); thread.join()"), python=["-W", "ignore"])
     assert (done.returncode, done.stdout, done.stderr) == (0, "child\nparent\n", "")
+
+
+# -- what is dropped ----------------------------------------------------------------------------------------------
+
+
+def test_a_response_that_was_dropped_is_not_waited_for() -> None:
+    """A test client's request whose response nobody closes is over when the response is gone, and not before."""
+    lifecycle = Lifecycle()
+    lifecycle.init_app(app := make_app())
+    app.test_client().get("/work")  # as a warm-up at the import does it
+    kept = app.test_client().get("/work")
+    ledger = state_of(app).ledger
+    assert len(ledger) == 2
+    ledger.forget_dropped()
+    assert len(ledger) == 1
+    kept.close()
+    assert len(ledger) == 0
+
+
+def test_running_requests_are_not_taken_for_dropped() -> None:
+    """What the application is at, or a server is sending, stays in the ledger."""
+    ledger = Ledger()
+    counts: list[int] = []
+
+    def app(environ: Any, start_response: Any) -> Any:
+        ledger.forget_dropped()
+        counts.append(len(ledger))
+        return [b"x"]
+
+    body = count_requests(app, ledger, lambda path: None, lambda: True)(create_environ("/"), lambda *_: lambda _: None)
+    ledger.forget_dropped()
+    assert (counts, len(ledger)) == ([1], 1)
+    body.close()  # type: ignore[attr-defined]  # it is one of ours
+
+
+def test_numbers_of_references_that_are_a_guess(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the interpreter's lock nothing is concluded from them."""
+    monkeypatch.setattr("sys._is_gil_enabled", lambda: False, raising=False)
+    ledger = Ledger()
+    enter(ledger)
+    ledger.forget_dropped()
+    assert len(ledger) == 1
+
+
+def test_a_warm_up_does_not_hold_up_a_stop() -> None:
+    """An application that the test client has warmed up stops cleanly, and has served nothing in the drain."""
+    lifecycle = Lifecycle()
+    lifecycle.init_app(app := make_app())
+    app.test_client().get("/work")
+    report = lifecycle.shutdown()
+    assert (report.clean, report.served, len(state_of(app).ledger)) == (True, 0, 0)

@@ -312,7 +312,7 @@ def test_a_stop_in_figures() -> None:
     clock = ManualClock()
     use_clock(app, clock)
     state_of(app).ledger = StuckLedger(clock)
-    enter(state_of(app).ledger)
+    held = enter(state_of(app).ledger)
     lifecycle.work("import")
     lifecycle.shutdown(wait=False)  # for a request of this thread
     report = finish(state_of(app).process.coordinator)
@@ -321,6 +321,7 @@ def test_a_stop_in_figures() -> None:
     assert phases == {f"{{phase={phase.name}}}": phase.duration for phase in report.phases}
     assert found["shutdown_remaining_seconds"] == lifecycle.remaining()
     assert (found["requests_abandoned_total"], found["work_abandoned_total"]) == (1, 1)
+    held.close()
     assert some(found, "hooks_total") == {
         "{kind=shutdown,outcome=ok}": 1,
         "{kind=shutdown,outcome=failed}": 1,
