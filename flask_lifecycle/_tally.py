@@ -8,6 +8,10 @@ not sleep; if the waiter's write came first, the leaver sees it, takes the lock 
 ``Condition.wait``, which lets go of the lock in the same step) and notifies. For both looks to miss, each would have to
 come before the other's write.
 
+One who leaves in the waiter's own thread (a finalizer that the garbage collector calls, a signal handler) gets the
+lock, because it is that thread's already, and may come between the look and the sleep, where nobody hears it. Therefore
+the waiter looks again each second.
+
 During a drain it is counted as well how many have left; until then nobody pays for that.
 
 After a fork the child's tally is emptied and its lock made anew: what is under way belongs to threads that exist only
@@ -22,6 +26,9 @@ import time
 import weakref
 from collections.abc import Callable
 from typing import Any
+
+# Seconds after which a waiter looks again, unasked.
+_LOOK = 1.0
 
 
 class Tally:
@@ -62,10 +69,14 @@ class Tally:
 
     def wait_idle(self, timeout: float) -> bool:
         """Block until nothing is under way, at most ``timeout`` seconds; say whether that is so."""
+        until = time.monotonic() + timeout
         with self._idle:
             self._watchers += 1
             try:
-                return self._idle.wait_for(lambda: not self.active, timeout)
+                while not self._idle.wait_for(lambda: not self.active, min(_LOOK, until - time.monotonic())):
+                    if time.monotonic() >= until:
+                        return False
+                return True
             finally:
                 self._watchers -= 1
 

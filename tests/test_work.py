@@ -506,3 +506,38 @@ def test_work_that_begins_other_work_is_waited_for_to_its_end(monkeypatch: pytes
     coordinator.begin("test")
     report = finish(coordinator)
     assert (Passing.times, report.work, report.clean) == (0, (), True)
+
+
+class LeavingWhenLookedAt(dict[Any, None]):
+    """The entries of a tally, of which the last leaves when somebody has looked whether there is one."""
+
+    leave: Any = None
+
+    def __bool__(self) -> bool:
+        there = len(self) > 0
+        if there:
+            self.leave()
+        return there
+
+
+def test_a_token_that_ends_in_the_thread_that_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A finalizer that ends the last token in the waiting thread blocks it neither with the lock nor unheard."""
+    # waiter: looks, one is there | finalizer in its thread: leaves, nobody sleeps yet | waiter: sleeps.
+    monkeypatch.setattr("flask_lifecycle._tally._LOOK", 0.001)
+    ledger = WorkLedger()
+    ledger.active = active = LeavingWhenLookedAt()
+    token = Work(ledger, "job", {})
+    active.leave = token.done
+    with running(lambda: ledger.wait_idle(3600.0)):
+        pass
+    assert not token.live
+
+
+def test_a_wait_for_work_ends_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However often it looks, the wait is over when its time is."""
+    monkeypatch.setattr("flask_lifecycle._tally._LOOK", 0.001)
+    ledger = WorkLedger()
+    token = Work(ledger, "job", {})
+    assert not ledger.wait_idle(0.01)
+    token.done()
+    assert ledger.wait_idle(0.0)
