@@ -278,7 +278,7 @@ def test_a_signal_begins_the_shutdown(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_second_signal_forces(monkeypatch: pytest.MonkeyPatch) -> None:
     """A second signal leaves at once with 128 + its number, and says what was abandoned."""
     process, codes = receiving(monkeypatch)
-    member, free = FakeMember(), threading.Event()
+    member, free = FakeMember(grace_period=2.0), threading.Event()
     process.join(member, ())
     member.hooks.add("shutdown", lambda: free.wait(BOUND), "slow", None)
     member.ledger.requests = lambda stacks=False: (RequestInfo("GET", "/slow", 1.0),)  # type: ignore[method-assign]
