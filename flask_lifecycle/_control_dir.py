@@ -205,13 +205,19 @@ class _Directory:
         except OSError as error:
             raise UnfitError(_why(error)) from None
         try:
-            found = os.fstat(self._descriptor)
-            _check_owner(found)
-            if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-                raise UnfitError("may be written to by its group or by others")
+            self._check()
         except BaseException:
             os.close(self._descriptor)
             raise
+
+    def _check(self) -> None:
+        try:
+            found = os.fstat(self._descriptor)
+        except OSError as error:  # a network file system has forgotten it meanwhile
+            raise UnfitError(_why(error)) from None
+        _check_owner(found)
+        if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+            raise UnfitError("may be written to by its group or by others")
 
     def __enter__(self) -> _Directory:
         return self

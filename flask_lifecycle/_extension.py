@@ -115,6 +115,8 @@ class Lifecycle(Registration):
     def set_ready(self) -> None:
         """Answer readiness probes with 200 from now on; before the start-up is over, from then on.
 
+        Under an operator's cordon this is remembered, and holds when the cordon has gone.
+
         :raises RuntimeError: a shutdown has begun, and nothing leads back from it.
         """
         self._state().machine.apply(Event.SET_READY, "set_ready()")

@@ -21,6 +21,7 @@ from urllib.parse import parse_qsl
 from ._control import LONGEST_CORDON, Control, check_name
 from ._duration import parse_duration, shown
 from ._state import logger
+from .checks._engine import renewed_in_children
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
@@ -53,7 +54,12 @@ class Keys:
 
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
         self._clock = clock
-        self._began = int(clock())
+        self.after_fork()
+        renewed_in_children.add(self)
+
+    def after_fork(self) -> None:
+        """A child is a process of its own: it has used no keys, and begins now."""
+        self._began = int(self._clock())
         self._used: dict[str, float] = {}
         self._lock = threading.Lock()  # guards _used, that of two with one key only one is let in
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import os
 import shutil
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -113,17 +114,22 @@ class Changes:
 
 
 class Screen:
-    """A terminal that is drawn upon in place: its second screen, in one write for each picture, so nothing flickers."""
+    """A terminal that is drawn upon in place: its second screen, in one write for each picture, so nothing flickers.
+
+    SIGTERM ends it as Ctrl-C does, because it would leave a terminal behind that shows neither cursor nor history.
+    """
 
     def __init__(self, out: IO[str]) -> None:
         self._out = out
 
     def __enter__(self) -> Screen:
+        self._before = signal.signal(signal.SIGTERM, signal.default_int_handler)
         self._write("\x1b[?1049h\x1b[?25l\x1b[2J")
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._write("\x1b[?25h\x1b[?1049l")
+        signal.signal(signal.SIGTERM, signal.SIG_DFL if self._before is None else self._before)
 
     def draw(self, lines: list[str]) -> None:
         """Show these lines, as much of them as there is room for."""

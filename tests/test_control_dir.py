@@ -405,7 +405,7 @@ def test_a_directory_that_goes(subject: Subject, caplog: pytest.LogCaptureFixtur
     assert subject.ready
 
 
-@pytest.mark.parametrize("failing", ["stat", "read"])
+@pytest.mark.parametrize("failing", ["stat", "read", "fstat"])
 def test_a_file_system_that_fails(
     subject: Subject, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, failing: str
 ) -> None:
@@ -413,6 +413,7 @@ def test_a_file_system_that_fails(
     subject.write("10m by alice")
     subject.look()
     caplog.clear()
+    descriptors = len(os.listdir("/proc/self/fd"))
 
     def fail(*arguments: Any, **options: Any) -> Any:
         raise OSError(5, "Input/output error")
@@ -423,8 +424,9 @@ def test_a_file_system_that_fails(
         patch.setattr(os, failing, fail)
         subject.look(3)
     assert subject.machine.reason == "cordoned by alice for 10m"
-    complaint = "cannot be opened (Input/output error); it changes nothing"
-    assert f"the file '{subject.path}/cordon' {complaint}" in warnings(caplog)
+    what = f"the control directory '{subject.path}'" if failing == "fstat" else f"the file '{subject.path}/cordon'"
+    assert warnings(caplog)[-1] == f"{what} cannot be opened (Input/output error); it changes nothing"
+    assert len(os.listdir("/proc/self/fd")) == descriptors
 
 
 # -- the thread ---------------------------------------------------------------------------------------------------
@@ -461,6 +463,7 @@ def test_a_file_system_that_hangs_holds_up_nobody(path: Path, monkeypatch: pytes
             assert looking.wait(BOUND)
         subject.directory.state_changed(State.DRAINING, "stop")
         subject.directory.end()
+        assert "lifecycle-control" in {thread.name for thread in threading.enumerate()}
         go_on.set()
         until(lambda: "lifecycle-control" not in {thread.name for thread in threading.enumerate()})
 

@@ -40,7 +40,7 @@ LAYERS = {
     "_startup": 2,
     "_report": 2,
     "_control_dir": 2,
-    "_operators": 2,
+    "_operators": 3,
     "_probers": 2,
     "_receipt": 3,
     "_parties": 3,

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import re
+import signal
 import time
 from collections.abc import Callable
 from typing import Any
@@ -144,6 +145,15 @@ def test_watch_on_a_terminal(answers: Any) -> None:
     assert second.startswith(f"\x1b[H{GONE[:60]}\x1b[K\r\n\x1b[K\r\n")
     assert "Ctrl-C ends this" in third
     assert "".join(last) == f"\x1b[1mDRAINING\x1b[0m  \x1b[31mfail\x1b[0m  {URL}\n"
+
+
+def test_sigterm_gives_the_terminal_back(answers: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SIGTERM ends it as Ctrl-C does, and whoever had the signal has it again."""
+    answers(document())
+    monkeypatch.setattr(time, "sleep", lambda seconds: os.kill(os.getpid(), signal.SIGTERM))
+    out = Terminal()
+    assert run(out, interval=1) == 0
+    assert out.writes[2] == "\x1b[?25h\x1b[?1049l"
 
 
 def test_a_terminal_is_given_back_when_something_fails() -> None:
