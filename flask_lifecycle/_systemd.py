@@ -58,6 +58,10 @@ _LEASE = 10.0
 _MARGIN = 1.0
 # Nobody means less, and a shorter one would keep the process busy.
 _SHORTEST = 0.1
+# More often than asked does no harm; a thread cannot wait for as long as a number of systemd's may be.
+_LONGEST_PAUSE = 3600.0
+# Of a number of 64 bits.
+_DIGITS = 20
 # systemd drops a datagram of more than 4096 bytes (NOTIFY_BUFFER_MAX).
 _LONGEST = 1000
 
@@ -153,13 +157,13 @@ class Notifier:
         status = self._describe()
         if not self._ready and self._all_ready():
             if not self._send(["READY=1", f"STATUS={status}"]):
-                return _RETRY
+                return self._again()
             self._ready, self._status, self._status_at = True, status, now
         lines, pause = self._news(status, now), self._pause(status, now)
         if not lines:
             return pause
         if not self._send(lines):
-            return _RETRY
+            return self._again()
         self._note(lines, status, now)
         return self._pause(status, now)
 
@@ -182,6 +186,10 @@ class Notifier:
         """In how many seconds to look again, if nobody wakes it before."""
         pause = self._status_at + _RHYTHM - now if status != self._status else _RHYTHM
         return min(pause, self._interval or pause) if self._stopping else pause
+
+    def _again(self) -> float:
+        """In how many seconds to send again what nobody has taken: soon, but for what is gone and may never come."""
+        return _RHYTHM if self._complained and not self._process.coordinator.begun else _RETRY
 
     def _note(self, lines: Iterable[str], status: str, now: float) -> None:
         """Note what was sent."""
@@ -312,6 +320,7 @@ class Notifier:
 def _heartbeat(environ: Mapping[str, str], pid: int) -> float | None:
     """The interval of the heartbeats in seconds; ``None`` where this process is not asked for any."""
     microseconds = environ.get("WATCHDOG_USEC", "")
-    if not microseconds.isdecimal() or int(microseconds) == 0 or environ.get("WATCHDOG_PID", str(pid)) != str(pid):
+    wanted = microseconds.isdecimal() and len(microseconds) <= _DIGITS and int(microseconds) > 0
+    if not wanted or environ.get("WATCHDOG_PID", str(pid)) != str(pid):
         return None
-    return max(int(microseconds) / 2e6, _SHORTEST)
+    return min(max(int(microseconds) / 2e6, _SHORTEST), _LONGEST_PAUSE)

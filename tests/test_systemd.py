@@ -339,6 +339,9 @@ def test_a_stop_has_a_limit_of_its_own(subject: Subject) -> None:
         ({"WATCHDOG_USEC": "-5"}, None),
         ({"WATCHDOG_USEC": "3s"}, None),
         ({"WATCHDOG_USEC": ""}, None),
+        ({"WATCHDOG_USEC": "18446744073709551615"}, 3600.0),
+        ({"WATCHDOG_USEC": 400 * "9"}, None),
+        ({"WATCHDOG_USEC": 5000 * "9"}, None),
     ],
 )
 def test_the_interval(environ: dict[str, str], interval: float | None) -> None:
@@ -458,6 +461,16 @@ def test_a_receiver_that_is_gone(subject: Subject, caplog: pytest.LogCaptureFixt
     subject.receiver.close()
 
 
+def test_who_is_gone_is_not_asked_all_the_time(subject: Subject) -> None:
+    """Where nobody listens it is tried once a second, and in a stop, which may be short, as often as a full queue."""
+    os.unlink(subject.receiver.name)
+    assert subject.notifier._tick() == 1.0
+    subject.start()
+    assert subject.notifier._tick() == 1.0
+    subject.process.begin_stop()
+    assert subject.notifier._tick() == 0.1
+
+
 def test_a_name_that_is_too_long(receiver: Receiver, caplog: pytest.LogCaptureFixture) -> None:
     """A path that no socket can have is told once, in the system's words."""
     subject = Subject(receiver, NOTIFY_SOCKET="/" + 200 * "x")
@@ -476,7 +489,7 @@ def test_a_process_without_descriptors(
 
     with monkeypatch.context() as patch:
         patch.setattr("flask_lifecycle._systemd.socket.socket", refuse)
-        assert subject.notifier._tick() == 0.1
+        assert subject.notifier._tick() == 1.0
         subject.notifier.end()
     assert caplog.messages == [f"systemd cannot be told anything at '{subject.receiver.name}': Too many open files"]
 
