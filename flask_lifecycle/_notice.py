@@ -71,6 +71,7 @@ class Probed:
         self._needed: dict[Prober, int] = {}  # how many answers each prober has to fetch
         self._began = self._latest = self._quiet_since = self._now = 0.0
         self._came = 0
+        self._told: threading.Event | None = None
         self._untold = False  # whether somebody had still to be told when it was asked last
         self._kubelet = False  # whether one has asked that is not waited for
         self._cut = False  # whether the maximum ended the delay
@@ -78,7 +79,7 @@ class Probed:
     def begin(self, now: float, latest: float, told: threading.Event) -> None:
         self._began = self._now = self._quiet_since = now
         self._latest = min(latest, now + self._settings.delay_max)
-        self._probers.told = told
+        self._told = told
         here = [prober for prober in self._probers.all() if self._counts(prober, now)]
         self._kubelet = self._kubernetes and any(prober.is_kubelet for prober in self._probers.all())
         self._seldom = [prober for prober in here if prober.interval > self._settings.delay_max]
@@ -93,11 +94,13 @@ class Probed:
 
     def pause(self, now: float, queued: Callable[[], int]) -> float:
         self._now = now
-        came = self._ledger.left + len(self._ledger) + queued()
+        self._probers.told = self._told  # before the look: who comes in between must not be missed
         waiting = self._waiting()
-        if came > self._came or waiting or self._untold:
-            self._quiet_since = now
-        self._came, self._untold = came, bool(waiting)
+        if not waiting:
+            # Anybody's probe would set it, in a flood thousands of times, and each look at the server costs.
+            self._probers.told = None
+            self._look_for_work(now, queued)
+        self._untold = bool(waiting)
         if waiting:
             # Whoever comes sets the event; who does not is silent one day. A tick more, to be past that moment.
             pause = min(prober.silent_at() for prober in waiting) + _TICK - now
@@ -107,6 +110,13 @@ class Probed:
             pause = max(0.0, min(left, _TICK))
         self._cut = pause > 0 and now >= self._latest
         return min(pause, max(0.0, self._latest - now))
+
+    def _look_for_work(self, now: float, queued: Callable[[], int]) -> None:
+        """Begin the quiet period anew if something has come; what comes before it is of no interest."""
+        came = self._ledger.left + len(self._ledger) + queued()
+        if came > self._came or self._untold:
+            self._quiet_since = now
+        self._came = came
 
     def _waiting(self) -> list[Prober]:
         """Who has still to be told."""

@@ -229,6 +229,30 @@ def test_new_work_begins_the_quiet_period_anew() -> None:
     assert str(stop.probed) == f"after {took:.1f} s: no prober to wait for, quiet for 1.0 s"
 
 
+def test_a_flood_of_probes_costs_no_looks_at_the_server() -> None:
+    """While a prober is waited for the server is not looked at; afterwards it is, and no probe wakes the wait."""
+    stop = Stop()
+    stop.regular(1.0)
+    told, looks = threading.Event(), []
+
+    def queued() -> int:
+        looks.append(stop.clock.now)
+        return 0
+
+    stop.refusing = True
+    stop.probed.begin(stop.clock.now, stop.clock.now + 10, told)
+    for _ in range(3):
+        assert stop.probed.pause(stop.clock.now, queued)
+        assert not looks
+        stop.probe()
+        assert told.is_set()
+    told.clear()
+    assert stop.probed.pause(stop.clock.now, queued) == pytest.approx(0.05)
+    assert len(looks) == 1
+    stop.probe("flood")
+    assert not told.is_set()
+
+
 def test_work_that_does_not_end_is_not_new() -> None:
     """A long request that was there before holds up the drain and not the delay."""
     stop = Stop()
