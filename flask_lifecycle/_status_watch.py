@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
+import errno
+import io
 import os
+import select
 import shutil
 import signal
 import sys
 import time
 from collections.abc import Callable
 from types import TracebackType
-from typing import IO, Any
+from typing import Any, TextIO
 
 import click
 
@@ -29,10 +33,12 @@ class Seen(NamedTuple):
 
 
 def status(
-    url: Url, token: str | None, timeout: float, *, as_json: bool, interval: float | None, stream: IO[str] | None = None
+    url: Url, token: str | None, timeout: float, *, as_json: bool, interval: float | None, stream: TextIO | None = None
 ) -> int:
     """Show the status of a process once, or until Ctrl-C; return the exit code."""
-    out = stream or sys.stdout
+    out = stream or sys.stdout or io.StringIO()  # none: somebody has closed it, who wants the exit code alone
+    if isinstance(out, io.TextIOWrapper):
+        out.reconfigure(errors="backslashreplace")  # a healthy process is one also where the terminal knows no "é"
 
     def look() -> Seen:
         try:
@@ -65,12 +71,12 @@ def follow(look: Callable[[], Seen], show: Callable[[Seen], None], interval: flo
         return seen
 
 
-def show(seen: Seen, url: Url, out: IO[str], *, as_json: bool) -> None:
+def show(seen: Seen, url: Url, out: TextIO, *, as_json: bool) -> None:
     """Print what was seen; what is wrong goes to stderr."""
     if seen.trouble:
         click.echo(seen.trouble, err=True)
     elif as_json:
-        out.write(json_text(seen.body))
+        out.write(json_text(seen.body, out.encoding))
     else:
         out.write("".join(f"{line}\n" for line in lines_of(seen, url, color=out.isatty() and _colors())))
     out.flush()
@@ -80,11 +86,14 @@ def lines_of(seen: Seen, url: Url, *, color: bool) -> list[str]:
     return [seen.trouble] if seen.trouble else table(seen.document, str(url), color=color)
 
 
-def json_text(body: bytes) -> str:
-    """The document as it came, with what a terminal might take for a command written as JSON escapes it."""
+def json_text(body: bytes, encoding: str | None = None) -> str:
+    """The document as it came, with what a terminal might take for a command written as JSON escapes it.
+
+    :param encoding: of who gets it; what that does not have is escaped as well.
+    """
 
     def escaped(each: str) -> str:
-        if each.isprintable() or each in "\n\t":
+        if (each.isprintable() or each in "\n\t") and each.encode(encoding or "utf-8", "ignore"):
             return each
         return "".join(f"\\u{unit:04x}" for unit in memoryview(each.encode("utf-16-le", "surrogatepass")).cast("H"))
 
@@ -95,7 +104,7 @@ def json_text(body: bytes) -> str:
 class Changes:
     """Prints a line when what was seen is another than before."""
 
-    def __init__(self, out: IO[str], *, as_json: bool) -> None:
+    def __init__(self, out: TextIO, *, as_json: bool) -> None:
         self._out = out
         self._as_json = as_json
         self._last: str | None = None
@@ -103,14 +112,27 @@ class Changes:
     def show(self, seen: Seen) -> None:
         said = seen.trouble or summary(seen.document)
         if said == self._last:
+            check_reader(self._out)
             return
         self._last = said
         if self._as_json and not seen.trouble:
-            self._out.write(json_text(seen.body))
+            self._out.write(json_text(seen.body, self._out.encoding))
         else:
             now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
             self._out.write(f"{now}  {said}\n")
         self._out.flush()
+
+
+def check_reader(out: TextIO) -> None:
+    """Find out whether the reader of a pipe has gone, where there is nothing to write, which would tell it.
+
+    :raises BrokenPipeError: it has.
+    """
+    with contextlib.suppress(io.UnsupportedOperation):  # no descriptor
+        poll = select.poll()
+        poll.register(out.fileno(), 0)
+        if any(found & select.POLLERR for _, found in poll.poll(0)):
+            raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
 
 
 class Screen:
@@ -119,7 +141,7 @@ class Screen:
     SIGTERM ends it as Ctrl-C does, because it would leave a terminal behind that shows neither cursor nor history.
     """
 
-    def __init__(self, out: IO[str]) -> None:
+    def __init__(self, out: TextIO) -> None:
         self._out = out
 
     def __enter__(self) -> Screen:

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import signal
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -108,6 +109,46 @@ def test_json_is_printed_as_it_came() -> None:
     assert text == '{"status":  "pass",\n\t"a": "ü世\\u007f\\u009b\\u202e\\udb40\\udc01"}\n'
     assert json.loads(text) == json.loads(body)
     assert json_text(b"\x1b\r") == "\\u001b\\u000d\n"
+
+
+@pytest.mark.parametrize(
+    ("encoding", "as_json", "told"),
+    [
+        ("ascii", False, "\\xe9\\u4e16  pass"),
+        ("latin-1", False, "\xe9\\u4e16  pass"),
+        ("ascii", True, '"state": "\\u00e9\\u4e16"'),
+        ("latin-1", True, '"state": "\xe9\\u4e16"'),
+        ("utf-8", True, '"state": "\xe9\u4e16"'),
+    ],
+)
+def test_a_terminal_of_few_letters(monkeypatch: pytest.MonkeyPatch, encoding: str, as_json: bool, told: str) -> None:
+    """What the encoding of the terminal does not have is escaped, and a healthy process is healthy all the same."""
+    found = document("\xe9\u4e16")
+    body = json.dumps(found, ensure_ascii=False).encode()
+    monkeypatch.setattr(watch, "fetch_health", lambda *arguments: (found, body))
+    raw = io.BytesIO()
+    out = io.TextIOWrapper(raw, encoding)
+    assert status(URL, "hush", 5.0, as_json=as_json, interval=None, stream=out) == 0
+    assert told in raw.getvalue().decode(encoding)
+
+
+def test_a_closed_stdout(answers: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever has closed stdout gets the exit code."""
+    monkeypatch.setattr(sys, "stdout", None)
+    answers(document())
+    assert status(URL, "hush", 5.0, as_json=False, interval=None) == 0
+
+
+def test_a_reader_that_has_gone() -> None:
+    """Who watches through a pipe ends when nobody reads it any more, although there is nothing new to write."""
+    read, write = os.pipe()
+    with open(write, "w") as out:
+        changes = Changes(out, as_json=False)
+        for _ in range(2):
+            changes.show(Seen(0, document(), b""))
+        os.close(read)
+        with pytest.raises(BrokenPipeError, match="Broken pipe"):
+            changes.show(Seen(0, document(), b""))
 
 
 def test_watch_elsewhere(answers: Any) -> None:
