@@ -84,7 +84,7 @@ class Advice:
     def end(self) -> None:
         """No further look."""
         if self._scheduler is not None:
-            self._scheduler.stop()
+            self._scheduler.stop(wait=False)  # it may hang in the log
 
     # -- in the thread of the scheduler ---------------------------------------------------------------------------
 

@@ -109,7 +109,7 @@ class Process:
         self._first_signal = 0.0
         self._watched: Server | None = None
         self._searched = False  # whether known_load() has looked for one
-        self._left = threading.Event()  # run's loop has ended
+        self._left = threading.Event()  # run() is over
         for watch in self._watches.values():
             watch.forget()
 
@@ -289,8 +289,24 @@ class Process:
         options: dict[str, Any],
     ) -> ShutdownReport:
         """Serve until stopped. For the main thread only."""
-        coordinator = self.coordinator
         self._check_run()
+        try:
+            return self._run(app, member, host, port, server, options)
+        finally:
+            # Not before: what is closed after the loop may hang as well, and so may a log.
+            if self.coordinator.begun:
+                self._left.set()
+
+    def _run(
+        self,
+        app: WSGIApplication,
+        member: App,
+        host: str | None,
+        port: int | None,
+        server: str,
+        options: dict[str, Any],
+    ) -> ShutdownReport:
+        coordinator = self.coordinator
         coordinator.owned = True
         before: dict[int, Any] | None = {}
         try:
@@ -361,7 +377,6 @@ class Process:
             raise
         finally:
             self._loop_thread = None
-            self._left.set()
 
     # -- leaving --------------------------------------------------------------------------------------------------
 

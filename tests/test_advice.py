@@ -12,7 +12,7 @@ import pytest
 from flask_lifecycle import State, _advice
 from flask_lifecycle._advice import Advice, kubelet_probes
 from flask_lifecycle._probers import Probers
-from tests._fakes import BOUND, ManualClock, run_python
+from tests._fakes import BOUND, ManualClock, run_python, running
 
 PATHS = {"ready": "/readyz", "healthcheck": "/healthcheck", "live": "/livez"}
 KUBELET = "kube-probe/1.30"
@@ -30,7 +30,7 @@ class NoThread:
 
     def wake(self) -> None: ...
 
-    def stop(self) -> None: ...
+    def stop(self, *, wait: bool) -> None: ...
 
 
 @pytest.fixture
@@ -292,3 +292,22 @@ def test_the_thread_looks_by_itself(caplog: pytest.LogCaptureFixture) -> None:
     assert caplog.messages == [UNASKED]
     subject.begin()
     assert subject._scheduler is None
+
+
+def test_a_log_that_hangs_does_not_hold_up_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The thread may be in a log that hangs when the process ends, which goes on without it."""
+    hanging, free = threading.Event(), threading.Event()
+
+    def hang(*arguments: object, **more: object) -> None:
+        hanging.set()
+        free.wait(BOUND)
+
+    monkeypatch.setattr("flask_lifecycle._advice.logger.warning", hang)
+    subject = Advice(Probers(), PATHS, lambda: True)
+    subject._clock = iter([0.0, *[100.0] * 10]).__next__
+    subject.state_changed(State.READY, "")
+    assert hanging.wait(BOUND)
+    with running(subject.end) as ending:
+        ending.join(BOUND / 2)
+        assert not ending.is_alive()
+    free.set()

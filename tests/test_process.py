@@ -337,6 +337,37 @@ def test_a_signal_after_the_end_is_nothing(monkeypatch: pytest.MonkeyPatch) -> N
     assert (codes, process.coordinator.wait() is report, member.machine.state) == ([], True, State.STOPPED)
 
 
+HANGS_AT_THE_END = """
+import os, signal, threading
+from flask import Flask
+from flask_lifecycle import Lifecycle
+
+class Hanging:
+    def begin(self): pass
+    def state_changed(self, new, reason): pass
+    def end(self): threading.Event().wait(60)
+
+app = Flask("testing")
+app.config["LIFECYCLE_GRACE_PERIOD"] = 0.5
+lifecycle = Lifecycle(app)
+app.extensions["lifecycle"].companions.append(Hanging())
+
+def stop():
+    lifecycle.wait_ready(10)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+threading.Thread(target=stop, daemon=True).start()
+lifecycle.run(app, port=0)
+"""
+
+
+def test_what_hangs_after_the_loop_is_left_behind() -> None:
+    """What is closed when the server's loop has ended may hang, and the process is gone within its grace period."""
+    done = run_python(HANGS_AT_THE_END)
+    assert done.returncode == 1
+    assert "grace period over, leaving at once: the shutdown or the main thread has not ended" in done.stderr
+
+
 def test_exit_now_keeps_what_was_printed() -> None:
     """Leaving at once flushes the streams and the log, and survives streams that are closed or missing."""
     code = (
