@@ -28,6 +28,10 @@ if TYPE_CHECKING:
 
 _REQUEST_TIMEOUT = 5.0
 _CONNECTIONS = 64
+# How long nothing is accepted when there are no descriptors left, in milliseconds: the connection stays in the queue,
+# and to look at it again at once would take all of a processor.
+_BREATH = 100
+_EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 # More than wait for checks at most (see the engine), so that liveness, which waits for none, always finds room.
 _ANSWERS = 256
 
@@ -88,12 +92,14 @@ class ProbeServer:
         poll = select.poll()
         poll.register(self._server.fileno(), select.POLLIN)
         poll.register(self._end_read, select.POLLIN)
+        end = select.poll()
+        end.register(self._end_read, select.POLLIN)
         while True:
             ready = dict(poll.poll(self._server.hang_up_late()))
             if self._end_read in ready:
                 return
-            if ready:
-                self._server.accept_one()
+            if ready and not self._server.accept_one():
+                end.poll(_BREATH)
 
 
 def _taken(error: OSError, host: str, port: int) -> OSError:
@@ -113,15 +119,16 @@ class _Server(ThreadedWSGIServer):
         self._reading: dict[socket.socket, float] = {}
         self._answering: set[socket.socket] = set()
 
-    def accept_one(self) -> None:
+    def accept_one(self) -> bool:
+        """Take up a connection; ``False`` if that cannot be done now, nor in the next moment."""
         try:
             sock, address = self.get_request()
-        except OSError:
-            return
+        except OSError as error:
+            return error.errno not in _EXHAUSTED
         with self._lock:
             if len(self._answering) >= _ANSWERS:
                 sock.close()  # as many as that wait for slow checks
-                return
+                return True
             if len(self._reading) >= _CONNECTIONS:
                 # The one that has kept silent longest makes room: what comes now is more likely a prober.
                 oldest = next(iter(self._reading))
@@ -133,6 +140,7 @@ class _Server(ThreadedWSGIServer):
         except RuntimeError:  # no thread to be had
             self.forget(sock)
             self.shutdown_request(sock)
+        return True
 
     def connections(self) -> list[socket.socket]:
         """Those that are open. Takes no lock, which nobody would give back in a child."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import http.client
 import logging
 import os
@@ -233,6 +234,25 @@ def test_no_thread_to_be_had(started: Any, monkeypatch: pytest.MonkeyPatch) -> N
             assert refused.recv(1) == b""
     until(lambda: open_connections(server) == 0)
     assert get(server) == (200, b"alive\n")
+
+
+def test_no_descriptor_to_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a process has no descriptors left its listener waits for one, and does not try again and again."""
+    server = ProbeServer(alive, "127.0.0.1", 0)
+    monkeypatch.setattr(_probe_server, "_BREATH", 60_000)
+    tried = []
+
+    def refuse() -> None:
+        tried.append(threading.current_thread())
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(server._server, "get_request", refuse)
+    server.start()
+    with connect(server):
+        until(lambda: bool(tried))
+        server.close()
+    assert not server._thread.is_alive()
+    assert len(tried) == 1
 
 
 def test_a_client_that_left_before_it_was_accepted(started: Any, monkeypatch: pytest.MonkeyPatch) -> None:
