@@ -121,7 +121,7 @@ class Advice:
     def _say(self, prober: Prober, rhythm: Sequence[float]) -> None:
         path = self._paths.get(prober.group)
         logger.warning(
-            "The kubelet %s asks %s by two probes, each %.0f s and each %.0f s, and nobody asks '%s'; point the"
+            "The kubelet %s asks %s by two probes, every %.0f s and every %.0f s, and nobody asks '%s'; point the"
             " livenessProbe at that, or the process is restarted when it is only not ready.",
             prober, f"'{path}'" if path else f"the path of '{prober.group}'", *rhythm, self._paths["live"],
             extra={"lifecycle_group": prober.group},

@@ -298,7 +298,7 @@ class AppState:
                 self.machine.apply(Event.STARTED)
 
     def _watch_start(self) -> None:
-        """Say each minute what the start-up waits for: one that hangs must not do so in silence."""
+        """Say every minute what the start-up waits for: one that hangs must not do so in silence."""
         waited = 0.0
         while not self.machine.wait_for(lambda state: state is not State.STARTING, STILL_STARTING):
             waited += STILL_STARTING

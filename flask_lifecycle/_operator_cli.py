@@ -94,7 +94,7 @@ def remove_file(directory: str, name: str) -> None:
     except FileNotFoundError:
         if not os.path.isdir(directory):
             _fail(2, f"'{visible(directory)}' is no directory; is this the control directory?")
-        click.echo("not cordoned")
+        click.echo(f"there is no cordon by file in '{visible(directory)}'; one by HTTP ends by HTTP")
     except OSError as error:
         _fail(2, f"'{visible(path)}' cannot be removed ({error.strerror}).")
     else:
@@ -201,7 +201,7 @@ _ANSWER = click.option(
     callback=_duration(_YEAR),
     default=f"{_TIMEOUT:g}",
     metavar="DURATION",
-    help="Wait so long for an answer.  [5s]",
+    help="How long to wait for an answer.  [5s]",
 )
 _WHERE = click.argument("url", required=False)
 
@@ -218,7 +218,7 @@ def _status(load: Load) -> click.Command:
     @click.option("--json", "as_json", is_flag=True, help="Print the document as it came.")
     @click.option(
         "--watch", is_flag=False, flag_value=f"{_INTERVAL:g}", default=None, metavar="[DURATION]",
-        help="Look again and again, each two seconds or as often as you say, until Ctrl-C.",
+        help="Look again and again, every two seconds or as often as you say, until Ctrl-C.",
     )  # fmt: skip
     @_ANSWER
     @click.pass_obj
@@ -256,7 +256,7 @@ def _drain(load: Load) -> click.Command:
     @click.option("--wait", is_flag=True, help="Wait until the process has gone.")
     @click.option(
         "--timeout", callback=_duration(_YEAR), default=None, metavar="DURATION",
-        help="Wait so long for an answer, or with --wait for the end.  [5s; 60s]",
+        help="How long to wait for an answer, or with --wait for the end.  [5s; 60s]",
     )  # fmt: skip
     @click.pass_obj
     def command(

@@ -248,7 +248,7 @@ class Registration:
         """Begin a task without which the application is not ready, wherever it runs: ``with``, or until ``done()``.
 
         Unlike an ``on_startup`` function it holds no request, only readiness. If it raises, or ``fail()`` is called,
-        the process shuts down with exit code 1. While it lasts, the log says so each minute.
+        the process shuts down with exit code 1. While it lasts, the log says so every minute.
 
         :param on_failure: ``"not_ready"`` to answer readiness probes with 503 instead, until :meth:`set_ready`.
         :raises RuntimeError: the start-up is over already.

@@ -79,10 +79,11 @@ class WorkLedger(Tally):
                 now - token.started,
                 threads.name(ident),
                 dict(token.info),  # as it is now: who does the work may write its progress there
-                threads.stack(ident),
+                threads.stack(ident) if token.inside is not None else "",
             )
             for token in sorted(self.active.copy(), key=lambda token: token.started)
-            # The system gives the number of a thread that has ended to the next one.
+            # The system gives the number of a thread that has ended to the next one. Who has only made a token may have
+            # handed it on, and does something else by now.
             for ident in [token.thread.ident if token.thread.is_alive() else None]
         )
 

@@ -12,7 +12,7 @@ import pytest
 from flask_lifecycle import State, _advice
 from flask_lifecycle._advice import Advice, kubelet_probes
 from flask_lifecycle._probers import Probers
-from tests._fakes import BOUND, ManualClock, run_python, running
+from tests._fakes import BOUND, ManualClock, run_python, running, until
 
 PATHS = {"ready": "/readyz", "healthcheck": "/healthcheck", "live": "/livez"}
 KUBELET = "kube-probe/1.30"
@@ -166,7 +166,7 @@ def test_two_probes_of_a_kubelet(
     """A readiness and a liveness probe at one path are found, by whatever periods and at whatever distance."""
     (said,) = look_after(clock, caplog, [*ticks(first), *ticks(second, offset, seed=1)])
     assert said == (
-        f"The kubelet '{KUBELET}' at 10.0.0.1 asks '/readyz' by two probes, each {first:.0f} s and each {second:.0f} s,"
+        f"The kubelet '{KUBELET}' at 10.0.0.1 asks '/readyz' by two probes, every {first:.0f} s and every {second:.0f} s,"
         " and nobody asks '/livez'; point the livenessProbe at that, or the process is restarted when it is only not"
         " ready."
     )
@@ -288,6 +288,7 @@ def test_the_thread_looks_by_itself(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, "flask_lifecycle"):
         subject.state_changed(State.READY, "")
         assert said.wait(BOUND)
+        until(lambda: bool(caplog.messages))  # it asks first and says then
         subject.end()
     assert caplog.messages == [UNASKED]
     subject.begin()

@@ -168,7 +168,7 @@ def test_a_prober_that_cannot_come_often_enough() -> None:
     stop = Stop()
     assert stop.delay(*stop.regular(10.0, agent="slow/1", first=4.0)) == 15.0
     assert str(stop.probed) == (
-        "at its maximum of 15.0 s: the prober 'slow/1' at 10.0.0.1, which asks each 10.0 s, was told 2 of 3 times"
+        "at its maximum of 15.0 s: the prober 'slow/1' at 10.0.0.1, which asks every 10.0 s, was told 2 of 3 times"
     )
 
 
@@ -300,7 +300,7 @@ def test_the_grace_period_may_cut_it_short() -> None:
     stop = Stop()
     assert stop.delay(*stop.regular(2.0, first=1.0), latest=4.0) == pytest.approx(4.0)
     assert str(stop.probed) == (
-        "at its maximum of 4.0 s: the prober at 10.0.0.1, which asks each 2.0 s, was told 2 of 3 times"
+        "at its maximum of 4.0 s: the prober at 10.0.0.1, which asks every 2.0 s, was told 2 of 3 times"
     )
 
 

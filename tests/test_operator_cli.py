@@ -326,7 +326,8 @@ def test_by_file(directory: Path) -> None:
     assert (result.exit_code, result.output) == (0, f"{directory}/cordon is removed; who looks there {sentence}")
     companion.look()  # type: ignore[attr-defined]
     assert state.machine.state is State.READY
-    assert invoke(app, "uncordon").output == "not cordoned\n"
+    sentence = f"there is no cordon by file in '{directory}'; one by HTTP ends by HTTP\n"
+    assert invoke(app, "uncordon").output == sentence
     assert invoke(app, "drain").exit_code == 0
     assert os.listdir(directory) == ["drain"]
     companion.look()  # type: ignore[attr-defined]

@@ -283,7 +283,7 @@ def test_work_that_does_not_end_is_abandoned(clock: ManualClock, caplog: pytest.
     """At the deadline work that still goes on is logged with its age and its thread's stack, and the exit code is 1."""
     member = FakeMember(clock, grace_period=10.0, hook_reserve=2.0)
     member.work = StuckWork(clock)
-    Work(member.work, "import", {"file": "a.csv"})
+    Work(member.work, "import", {"file": "a.csv"}).__enter__()
     coordinator = coordinate(clock, member)
     coordinator.begin("test")
     report = finish(coordinator)
@@ -424,6 +424,14 @@ def test_what_a_token_says_may_change(lifecycle: Lifecycle) -> None:
     assert (before.info, after.info) == ({"row": 1}, {"row": 2})
 
 
+def test_a_token_that_is_only_held_has_no_stack(lifecycle: Lifecycle) -> None:
+    """Who has made a token may have handed it on: where its thread is says nothing about the work."""
+    token = lifecycle.work("handed on")
+    (info,) = lifecycle.tokens(stacks=True)
+    assert (info.thread, info.stack) == (threading.current_thread().name, "")
+    token.done()
+
+
 def test_a_stack_is_looked_at_once(lifecycle: Lifecycle, monkeypatch: pytest.MonkeyPatch) -> None:
     """Thousands of tokens of one thread cost one look at its stack: a stop has no time for more."""
     looks: list[Any] = []
@@ -433,7 +441,7 @@ def test_a_stack_is_looked_at_once(lifecycle: Lifecycle, monkeypatch: pytest.Mon
         return ["a line"]
 
     monkeypatch.setattr("traceback.format_stack", format_stack)
-    tokens = [lifecycle.work("job") for _ in range(100)]
+    tokens = [lifecycle.work("job").__enter__() for _ in range(100)]
     assert {info.stack for info in lifecycle.tokens(stacks=True)} == {"a line"}
     assert (len(looks), len(tokens)) == (1, 100)
 
