@@ -144,7 +144,8 @@ class Probed:
 
     def _complaint(self, prober: Prober) -> str:
         needed = self._needed[prober]
-        return f"the prober {prober}, which asks every {prober.interval:.1f} s, was told {prober.refused} of {needed} times"
+        every = f"every {prober.interval:.1f} s"
+        return f"the prober {prober}, which asks {every}, was told {prober.refused} of {needed} times"
 
 
 def _needed(prober: Prober, times: int) -> int:
