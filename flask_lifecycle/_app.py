@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication
 
     from ._control import Control
+    from ._page import StatusPage
     from ._probe_server import ProbeServer
     from ._startup import StartupTask
 
@@ -70,7 +71,7 @@ class AppState:
         self.machine = StateMachine(ready=settings.ready == "auto", notify=self._state_changed)
         keep = settings.readiness_on_drain == "keep"
         self.health = Health(self, checks.checks, app, self.machine, settings.probe_timeout, keep=keep)
-        self.probes = Probes(settings, checks, self.health, app, self.nudge, self.document, self.probers)
+        self.probes = Probes(settings, checks, self.health, app, self.nudge, self.document, self.page, self.probers)
         self.notice = self._automatic_delay()
         checks.watch(self.probes.judge, self._registered)
         self.tasks.listen(self._look_at_tasks)
@@ -79,6 +80,7 @@ class AppState:
             self._add_metrics()
         self.name = app.name
         self.since = time.monotonic()  # when this process began to serve it
+        self._page: StatusPage | None = None
         self.control: Control | None = None
         self._add_operators()
         self._app = app
@@ -188,6 +190,16 @@ class AppState:
         from ._status import status_document  # whoever is not asked for it does not pay for it
 
         return status_document(self, report)
+
+    def page(self) -> StatusPage:
+        """The status page; made when somebody looks at it for the first time."""
+        from ._page import StatusPage
+
+        with self._lock:
+            if self._page is None:
+                self._page = StatusPage(self)
+                self.companions.append(self._page)
+            return self._page
 
     @property
     def in_flight(self) -> int:
@@ -358,6 +370,8 @@ class AppState:
 
     def withdraw(self) -> None:
         self.health.withdraw()
+        if self._page is not None:
+            self._page.audience.changed(closed=True)
 
     # -- the probe listener ---------------------------------------------------------------------------------------
 

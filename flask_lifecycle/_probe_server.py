@@ -26,6 +26,9 @@ from ._state import logger
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication
 
+# A key of the environ: the request has come to this listener, and has a thread of its own.
+LISTENER = "flask_lifecycle.listener"
+
 _REQUEST_TIMEOUT = 5.0
 _CONNECTIONS = 64
 # How long nothing is accepted when there are no descriptors left, in milliseconds: the connection stays in the queue,
@@ -184,7 +187,7 @@ class _Handler(WSGIRequestHandler):
 
     def make_environ(self) -> Any:
         self.server.answering(self.request)
-        return super().make_environ()
+        return {**super().make_environ(), LISTENER: True}
 
     def log_request(self, code: int | str = "-", size: int | str = "-") -> None:
         """A probe is never logged."""

@@ -41,15 +41,22 @@ def negotiate(accept: str, verbose: bool = False) -> str:
     return parse_accept_header(accept, MIMEAccept).best_match(_OFFERS, anything)
 
 
-def render(report: HealthReport, kind: str, verbose: bool = False, transitions: Sequence[Transition] = ()) -> bytes:
+def render(
+    report: HealthReport,
+    kind: str,
+    verbose: bool = False,
+    transitions: Sequence[Transition] = (),
+    sign_in: str = "",
+) -> bytes:
     """The body of an answer.
 
     :param verbose: whether a text lists the checks, and JSON the last ``transitions``, for whoever may see them.
+    :param sign_in: where one who may not could sign in, if he has a browser.
     """
     if kind == TEXT:
         return _text(report, verbose).encode("utf-8", "backslashreplace")
     if kind == HTML:
-        return _page().render(report=report).encode("utf-8", "backslashreplace")
+        return _page().render(report=report, sign_in=sign_in).encode("utf-8", "backslashreplace")
     document: dict[str, Any] = {"status": report.status}
     if report.details:
         document |= {"state": report.state.value, "reason": report.reason}

@@ -15,16 +15,20 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
-from ._hooks import Hooks
-from ._inflight import Ledger, RequestInfo
+from ._config import Settings
+from ._inflight import Ledger, RequestInfo, _quoted
 from ._render import component_of, iso, plain, transition_of
 from ._shutdown import Coordinator
+from ._startup import StartupTasks
+from ._work import WorkInfo, WorkLedger
 from .checks import CheckReport, HealthReport
 from .checks._engine import CheckHistory
 from .checks._health import Health
 
 # So many requests, and so many tokens, are listed. Nobody reads more, and a page of ten thousand rows is none.
 MOST_LISTED = 50
+# And so much of a path, which a client may make as long as the server lets it.
+_LONGEST = 500
 
 
 class Process(Protocol):
@@ -40,10 +44,13 @@ class App(Protocol):
     """What is asked about the application."""
 
     name: str
+    settings: Settings
     since: float  # time.monotonic() of when this process began to serve it
     health: Health
-    hooks: Hooks
     ledger: Ledger
+    work: WorkLedger
+    tasks: StartupTasks
+    last_receipt: dict[str, Any] | None
 
     @property
     def process(self) -> Process:
@@ -63,16 +70,17 @@ def status_document(app: App, report: HealthReport) -> dict[str, Any]:
         "application": {"name": app.name, "host": socket.gethostname(), "pid": os.getpid()},
         "time": iso(time.time()),
         "uptime": round(time.monotonic() - app.since, 1),
+        "grace_period": app.settings.grace_period,
         **_stop(app.process.coordinator),
         "checks": _checks(report.checks or app.health.known(), app.health.engine.histories()),
         "transitions": [transition_of(each) for each in app.health.transitions()],
         "load": _load(app.process.coordinator),
         "in_flight": len(app.ledger),
         **_listed("requests", _requests(app), _request),
-        **_listed("tokens", _oldest(getattr(app, "work", None)), _token),
-        "startup_tasks": [_token(task) for task in _oldest(getattr(app.hooks, "tasks", None))],
+        **_listed("tokens", app.work.tokens(), _token),
+        "startup_tasks": [_token(task) for task in app.tasks.tokens()],
         "probers": _probers(app),
-        "receipt": getattr(app, "last_receipt", None),
+        "receipt": None if app.last_receipt is None else _receipt(app.last_receipt),
     }
     found: dict[str, Any] = plain(document)
     return found
@@ -88,12 +96,11 @@ def _cordon(control: Any) -> dict[str, Any] | None:
 
 def _stop(stop: Coordinator) -> dict[str, Any]:
     """The shutdown, as far as it has come."""
-    report: Any = stop.report
     return {
         "phase": stop.phase,
         "remaining": _rounded(stop.remaining()),
-        "phases": [phase._asdict() for phase in getattr(stop, "phases", ())],
-        "report": report.as_dict() if report is not None and hasattr(report, "as_dict") else None,
+        "phases": [{"name": phase.name, "seconds": round(phase.duration, 3)} for phase in tuple(stop.phases)],
+        "report": None if stop.report is None else _receipt(stop.report.as_dict()),
     }
 
 
@@ -128,14 +135,25 @@ def _requests(app: App) -> Sequence[RequestInfo]:
 def _request(request: RequestInfo) -> dict[str, Any]:
     """A request by what is known of it; who sent it is known only if the application wants that to be told."""
     told = request._asdict() | {"age": _rounded(request.age)}
+    told |= {name: _quoted(told[name][:_LONGEST]) for name in ("method", "path", "remote")}
     return {name: value for name, value in told.items() if name != "stack" and value != ""}
 
 
-def _oldest(ledger: Any) -> Sequence[Any]:
-    return [] if ledger is None else sorted(ledger.tokens(), key=lambda token: -token.age)
+def _receipt(report: Mapping[str, Any]) -> dict[str, Any]:
+    """The report of a stop without stacks: that one tells what held it up, and the file has all of it."""
+
+    def bare(entries: Any) -> Any:
+        if not isinstance(entries, list):
+            return entries
+        return [
+            {name: value for name, value in each.items() if name != "stack"} if isinstance(each, Mapping) else each
+            for each in entries[:MOST_LISTED]
+        ]
+
+    return {name: bare(value) for name, value in report.items()}
 
 
-def _token(token: Any) -> dict[str, Any]:
+def _token(token: WorkInfo) -> dict[str, Any]:
     return {"name": token.name, "age": _rounded(token.age), "thread": token.thread, "info": token.info}
 
 

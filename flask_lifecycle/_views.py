@@ -12,6 +12,7 @@ be refused, and not before: until then it would cost every request a call to fin
 
 from __future__ import annotations
 
+import binascii
 import contextlib
 import functools
 import hmac
@@ -20,7 +21,7 @@ import json
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, TypeAlias
-from urllib.parse import parse_qs
+from urllib.parse import parse_qs, unquote
 
 from blinker import Namespace
 from flask import Blueprint, Flask, Response, request
@@ -29,7 +30,7 @@ from werkzeug import Response as BaseResponse
 from ._config import METRICS_PATH, Settings
 from ._inflight import _quoted
 from ._probers import ProberInfo, Probers
-from ._render import HEALTH_JSON, JSON, TEXT, negotiate, render, to_body, to_json
+from ._render import HEALTH_JSON, HTML, JSON, TEXT, negotiate, render, to_body, to_json
 from ._self_test import MARK
 from ._state import logger, send
 from .checks import Group, HealthCheckError, HealthReport
@@ -42,10 +43,14 @@ if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
     from ._operators import Operators
+    from ._page import StatusPage
 
 _PLAIN = f"{TEXT}; charset=utf-8"
 _STATUS_LINES = {status.value: f"{status.value} {status.phrase.upper()}" for status in http.HTTPStatus}
 _METHODS = "GET, HEAD, OPTIONS"
+_VARY = {"Vary": "Accept, Authorization"}
+_CHALLENGE = 'Basic realm="flask_lifecycle", charset="UTF-8"'
+_SIGN_IN = b"Sign in with any user name, and the token as the password.\n"
 # A body after one of these would be read as the beginning of the next answer. RFC 9110, 15.3.5, 15.3.6 and 15.4.5.
 _BODILESS = (204, 205, 304)
 
@@ -57,6 +62,9 @@ _MOUNTS = 16
 _SLOW = 0.5
 # Once may be somebody who was interrupted.
 _HANG_UPS = 2
+
+# What is below the status page, at "/-/", with the lane of each: a question that is held keeps no style sheet waiting.
+_PARTS = {"feed": "watch", "status.css": "page", "status.js": "page"}
 
 # Which group a probe of LIFECYCLE_PATHS asks.
 _GROUPS = {"livez": LIVE, "readyz": READY, "startupz": STARTUP, "healthcheck": ALL}
@@ -79,8 +87,9 @@ class Probes:
 
     :param sender: of the signal ``probe_refused``.
     :param nudge: called before each answer; begins the start-up where nothing else has.
-    :param ledger: in which each visit is noted.
     :param document: tells all that may be told to whoever may see details; see ``_status.py``.
+    :param page: the status page.
+    :param ledger: in which each visit is noted.
     """
 
     def __init__(
@@ -91,6 +100,7 @@ class Probes:
         sender: Any,
         nudge: Callable[[], None],
         document: Callable[[HealthReport], Mapping[str, Any]],
+        page: Callable[[], StatusPage],
         ledger: Probers,
     ) -> None:
         self._settings = settings
@@ -101,6 +111,7 @@ class Probes:
         self._document = document
         self._ledger = ledger
         self._impatience_told = False
+        self._page = page
         self._unrendered: set[str] = set()  # the groups whose own body could not be made
         self._forget()
         renewed_in_children.add(self)
@@ -147,11 +158,14 @@ class Probes:
         paths = {_GROUPS[name]: path for name, path in self._settings.probe_paths().items()}
         paths |= {name: self._settings.url_prefix + group.path for name, group in groups.items() if group.path}
         found = {self.fold(path): (name, functools.partial(self.serve, name, None)) for name, path in paths.items()}
+        for part, lane in _PARTS.items():
+            at = self.fold(f"{paths[ALL]}/-/{part}")
+            found.setdefault(at, (lane, functools.partial(self._serve_part, part)))
         for name, path in paths.items():
             for check in self._registry.checks():
                 if name == ALL or name in check.groups:
                     at = f"{path}/{check.name}".encode("utf-8", "replace").decode("latin-1")  # as PATH_INFO has it
-                    # A group's own path goes before.
+                    # A group's own path goes before, and what belongs to the status page.
                     found.setdefault(self.fold(at), ("component", functools.partial(self.serve, name, check.name)))
         for path, (lane, probe) in found.items():
             for each in (path, f"{path}/"):
@@ -186,7 +200,7 @@ class Probes:
         """
         mount = environ.get("SCRIPT_NAME", "")
         if mount and len(self._mounts) < _MOUNTS and self.fold(mount) not in self._mounts:
-            target = environ.get("REQUEST_URI", "").partition("?")[0]
+            target = unquote(environ.get("REQUEST_URI", "").partition("?")[0], "latin-1")
             if target == mount + environ["PATH_INFO"]:
                 self._mounts |= {self.fold(mount)}
 
@@ -209,7 +223,7 @@ class Probes:
         how = self._registry.groups()[ALL]
 
         def respond(code: int, text: str, **headers: str) -> Iterable[bytes]:
-            return self._respond(environ, start_response, how, code, _PLAIN, f"{text}\n".encode(), False, **headers)
+            return self._respond(environ, start_response, how, code, _PLAIN, f"{text}\n".encode(), headers)
 
         return self.operators(self.fold(environ.get("PATH_INFO", "")), environ, respond)
 
@@ -225,13 +239,14 @@ class Probes:
         if MARK in environ:
             environ[MARK].append(group)
         respond = functools.partial(self._respond, environ, start_response, how, counted=MARK not in environ)
-        if environ["REQUEST_METHOD"] == "OPTIONS":
-            return respond(204, _PLAIN, b"", Allow=_METHODS)
-        if environ["REQUEST_METHOD"] not in ("GET", "HEAD"):
-            return respond(405, _PLAIN, b"probes answer GET and HEAD\n", Allow=_METHODS)
+        refused = _refused(environ["REQUEST_METHOD"], respond)
+        if refused is not None:
+            return refused
         self._learn_mount(environ)
         self._nudge()
         query = parse_qs(environ.get("QUERY_STRING", ""), keep_blank_values=True)
+        if "login" in query and not details and self._lets_in(how, environ):
+            return respond(401, _PLAIN, _SIGN_IN, {"WWW-Authenticate": _CHALLENGE, **_VARY})
         # For others it would be a way to find out by trial which checks there are, and which of them fails.
         exclude = query.get("exclude", ()) if details else ()
         known = {check.name for check in self._registry.checks()}
@@ -243,11 +258,11 @@ class Probes:
             send(probe_refused, self._sender, group=group)
         if details:
             report = report._replace(details=True)
-        kind, body = self._body(report, how, environ, "verbose" in query)
+        kind, body, headers = self._body(report, how, environ, "verbose" in query)
         code = self._code(report, how)
         if MARK not in environ:
             self._note(group if component is None else f"{group}/{component}", environ, report.status, code, began)
-        return respond(code, kind, body, Vary="Accept, Authorization")
+        return respond(code, kind, body, _VARY | headers)
 
     def _note(self, asked: str, environ: WSGIEnvironment, status: str, code: int, began: float) -> None:
         """Note who has come, and whether he had the patience to wait for the answer."""
@@ -273,12 +288,38 @@ class Probes:
         """Who asked, and what is known of each."""
         return self._ledger.snapshot()
 
+    def _serve_part(self, part: str, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes] | None:
+        """Answer for what belongs to the status page; where nobody may see that, there is nothing."""
+        how = self._registry.groups()[ALL]
+        if self._policy(how) == "never":
+            return None
+        respond = functools.partial(self._respond, environ, start_response, how)
+        refused = _refused(environ["REQUEST_METHOD"], respond)
+        if refused is not None:
+            return refused
+        self._learn_mount(environ)
+        if part != "feed":
+            kind, data, headers = self._page().part(part, environ)
+            return respond(200, kind, data, headers)
+        self._nudge()
+        if not self._details(how, environ):
+            return respond(200, f"{HTML}; charset=utf-8", render(self._health.report(ALL), HTML), _VARY)
+        return self._page().feed(environ, lambda kind, body, headers: respond(200, kind, body, _VARY | headers))
+
     def _details(self, how: Group, environ: WSGIEnvironment) -> bool:
         """Whether this caller may see more than the status."""
-        policy, token = how.details or self._settings.details, self._settings.token
+        policy, token = self._policy(how), self._settings.token
         if policy != "token" or token is None:
             return policy == "always"
-        return bears(environ, token)
+        return bears(environ, token) or signed_in(environ, token)
+
+    def _policy(self, how: Group) -> str:
+        return how.details or self._settings.details
+
+    def _lets_in(self, how: Group, environ: WSGIEnvironment) -> bool:
+        """Whether a caller may be asked to sign in: somebody with a browser, and never a prober."""
+        page = how.name == ALL and negotiate(environ.get("HTTP_ACCEPT", "")) == HTML
+        return page and environ["REQUEST_METHOD"] == "GET" and self._policy(how) == "token"
 
     def _code(self, report: HealthReport, how: Group) -> int:
         for error in _decisive(report):
@@ -287,23 +328,36 @@ class Probes:
                 return code
         return (STATUS_CODES | dict(self._settings.status_codes) | dict(how.status_codes or {}))[report.status]
 
-    def _body(self, report: HealthReport, how: Group, environ: WSGIEnvironment, verbose: bool) -> tuple[str, bytes]:
+    def _body(
+        self, report: HealthReport, how: Group, environ: WSGIEnvironment, verbose: bool
+    ) -> tuple[str, bytes, dict[str, str]]:
+        """The body of a probe's answer with its content type, and the headers that it wants."""
         try:
             made = self._replacement(report, how)
             if made is not None:
-                return to_body(made)
+                return *to_body(made), {}
         except Exception:
-            if how.name not in self._unrendered:  # a probe is never logged, so this is once
-                self._unrendered.add(how.name)
-                logger.exception(
-                    "the body of '%s' could not be made; the default one is sent in its place", how.name,
-                    extra={"lifecycle_group": how.name},
-                )  # fmt: skip
+            self._log_unrendered(how.name)
         kind = negotiate(environ.get("HTTP_ACCEPT", ""), verbose)
-        if verbose and kind in (JSON, HEALTH_JSON) and report.details and report.group == ALL and not report.component:
-            return kind, to_json(self._document(report))
-        body = render(report, kind, verbose, self._health.transitions() if verbose and report.details else ())
-        return f"{kind}; charset=utf-8" if kind.startswith("text/") else kind, body
+        if report.details and report.group == ALL and report.component is None:
+            if verbose and kind in (JSON, HEALTH_JSON):
+                return kind, to_json(self._document(report)), {}
+            if kind == HTML:
+                try:
+                    return self._page().answer(report, environ)
+                except Exception:  # a probe is answered all the same
+                    self._log_unrendered("the status page")
+        sign_in = "?login" if not report.details and self._lets_in(how, environ) else ""
+        body = render(report, kind, verbose, self._health.transitions() if verbose and report.details else (), sign_in)
+        return f"{kind}; charset=utf-8" if kind.startswith("text/") else kind, body, {}
+
+    def _log_unrendered(self, name: str) -> None:
+        if name not in self._unrendered:  # a probe is never logged, so this is once
+            self._unrendered.add(name)
+            logger.exception(
+                "the body of '%s' could not be made; the default one is sent in its place", name,
+                extra={"lifecycle_group": name},
+            )  # fmt: skip
 
     def _replacement(self, report: HealthReport, how: Group) -> Any:
         """What the application itself wants to be sent; ``None`` for the default."""
@@ -332,8 +386,8 @@ class Probes:
         code: int,
         kind: str,
         body: bytes,
+        more: Mapping[str, str] = {},
         counted: bool = False,
-        **more: str,
     ) -> Iterable[bytes]:
         if counted:
             self._count(how.name, code)
@@ -356,6 +410,28 @@ def bears(environ: WSGIEnvironment, token: str | None) -> bool:
     # WSGI strings are latin-1; the comparison takes as long for a wrong token as for a right one.
     right = hmac.compare_digest(given.strip(" \t").encode("latin-1", "replace"), (token or "").encode("utf-8"))
     return right and scheme.lower() == "bearer" and bool(token)
+
+
+def signed_in(environ: WSGIEnvironment, token: str) -> bool:
+    """Whether a browser sends this token, as the password of anybody.
+
+    Good for looking, and for nothing else: a browser sends it along with whatever another site makes it send.
+    """
+    scheme, _, given = environ.get("HTTP_AUTHORIZATION", "").partition(" ")
+    try:
+        _user, _, password = binascii.a2b_base64(given.strip(" \t").encode("ascii")).partition(b":")
+    except ValueError:  # neither ASCII nor base64
+        password = b""
+    return hmac.compare_digest(password, token.encode("utf-8")) and scheme.lower() == "basic"
+
+
+def _refused(method: str, respond: Callable[..., Iterable[bytes]]) -> Iterable[bytes] | None:
+    """The answer to a method that is none of a probe's, or that only asks for them."""
+    if method == "OPTIONS":
+        return respond(204, _PLAIN, b"", {"Allow": _METHODS})
+    if method not in ("GET", "HEAD"):
+        return respond(405, _PLAIN, b"probes answer GET and HEAD\n", {"Allow": _METHODS})
+    return None
 
 
 def _decisive(report: HealthReport) -> list[HealthCheckError]:

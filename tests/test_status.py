@@ -7,9 +7,9 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 from flask import Flask
@@ -17,7 +17,7 @@ from werkzeug.test import TestResponse
 
 from flask_lifecycle import CheckResult, Lifecycle, RequestInfo
 from flask_lifecycle._inflight import Load
-from flask_lifecycle._status import MOST_LISTED, status_document
+from flask_lifecycle._status import MOST_LISTED
 from flask_lifecycle.checks._engine import KEPT_DURATIONS
 from tests._fakes import BOUND, FakeServer, enter, make_app, state_of
 
@@ -53,6 +53,7 @@ def test_the_document_of_an_idle_application() -> None:
         "state": "READY",
         "reason": "started",
         "cordon": None,
+        "grace_period": 10.0,
         "phase": "",
         "remaining": None,
         "phases": [],
@@ -242,37 +243,45 @@ def test_after_a_stop() -> None:
     assert (document["status"], document["state"], document["phase"]) == ("fail", "STOPPED", "exit")
 
 
-class Prober(NamedTuple):
-    path: str
-    agent: str
-
-
-class Token(NamedTuple):
-    name: str
-    age: float
-    thread: str = "worker"
-    info: Mapping[str, Any] = {}
-
-
-class Tokens:
-    def __init__(self, *tokens: Token) -> None:
-        self.tokens = lambda: tokens
-
-
-def test_what_else_an_application_may_have() -> None:
-    """Tokens are told oldest first; probers, tasks of the start-up and the receipt of the last stop where they are."""
-    app, _lifecycle = serve()
-    state: Any = state_of(app)
-    state.work = Tokens(*(Token(f"import {n}", float(n), info={"file": n}) for n in range(MOST_LISTED + 2)))
-    state.hooks.tasks = Tokens(Token("warm the cache", 1.23))
-    state.probes.probers = lambda: [Prober("/readyz", "kube-probe/1.31")]
-    state.last_receipt = {"reason": "SIGTERM"}
-    document = status_document(state, state.health.report("healthcheck"))
-    assert document["tokens"][0] == {"name": "import 51", "age": 51.0, "thread": "worker", "info": {"file": 51}}
+def test_work_that_is_no_request() -> None:
+    """Tokens are told oldest first with what is known of them, and so is what the start-up waits for."""
+    app, lifecycle = serve()
+    for number in range(MOST_LISTED + 2):
+        lifecycle.work(f"import {number}", file=number)
+    with lifecycle.startup_task("warm the cache"):
+        document = document_of(app)
+    token = document["tokens"][0]
+    assert token.pop("age") >= 0
+    assert token == {"name": "import 0", "thread": "MainThread", "info": {"file": 0}}
     assert (len(document["tokens"]), document["tokens_omitted"]) == (MOST_LISTED, 2)
-    assert document["startup_tasks"] == [{"name": "warm the cache", "age": 1.2, "thread": "worker", "info": {}}]
-    assert document["probers"] == [{"path": "/readyz", "agent": "kube-probe/1.31"}]
-    assert document["receipt"] == {"reason": "SIGTERM"}
+    assert [task["name"] for task in document["startup_tasks"]] == ["warm the cache"]
+
+
+def test_who_asks() -> None:
+    """Whoever has asked the probes is told of."""
+    app, _lifecycle = serve()
+    get(app, "/readyz", User_Agent="kube-probe/1.31")
+    [prober] = document_of(app)["probers"]
+    assert (prober["group"], prober["status"], prober["count"]) == ("ready", "pass", 1)
+
+
+def test_the_last_receipt() -> None:
+    """The receipt of the last stop is told without stacks, and no more of each list than anybody reads."""
+    app, _lifecycle = serve()
+    lost = [{"path": "/a", "stack": "File 1"}] + [{"path": "/b"}, "odd"] * MOST_LISTED
+    state_of(app).last_receipt = {"reason": "SIGTERM", "abandoned": lost, "served": 3}
+    receipt = document_of(app)["receipt"]
+    assert (receipt["reason"], receipt["served"], receipt["abandoned"][0]) == ("SIGTERM", 3, {"path": "/a"})
+    assert len(receipt["abandoned"]) == MOST_LISTED
+
+
+def test_what_a_client_has_sent() -> None:
+    """A path is told as a request line has it, and no more of it than there is room for."""
+    app, _lifecycle = serve()
+    enter(state_of(app).ledger, "/<b>\x1b[31m" + "x" * 60_000)
+    [request] = document_of(app)["requests"]
+    assert request["path"].startswith("/%3Cb%3E%1B%5B31mxxx")
+    assert len(request["path"]) < 600
 
 
 def test_the_cordon_is_told(tmp_path: Path) -> None:
@@ -286,3 +295,14 @@ def test_the_cordon_is_told(tmp_path: Path) -> None:
     assert 500 < cordon.pop("remaining") <= 600
     assert cordon == {"by": "alice", "seconds": 600}
     assert control.uncordon("bob", "test")
+
+
+def test_a_check_that_has_no_past(monkeypatch: pytest.MonkeyPatch, free: threading.Event) -> None:
+    """Of a check whose first run is not over no past is told, nor of one that has come this moment."""
+    app, lifecycle = serve(LIFECYCLE_PROBE_TIMEOUT=0.001)
+    lifecycle.check("slow", timeout=BOUND)(lambda: free.wait(BOUND))
+    [check] = document_of(app)["checks"]["slow"]
+    assert (check["durations"], "changed" in check) == ([], False)
+    monkeypatch.setattr(state_of(app).health.engine, "histories", dict)
+    [check] = document_of(app)["checks"]["slow"]
+    assert "durations" not in check

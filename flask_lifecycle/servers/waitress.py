@@ -28,7 +28,8 @@ still reading. A channel that wants to close with all its output flushed is shut
 client has closed its side too, and only then closed; at the latest after two seconds, or, in a drain, a linger after
 the client has acknowledged everything.
 
-The lanes: each probe has a task dispatcher of its own with one thread, made when it is first asked and chosen in
+The lanes: each probe has a task dispatcher of its own with one thread (that of the status page, whose questions are
+held, with one for each that may be), made when it is first asked and chosen in
 ``add_task``. So no probe ever queues behind work, nor liveness behind a readiness probe that waits for a hung check.
 
 Traps of waitress that this file walks around: ``server.close()`` closes the trigger's pipe while workers still write
@@ -58,6 +59,7 @@ from waitress.server import BaseWSGIServer, UnixWSGIServer, create_server
 from waitress.task import ErrorTask, ThreadedTaskDispatcher, WSGITask
 
 from .. import _sockets
+from .._audience import MOST_HELD, WATCH
 from .._inflight import Load, RequestInfo
 from . import _closing
 from ._canary import Canary, send_ahead
@@ -254,7 +256,7 @@ class Waitress:
                 lane = self._lanes[name] = ThreadedTaskDispatcher()
                 # Its warnings would be taken for the work's queue: a new thread counts as busy until it waits.
                 lane.queue_logger = _UNHEARD
-                lane.set_thread_count(1)
+                lane.set_thread_count(MOST_HELD if name == WATCH else 1)
             return self._lanes[name]
 
     def _begin_closing(self, patience: float) -> None:
