@@ -167,8 +167,8 @@ def test_two_probes_of_a_kubelet(
     (said,) = look_after(clock, caplog, [*ticks(first), *ticks(second, offset, seed=1)])
     assert said == (
         f"The kubelet '{KUBELET}' at 10.0.0.1 asks '/readyz' by two probes, every {first:.0f} s and every"
-        f" {second:.0f} s, and nobody asks '/livez'; point the livenessProbe at that, or the process is restarted when it is only not"
-        " ready."
+        f" {second:.0f} s, and nobody asks '/livez'; point the livenessProbe at that, or the process is restarted when"
+        " it is only not ready."
     )
 
 
