@@ -163,7 +163,7 @@ def test_screens_and_colours(live: Starter, browser: Browser, width: int, dark: 
 
 
 def test_what_has_not_changed_stays(live: Starter, browser: Browser) -> None:
-    """A refresh leaves nodes, focus, selection, scroll position and what is opened as they are."""
+    """A refresh leaves nodes, focus, selection and the scroll position as they are."""
     running, _main, probes = serve(live)
     clients = [begin(running, f"/gate/{name}", f"begin live {name}") for name in ("a", "b", "c")]
     browser.look(1200, 400)
@@ -186,6 +186,20 @@ def test_what_has_not_changed_stays(live: Starter, browser: Browser) -> None:
     quiet(browser)
     for name, client in zip("abc", clients, strict=True):
         end(running, name, client)
+    assert running.stop() == 0
+
+
+def test_what_is_open_stays_open(live: Starter, browser: Browser) -> None:
+    """What the reader has opened stays open, and what is in it goes on changing."""
+    running, _main, probes = serve(live, plan={"observed": True})
+    browser.open(probes)
+    browser.wait("document.querySelector('details') !== null")
+    browser.run("(() => { const e = document.querySelector('details'); e.marked = true; e.open = true; })()")
+    figure = "document.querySelector('details dd').textContent"
+    seen = browser.run(figure)
+    browser.wait(f"{figure} !== {json.dumps(seen)}")
+    assert browser.run("document.querySelector('details').open && document.querySelector('details').marked") is True
+    quiet(browser)
     assert running.stop() == 0
 
 

@@ -336,6 +336,8 @@ def add_rude_surroundings(lifecycle: Lifecycle) -> None:
         state_changed.connect(rude_receiver)
     if "stderr" in PLAN:
         threading.Thread(target=stall_stderr, daemon=True).start()
+    if PLAN.get("observed"):
+        lifecycle.check("observed", ttl=0)(lambda: {"at": time.monotonic()})
     if "check" in PLAN:
         lifecycle.check("rude", timeout=LONGEST)(lambda: misbehave(PLAN["check"], "rude check"))
 
