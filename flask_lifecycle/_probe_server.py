@@ -11,6 +11,7 @@ lets no more than half as many wait for a check, so that liveness has room while
 from __future__ import annotations
 
 import errno
+import io
 import os
 import select
 import socket
@@ -180,10 +181,36 @@ class _Server(ThreadedWSGIServer):
         logger.debug("probe connection failed", exc_info=True, extra={"lifecycle_port": self.server_address[1]})
 
 
+class _Lines(io.BufferedReader):
+    """What a client sends, and the last line of it that was read."""
+
+    last = b""
+
+    def readline(self, size: int | None = -1, /) -> bytes:
+        self.last = super().readline(size)
+        return self.last
+
+
 class _Handler(WSGIRequestHandler):
     server: _Server
     protocol_version = "HTTP/1.1"
     timeout = _REQUEST_TIMEOUT
+
+    def setup(self) -> None:
+        super().setup()
+        self.rfile: _Lines = _Lines(self.rfile.detach())
+
+    def parse_request(self) -> bool:
+        """Read the headers; ``False`` if there is nothing to be answered.
+
+        For the base class the end of a connection ends them, too. But what was cut off may have been meant otherwise:
+        a drain that somebody thought better of, or a silent client whom we have hung up on and who is no prober.
+        """
+        if not super().parse_request():
+            return False
+        whole = self.rfile.last in (b"\r\n", b"\n")
+        self.close_connection = self.close_connection or not whole
+        return whole
 
     def make_environ(self) -> Any:
         self.server.answering(self.request)

@@ -182,6 +182,27 @@ def test_a_slow_request_is_hung_up(started: Any, monkeypatch: pytest.MonkeyPatch
     until(lambda: open_connections(server) == 0)
 
 
+@pytest.mark.parametrize("said", [b"GET /livez HTTP/1.1\r\n", b"GET /livez HTTP/1.1\r\nHost: here\r\nX-M"])
+def test_a_request_that_is_cut_off_is_none(started: Any, said: bytes) -> None:
+    """Where a connection ends before the headers do, nothing is done and nobody answered."""
+    asked = []
+
+    def note(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        asked.append(environ["PATH_INFO"])
+        return alive(environ, start_response)
+
+    server = started(note)
+    with connect(server) as client:
+        client.sendall(said)
+        client.shutdown(socket.SHUT_WR)
+        assert client.recv(1) == b""
+    with connect(server) as client:
+        client.sendall(b"GET /whole HTTP/1.1\r\nHost: here\r\n\r\n")
+        client.shutdown(socket.SHUT_WR)
+        assert client.recv(12) == b"HTTP/1.1 200"
+    assert asked == ["/whole"]
+
+
 def test_the_oldest_silent_connection_makes_room(started: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Beyond the bound the connection that has kept silent longest is hung up: what comes is more likely a prober."""
     assert _probe_server._CONNECTIONS == 64
