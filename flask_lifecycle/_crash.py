@@ -9,6 +9,9 @@ shutdown that a signal begins. They are installed by ``init_app`` and not when t
 process that runs jobs may serve nothing. In one that neither serves nor works (a shell, a migration) the main thread's
 end is the process's own affair, and an interactive console calls ``sys.excepthook`` for each mistake that is typed.
 
+Whoever was there first may hang, as on a stderr that nobody reads. The shutdown begins all the same, from a thread that
+waits for them a second; to begin it twice is harmless.
+
 The interpreter begins to end as soon as ``sys.excepthook`` returns, and from then on every executor refuses work, so in
 the main thread ours returns when the shutdown is over.
 
@@ -23,6 +26,7 @@ begun to, and is looked after.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import sys
 import threading
@@ -33,6 +37,8 @@ from typing import Any, Protocol
 from ._hooks import HookRecord
 from ._state import State
 
+# How long the shutdown waits for the traceback to be shown, in seconds; an idle process would be gone before it.
+_PATIENCE = 1.0
 # What a thread and a program are ended by on purpose.
 _NO_CRASHES = (SystemExit, KeyboardInterrupt)
 
@@ -87,18 +93,27 @@ class CrashWatch:
 
     def _in_main(self, kind: type[BaseException], error: BaseException, trace: Any) -> None:
         """What ``sys.excepthook`` is."""
-        try:
-            (self._main_next or sys.__excepthook__)(kind, error, trace)
-        finally:
-            self._judge(threading.main_thread().name, kind, error, main=True)
+        show = functools.partial(self._main_next or sys.__excepthook__, kind, error, trace)
+        self._show(show, functools.partial(self._judge, threading.main_thread().name, kind, error, main=True))
 
     def _in_thread(self, arguments: threading.ExceptHookArgs) -> None:
         """What ``threading.excepthook`` is."""
+        show = functools.partial(self._thread_next or threading.__excepthook__, arguments)
+        name = "" if arguments.thread is None else arguments.thread.name
+        self._show(show, functools.partial(self._judge, name, arguments.exc_type, arguments.exc_value, main=False))
+
+    def _show(self, show: Callable[[], object], judge: Callable[[], object]) -> None:
+        """Have an exception shown by whoever was there first, and judge it then, or when that takes too long."""
+        late = threading.Timer(_PATIENCE, judge)
+        late.daemon = True
+        if self._watching:
+            with contextlib.suppress(RuntimeError):  # no thread to be had
+                late.start()
         try:
-            (self._thread_next or threading.__excepthook__)(arguments)
+            show()
         finally:
-            name = "" if arguments.thread is None else arguments.thread.name
-            self._judge(name, arguments.exc_type, arguments.exc_value, main=False)
+            late.cancel()
+            judge()
 
     def _judge(self, name: str, kind: type[BaseException], error: BaseException | None, *, main: bool) -> None:
         if not self._watching or self._pid != os.getpid() or issubclass(kind, _NO_CRASHES):

@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
-from flask_lifecycle import HookRecord, ShutdownReport
+from flask_lifecycle import HookRecord, ShutdownReport, _crash
 from flask_lifecycle._crash import CrashWatch
 from flask_lifecycle._process import Process
-from tests._fakes import BOUND, FakeMember, coordinate, finish
+from tests._fakes import BOUND, FakeMember, coordinate, finish, running, until
 from tests.test_process import program
 
 RECORD = HookRecord("worker", "crash", "failed", 0.0, "ValueError: boom")
@@ -135,6 +135,33 @@ def test_a_predecessor_that_raises(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(RuntimeError, match=r"^no traceback$"):
         threading.excepthook(threading.ExceptHookArgs((ValueError, None, None, threading.current_thread())))
     assert len(process.told) == 2
+    watching.end()
+
+
+def test_a_predecessor_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What shows the traceback may hang, on a stderr that nobody reads, and the shutdown begins all the same."""
+    assert _crash._PATIENCE == 1.0
+    monkeypatch.setattr(_crash, "_PATIENCE", 0.01)
+    free = threading.Event()
+    monkeypatch.setattr(threading, "excepthook", lambda arguments: free.wait(BOUND))
+    process, watching = watch("consumer-*")
+    with running(lambda: crash("consumer-1", ValueError("boom"))):
+        until(lambda: bool(process.told))
+        free.set()
+    assert {reason for reason, _record, _main in process.told} == {"thread 'consumer-1' crashed: ValueError"}
+    watching.end()
+
+
+def test_a_crash_without_a_thread_to_be_had(called: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where no thread can be started nobody waits for the traceback, and the shutdown begins after it."""
+
+    def refuse(timer: threading.Timer) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Timer, "start", refuse)
+    process, watching = watch("*")
+    crash("consumer-1", ValueError("boom"))
+    assert (called, len(process.told)) == (["thread"], 1)
     watching.end()
 
 
