@@ -346,9 +346,9 @@ class AppState:
             self.refuse()
         self.ledger.forget_dropped()
         self.ledger.count_leavers()
+        self._gate.set()  # before the state, because who hears of that may hang, and who waits is to be answered
         self.machine.apply(Event.DRAIN, reason)
         self.draining.set()
-        self._gate.set()
 
     def refuse(self) -> None:
         with self._lock:

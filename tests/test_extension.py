@@ -270,8 +270,9 @@ def test_a_shutdown_during_the_start_up() -> None:
 
 def test_a_shutdown_overtakes_the_end_of_the_start_up(free: threading.Event) -> None:
     """A shutdown that begins while the start-up is ending wins: nobody sees an error, and the work is refused."""
-    # shutdown: the state is DRAINING, its receivers are told | request: the start-up is over, but nothing leads from
-    # DRAINING to READY | shutdown: the receivers are through, requests are let on to the guard
+    # shutdown: the guard is there, and requests are let on to it; the state is DRAINING, its receivers are told |
+    # request: it is refused; the start-up is over, but nothing leads from DRAINING to READY | shutdown: its receivers
+    # are through
     app, lifecycle = serve()
     begun, changes = threading.Event(), list[State]()
 
@@ -287,6 +288,7 @@ def test_a_shutdown_overtakes_the_end_of_the_start_up(free: threading.Event) -> 
 
     with state_changed.connected_to(hold, sender=app):
         assert get(app).status_code == 503
+        assert begun.wait(BOUND)
         assert changes == [State.DRAINING]
         free.set()
         report = lifecycle.shutdown()
