@@ -1,4 +1,4 @@
-"""Instructions per request, in process, with and without the extension, and the cost of its import.
+"""Instructions per request, in process, without the extension, with it, and with all of it turned on; and its import.
 
 Needs valgrind. Each figure is the difference between two runs that differ in the number of requests
 alone, so that start-up, imports and exit cancel out::
@@ -22,7 +22,19 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parent.parent
 WARM_UP = 100
-BARE, WITH = "bare", "lifecycle"
+BARE, WITH, EVERYTHING = "bare", "lifecycle", "everything"
+# All that runs beside requests; nobody looks at the status page meanwhile.
+ALL_ON = {
+    "LIFECYCLE_DETAILS": "token",
+    "LIFECYCLE_LOG_REMOTE_ADDR": True,
+    "LIFECYCLE_METRICS": True,
+    "LIFECYCLE_PROBE_HOST": "127.0.0.1",
+    "LIFECYCLE_PROBE_PORT": 0,
+    "LIFECYCLE_SHUTDOWN_DELAY": "auto",
+    "LIFECYCLE_STOP_ON_CRASH": ["*"],
+    "LIFECYCLE_STUCK_AFTER": 60,
+    "LIFECYCLE_TOKEN": "long enough for a token",
+}
 
 
 def make_app(kind: str) -> Flask:
@@ -38,10 +50,15 @@ def make_app(kind: str) -> Flask:
     def stream() -> Any:
         return (b"%d\n" % number for number in range(10)), {"Content-Type": "text/plain"}
 
-    if kind == WITH:
+    if kind != BARE:
         from flask_lifecycle import Lifecycle
 
-        Lifecycle(app)
+        home = os.environ.get("BENCHMARK_HOME", "")
+        more = {"LIFECYCLE_CONTROL_DIR": home, "LIFECYCLE_REPORT_FILE": f"{home}/report.json"}
+        app.config.update(ALL_ON | more if kind == EVERYTHING else {})
+        lifecycle = Lifecycle(app)
+        if kind == EVERYTHING:
+            lifecycle.check("background", interval=0.5)(lambda: None)
     return app
 
 
@@ -67,7 +84,13 @@ def serve(kind: str, path: str, count: int) -> None:
 def environment(cache: str) -> dict[str, str]:
     """What the measured processes see: byte code is cached, as it is wherever a package is installed."""
     environ = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
-    return {**environ, "PYTHONHASHSEED": "0", "PYTHONPATH": str(ROOT), "PYTHONPYCACHEPREFIX": cache}
+    return {
+        **environ,
+        "BENCHMARK_HOME": cache,
+        "PYTHONHASHSEED": "0",
+        "PYTHONPATH": str(ROOT),
+        "PYTHONPYCACHEPREFIX": cache,
+    }
 
 
 def instructions(cache: str, *arguments: str) -> int:
@@ -92,14 +115,16 @@ def per_request(cache: str, kind: str, path: str, count: int) -> float:
 
 
 def report_requests(cache: str, count: int) -> None:
-    for kind in (BARE, WITH):  # fills the cache
+    kinds = (BARE, WITH, EVERYTHING)
+    for kind in kinds:  # fills the cache
         child = [sys.executable, __file__, "--child", kind, "/", "0"]
         subprocess.run(child, env=environment(cache), check=True)
-    print(f"{'instructions per request':32}{'bare Flask':>14}{'Lifecycle':>14}{'ratio':>9}")
+    print(f"{'instructions per request':28}{'bare Flask':>14}{'Lifecycle':>14}{'ratio':>9}{'all on':>14}{'ratio':>9}")
     for path in ("/", "/stream"):
-        bare, with_extension = (per_request(cache, kind, path, count) for kind in (BARE, WITH))
-        ratio = with_extension / bare
-        print(f"GET {path:28}{bare:14,.0f}{with_extension:14,.0f}{ratio:9.4f}", flush=True)
+        bare, with_extension, all_on = (per_request(cache, kind, path, count) for kind in kinds)
+        ratios = with_extension / bare, all_on / bare
+        line = f"GET {path:24}{bare:14,.0f}{with_extension:14,.0f}{ratios[0]:9.4f}{all_on:14,.0f}{ratios[1]:9.4f}"
+        print(line, flush=True)
 
 
 def report_imports(cache: str) -> None:
