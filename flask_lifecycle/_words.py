@@ -162,10 +162,10 @@ def phases(document: Mapping[str, Any]) -> list[Phase]:
     over = {phase["name"]: phase["seconds"] for phase in records(document["phases"])}
     found = []
     for name in COURSE:
-        if name in over:
-            found.append(Phase(name, "over", _MARKS["pass"], over[name]))
-        elif name == document["phase"]:
+        if name == document["phase"]:  # looked at first: for an instant the last one is over and the next is not on
             found.append(Phase(name, "now", "\u25b8", None))
+        elif name in over:
+            found.append(Phase(name, "over", _MARKS["pass"], over[name]))
         else:
             found.append(Phase(name, "ahead", "\u00b7", None))
     return found

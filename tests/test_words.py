@@ -153,6 +153,12 @@ def test_phases() -> None:
     assert len({phase.mark for phase in found}) == 3
 
 
+def test_between_two_phases() -> None:
+    """At the instant when one phase is over and the next has not begun, the one that is over is still the one shown."""
+    found = _words.phases({"phase": "announce", "phases": [{"name": "announce", "seconds": 0.1}]})
+    assert [phase.when for phase in found][:2] == ["now", "ahead"]
+
+
 def test_spark() -> None:
     """The durations are bars, the newest on the right and the highest of full height, and told in words as well."""
     found = _words.spark([0.001, 0.004])

@@ -32,7 +32,7 @@ FLAGS = (
     "--disable-sync",
     "--no-first-run",
     "--remote-debugging-pipe",
-    "about:blank",
+    "--no-startup-window",
 )
 # Puts the pipes where Chromium looks for them.
 ON_PIPES = """
@@ -64,7 +64,11 @@ class Browser:
         self._start(found, home)
         self._reader = threading.Thread(target=self._read, name="browser", daemon=True)
         self._reader.start()
-        self._attach()
+        try:
+            self._attach()
+        except BaseException:
+            self.close()
+            raise
 
     def _start(self, chromium: str, home: Path) -> None:
         reads, self._write_to = os.pipe()
@@ -80,7 +84,8 @@ class Browser:
         os.close(writes)
 
     def _attach(self) -> None:
-        [page] = [each for each in self.send("Target.getTargets")["targetInfos"] if each["type"] == "page"]
+        # A page of our own: the one that it begins with may not be there yet.
+        page = self.send("Target.createTarget", url="about:blank")
         attached = self.send("Target.attachToTarget", targetId=page["targetId"], flatten=True)
         self._session = attached["sessionId"]
         for domain in ("Page", "Runtime", "Log", "Network", "Audits", "DOM", "CSS"):

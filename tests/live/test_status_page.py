@@ -232,11 +232,11 @@ def test_a_whole_drain(live: Starter, browser: Browser, server: str) -> None:
     until_shown(browser, "READY", "GET /gate/one")
     running.begin_stop()
     until_shown(browser, "DRAINING", "SIGTERM", "Time left")
-    browser.wait("document.querySelector('[aria-current=step]').dataset.key === 'drain'")
+    browser.wait("document.querySelector('[aria-current=step]')?.dataset.key === 'drain'")
     assert browser.run(SCAN) == []
     end(running, "one", client)
     until_shown(browser, "STOPPING")
-    browser.wait("document.querySelector('[aria-current=step]').dataset.key === 'hooks'")
+    browser.wait("document.querySelector('[aria-current=step]')?.dataset.key === 'hooks'")
     running.open_gate("slow")
     assert running.wait_gone() == 0
     until_shown(browser, "STOPPED", "clean, exit 0", "The process has stopped. This is the last that it told.")
