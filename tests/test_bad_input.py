@@ -148,6 +148,38 @@ SECONDS = "must be a finite number of seconds"
             " on.",
         ),
         (
+            {"LIFECYCLE_REPORT_FILE": 5},
+            TypeError,
+            "'LIFECYCLE_REPORT_FILE' must be the path of a file or None, not 5.",
+        ),
+        (
+            {"LIFECYCLE_REPORT_FILE": ""},
+            TypeError,
+            "'LIFECYCLE_REPORT_FILE' must be the path of a file or None, not ''.",
+        ),
+        (
+            {"LIFECYCLE_REPORT_FILE": b"/tmp/report.json"},
+            TypeError,
+            "'LIFECYCLE_REPORT_FILE' must be the path of a file or None, not b'/tmp/report.json'.",
+        ),
+        (
+            {"LIFECYCLE_REPORT_FILE": "/nowhere/report.json"},
+            ValueError,
+            "'LIFECYCLE_REPORT_FILE' names '/nowhere/report.json', which is no file in a directory that exists;"
+            " create it, or name another.",
+        ),
+        (
+            {"LIFECYCLE_REPORT_FILE": "/"},
+            ValueError,
+            "'LIFECYCLE_REPORT_FILE' names '/', which is no file in a directory that exists; create it, or name"
+            " another.",
+        ),
+        (
+            {"LIFECYCLE_LOG_REMOTE_ADDR": 1},
+            TypeError,
+            "'LIFECYCLE_LOG_REMOTE_ADDR' must be True or False, not 1.",
+        ),
+        (
             {"LIFECYCLE_DELAY_PROBES": 0},
             ValueError,
             "'LIFECYCLE_DELAY_PROBES' must be a whole number from 1 on, not 0.",
@@ -771,6 +803,11 @@ def takes_keyword(*, context: Any) -> None: ...
             TypeError,
             "The on_{kind} function 'takes_keyword' takes (*, context: 'Any') -> 'None';"
             " it may take nothing, or one argument, the context.",
+        ),
+        (
+            lambda on: on(name=5)(nothing),
+            TypeError,
+            "An on_{kind} function needs a name that is a string, not 5.",
         ),
         (
             lambda on: on(timeout=0)(nothing),

@@ -246,3 +246,8 @@ def test_every_default_is_said_as_it_is() -> None:
     for key, row in KEYS.items():
         if re.fullmatch(r"None|\d+(\.\d+)?|\".*\"", row.default):
             assert row.default.strip('"') == str(getattr(settings, row.attribute)), key
+
+
+def test_how_often_probers_are_told() -> None:
+    """How many answers a prober has to fetch is a plain number."""
+    assert read(DELAY_PROBES=5).delay_probes == 5

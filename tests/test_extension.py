@@ -683,3 +683,27 @@ def test_the_probe_listener_is_opened_once(caplog: pytest.LogCaptureFixture) -> 
         state.end()
     assert lifecycle.probe_address is None
     assert len([record for record in caplog.records if "probe listener on" in record.getMessage()]) == 1
+
+
+def test_a_companion_that_fails(caplog: pytest.LogCaptureFixture) -> None:
+    """What goes along with an application and fails is logged by name, and the others are still told."""
+    app = make_app()
+    Lifecycle(app)
+    state, told = state_of(app), list[State]()
+
+    class Broken:
+        def begin(self) -> None: ...
+
+        def state_changed(self, new: State, reason: str) -> None:
+            raise ValueError("broken")
+
+        def end(self) -> None: ...
+
+    class Sound(Broken):
+        def state_changed(self, new: State, reason: str) -> None:
+            told.append(new)
+
+    state.companions += [Broken(), Sound()]
+    state.start()
+    assert told == [State.READY]
+    assert "Broken failed" in caplog.messages

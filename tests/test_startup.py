@@ -358,6 +358,26 @@ def test_applications_of_one_lifecycle_wait_for_the_same_tasks() -> None:
     assert [state_of(app).machine.state for app in apps] == [State.READY] * 2
 
 
+def test_an_application_that_is_gone() -> None:
+    """The end of a task is told to the applications that are still there."""
+    tasks = StartupTasks([])
+    heard: list[str] = []
+
+    class Listener:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def hear(self) -> None:
+            heard.append(self.name)
+
+    kept, gone = Listener("kept"), Listener("gone")
+    tasks.listen(gone.hear)
+    tasks.listen(kept.hear)
+    del gone
+    tasks.begin("cache", "shutdown").done()
+    assert heard == ["kept"]
+
+
 def test_a_start_that_hangs_is_not_silent(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     """While the start-up goes on the log says again and again what it waits for, function and tasks."""
     monkeypatch.setattr(_app, "STILL_STARTING", 0.01)

@@ -82,7 +82,8 @@ def test_workers_of_gunicorn(live: Starter, tmp_path: Path) -> None:
         two.ask("/gate/both")
         running.wait_event("begin live both", 2)
         wait_until(lambda: merged(directory).get("requests_in_flight") == 2, "the requests of both")
-        assert merged(directory)["state{state=READY}"] == 2
+        # A worker writes its figures one after the other.
+        wait_until(lambda: merged(directory).get("state{state=READY}") == 2, "the states of both")
         running.open_gate("both")
         assert (one.answer().body, two.answer().body) == (b"passed both", b"passed both")
     for _ in range(10):
