@@ -35,6 +35,7 @@ class _Group(AppGroup):
 
     _modules: ClassVar = {
         "cordon": "._operator_cli",
+        "doctor": "._doctor._command",
         "drain": "._operator_cli",
         "run": "._run_cli",
         "status": "._operator_cli",

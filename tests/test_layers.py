@@ -54,6 +54,7 @@ LAYERS = {
     "_remote": 1,
     "_status_table": 2,
     "_status_watch": 3,
+    "_doctor": 5,
     "_operator_cli": 5,
     "_run_cli": 5,
     "servers": 5,

@@ -1,0 +1,123 @@
+"""Compose files. A command that is one text is split into words and reaches no shell, unlike in a Dockerfile."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from urllib.parse import urlsplit
+
+from ._model import WARNING, Command, Notes, Number, Probe, Workload, split
+from ._source import Value
+
+# Docker's own defaults.
+_GRACE = 10.0
+_TIMEOUT = 30.0
+_UNITS = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "ns": 1e-9}
+_PART = re.compile(r"([0-9]+(?:\.[0-9]+)?)(h|ms|us|µs|ns|m|s)")
+_URL = re.compile(r"https?://[^\s'\"|)]+")
+_SERVERS = re.compile(r"flask|lifecycle|gunicorn|waitress-serve|uwsgi")
+
+
+def is_compose(document: Value) -> bool:
+    return bool(document.fields("services"))
+
+
+def read_compose(document: Value, notes: Notes, name: str | None, lane: Callable[[str], str | None]) -> list[Workload]:
+    """The services that are the application.
+
+    :param name: of the service; by default those that look like it.
+    """
+    services = document.fields("services")
+    if name is not None:
+        services = {key: service for key, service in services.items() if key == name}
+    elif len(services) > 1:
+        ours = {key: service for key, service in services.items() if _looks_like_ours(service, lane)}
+        if not ours:
+            listed = ", ".join(f"'{key}'" for key in services)
+            text = f"which of its services is the application cannot be told ({listed}), so none was judged"
+            notes.add(document.line, text, "say it with --name", severity=WARNING)
+        services = ours
+    return [_workload(key, service, notes) for key, service in services.items()]
+
+
+def _looks_like_ours(service: Value, lane: Callable[[str], str | None]) -> bool:
+    words = " ".join(" ".join(_words(service, key)) for key in ("entrypoint", "command"))
+    url = _url(service)
+    return bool(_SERVERS.search(words)) or (url is not None and lane(urlsplit(url).path) is not None)
+
+
+def _words(service: Value, *keys: str) -> list[str]:
+    value = service.get(*keys)
+    if value is not None and isinstance(value.data, list):
+        return [word.text() for word in value.data]
+    return list(split(service.text(*keys)))
+
+
+def _workload(name: str, service: Value, notes: Notes) -> Workload:
+    notes.subject = f"service '{name}'"
+    given = service.get("entrypoint") or service.get("command")
+    words = [*_words(service, "entrypoint"), *_words(service, "command")]
+    probe = _probe(service, notes)
+    return Workload(
+        "compose",
+        notes.file,
+        notes.subject,
+        service.line,
+        _seconds(service, "stop_grace_period", _GRACE, notes),
+        "stop_grace_period",
+        Command.of(given.line, words) if given is not None and words else None,
+        probes=(probe,) if probe is not None else (),
+        env=_environment(service),
+        options=service.fields(),
+    )
+
+
+def _environment(service: Value) -> dict[str, Value]:
+    listed = {}
+    for entry in service.entries("environment"):
+        key, equals, value = entry.text().partition("=")
+        if equals:
+            listed[key] = Value(entry.line, {"value": Value(entry.line, value)})
+    given = service.fields("environment")
+    return listed | {key: Value(value.line, {"value": value}) for key, value in given.items()}
+
+
+def _seconds(parent: Value, key: str, default: float, notes: Notes) -> Number:
+    value, text = parent.get(key), parent.text(key)
+    if value is None:
+        return Number(default, parent.line, False)
+    parts = _PART.findall(text)
+    if parts and "".join(number + unit for number, unit in parts) == text:
+        return Number(sum(float(number) * _UNITS[unit] for number, unit in parts), value.line)
+    if "$" in text:
+        notes.add(
+            value.line,
+            f"{key} is '{text}', which is filled in later, so {default:g} s, the default, was judged",
+            "give the doctor what 'docker compose config' prints",
+            text,
+            WARNING,
+        )
+    else:
+        notes.add(value.line, f"{key} is '{text}'", "give it a duration such as '30s' or '1m30s'", text)
+    return Number(default, value.line, False)
+
+
+def _url(service: Value) -> str | None:
+    found = _URL.search(" ".join(_words(service, "healthcheck", "test")))
+    return found[0] if found else None
+
+
+def _probe(service: Value, notes: Notes) -> Probe | None:
+    check, url = service.get("healthcheck"), _url(service)
+    if check is None or url is None:
+        return None
+    try:
+        parts = urlsplit(url)
+        port = parts.port or (443 if parts.scheme == "https" else 80)
+    except ValueError:  # it has a variable where the port is
+        return None
+    test = check.get("test")
+    line = test.line if test is not None else check.line
+    numbers = {"timeoutSeconds": _seconds(check, "timeout", _TIMEOUT, notes)}
+    path = Value(line, parts.path or "/")
+    return Probe("health", line, "http", path, Value(line, port), parts.scheme.upper(), numbers)
