@@ -37,6 +37,7 @@ class _Group(AppGroup):
         "cordon": "._operator_cli",
         "doctor": "._doctor._command",
         "drain": "._operator_cli",
+        "manifest": "._doctor._manifest",
         "run": "._run_cli",
         "status": "._operator_cli",
         "uncordon": "._operator_cli",

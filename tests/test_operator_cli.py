@@ -392,7 +392,7 @@ def test_the_probe_listener_as_its_own_host_sees_it(host: str, url: str) -> None
 def test_the_group_lists_them() -> None:
     """The commands are listed with the others, and an unknown one is none."""
     context = click.Context(group)
-    assert group.list_commands(context) == ["cordon", "doctor", "drain", "run", "status", "uncordon"]
+    assert group.list_commands(context) == ["cordon", "doctor", "drain", "manifest", "run", "status", "uncordon"]
     assert group.get_command(context, "nothing") is None
     result = invoke(make(), "--help")
     assert "Take a process out of rotation for a while" in result.output

@@ -1,0 +1,152 @@
+"""``flask lifecycle manifest``: what it prints is what the doctor accepts, and what the balancers read."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from flask_lifecycle import Lifecycle
+from flask_lifecycle._cli import group
+from flask_lifecycle._doctor._command import Application, examine
+from flask_lifecycle._doctor._manifest import KINDS, plan_for
+from tests._fakes import make_app, state_of
+
+SETTINGS: list[dict[str, Any]] = [
+    {},
+    {"LIFECYCLE_GRACE_PERIOD": 90.5, "LIFECYCLE_SHUTDOWN_DELAY": 4, "LIFECYCLE_PROBE_TIMEOUT": 2.5},
+    {"LIFECYCLE_GRACE_PERIOD": 30, "LIFECYCLE_SHUTDOWN_DELAY": "auto", "LIFECYCLE_PROBE_PORT": 9000},
+    {"LIFECYCLE_URL_PREFIX": "/p", "LIFECYCLE_PATHS": {"readyz": "/r", "livez": "/l"}, "LIFECYCLE_SIGNALS": ["SIGINT"]},
+    {"LIFECYCLE_STATUS_CODES": {"warn": 207}, "LIFECYCLE_SHUTDOWN_DELAY": 0.1},
+]
+IDS = ["plain", "long", "auto", "moved", "codes"]
+
+
+def made(kind: str, config: dict[str, Any], name: str = "My shop_1") -> tuple[str, Application]:
+    """What is printed for an application with these settings."""
+    app = make_app(**config)
+    Lifecycle(app)
+    state = state_of(app)
+    application = Application(state.settings, app.config, state.probes.lane)
+    return KINDS[kind](plan_for(kind, application, name, "shop", 8000)), application
+
+
+@pytest.mark.parametrize("config", SETTINGS, ids=IDS)
+@pytest.mark.parametrize("kind", ["kubernetes", "compose", "systemd"])
+def test_the_doctor_accepts_it(
+    kind: str, config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the settings are, no rule finds anything; but that there is no delay, where there is none."""
+    monkeypatch.chdir(tmp_path)
+    text, application = made(kind, config)
+    Path("file").write_text(text)
+    rules = [(finding.rule, finding.severity) for finding in examine("file", application)]
+    no_delay = kind == "kubernetes" and not application.settings.longest_delay
+    assert rules == [("grace-period", "ok"), *([("no-delay", "warning")] if no_delay else [])]
+
+
+@pytest.mark.parametrize("config", SETTINGS, ids=IDS)
+@pytest.mark.skipif(shutil.which("haproxy", path="/usr/sbin:/usr/bin") is None, reason="there is no HAProxy")
+def test_haproxy_accepts_it(config: dict[str, Any], tmp_path: Path) -> None:
+    """A frontend, a mode and the block are a configuration without a warning."""
+    text, _ = made("haproxy", config)
+    file = tmp_path / "haproxy.cfg"
+    around = (
+        "defaults\n    mode http\n    timeout client 5s\nfrontend f\n    bind 127.0.0.1:1\n    use_backend my-shop-1\n"
+    )
+    file.write_text(f"{around}{text}")
+    done = subprocess.run(
+        ["haproxy", "-c", "-dW", "-f", str(file)],
+        env={"PATH": "/usr/sbin:/usr/bin"},
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("config", SETTINGS, ids=IDS)
+@pytest.mark.skipif(shutil.which("nginx", path="/usr/sbin:/usr/bin") is None, reason="there is no nginx")
+def test_nginx_accepts_it(config: dict[str, Any], tmp_path: Path) -> None:
+    """Within http it is a configuration."""
+    text, _ = made("nginx", config)
+    file = tmp_path / "nginx.conf"
+    kinds = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+    own = "".join(f"{kind}_temp_path {tmp_path}/{kind};\n" for kind in kinds)
+    file.write_text(f"pid {tmp_path}/pid;\nerror_log stderr;\nevents {{}}\nhttp {{\naccess_log off;\n{own}{text}}}\n")
+    done = subprocess.run(
+        ["nginx", "-t", "-p", str(tmp_path), "-c", str(file)],
+        env={"PATH": "/usr/sbin:/usr/bin"},
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ({}, (3, "2s", "a delay of 0 s is too short for 3 answers: refused connections are retried")),
+        ({"LIFECYCLE_SHUTDOWN_DELAY": 4}, (3, "1s", "3 answers come within 4 s, of 4 s of the delay")),
+        (
+            {"LIFECYCLE_GRACE_PERIOD": 30, "LIFECYCLE_SHUTDOWN_DELAY": "auto", "LIFECYCLE_DELAY_PROBES": 2},
+            (2, "2s", "2 answers come within 6 s, of 14 s of the delay"),
+        ),
+    ],
+)
+def test_balancers_know_within_the_delay(config: dict[str, Any], expected: tuple[int, str, str]) -> None:
+    """As many answers as are needed come while everything is still served; Envoy and HAProxy ask alike."""
+    text, _ = made("envoy", config)
+    (cluster,) = yaml.safe_load(text)["clusters"]
+    (check,) = cluster["health_checks"]
+    fall, interval, reason = expected
+    assert (check["unhealthy_threshold"], check["interval"], reason in text) == (fall, interval, True)
+    assert f"inter {interval[:-1]}000ms fall {fall} rise 2 port 8000" in made("haproxy", config)[0]
+
+
+def test_envoy_asks_the_probe_listener_and_takes_its_statuses() -> None:
+    """Readiness at its path, on its port, with what LIFECYCLE_STATUS_CODES answers."""
+    text, _ = made("envoy", {"LIFECYCLE_PROBE_PORT": 9000, "LIFECYCLE_STATUS_CODES": {"warn": 207}})
+    (cluster,) = yaml.safe_load(text)["clusters"]
+    (endpoint,) = cluster["load_assignment"]["endpoints"][0]["lb_endpoints"]
+    assert endpoint["endpoint"]["health_check_config"] == {"port_value": 9000}
+    asked = cluster["health_checks"][0]["http_health_check"]
+    assert asked["path"] == "/readyz"
+    assert asked["expected_statuses"] == [{"start": 200, "end": 201}, {"start": 207, "end": 208}]
+
+
+@pytest.mark.parametrize(("name", "label"), [("a.b", "a-b"), ("---", "app"), ("x" * 80, "x" * 50)])
+def test_a_name_is_one_that_objects_may_have(name: str, label: str) -> None:
+    """Whatever the application is called."""
+    assert f"\nbackend {label}\n" in f"\n{made('haproxy', {}, name)[0]}"
+
+
+def invoke(*arguments: str, **config: Any) -> Any:
+    """Run the command as ``flask`` would."""
+    app = make_app(**config)
+    Lifecycle(app)
+    app.cli.add_command(group)
+    return app.test_cli_runner().invoke(args=["lifecycle", "manifest", *arguments])
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_the_command_prints_the_block(kind: str) -> None:
+    """Each kind has its command, and the port is what was said."""
+    result = invoke(kind, "-p", "8123")
+    assert (result.exit_code, "8123" in result.output) == (0, True)
+
+
+def test_settings_that_do_not_fit_the_cluster_are_one_sentence() -> None:
+    """The delay that is the default there has no room in this grace period."""
+    app = make_app(LIFECYCLE_GRACE_PERIOD=4)
+    del app.config["LIFECYCLE_SHUTDOWN_DELAY"]
+    Lifecycle(app)
+    app.cli.add_command(group)
+    result = app.test_cli_runner().invoke(args=["lifecycle", "manifest", "kubernetes"])
+    assert result.exit_code == 2
+    assert "Error: In a cluster the application does not start: 'LIFECYCLE_SHUTDOWN_DELAY' (5 s)" in result.output
