@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -50,7 +49,6 @@ def test_the_doctor_accepts_it(
 
 
 @pytest.mark.parametrize("config", SETTINGS, ids=IDS)
-@pytest.mark.skipif(shutil.which("haproxy", path="/usr/sbin:/usr/bin") is None, reason="there is no HAProxy")
 def test_haproxy_accepts_it(config: dict[str, Any], tmp_path: Path) -> None:
     """A frontend, a mode and the block are a configuration without a warning."""
     text, _ = made("haproxy", config)
@@ -70,7 +68,6 @@ def test_haproxy_accepts_it(config: dict[str, Any], tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("config", SETTINGS, ids=IDS)
-@pytest.mark.skipif(shutil.which("nginx", path="/usr/sbin:/usr/bin") is None, reason="there is no nginx")
 def test_nginx_accepts_it(config: dict[str, Any], tmp_path: Path) -> None:
     """Within http it is a configuration."""
     text, _ = made("nginx", config)

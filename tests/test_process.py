@@ -694,7 +694,7 @@ def test_interpreter_exit_is_bounded() -> None:
         """
         from flask_lifecycle import _process
         logging.basicConfig(format="%(message)s", level=logging.ERROR)
-        lifecycle = Lifecycle(app := make(LIFECYCLE_GRACE_PERIOD=0.2))
+        lifecycle = Lifecycle(app := make(LIFECYCLE_GRACE_PERIOD=3.0))
         serve(app)
         _process.this_process.coordinator._finish = lambda *a: threading.Event().wait(20)
         """
