@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -107,7 +108,7 @@ class AppState:
 
             paths = self.settings.probe_paths()
             named = {"ready": paths["readyz"], "healthcheck": paths["healthcheck"], "live": paths["livez"]}
-            self.companions.append(Advice(self.probers, named, lambda: self.process.coordinator.owned))
+            self.companions.append(Advice(self.probers, named, self._is_alone))
         if os.environ.get("NOTIFY_SOCKET"):
             from ._systemd import Notifier
 
@@ -118,6 +119,10 @@ class AppState:
             watch = self.process.share(CrashWatch)
             watch.install()
             self.companions.append(watch)
+
+    def _is_alone(self) -> bool:
+        """Whether whoever asks this instance asks this process."""
+        return self.process.coordinator.owned and not self.process.coordinator.carried
 
     def _add_operators(self) -> None:
         """What operators may ask for, by HTTP and by file; whoever lets them ask for nothing does not pay for it."""
@@ -339,6 +344,22 @@ class AppState:
             return load
         return load._replace(oldest=max(load.oldest, running[0].age))
 
+    def after_fork(self) -> None:
+        """Forget in a forked child that the parent has started: what serves there runs its own start-up and hooks.
+
+        An application that was loaded, and warmed up, by the master of a prefork server has started in no worker.
+        """
+        self._lock = threading.Lock()
+        self.hooks.after_fork()
+        self.machine.after_fork()
+        if not self.machine.ending:
+            self._gate = threading.Event()
+            self._functions_over = False
+            self.served_since = None
+            if self.ledger.rearm is not None:
+                self.ledger.rearm()
+        self._probe_server = None  # its socket is closed in the child
+
     # -- shutdown -------------------------------------------------------------------------------------------------
 
     def begin_drain(self, reason: str) -> None:
@@ -383,7 +404,9 @@ class AppState:
 
         with self._lock:
             if self._probe_server is None:
-                self._probe_server = ProbeServer(self.probes, self.settings.probe_host, port)
+                # Each worker of gunicorn has a listener of its own on the one port, and the kernel deals them out.
+                shared = "gunicorn.arbiter" in sys.modules
+                self._probe_server = ProbeServer(self.probes, self.settings.probe_host, port, shared=shared)
                 self._probe_server.start()
 
     @property

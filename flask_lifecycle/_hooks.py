@@ -97,6 +97,11 @@ class Hooks:
     def __init__(self) -> None:
         self._hooks: dict[str, list[Hook]] = {"startup": [], "drain": [], "shutdown": []}
         self.records: list[HookRecord] = []  # of those that ran
+        self.after_fork()
+
+    def after_fork(self) -> None:
+        """Forget in a forked child what has run: it runs there anew. The list stays the one that others write to."""
+        self.records.clear()
         self.starting = ""  # the on_startup function that runs now
         self.startup_begun = threading.Event()
         self.startup_over = threading.Event()

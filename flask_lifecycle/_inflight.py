@@ -97,6 +97,7 @@ class Ledger(Tally):
     """The requests that the application has been called for and whose bodies are not closed yet."""
 
     remote = False  # whether the addresses of clients may be told
+    rearm: Callable[[], None] | None = None  # makes the middleware ask for the start-up once more
 
     def requests(self, stacks: bool = False) -> tuple[RequestInfo, ...]:
         """A snapshot of what is in flight, oldest first; with the stacks of their threads if they are wanted."""
@@ -221,6 +222,11 @@ def count_requests(
         body.iterable = result
         return body
 
+    def rearm() -> None:
+        nonlocal pending
+        pending = before_first
+
+    ledger.rearm = rearm
     return middleware
 
 

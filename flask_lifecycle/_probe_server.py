@@ -43,10 +43,11 @@ _ANSWERS = 256
 class ProbeServer:
     """A listener bound when it is made, answering from :meth:`start` to :meth:`close`.
 
+    :param shared: other processes of this user may listen on the same port: workers of one server.
     :raises OSError: the address cannot be listened on.
     """
 
-    def __init__(self, app: WSGIApplication, host: str, port: int) -> None:
+    def __init__(self, app: WSGIApplication, host: str, port: int, *, shared: bool = False) -> None:
         try:
             family, kind, address = _sockets.resolve(host, port)
             sock = socket.socket(family, kind)
@@ -55,6 +56,8 @@ class ProbeServer:
         with sock:
             try:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                if shared:
+                    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
                 sock.bind(address)
                 sock.listen(128)
             except OSError as error:

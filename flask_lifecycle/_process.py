@@ -70,6 +70,9 @@ class App(Member, Protocol):
     def open_probe_listener(self) -> None:
         """Bind and start the probe listener, if one is configured."""
 
+    def after_fork(self) -> None:
+        """Forget in a forked child that the parent has started."""
+
     def begin(self) -> None:
         """The process is about to serve; twice is harmless."""
 
@@ -102,7 +105,10 @@ class Process:
 
     def _after_fork(self) -> None:
         self._forked = True
+        self._lock = threading.RLock()
         self._renew()
+        for member in self.members():
+            member.after_fork()
 
     def _renew(self) -> None:
         self.coordinator = Coordinator(self.members, self._find_server, self._keep, self._leave)
@@ -378,6 +384,40 @@ class Process:
         finally:
             self._loop_thread = None
 
+    # -- carried --------------------------------------------------------------------------------------------------
+
+    def carry(self, server: Server) -> bool:
+        """Serve as the worker of a master that says when it stops; the main loop is the server's, all else as under
+        ``run``. For the main thread only; ``False`` if a shutdown has begun already.
+        """
+        self.relay.restore()
+        self.coordinator.owned = self.coordinator.carried = True
+        if not self.coordinator.attach(server):
+            return False
+        for each in self.members():
+            each.begin()
+            threading.Thread(target=_start_carried, args=(each,), name="lifecycle-startup", daemon=True).start()
+        return True
+
+    def stop(self, reason: str, signum: int | None = None, *, delay: bool) -> None:
+        """Begin the shutdown, as the master says.
+
+        :param delay: whether all workers stop; one that is replaced leaves nobody to notice.
+        """
+        if not self.coordinator.begun:
+            self.coordinator.delayed = delay
+        self._begin(reason, signum)
+
+    def let_go(self) -> ShutdownReport | None:
+        """The main loop has ended: wait until the shutdown is over. The watchdog bounds it, and what comes after."""
+        coordinator = self.coordinator
+        while coordinator.report is None and coordinator.last_moment.remaining():
+            coordinator.done.wait(min(1.0, coordinator.last_moment.remaining()))
+        for each in self.members():
+            each.end()
+        self._left.set()
+        return coordinator.report
+
     # -- leaving --------------------------------------------------------------------------------------------------
 
     def _keep(self, report: ShutdownReport) -> None:
@@ -466,6 +506,14 @@ def _lane_finder(members: Sequence[App]) -> Callable[[str], str | None]:
     if len(members) == 1:
         return members[0].lane
     return lambda path: next((lane for member in members if (lane := member.lane(path)) is not None), None)
+
+
+def _start_carried(member: App) -> None:
+    try:
+        member.open_probe_listener()
+    except OSError as error:
+        logger.error("%s", error, extra={"lifecycle_error": str(error)})
+    member.start()
 
 
 def _non_daemons() -> list[threading.Thread]:

@@ -89,9 +89,11 @@ class Coordinator:
         self.clock = clock or Clock()
         self.server: Server | None = None
         self.owned = False  # whether run() is in charge of the process
+        self.carried = False  # owned, but as one worker of a master, who speaks for all of them
         self.reason = ""
         self.signal: int | None = None
         self.crash: HookRecord | None = None  # the thread whose end began it
+        self.delayed = True  # whether anybody has to notice: not where others go on with the listener
         self.deadline: Deadline | None = None
         self.last_moment = Deadline(self.clock, 0.0)  # when whatever has not ended is left behind
         self.report: ShutdownReport | None = None
@@ -112,6 +114,8 @@ class Coordinator:
         self._first = threading.Lock()  # taken once, by who begins
         self._drain_hooks_ended = threading.Event()
         self._let_go = threading.Event()  # no on_drain function holds the listener open any more
+        self._cut = threading.Event()  # nobody is let in any more, so there is nothing to delay
+        self._told = threading.Event()  # whoever finds out when the delay may end is to be asked again
 
     # -- asked by everybody ---------------------------------------------------------------------------------------
 
@@ -165,6 +169,12 @@ class Coordinator:
         except RuntimeError:  # the interpreter is finalizing: see the head of this module
             self._run(phases)
         return True
+
+    def end_delay(self) -> None:
+        """End the delay, or leave it out: whoever has the listener has stopped to accept."""
+        self._cut.set()
+        self._let_go.set()
+        self._told.set()
 
     def wait(self) -> ShutdownReport:
         """Block until the shutdown is over and return its report."""
@@ -286,6 +296,7 @@ class Coordinator:
     def _missed(self, members: Sequence[Member]) -> list[Member]:
         # Nobody sends work to what never was ready, or is not served at all: nobody has to notice that it leaves.
         served = self.server is not None or self.owned or any(len(member.ledger) for member in members)
+        served = served and self.delayed
         return [member for member in members if member.machine.reached_ready and served]
 
     def _delay_seconds(self, members: Sequence[Member], deadline: Deadline) -> float:
@@ -303,8 +314,8 @@ class Coordinator:
         fixed = [member.settings.longest_delay for member in missed if member.notice is None]
         notices = [member.notice for member in missed if member.notice is not None]
         self._await_notice(notices, latest)
-        self.clock.wait(threading.Event(), min(began + max(fixed, default=0.0), latest.at) - self.clock.monotonic())
-        if notices:
+        self.clock.wait(self._cut, min(began + max(fixed, default=0.0), latest.at) - self.clock.monotonic())
+        if notices and not self._cut.is_set():
             logger.info(
                 "delay ended %s", "; ".join(map(str, notices)),
                 extra={"lifecycle_delay": self.clock.monotonic() - began},
@@ -317,14 +328,14 @@ class Coordinator:
             self.clock.wait(self._let_go, self._drain_deadline(members, deadline).remaining())
 
     def _await_notice(self, notices: Sequence[Notice], latest: Deadline) -> None:
-        told = threading.Event()
+        told = self._told
         for notice in notices:
             notice.begin(self.clock.monotonic(), latest.at, told)
         while True:
             told.clear()  # before they are asked: what comes meanwhile wakes the wait
             # All of them, each time: who may end now may not when new work has come.
             pauses = [notice.pause(self.clock.monotonic(), self._queued) for notice in notices]
-            if not any(pauses):
+            if not any(pauses) or self._cut.is_set():
                 return
             self.clock.wait(told, min(pause for pause in pauses if pause))
 

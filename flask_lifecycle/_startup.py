@@ -40,9 +40,9 @@ class StartupTasks(WorkLedger):
         # Guards closed against begin. A signal handler, or a finalizer that the garbage collector calls, may end a task
         # in a thread that holds it.
         self._lock = threading.RLock()
+        self.closed = False
 
     def __init__(self, records: list[HookRecord], clock: Callable[[], float] = time.monotonic) -> None:
-        self.closed = False
         self.failures: list[StartupTask] = []
         self.records = records  # which those that fail go to
         self._listeners: list[weakref.WeakMethod[Callable[[], object]]] = []

@@ -157,6 +157,12 @@ class StateMachine:
         with self._changed:
             return self._changed.wait_for(lambda: wanted(self.state), timeout)
 
+    def after_fork(self) -> None:
+        """Be in a forked child as before the start, but for what is wished: who serves there starts for itself."""
+        self._changed = threading.Condition()
+        if self.state not in ENDING:
+            self.state, self.reason, self.reached_ready = State.STARTING, "starting", False
+
     def _remember(self, event: Event, reason: str, cordon: object | None) -> None:
         if event is Event.SET_READY or event is Event.SET_NOT_READY:
             self._wish = (event is Event.SET_READY, reason)

@@ -116,7 +116,9 @@ class Notifier:
     # -- a companion of its applications --------------------------------------------------------------------------
 
     def begin(self) -> None:
-        if self._speaking or os.getpid() != self._pid or not (self._first or self._process.coordinator.owned):
+        coordinator = self._process.coordinator
+        speaks = (self._first or coordinator.owned) and not coordinator.carried
+        if self._speaking or os.getpid() != self._pid or not speaks:
             return
         for name in _VARIABLES:
             os.environ.pop(name, None)

@@ -136,6 +136,9 @@ class FakeMember:
     def open_probe_listener(self) -> None:
         pass
 
+    def after_fork(self) -> None:
+        pass
+
     def begin(self) -> None:
         pass
 

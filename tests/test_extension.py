@@ -707,3 +707,15 @@ def test_a_companion_that_fails(caplog: pytest.LogCaptureFixture) -> None:
     state.start()
     assert told == [State.READY]
     assert "Broken failed" in caplog.messages
+
+
+def test_one_worker_of_several_is_not_alone() -> None:
+    """Who asks an instance of several workers asks this one now and then, which says nothing about who asks."""
+    Lifecycle(app := make_app())
+    state = state_of(app)
+    coordinator = state.process.coordinator
+    assert not state._is_alone()
+    coordinator.owned = True
+    assert state._is_alone()
+    coordinator.carried = True
+    assert not state._is_alone()

@@ -69,6 +69,7 @@ LAYERS = {
     "_process": 6,
     "_cli": 6,
     "_app": 7,
+    "gunicorn": 7,
     "_extension": 8,
     "__init__": 9,
 }

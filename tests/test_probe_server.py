@@ -118,6 +118,18 @@ def test_a_taken_port_is_a_clear_error() -> None:
     assert caught.value.__suppress_context__
 
 
+def test_workers_of_one_server_share_a_port() -> None:
+    """Those that are told so listen on one port, and who connects gets to one of them."""
+    one = ProbeServer(alive, "127.0.0.1", 0, shared=True)
+    two = ProbeServer(alive, "127.0.0.1", one.port, shared=True)
+    one.start()
+    two.start()
+    assert [get(one) for _ in range(10)] == [(200, b"alive\n")] * 10
+    one.close()
+    assert get(two) == (200, b"alive\n")
+    two.close()
+
+
 def test_a_host_that_does_not_resolve(monkeypatch: pytest.MonkeyPatch) -> None:
     """A host that does not resolve is refused with one sentence that names its key; the resolver has no traceback."""
 

@@ -877,3 +877,32 @@ def test_a_forked_child_does_not_tear_down_what_its_parent_serves() -> None:
     """A child that ends by itself runs no hooks: the server among its objects is its parent's."""
     done = run_python(FORKED)
     assert (done.returncode, done.stdout) == (0, "hook of parent\n"), done.stderr
+
+
+WARMED = """
+import os, sys
+from flask import Flask
+from flask_lifecycle import Lifecycle
+
+app = Flask(__name__)
+lifecycle = Lifecycle(app)
+here = lambda: "parent" if os.getpid() == parent else "child"
+parent = os.getpid()
+lifecycle.on_startup(name="pool")(lambda: print("open in", here(), flush=True))
+lifecycle.on_shutdown(name="pool")(lambda: print("close in", here(), flush=True))
+app.test_client().get("/").close()
+child = os.fork()
+if child:
+    os.waitpid(child, 0)
+else:
+    print(lifecycle.state.name, flush=True)
+    app.test_client().get("/").close()
+    print(lifecycle.state.name, flush=True)
+"""
+
+
+def test_a_forked_child_starts_for_itself() -> None:
+    """An application that was warmed up before the fork runs start-up and hooks in each process that serves it."""
+    done = run_python(WARMED)
+    expected = ["open in parent", "STARTING", "open in child", "READY", "close in child", "close in parent"]
+    assert done.stdout.splitlines() == expected, done.stderr

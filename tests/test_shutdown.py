@@ -750,6 +750,40 @@ def test_a_slow_on_drain_keeps_no_listener_open(clock: ManualClock, free: thread
     assert (result.clean, sorted(clock.waits.queue)) == (True, [8.0, 8.1])
 
 
+def test_a_delay_that_is_cut_short(clock: ManualClock, caplog: pytest.LogCaptureFixture) -> None:
+    """Once nobody is let in any more no delay goes on: neither one of seconds, nor one that ends when it may."""
+    caplog.set_level(logging.INFO, "flask_lifecycle")
+    auto = automatic(clock, FakeNotice(5.0), delay_max=9.0)
+    coordinator = coordinate(clock, ready(clock, shutdown_delay=7.0, grace_period=25.0), auto)
+    coordinator.attach(FakeServer())
+    coordinator.begin("test")
+    until(lambda: clock.waits.qsize() == 1)
+    coordinator.end_delay()
+    assert finish(coordinator).phases[1].duration == 0.0
+    assert messages(caplog, "delay") == []
+
+
+def test_a_process_that_leaves_others_has_no_delay(clock: ManualClock) -> None:
+    """Where others go on with the listener nobody has to notice."""
+    coordinator = coordinate(clock, ready(clock, shutdown_delay=7.0))
+    coordinator.attach(FakeServer())
+    coordinator.delayed = False
+    coordinator.begin("test")
+    assert finish(coordinator).phases[1].duration == 0.0
+
+
+def test_a_drain_that_is_held_and_cut_short(clock: ManualClock, free: threading.Event) -> None:
+    """A function that holds the listener open holds nothing that is closed."""
+    member, server = FakeMember(clock, grace_period=10.0, hook_reserve=2.0), FakeServer()
+    member.hooks.add("drain", lambda: free.wait(BOUND), "holds", None).hold = True
+    coordinator = coordinate(clock, member)
+    hold_in_delay(coordinator, server, clock)
+    coordinator.end_delay()
+    until(lambda: "stop_accepting" in server.verbs)
+    free.set()
+    finish(coordinator)
+
+
 def hold_in_delay(coordinator: Coordinator, server: FakeServer, clock: ManualClock) -> None:
     """Begin, and wait until the delay waits for a function that holds the listener, and nothing else."""
     coordinator.attach(server)

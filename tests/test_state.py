@@ -366,3 +366,18 @@ def test_a_receiver_of_one_sender_hears_no_other(receivers: list[Any]) -> None:
     announce_change(other, State.STARTING, State.READY, "started")
     announce_change(mine, State.STARTING, State.READY, "started")
     assert heard == [mine]
+
+
+def test_a_forked_child_is_before_its_start() -> None:
+    """What is forked off a served process has not started, but knows what was wished; one that stops stays so."""
+    subject, heard = machine()
+    bring(subject, State.READY)
+    subject.apply(Event.SET_NOT_READY, "paused")
+    before = len(heard)
+    subject.after_fork()
+    assert (subject.state, subject.reason, subject.reached_ready) == (State.STARTING, "starting", False)
+    assert subject.apply(Event.STARTED) is State.NOT_READY
+    assert [new for _old, new, _reason in heard[before:]] == [State.NOT_READY]
+    subject.apply(Event.DRAIN)
+    subject.after_fork()
+    assert subject.state is State.DRAINING

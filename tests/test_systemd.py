@@ -541,6 +541,18 @@ def test_who_speaks(
     assert bool(receiver.datagrams()) is speaks
 
 
+def test_a_worker_of_a_master_does_not_speak(monkeypatch: pytest.MonkeyPatch, receiver: Receiver) -> None:
+    """The instance is more than one worker of a server that carries it, which may be replaced while it goes on."""
+    monkeypatch.setenv("NOTIFY_SOCKET", receiver.name)
+    monkeypatch.delenv("SYSTEMD_EXEC_PID", raising=False)
+    process = FakeProcess()
+    process.coordinator.owned = process.coordinator.carried = True
+    notifier = Notifier(process)
+    notifier.begin()
+    notifier.end()
+    assert receiver.datagrams() == []
+
+
 def test_a_fork_does_not_speak(monkeypatch: pytest.MonkeyPatch, subject: Subject) -> None:
     """A child that is forked from the process that called init_app sends nothing, and neither does its end."""
     subject.start()

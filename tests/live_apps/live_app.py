@@ -410,6 +410,8 @@ if PLAN.get("logging"):
 if PLAN.get("fallback"):
     force_fallback()
 app, lifecycle = create_app()
+if PLAN.get("warm"):
+    app.test_client().get("/fast", buffered=True)
 if PLAN.get("second"):  # another application in this process, with a lifecycle of its own
     second, second_lifecycle = create_app("second")
     mounts: dict[str, WSGIApplication] = {"/second": second}

@@ -1,0 +1,165 @@
+"""Hooks for ``gunicorn.conf.py``, which make a stop of gunicorn lose nothing::
+
+    from flask_lifecycle.gunicorn import *
+
+Whoever has a hook of the same name calls ours in it::
+
+    from flask_lifecycle import gunicorn as lifecycle_hooks
+
+    def worker_exit(server, worker):
+        lifecycle_hooks.worker_exit(server, worker)
+        ...
+
+How it works is told in ``servers/gunicorn.py``.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import sys
+import threading
+from types import FrameType
+from typing import Any
+
+from ._process import this_process
+from .servers.gunicorn import CLEAN, SERVING, UNCLEAN, Board, Master, Worker, closing_answers, warn_of_timeout
+
+__all__ = ["on_exit", "post_fork", "post_request", "post_worker_init", "pre_fork", "when_ready", "worker_exit"]
+
+
+# Whoever signals all processes does so within microseconds; the master may be busy with a reload of its own log.
+_MOMENT = 0.5
+
+
+class _Here:
+    """What the hooks of this process share. The master's is forked into its workers, which have a part as well."""
+
+    board: Board | None = None
+    master: Master | None = None
+    part: _Part | None = None
+
+
+class _Part:
+    """One worker's."""
+
+    def __init__(self, worker: Any, board: Board) -> None:
+        self.worker = worker
+        self.board = board
+        self.carrier = Worker(worker, board, lambda: this_process.coordinator.in_flight)
+        self._wake_read, self._wake_write = os.pipe()
+        os.set_blocking(self._wake_write, False)
+
+    def begin(self) -> None:
+        settings = [member.settings for member in this_process.members()]
+        self.board.publish(settings)
+        if self.worker.age == 1:  # all have the same, and one says so
+            warn_of_timeout(self.worker.cfg.graceful_timeout, settings)
+        self.carrier.mark(SERVING)
+        self.worker.wsgi = closing_answers(self.worker.wsgi, self.carrier)
+        this_process.carry(self.carrier)
+        signal.signal(signal.SIGTERM, self._signalled)
+        signal.siginterrupt(signal.SIGTERM, False)  # as gunicorn has it, which undoes what signal() does
+        threading.Thread(target=self._watch, name="lifecycle-gunicorn", daemon=True).start()
+
+    def _signalled(self, signum: int, frame: FrameType | None) -> None:
+        if self.board.dismissed(self.worker.age):
+            self.worker.handle_exit(signum, frame)
+        self.recycle()
+
+    def recycle(self) -> None:
+        """gunicorn ends this worker, or somebody does: wake the watcher. For a signal handler as well."""
+        os.write(self._wake_write, b"x")
+
+    def _watch(self) -> None:
+        """Begin the shutdown when the master says so, or gunicorn ends this worker."""
+        if self._all_stop():
+            this_process.stop("SIGTERM", signal.SIGTERM, delay=True)
+            while not self._leaves():
+                self._wait_for(self._wake_read)
+                os.read(self._wake_read, 1)
+        else:
+            this_process.stop("gunicorn ends this worker", delay=False)
+        this_process.coordinator.end_delay()
+        self.carrier.leaving()
+
+    def _leaves(self) -> bool:
+        return not self.worker.alive or self.board.dismissed(self.worker.age)
+
+    def _all_stop(self) -> bool:
+        """Wait until all workers stop, or this one leaves; say whether it is all."""
+        if self.board.fileno() in self._wait_for(self.board.fileno(), self._wake_read):
+            return True
+        os.read(self._wake_read, 1)
+        if self._leaves():
+            return False
+        if self.board.wait(_MOMENT):
+            return True
+        self.carrier.end_loop()
+        return False
+
+    @staticmethod
+    def _wait_for(*descriptors: int) -> list[int]:
+        poll = select.poll()  # and not a read, which would stop all greenlets where threads are such
+        for descriptor in descriptors:
+            poll.register(descriptor, select.POLLIN)
+        return [descriptor for descriptor, _ in poll.poll()]
+
+    def end(self) -> None:
+        """gunicorn's loop has ended: hold the main thread until the shutdown is over."""
+        self.carrier.left()
+        this_process.stop("gunicorn ends this worker", delay=False)
+        this_process.coordinator.end_delay()
+        report = this_process.let_go()
+        self.carrier.mark(CLEAN if report is not None and report.exit_code == 0 else UNCLEAN)
+
+
+_here = _Here()
+
+
+def when_ready(server: Any) -> None:
+    """The master listens: take over what SIGTERM does, before the first worker is forked."""
+    this_process.relay.restore()  # an application that was loaded here has taken signals that are not its own
+    _here.board = Board()
+    _here.master = Master(server, _here.board)
+    _here.master.install()
+
+
+def pre_fork(server: Any, worker: Any) -> None:
+    """A worker is about to be forked: its byte may be that of one that has gone."""
+    if _here.board is not None:
+        _here.board.clear(worker.age)
+
+
+def post_fork(server: Any, worker: Any) -> None:
+    """This is a worker: the master's timer is not its own."""
+    _here.master = None
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+
+
+def post_worker_init(worker: Any) -> None:
+    """The application is loaded: begin to serve it."""
+    if _here.board is not None and this_process.members():
+        _here.part = _Part(worker, _here.board)
+        _here.part.begin()
+
+
+def post_request(worker: Any, req: Any, environ: Any, resp: Any) -> None:
+    """A request has ended, perhaps the last of ``max_requests``."""
+    part = _here.part
+    if part is not None and not worker.alive:
+        part.recycle()
+
+
+def worker_exit(server: Any, worker: Any) -> None:
+    """A worker leaves: drain it and run its hooks. gunicorn calls this in the master as well, of one that is gone."""
+    part = _here.part
+    if part is not None and worker is part.worker:
+        part.end()
+
+
+def on_exit(server: Any) -> None:
+    """The master leaves: with 1 if a worker has left something behind."""
+    if _here.master is not None and _here.master.exit_code:
+        sys.exit(_here.master.exit_code)

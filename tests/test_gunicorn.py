@@ -1,0 +1,485 @@
+"""The parts of gunicorn's master and workers that we bring, on fakes of gunicorn; what they do together is live."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import socket
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from flask_lifecycle import gunicorn as hooks
+from flask_lifecycle._config import Settings
+from flask_lifecycle._process import Process
+from flask_lifecycle.servers import gunicorn
+from flask_lifecycle.servers.gunicorn import (
+    CLEAN,
+    DELAYED,
+    DELAYING,
+    SERVING,
+    UNCLEAN,
+    Board,
+    Listener,
+    Master,
+    Worker,
+    closing_answers,
+    warn_of_timeout,
+)
+from tests._fakes import BOUND, FakeMember, running, until, whole
+
+
+class FakeArbiter:
+    """gunicorn's master, as far as we touch it."""
+
+    def __init__(self, *listeners: socket.socket, ages: tuple[int, ...] = ()) -> None:
+        self.LISTENERS = [FakeListener(sock) for sock in listeners]
+        self.WORKERS = {100 + age: SimpleNamespace(age=age) for age in ages}
+        self.cfg = SimpleNamespace(address=[("127.0.0.1", 8000)])
+        self.log = SimpleNamespace(info=self._note)
+        self.systemd = False
+        self.reexec_pid = self.master_pid = 0
+        self.queued: list[int] = []
+        self.calls: list[Any] = []
+
+    def _note(self, text: str, *arguments: Any) -> None:
+        self.calls.append(text % arguments)
+
+    def signal(self, signum: int, frame: Any) -> None:
+        self.queued.append(signum)
+
+    def handle_term(self) -> None:
+        self.calls.append("halt")
+
+    def kill_worker(self, pid: int, signum: int) -> None:
+        self.calls.append((pid, signum))
+
+    def stop(self, graceful: bool = True) -> None:
+        self.calls.append(("stop", graceful))
+
+
+class FakeListener:
+    """gunicorn's wrapper of a listening socket."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.sock = sock
+
+    def close(self) -> None:
+        self.sock.close()
+
+
+@pytest.fixture
+def board() -> Board:
+    """What master and workers share, with the numbers of some settings on it."""
+    board = Board()
+    board.publish([Settings(grace_period=10.0, hook_reserve=2.0, shutdown_delay=3.0)])
+    return board
+
+
+@pytest.fixture
+def listener() -> Iterator[socket.socket]:
+    """A TCP listener."""
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        yield sock
+
+
+@pytest.fixture(autouse=True)
+def no_trace() -> Iterator[None]:
+    """Give back the signals and what the hooks keep."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGALRM)}
+    yield
+    signal.setitimer(signal.ITIMER_REAL, 0.0)
+    for number, handler in before.items():
+        signal.signal(number, handler)
+    hooks._here.board = hooks._here.master = hooks._here.part = None
+
+
+def worker_of(board: Board, age: int = 1, **more: Any) -> Worker:
+    return Worker(SimpleNamespace(age=age, sockets=[], **more), board, lambda: 1)
+
+
+# -- what is shared ---------------------------------------------------------------------------------------------------
+
+
+def test_the_board_tells_children(board: Board) -> None:
+    """What one process writes another reads, and all hear of the one byte, which stays."""
+    assert (board.limits, board.told, board.get(7)) == ((3.0, 8.0), False, 0)
+    child = os.fork()
+    if not child:
+        board.set(7, SERVING)
+        board.tell()
+        board.tell()
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert (board.get(7), board.get(8), board.told, board.told) == (SERVING, 0, True, True)
+
+
+# -- the worker -------------------------------------------------------------------------------------------------------
+
+
+def test_a_worker_waits_for_the_master(board: Board) -> None:
+    """It tells when it delays and no longer does, stops accepting when the master says so, and is idle at the end."""
+    worker = worker_of(board)
+    worker.announce()
+    assert (worker.closing, board.get(1)) == (True, DELAYING)
+    board.tell()
+    with running(lambda: worker.stop_accepting(BOUND)):
+        until(lambda: board.get(1) == DELAYED)
+        worker.leaving()
+    assert not worker.wait_idle(0.0, 0.0)
+    sock = socket.socket()
+    worker._worker.sockets.append(sock)
+    worker.left()
+    assert worker.wait_idle(0.0, 0.0)
+    assert sock.fileno() == -1
+    worker.stop()  # nothing: it has left
+    assert (worker.load(), worker.canary(lambda: None)) == (None, None)
+
+
+def test_a_worker_that_stops_by_itself_ends_its_loop(board: Board) -> None:
+    """Where no master has spoken it sends itself what the master would send; when it is over, once more."""
+    worker, got = worker_of(board), list[int]()
+
+    def handle_exit(signum: int, frame: Any) -> None:
+        got.append(signum)
+        worker.leaving()
+
+    signal.signal(signal.SIGTERM, handle_exit)
+    worker.stop_accepting(BOUND)
+    assert got == [signal.SIGTERM]
+    worker.stop()
+    assert got == [signal.SIGTERM] * 2
+
+
+def test_what_a_leaving_worker_has_accepted(board: Board) -> None:
+    """Connections that are neither idle nor in the application count while it leaves, and at no other time."""
+    worker = worker_of(board, nr_conns=4, keepalived_conns=[object()])
+    assert worker.unfinished() == ()
+    worker.leaving()
+    assert [info.stage for info in worker.unfinished()] == ["receiving"] * 2
+    worker.left()
+    assert worker.unfinished() == ()
+
+
+def test_answers_tell_connections_to_close(board: Board) -> None:
+    """From the announcement on an answer is closed by gunicorn's own means, where the protocol has such."""
+    worker, forced, status = worker_of(board), list[bool](), list[str]()
+
+    class Response:
+        def force_close(self) -> None:
+            forced.append(True)
+
+        def start_response(self, text: str, headers: Any) -> None:
+            status.append(text)
+
+    def app(environ: Any, start_response: Any) -> Any:
+        start_response("200 OK", [])
+        return [b""]
+
+    wrapped: Any = closing_answers(app, worker)
+    wrapped({}, Response().start_response)
+    assert forced == []
+    worker.announce()
+    wrapped({}, Response().start_response)
+    wrapped({}, lambda text, headers: status.append(text))
+    assert (forced, status) == ([True], ["200 OK"] * 3)
+
+
+# -- the master -------------------------------------------------------------------------------------------------------
+
+
+def test_without_our_applications_gunicorn_stops_at_once() -> None:
+    """Where no worker has ever taken part SIGTERM does what it does without us."""
+    server = FakeArbiter(ages=(1,))
+    master = Master(server, Board())
+    master.install()
+    server.handle_term()
+    assert server.calls == ["halt"]
+    assert master.exit_code == 0
+
+
+def test_a_stop_from_signal_to_end(board: Board, listener: socket.socket) -> None:
+    """The signal tells the workers; the master ticks until none delays and nothing waits, and stops then."""
+    server = FakeArbiter(listener, ages=(1, 2))
+    for age in (1, 2):
+        board.set(age, SERVING)
+    master = Master(server, board)
+    master.install()
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert (server.queued, board.told) == ([signal.SIGTERM], True)
+    server.handle_term()
+    server.handle_term()  # a second one
+    assert server.calls == []
+    for age in (1, 2):
+        board.set(age, DELAYED)
+    until(lambda: server.queued == [signal.SIGTERM] * 2)
+    server.handle_term()
+    server.stop()
+    assert server.calls[0] in ("listener closed (socket filter)", "listener closed (quiet period)")
+    assert server.calls[1:] == ["halt", ("stop", True)]
+    assert master.exit_code == 1
+    for age in (1, 2):
+        board.set(age, CLEAN)
+    assert master.exit_code == 0
+    board.set(2, UNCLEAN)
+    assert master.exit_code == 1
+
+
+def test_the_master_does_not_wait_for_ever(board: Board, listener: socket.socket) -> None:
+    """A worker that never ends its delay, and a queue that nobody serves, hold the master for as long as they may."""
+    server = FakeArbiter(listener, ages=(1,))
+    board.set(1, DELAYING)
+    master = Master(server, board)
+    with socket.create_connection(listener.getsockname()):
+        assert not master._step(8.9)
+        assert master._step(9.1)
+        board.set(1, DELAYED)
+        assert not master._step(7.9)
+
+
+def test_workers_that_are_all_being_replaced(board: Board, listener: socket.socket) -> None:
+    """Where a signal finds none but new workers what waits is waited for all the same."""
+    server = FakeArbiter(listener, ages=(1,))
+    master = Master(server, board)
+    with socket.create_connection(listener.getsockname()):
+        master.term()
+        assert server.calls == []
+        assert not master._step(1.0)
+
+
+def test_a_tick_that_fails_stops(board: Board, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What goes wrong in a tick neither ends the master's loop nor holds it: gunicorn stops as ever."""
+    server = FakeArbiter()
+    master = Master(server, board)
+    monkeypatch.setattr(master, "_step", lambda now: 1 / 0)
+    master._tick(signal.SIGALRM, None)
+    master._tick(signal.SIGALRM, None)
+    assert server.queued == [signal.SIGTERM]
+
+
+@pytest.mark.parametrize("shared", [{"systemd": True}, {"reexec_pid": 1}, {"master_pid": 1}, {"address": [3]}])
+def test_listeners_of_others_are_left_alone(board: Board, listener: socket.socket, shared: dict[str, Any]) -> None:
+    """Given sockets, and those that another master has as well, are neither filtered nor waited for."""
+    server = FakeArbiter(listener)
+    server.cfg.address = shared.pop("address", server.cfg.address)
+    vars(server).update(shared)
+    with socket.create_connection(listener.getsockname()):
+        assert Master(server, board)._step(0.0)
+
+
+def test_a_unix_listener(board: Board, tmp_path: Path) -> None:
+    """Its path is removed first, its queue is waited for, and gunicorn is not to remove the path once more."""
+    path = str(tmp_path / "socket")
+    with socket.socket(socket.AF_UNIX) as sock, socket.socket(socket.AF_UNIX) as client:
+        sock.bind(path)
+        sock.listen()
+        client.connect(path)
+        server = FakeArbiter(sock)
+        master = Master(server, board)
+        assert not master._step(0.0)
+        assert not os.path.exists(path)
+        sock.accept()[0].close()
+        assert master._step(0.0)
+        master.stop(False)
+        assert (server.LISTENERS, server.calls) == ([], [("stop", False)])
+        assert sock.fileno() == -1
+
+
+def test_an_abstract_unix_listener_has_no_path() -> None:
+    """There is nothing to remove."""
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.bind(f"\0lifecycle-test-{os.getpid()}")
+        sock.listen()
+        found = Listener(FakeListener(sock), 0.0)
+        assert (found.path, found.method, found.done(0.0)) == (None, "unix", True)
+
+
+def test_a_listener_without_the_filter(listener: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is done when nothing has waited for the quiet period, or has emptied after a second."""
+    monkeypatch.setattr(gunicorn, "attach_syn_filter", lambda sock: False)
+    closing = Listener(FakeListener(listener), 0.0)
+    assert [closing.done(0.05), closing.done(0.11)] == [False, True]
+    with socket.create_connection(listener.getsockname()):
+        assert not closing.done(0.2)
+        listener.accept()[0].close()
+    assert [closing.done(0.25), closing.done(1.0)] == [False, True]
+
+
+def test_a_listener_with_the_filter(listener: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is done when twice in a row nobody was seen connecting, or after a second."""
+    monkeypatch.setattr(gunicorn, "attach_syn_filter", lambda sock: True)
+    seen = [True, False, False, True]
+    monkeypatch.setattr(gunicorn, "handshakes", lambda sock: seen.pop(0))
+    closing = Listener(FakeListener(listener), 0.0)
+    assert [closing.done(0.1), closing.done(0.1), closing.done(0.1)] == [False, False, True]
+    assert Listener(FakeListener(listener), 0.0).done(1.0)
+
+
+# -- the warning ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("delay", "timeout", "needed"), [(3.0, 22.0, None), (3.0, 21.5, 22), ("auto", 24.0, 25), ("auto", 25.0, None)]
+)
+def test_the_warning_names_the_number(
+    delay: Any, timeout: float, needed: int | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    """gunicorn waits from the end of the delay on; one that ends when it may may end at once."""
+    warn_of_timeout(timeout, [Settings(grace_period=25.0, shutdown_delay=delay)])
+    expected = (
+        f"gunicorn's graceful_timeout is {timeout:g} s, and a worker may need {needed} s after the delay; set"
+        f" 'graceful_timeout' to {needed}, or a shorter 'LIFECYCLE_GRACE_PERIOD'."
+    )
+    assert caplog.messages == ([] if needed is None else [expected])
+
+
+# -- the hooks --------------------------------------------------------------------------------------------------------
+
+
+class FakeGunicornWorker(SimpleNamespace):
+    """gunicorn's worker, as far as we touch it."""
+
+    def __init__(self, age: int = 2) -> None:
+        cfg = SimpleNamespace(graceful_timeout=30)
+        super().__init__(age=age, sockets=[], cfg=cfg, wsgi=lambda environ, start: [], alive=True)
+
+    def handle_exit(self, signum: int, frame: Any) -> None:
+        self.alive = False
+
+
+@pytest.fixture
+def process(monkeypatch: pytest.MonkeyPatch) -> tuple[Process, FakeMember]:
+    """A process that touches no signals, with one application, in the place of this one."""
+    process, member = Process(signals=False), FakeMember(grace_period=20.0, hook_reserve=1.0)
+    process.join(member, ())
+    monkeypatch.setattr(hooks, "this_process", process)
+    return process, member
+
+
+def test_hooks_without_a_master_do_nothing() -> None:
+    """Whoever calls them where no master was made, or in a worker without an application, loses nothing."""
+    worker = FakeGunicornWorker()
+    hooks.pre_fork(None, worker)
+    hooks.post_worker_init(worker)
+    hooks.post_request(worker, None, {}, None)
+    hooks.worker_exit(None, worker)
+    hooks.on_exit(None)
+    assert hooks._here.part is None
+
+
+def test_the_master_takes_over(process: tuple[Process, FakeMember], monkeypatch: pytest.MonkeyPatch) -> None:
+    """It makes what is shared, clears the byte of each new worker, and leaves with what its workers say."""
+    server = FakeArbiter()
+    hooks.when_ready(server)
+    board, master = hooks._here.board, hooks._here.master
+    assert board is not None
+    assert master is not None
+    board.set(5, CLEAN)
+    board.dismiss(5)
+    hooks.pre_fork(server, FakeGunicornWorker(5))
+    assert (board.get(5), board.dismissed(5)) == (0, False)
+    hooks.on_exit(server)
+    monkeypatch.setattr(Master, "exit_code", 1)
+    with pytest.raises(SystemExit, match=whole("1")):
+        hooks.on_exit(server)
+    hooks.post_fork(server, None)
+    assert (hooks._here.master, signal.getsignal(signal.SIGALRM)) == (None, signal.SIG_DFL)
+
+
+def test_a_worker_from_load_to_exit(process: tuple[Process, FakeMember], board: Board) -> None:
+    """It is ready without a request, begins by the master's byte with a delay, and holds the main thread at its end."""
+    carried, member = process
+    hooks._here.board = board
+    worker = FakeGunicornWorker(1)
+    hooks.post_worker_init(worker)
+    until(lambda: member.machine.reached_ready)
+    assert board.get(1) == SERVING
+    hooks.post_request(worker, None, {}, None)  # no end: it goes on
+    board.tell()
+    until(lambda: board.get(1) == DELAYED)
+    assert (carried.coordinator.signal, carried.coordinator.delayed) == (signal.SIGTERM, True)
+    os.kill(os.getpid(), signal.SIGTERM)  # by somebody who signals all processes
+    assert worker.alive
+    board.dismiss(1)
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert not worker.alive
+    hooks.worker_exit(None, FakeGunicornWorker())  # of another
+    hooks.worker_exit(None, worker)
+    assert board.get(1) == CLEAN
+    assert [report.exit_code for report in member.reports] == [0]
+
+
+@pytest.mark.parametrize("told", [False, True])
+def test_a_worker_that_somebody_else_signals(process: tuple[Process, FakeMember], board: Board, told: bool) -> None:
+    """It waits a moment for the master; without its word it leaves alone, with it it stays through the delay."""
+    carried, _member = process
+    hooks._here.board = board
+    worker = FakeGunicornWorker()
+    hooks.post_worker_init(worker)
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert worker.alive
+    assert hooks._here.part is not None
+    woken = hooks._here.part._wake_read
+    until(lambda: not select.select([woken], [], [], 0.0)[0])  # the watcher has heard it, and waits for the master
+    if told:
+        board.tell()
+    until(lambda: carried.coordinator.begun)
+    assert carried.coordinator.delayed is told
+    assert worker.alive is told
+    board.dismiss(2)
+    hooks.worker_exit(None, worker)
+    os.kill(os.getpid(), signal.SIGTERM)
+    until(lambda: not any(thread.name == "lifecycle-gunicorn" for thread in threading.enumerate()))
+
+
+def test_the_master_marks_whom_it_dismisses(board: Board) -> None:
+    """A worker is to know a SIGTERM of its master's; other signals, and workers that are gone, are no such."""
+    server = FakeArbiter(ages=(1, 2))
+    Master(server, board).install()
+    server.kill_worker(101, signal.SIGTERM)
+    server.kill_worker(102, signal.SIGUSR1)
+    server.kill_worker(103, signal.SIGTERM)
+    assert [board.dismissed(age) for age in (1, 2, 3)] == [True, False, False]
+    assert server.calls == [(101, signal.SIGTERM), (102, signal.SIGUSR1), (103, signal.SIGTERM)]
+
+
+def test_a_worker_that_is_recycled(process: tuple[Process, FakeMember], board: Board) -> None:
+    """After its last request it begins by itself, without a delay."""
+    carried, _member = process
+    hooks._here.board = board
+    worker = FakeGunicornWorker()
+    hooks.post_worker_init(worker)
+    worker.alive = False
+    hooks.post_request(worker, None, {}, None)
+    until(lambda: carried.coordinator.begun)
+    hooks.worker_exit(None, worker)
+    assert (carried.coordinator.reason, carried.coordinator.delayed) == ("gunicorn ends this worker", False)
+    until(lambda: not any(thread.name == "lifecycle-gunicorn" for thread in threading.enumerate()))
+
+
+def test_a_worker_that_has_been_stopped_before_it_serves(process: tuple[Process, FakeMember], board: Board) -> None:
+    """A shutdown that has begun while the application was loaded is over before anything is carried."""
+    carried, member = process
+    carried.shutdown("early", wait=True)
+    assert not carried.carry(worker_of(board))
+    assert not member.machine.reached_ready
+
+
+def test_a_probe_port_that_is_taken(
+    process: tuple[Process, FakeMember], board: Board, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker that cannot listen for probes says so, and serves all the same."""
+    carried, member = process
+
+    def refuse() -> None:
+        raise OSError(98, "taken")
+
+    monkeypatch.setattr(member, "open_probe_listener", refuse)
+    assert carried.carry(worker_of(board))
+    until(lambda: member.machine.reached_ready)
+    assert caplog.messages == ["[Errno 98] taken"]
