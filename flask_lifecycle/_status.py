@@ -13,10 +13,11 @@ import os
 import socket
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ._config import Settings
 from ._inflight import Ledger, RequestInfo, _quoted
+from ._probers import Probers
 from ._render import component_of, iso, plain, transition_of
 from ._shutdown import Coordinator
 from ._startup import StartupTasks
@@ -24,6 +25,9 @@ from ._work import WorkInfo, WorkLedger
 from .checks import CheckReport, HealthReport
 from .checks._engine import CheckHistory
 from .checks._health import Health
+
+if TYPE_CHECKING:
+    from ._control import Control
 
 # So many requests, and so many tokens, are listed. Nobody reads more, and a page of ten thousand rows is none.
 MOST_LISTED = 50
@@ -50,6 +54,8 @@ class App(Protocol):
     ledger: Ledger
     work: WorkLedger
     tasks: StartupTasks
+    probers: Probers
+    control: Control | None
     last_receipt: dict[str, Any] | None
 
     @property
@@ -66,7 +72,7 @@ def status_document(app: App, report: HealthReport) -> dict[str, Any]:
         "status": report.status,
         "state": report.state.value,
         "reason": report.reason,
-        "cordon": _cordon(getattr(app, "control", None)),
+        "cordon": _cordon(app.control),
         "application": {"name": app.name, "host": socket.gethostname(), "pid": os.getpid()},
         "time": iso(time.time()),
         "uptime": round(time.monotonic() - app.since, 1),
@@ -79,14 +85,14 @@ def status_document(app: App, report: HealthReport) -> dict[str, Any]:
         **_listed("requests", _requests(app), _request),
         **_listed("tokens", app.work.tokens(), _token),
         "startup_tasks": [_token(task) for task in app.tasks.tokens()],
-        "probers": _probers(app),
+        "probers": [prober._asdict() for prober in app.probers.snapshot()],
         "receipt": None if app.last_receipt is None else _receipt(app.last_receipt),
     }
     found: dict[str, Any] = plain(document)
     return found
 
 
-def _cordon(control: Any) -> dict[str, Any] | None:
+def _cordon(control: Control | None) -> dict[str, Any] | None:
     """The operator's cordon, if there is one."""
     lease = control.lease if control is not None else None
     if lease is None:
@@ -155,11 +161,6 @@ def _receipt(report: Mapping[str, Any]) -> dict[str, Any]:
 
 def _token(token: WorkInfo) -> dict[str, Any]:
     return {"name": token.name, "age": _rounded(token.age), "thread": token.thread, "info": token.info}
-
-
-def _probers(app: App) -> list[Any]:
-    probers = getattr(getattr(app, "probes", None), "probers", None)
-    return [] if probers is None else [prober._asdict() for prober in probers()]
 
 
 def _listed(name: str, all_of_it: Sequence[Any], told: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:

@@ -29,7 +29,7 @@ from werkzeug import Response as BaseResponse
 
 from ._config import METRICS_PATH, Settings
 from ._inflight import _quoted
-from ._probers import ProberInfo, Probers
+from ._probers import Probers
 from ._render import HEALTH_JSON, HTML, JSON, TEXT, negotiate, render, to_body, to_json
 from ._self_test import MARK
 from ._state import logger, send
@@ -283,10 +283,6 @@ class Probes:
         told = impatience(prober, _quoted(environ.get("SCRIPT_NAME", "") + environ["PATH_INFO"]), found, took)
         with contextlib.suppress(RuntimeError):  # no thread to be had: it is the next one's turn
             threading.Thread(target=logger.warning, args=("%s", told), name="lifecycle-advice", daemon=True).start()
-
-    def probers(self) -> tuple[ProberInfo, ...]:
-        """Who asked, and what is known of each."""
-        return self._ledger.snapshot()
 
     def _serve_part(self, part: str, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes] | None:
         """Answer for what belongs to the status page; where nobody may see that, there is nothing."""

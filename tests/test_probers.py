@@ -253,8 +253,8 @@ def test_refusals_are_what_the_prober_sees() -> None:
 
 
 def test_the_probes_tell_their_probers() -> None:
-    """What describes an application finds the same list at its probes."""
+    """What describes an application finds the same list in its ledger."""
     app = make_app()
     lifecycle = Lifecycle(app)
     app.test_client().get("/livez")
-    assert [p.group for p in state_of(app).probes.probers()] == [p.group for p in lifecycle.probers()] == ["live"]
+    assert [p.group for p in state_of(app).probers.snapshot()] == [p.group for p in lifecycle.probers()] == ["live"]
