@@ -22,6 +22,7 @@ from __future__ import annotations
 from ._extension import Lifecycle
 from ._hooks import HookRecord, ShutdownContext
 from ._inflight import RequestInfo
+from ._parties import ServerInfo
 from ._probers import ProberInfo
 from ._report import PhaseRecord, ShutdownReport, shutdown_complete
 from ._startup import StartupTask
@@ -52,6 +53,7 @@ __all__ = [
     "PhaseRecord",
     "ProberInfo",
     "RequestInfo",
+    "ServerInfo",
     "ShutdownContext",
     "ShutdownReport",
     "StartupTask",

@@ -293,6 +293,9 @@ class AppState:
             except OSError:
                 self.process.shutdown("the probe listener could not start", wait=False)
                 raise
+        if self.process.signals:
+            # Before the gate: who waits there may fork next, and a child has what a thread imports only in part.
+            self.process.tell_server()
         self.served_since = self.ledger.clock()
         self._gate.set()
         if self.process.signals:

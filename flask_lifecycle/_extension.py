@@ -16,6 +16,7 @@ from ._cli import group as commands
 from ._config import Settings
 from ._hooks import inside_a_hook
 from ._inflight import RequestInfo, count_requests
+from ._parties import ServerInfo
 from ._probers import ProberInfo
 from ._process import Process, this_process
 from ._registration import Registration
@@ -87,6 +88,15 @@ class Lifecycle(Registration):
     def probe_address(self) -> tuple[str, int] | None:
         """Host and port of the probe listener, ``None`` while it is closed; with port 0, the one that was free."""
         return self._state().probe_address
+
+    @property
+    def server(self) -> ServerInfo | None:
+        """Which server carries the process, how it was recognised, and what a stop answers under it.
+
+        ``None`` where nothing is served yet. A server that somebody else started is searched for, which takes as long
+        as a request.
+        """
+        return self._state().process.server_info()
 
     def requests(self, stacks: bool = False) -> tuple[RequestInfo, ...]:
         """A snapshot of the requests in flight, oldest first: method, path, route, age in seconds, thread.

@@ -10,10 +10,37 @@ from typing import Any, Protocol
 from ._config import Settings
 from ._hooks import Hooks
 from ._inflight import Ledger, Load, RequestInfo
+from ._record import NamedTuple
 from ._report import ShutdownReport
 from ._startup import StartupTasks
 from ._state import StateMachine
 from ._work import WorkLedger
+
+# What a stop under a server answers, from the most to the least.
+FULL, ACCEPTED, STARTED = "full", "accepted requests", "started requests"
+IN_WORDS = {
+    FULL: "the full promise: whatever the kernel has accepted is answered",
+    ACCEPTED: "accepted requests are answered, but not those in the kernel's queue at the exit",
+    STARTED: "requests that the application has started are answered",
+}
+
+
+class ServerInfo(NamedTuple):
+    """Which server carries the process, and what a stop answers under it."""
+
+    name: str
+    """``waitress``, ``gunicorn``, ...; ``unknown`` where none was recognised."""
+    means: str
+    """How it was recognised."""
+    promise: str
+    """``full``: whatever the kernel has accepted. ``accepted requests``: what the server has, also queued or half
+    received. ``started requests``: those that the application has been called for."""
+    advice: str = ""
+    """What to do for more; empty where there is nothing more to have."""
+
+    def __str__(self) -> str:
+        more = f"; {self.advice}" if self.advice else ""
+        return f"server {self.name} ({self.means}): {IN_WORDS[self.promise]}{more}"
 
 
 class Notice(Protocol):
@@ -68,6 +95,9 @@ class Server(Protocol):
 
     name: str
     ours: bool  # whether its listener is ours to close
+    means: str  # how it was recognised; with the next two what ServerInfo tells
+    promise: str
+    advice: str
 
     def announce(self) -> None:
         """From now on every answer tells its connection to close."""

@@ -38,7 +38,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 from . import servers
 from ._hooks import HookRecord
 from ._inflight import Load
-from ._parties import Member, Server
+from ._parties import STARTED, Member, Server, ServerInfo
 from ._report import ShutdownReport, signal_name
 from ._shutdown import Coordinator
 from ._signals import SignalRelay, die_by, in_main_thread
@@ -115,6 +115,7 @@ class Process:
         self._first_signal = 0.0
         self._watched: Server | None = None
         self._searched = False  # whether known_load() has looked for one
+        self._told_server = False
         self._left = threading.Event()  # run() is over
         for watch in self._watches.values():
             watch.forget()
@@ -252,9 +253,9 @@ class Process:
     def _find_server(self) -> Server | None:
         if self.coordinator.owned or not self.signals:
             return None
-        from .servers import foreign  # whoever serves by run() does not pay for it
+        from .servers import found  # whoever serves by run() does not pay for it
 
-        return foreign.find()
+        return found.find()
 
     def load(self) -> Load | None:
         """What the server that carries this process has to do; ``None`` where there is none that we know."""
@@ -267,6 +268,21 @@ class Process:
         if server is None and search:
             server = self._watched = self._find_server()  # a search of all objects, so what it found is kept
         return server
+
+    def server_info(self) -> ServerInfo | None:
+        """Which server carries this process; ``None`` where nothing is served. Searches, if need be."""
+        server = self.carrier()
+        if server is not None:
+            return ServerInfo(server.name, server.means, server.promise, server.advice)
+        served = any(member.started for member in self.members())
+        return ServerInfo("unknown", "none that is known was found", STARTED) if served else None
+
+    def tell_server(self) -> None:
+        """Log which server carries this process and what it can promise, once."""
+        info = None if self._told_server else self.server_info()
+        if info is not None:
+            self._told_server = True
+            logger.info("%s", info, extra={"lifecycle_server": info.name, "lifecycle_promise": info.promise})
 
     def watch(self, after: float) -> PoolWatch:
         """The watch of the pool, one for all applications with the same patience in seconds."""
@@ -365,6 +381,7 @@ class Process:
         for address in runner.addresses():
             extra = {"lifecycle_address": address, "lifecycle_server": runner.name}
             logger.info("listening on %s (%s)", address, runner.name, extra=extra)
+        self.tell_server()
         paths = list(member.settings.probe_paths().values())
         logger.info("probes at %s", " ".join(paths), extra={"lifecycle_paths": paths})
         for each in self.members():
@@ -394,6 +411,7 @@ class Process:
         self.coordinator.owned = self.coordinator.carried = True
         if not self.coordinator.attach(server):
             return False
+        self.tell_server()
         for each in self.members():
             each.begin()
             threading.Thread(target=_start_carried, args=(each,), name="lifecycle-startup", daemon=True).start()

@@ -24,7 +24,7 @@ from flask_lifecycle._config import Settings
 from flask_lifecycle._deadline import Clock
 from flask_lifecycle._hooks import Hooks
 from flask_lifecycle._inflight import Ledger, Load
-from flask_lifecycle._parties import Notice
+from flask_lifecycle._parties import FULL, Notice
 from flask_lifecycle._shutdown import Coordinator
 from flask_lifecycle._startup import StartupTasks
 from flask_lifecycle._state import Event, State, StateMachine
@@ -153,6 +153,9 @@ class FakeServer:
     """A server that writes down which verbs it was asked for."""
 
     name = "fake"
+    means = "made by a test"
+    promise = FULL
+    advice = ""
 
     def __init__(self, ours: bool = True) -> None:
         self.ours = ours

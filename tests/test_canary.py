@@ -16,7 +16,9 @@ from waitress.trigger import trigger
 
 from flask_lifecycle import servers
 from flask_lifecycle._inflight import Load
-from flask_lifecycle.servers import _canary, foreign
+from flask_lifecycle.servers import _canary
+from flask_lifecycle.servers.found.waitress import FoundWaitress
+from flask_lifecycle.servers.found.werkzeug import FoundWerkzeug
 from tests._fakes import BOUND, Served, running, served, until
 from tests.live._client import Connection
 
@@ -126,13 +128,13 @@ def test_through_the_accepting_loop(app: Gates) -> None:
 
 def test_no_way_into_werkzeug() -> None:
     """A Werkzeug that somebody else runs has no way in."""
-    assert foreign.ForeignWerkzeug().canary(lambda: None) is None
+    assert FoundWerkzeug().canary(lambda: None) is None
 
 
 def test_through_a_foreign_waitress(app: Gates) -> None:
     """A waitress that somebody else runs sends the canary through each pool and each loop of its listeners."""
     made = [create_server(app, map={}, host="127.0.0.1", port=0, threads=1) for _ in range(2)]
-    subject = foreign.ForeignWaitress(made)
+    subject = FoundWaitress(made)
     back, gate = threading.Event(), threading.Event()
     other = made[1].task_dispatcher
     assert _canary.send_ahead(other, _canary.Canary(gate.wait))
@@ -155,7 +157,7 @@ def test_through_a_foreign_waitress(app: Gates) -> None:
 def test_another_kind_of_pool() -> None:
     """A dispatcher that is not as we know it is left alone."""
     server = types.SimpleNamespace(accepting=True, task_dispatcher=object(), trigger=object())
-    assert foreign.ForeignWaitress([server]).canary(lambda: None) is None
+    assert FoundWaitress([server]).canary(lambda: None) is None
 
 
 @pytest.fixture

@@ -13,7 +13,9 @@ from waitress.server import create_server
 from flask_lifecycle import Lifecycle
 from flask_lifecycle._inflight import Load
 from flask_lifecycle.checks.workers import WorkerPoolCheck
-from flask_lifecycle.servers import create, foreign
+from flask_lifecycle.servers import create
+from flask_lifecycle.servers.found.waitress import FoundWaitress
+from flask_lifecycle.servers.found.werkzeug import FoundWerkzeug
 from tests._fakes import BOUND, FakeServer, make_app, state_of, until, whole
 
 
@@ -232,7 +234,7 @@ def test_the_load_of_somebody_elses_waitress(clients: list[socket.socket]) -> No
     channels: dict[int, Any] = {}
     server = create_server(app, map=channels, listen="127.0.0.1:0 127.0.0.1:0", threads=2)
     listeners = [each for each in channels.values() if hasattr(each, "task_dispatcher")]
-    load = foreign.ForeignWaitress(listeners).load
+    load = FoundWaitress(listeners).load
     port = listeners[0].socket.getsockname()[1]
     over = threading.Event()
 
@@ -261,4 +263,4 @@ def test_the_load_of_somebody_elses_waitress(clients: list[socket.socket]) -> No
         thread.join(BOUND)
         listeners[0].task_dispatcher.shutdown(timeout=BOUND)
         server.close()
-    assert foreign.ForeignWerkzeug().load() == Load(0)
+    assert FoundWerkzeug().load() == Load(0)

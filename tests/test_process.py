@@ -12,12 +12,13 @@ import signal
 import sys
 import textwrap
 import threading
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import pytest
 
-from flask_lifecycle import Lifecycle, RequestInfo, ShutdownReport, State, _process, servers
+from flask_lifecycle import Lifecycle, RequestInfo, ServerInfo, ShutdownReport, State, _process, servers
 from flask_lifecycle._process import Process
 from tests._fakes import (
     BOUND,
@@ -90,11 +91,54 @@ def test_run_serves_until_stopped(runner: FakeRunner, caplog: pytest.LogCaptureF
     assert (report.reason, report.clean, states) == ("enough", True, [State.READY])
     assert runner.verbs == ["announce", "stop_accepting", "wait_idle", "stop"]
     messages = [record.getMessage() for record in caplog.records]
-    assert messages[:3] == [
+    assert messages[:4] == [
         "listening on http://fake:1 (fake)",
         "listening on unix:/fake (fake)",
+        "server fake (made by a test): the full promise: whatever the kernel has accepted is answered",
         "probes at /healthcheck /livez /readyz /startupz",
     ]
+
+
+def test_the_server_is_told(runner: FakeRunner) -> None:
+    """``Lifecycle.server`` names what run() serves by, and nothing before."""
+    lifecycle = Lifecycle(app := make_app())
+    seen = [lifecycle.server]
+
+    def stop() -> None:
+        assert runner.serving.wait(BOUND)
+        seen.append(lifecycle.server)
+        lifecycle.shutdown("enough")
+
+    with running(stop):
+        lifecycle.run(app)
+    assert seen == [None, ServerInfo("fake", "made by a test", "full", "")]
+
+
+def test_an_unknown_server_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    """Whatever serves the application without being known carries out what it has started, and one line says so."""
+    caplog.set_level(logging.INFO, "flask_lifecycle")
+    process = Process(signals=False)
+    member = FakeMember()
+    member.started = False
+    process._members.append(weakref.ref(member))
+    process.tell_server()
+    assert process.server_info() is None
+    member.started = True
+    process.tell_server()
+    process.tell_server()
+    assert process.server_info() == ServerInfo("unknown", "none that is known was found", "started requests")
+    assert [record.getMessage() for record in caplog.records] == [
+        "server unknown (none that is known was found): requests that the application has started are answered"
+    ]
+
+
+def test_the_line_says_what_to_do_for_more() -> None:
+    """Where more can be had, the line at the start says by what."""
+    info = ServerInfo("waitress", "found", "accepted requests", "do this")
+    assert str(info) == (
+        "server waitress (found): accepted requests are answered, but not those in the kernel's queue at the exit;"
+        " do this"
+    )
 
 
 def test_run_passes_everything_on(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,6 +27,7 @@ PUBLIC = [
     "PhaseRecord",
     "ProberInfo",
     "RequestInfo",
+    "ServerInfo",
     "ShutdownContext",
     "ShutdownReport",
     "StartupTask",
@@ -170,6 +171,7 @@ def test_properties_of_lifecycle() -> None:
         "draining",
         "in_flight",
         "probe_address",
+        "server",
         "state",
     ]
     assert all(prop.fset is None for prop in properties.values())

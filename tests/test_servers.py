@@ -22,7 +22,9 @@ import pytest
 from werkzeug.serving import make_server
 
 from flask_lifecycle import RequestInfo, _sockets
-from flask_lifecycle.servers import RUNNERS, _closing, create, foreign
+from flask_lifecycle.servers import RUNNERS, _closing, create, found
+from flask_lifecycle.servers.found.waitress import FoundWaitress
+from flask_lifecycle.servers.found.werkzeug import FoundWerkzeug
 from tests._fakes import BOUND, run_python, until
 
 
@@ -578,7 +580,7 @@ def test_a_kernel_that_does_not_tell(listener: socket.socket, monkeypatch: pytes
 def test_nothing_is_found_where_nothing_serves() -> None:
     """A process that has imported no server has none, and looking imports none."""
     code = (
-        "import sys; from flask_lifecycle.servers import foreign; assert foreign.find() is None;"
+        "import sys; from flask_lifecycle.servers import found; assert found.find() is None;"
         "assert 'waitress' not in sys.modules"
     )
     assert run_python(code).returncode == 0
@@ -587,16 +589,16 @@ def test_nothing_is_found_where_nothing_serves() -> None:
 def test_werkzeugs_server_is_found() -> None:
     """The development server that somebody runs is found while it listens, and not once it is closed."""
     server = make_server("127.0.0.1", 0, wsgi, threaded=True)
-    found = foreign.find()
-    assert isinstance(found, foreign.ForeignWerkzeug)
-    assert (found.name, found.ours, list(found.unfinished())) == ("werkzeug", False, [])
-    found.announce()
-    found.stop_accepting(1.0)
-    found.stop()
-    assert found.wait_idle(1.0, 0.25)
+    subject = found.find()
+    assert isinstance(subject, FoundWerkzeug)
+    assert (subject.name, subject.ours, list(subject.unfinished())) == ("werkzeug", False, [])
+    subject.announce()
+    subject.stop_accepting(1.0)
+    subject.stop()
+    assert subject.wait_idle(1.0, 0.25)
     server.server_close()
     del server
-    assert not isinstance(foreign.find(), foreign.ForeignWerkzeug)
+    assert not isinstance(found.find(), FoundWerkzeug)
 
 
 def test_a_server_is_found_without_a_list_of_descriptors(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -608,7 +610,7 @@ def test_a_server_is_found_without_a_list_of_descriptors(monkeypatch: pytest.Mon
     server = make_server("127.0.0.1", 0, wsgi, threaded=True)
     with monkeypatch.context() as patch:
         patch.setattr(os, "listdir", refuse)
-        assert isinstance(foreign.find(), foreign.ForeignWerkzeug)
+        assert isinstance(found.find(), FoundWerkzeug)
     server.server_close()
 
 
@@ -621,8 +623,8 @@ def test_a_server_is_found_without_a_list_of_descriptors(monkeypatch: pytest.Mon
 )
 def test_a_listener_that_is_no_server_we_know(listens: str) -> None:
     """Neither a listener of an unknown server nor our own probe listener is taken for the application's server."""
-    code = f"{listens}; import os; from flask_lifecycle.servers import foreign; assert foreign._listens();"
-    done = run_python(f"{code} print(foreign.find()); os._exit(0)")
+    code = f"{listens}; import os; from flask_lifecycle.servers import found; assert found.listens();"
+    done = run_python(f"{code} print(found.find()); os._exit(0)")
     assert (done.returncode, done.stdout, done.stderr) == (0, "None\n", "")
 
 
@@ -630,7 +632,7 @@ def test_a_half_made_server_is_no_server(monkeypatch: pytest.MonkeyPatch) -> Non
     """A server whose making failed halfway has no socket, and does not break the search."""
     serving = importlib.import_module("werkzeug.serving")
     half = object.__new__(serving.BaseWSGIServer)
-    assert foreign.find() is None
+    assert found.find() is None
     del half
 
 
@@ -650,7 +652,7 @@ def request(path: str) -> types.SimpleNamespace:
     return types.SimpleNamespace(command="GET", path=path)
 
 
-def test_what_a_foreign_waitress_holds() -> None:
+def test_what_a_found_waitress_holds() -> None:
     """Queued, half-received and unsent requests of a waitress that somebody else runs are seen."""
     queue: list[Any] = []
     server = types.SimpleNamespace(task_dispatcher=types.SimpleNamespace(queue=queue), active_channels={})
@@ -672,7 +674,7 @@ def test_what_a_foreign_waitress_holds() -> None:
     for number, values in enumerate(channels):
         server.active_channels[number] = Channel(values)
     queue.append(server.active_channels[1])
-    subject = foreign.ForeignWaitress([server])
+    subject = FoundWaitress([server])
     assert [(info.path, info.stage) for info in subject.unfinished()] == [
         ("/behind", "queued"),
         ("/queued", "queued"),
@@ -689,12 +691,13 @@ def test_what_a_foreign_waitress_holds() -> None:
 def test_a_foreign_waitress_is_found() -> None:
     """A waitress that somebody runs is found while it listens."""
     code = """
-from flask_lifecycle.servers import foreign
+from flask_lifecycle.servers import found
+from flask_lifecycle.servers.found.waitress import FoundWaitress
 from waitress.server import create_server
 server = create_server(lambda e, s: [], port=0, host="127.0.0.1")
-found = foreign.find()
-assert isinstance(found, foreign.ForeignWaitress), found
-assert (found.name, found.ours, list(found.unfinished())) == ("waitress", False, [])
+subject = found.find()
+assert isinstance(subject, FoundWaitress), subject
+assert (subject.name, subject.ours, list(subject.unfinished())) == ("waitress", False, [])
 import os; os._exit(0)
 """
     done = run_python(code, python=["-W", "ignore"])

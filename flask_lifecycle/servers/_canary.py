@@ -18,7 +18,7 @@ import select
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from .foreign import distinct
+from ._pools import distinct
 
 # With locks that are held for a few instructions: a probe's, and that of a worker which takes a canary further.
 _PATIENCE = 0.01

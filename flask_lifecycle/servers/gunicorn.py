@@ -55,6 +55,7 @@ from typing import TYPE_CHECKING, Any
 
 from .._config import Settings
 from .._inflight import Load, RequestInfo
+from .._parties import FULL
 from .._sockets import has_input, socket_identity, unlink
 from .._state import logger
 from ._closing import CLOSING_BOUND, QUIET_PERIOD, attach_syn_filter, handshakes
@@ -144,6 +145,9 @@ class Worker:
 
     name = "gunicorn"
     ours = True
+    means = "told by the hooks of its configuration"
+    promise = FULL
+    advice = ""
 
     def __init__(self, worker: Any, board: Board, in_flight: Callable[[], int]) -> None:
         self.closing = False  # whether answers tell their connections to close

@@ -61,9 +61,10 @@ from waitress.task import ErrorTask, ThreadedTaskDispatcher, WSGITask
 from .. import _sockets
 from .._audience import MOST_HELD, WATCH
 from .._inflight import Load, RequestInfo
+from .._parties import FULL
 from . import _closing
 from ._canary import Canary, send_ahead
-from .foreign import pool_load
+from ._pools import pool_load
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication
@@ -102,6 +103,9 @@ class Waitress:
 
     name = "waitress"
     ours = True
+    means = "started by flask_lifecycle"
+    promise = FULL
+    advice = ""
 
     def __init__(self, app: WSGIApplication, lane: Callable[[str], str | None], options: dict[str, Any]) -> None:
         self.announced = False

@@ -48,6 +48,7 @@ from werkzeug.serving import LISTEN_QUEUE, ThreadedWSGIServer, WSGIRequestHandle
 
 from .. import _sockets
 from .._inflight import Load, RequestInfo
+from .._parties import FULL
 from . import _closing
 from ._upgrade import LentSocket, Unanswered
 
@@ -117,6 +118,9 @@ class Werkzeug:
 
     name = "werkzeug"
     ours = True
+    means = "started by flask_lifecycle"
+    promise = FULL
+    advice = ""
 
     def __init__(self, app: WSGIApplication, addresses: list[str]) -> None:
         self.announced = False

@@ -1,0 +1,113 @@
+"""Servers that somebody else started: recognised, watched, and steered as far as they let us.
+
+Each kind has a module here with a function ``find``, which is asked only if a module that the server itself imports is
+there: what is not in the process costs nothing. The order of :data:`KINDS` matters where one server carries another,
+or imports it: what is nearer to the sockets comes first.
+
+What they find has the verbs of :class:`flask_lifecycle._parties.Server`. One that has nothing to offer for a verb
+inherits it from :class:`Found`: the listener stays open during the drain and the guard refuses new work, and the signal
+is given back to whoever had it.
+
+Nobody publishes the server object, so it is looked for among the objects of the garbage collector. Much here only
+reads, from the coordinator's thread, attributes that the server's own threads write; a look that comes at a bad moment
+is repeated at the next tick.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import os
+import socket
+import stat
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from ..._inflight import Load, RequestInfo
+from ..._parties import STARTED, Server
+
+_TICK = 0.02
+
+# What the server imports, and the module here that knows it.
+KINDS = (
+    ("waitress.server", "waitress"),
+    ("werkzeug.serving", "werkzeug"),
+)
+
+
+def find() -> Server | None:
+    """The server that carries this process's applications, if it is of a kind that we know."""
+    if not listens():
+        return None  # a shell, a migration: spared the search, which takes as long as a request
+    for imported, kind in KINDS:
+        if imported in sys.modules:
+            found: Server | None = importlib.import_module(f".{kind}", __name__).find()
+            if found is not None:
+                return found
+    return None
+
+
+def listens() -> bool:
+    """Whether this process has a listening socket; ``True`` where its descriptors cannot be listed."""
+    try:
+        descriptors = [int(name) for name in os.listdir("/proc/self/fd")]
+    except OSError:
+        return True
+    return any(_is_listener(descriptor) for descriptor in descriptors)
+
+
+def _is_listener(descriptor: int) -> bool:
+    try:
+        if not stat.S_ISSOCK(os.fstat(descriptor).st_mode):
+            return False
+        with socket.socket(fileno=os.dup(descriptor)) as sock:
+            return bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
+    except OSError:
+        return False
+
+
+def instances(kind: type) -> Iterator[Any]:
+    """The objects of a class or of one derived from it."""
+    # type() and not isinstance(): a LocalProxy would answer for what it stands for.
+    return (thing for thing in gc.get_objects() if issubclass(type(thing), kind))
+
+
+class Found:
+    """What the coordinator may ask of any of them; see :class:`flask_lifecycle._parties.Server`."""
+
+    name = ""
+    means = "found among the objects of this process"
+    promise = STARTED
+    advice = ""
+    ours = False
+
+    def announce(self) -> None:
+        """Nothing: its answers are not ours."""
+
+    def stop_accepting(self, timeout: float) -> None:
+        """Nothing: whoever opened the listener closes it."""
+
+    def wait_idle(self, timeout: float, linger: float) -> bool:
+        """Look every 20 ms; there is nobody who would wake us."""
+        deadline = time.monotonic() + timeout
+        pause = threading.Event()
+        while self.unfinished() and time.monotonic() < deadline:
+            pause.wait(_TICK)
+        return not self.unfinished()
+
+    def unfinished(self) -> Sequence[RequestInfo]:
+        return ()
+
+    def load(self) -> Load | None:
+        """Nothing that could be seen from outside; what the application runs, its ledger knows."""
+        return Load(0)
+
+    def canary(self, done: Callable[[], None]) -> bool | None:
+        """Nothing: there is no way in."""
+        return None
+
+    def stop(self) -> None:
+        """Nothing: the signal is given back to whoever had it."""
