@@ -117,6 +117,15 @@ def test_envoy_asks_the_probe_listener_and_takes_its_statuses() -> None:
     assert asked["expected_statuses"] == [{"start": 200, "end": 201}, {"start": 207, "end": 208}]
 
 
+def test_envoy_hears_of_its_checks_at_once() -> None:
+    """Neither Envoy's interval without traffic (60 s) nor its merging of changes (1 s) makes the delay too short."""
+    text, _ = made("envoy", {"LIFECYCLE_SHUTDOWN_DELAY": 1})
+    (cluster,) = yaml.safe_load(text)["clusters"]
+    (check,) = cluster["health_checks"]
+    assert check["no_traffic_interval"] == check["interval"] == "0.2s"
+    assert cluster["common_lb_config"]["update_merge_window"] == "0s"
+
+
 @pytest.mark.parametrize(("name", "label"), [("a.b", "a-b"), ("---", "app"), ("x" * 80, "x" * 50)])
 def test_a_name_is_one_that_objects_may_have(name: str, label: str) -> None:
     """Whatever the application is called."""
