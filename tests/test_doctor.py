@@ -653,6 +653,16 @@ def test_a_service_alone_is_the_application() -> None:
     assert said("services: {a: {image: a, stop_grace_period: 12s}}", "compose.yaml")[0].startswith("compose.yaml:1: ok")
 
 
+def test_a_command_without_options_listens_where_it_does_by_default() -> None:
+    """On the loopback, as Flask does."""
+    text = changed(COMPOSE, " --host=0.0.0.0 -p8000", "")
+    assert [line.partition(": service 'web': ")[2] for line in said(text, "compose.yaml") if ": error:" in line] == [
+        "the application listens on 127.0.0.1, which nothing outside the container reaches; add '-h 0.0.0.0' to the"
+        " command.",
+        "healthcheck asks port 8000, where nobody listens: the application is on port 5000; set its port to 5000.",
+    ]
+
+
 def test_a_signal_is_right_if_the_settings_take_it() -> None:
     """With LIFECYCLE_SIGNALS those count; without any nothing stops the process."""
     assert len(said(COMPOSE, "compose.yaml", LIFECYCLE_SIGNALS=["SIGINT"])) == 1

@@ -14,6 +14,8 @@ import click
 from .._config import KUBERNETES_DELAY, Settings
 from .._record import NamedTuple
 from ._compose import is_compose, read_compose
+from ._docker import is_dockerfile, read_dockerfile
+from ._gunicorn import CONFIGURATION_RULES, is_gunicorn, read_gunicorn
 from ._kubernetes import is_kubernetes, read_kubernetes
 from ._model import ERROR, OK, UNREADABLE, WARNING, Case, Finding, Notes, Workload
 from ._rules import RULES
@@ -67,6 +69,10 @@ def _nothing(name: str | None) -> str:
 def _workloads(text: str, notes: Notes, name: str | None, application: Application) -> list[Workload]:
     if is_systemd(notes.file, text):
         return read_systemd(text, notes)
+    if is_gunicorn(notes.file):
+        return read_gunicorn(text, notes)
+    if is_dockerfile(notes.file, text):
+        return read_dockerfile(text, notes, name)
     found: list[Workload] = []
     for document in parse_yaml(text):
         found += _document(document, notes, name, application)
@@ -88,7 +94,8 @@ def _judge(workload: Workload, application: Application) -> list[Finding]:
         text = f"in the cluster the application does not start: {error}"
         return [Finding(workload.file, workload.line, ERROR, "settings", workload.subject, text)]
     case = Case(workload, settings, application.lane)
-    return [finding for rule in RULES for finding in rule(case)]
+    rules = CONFIGURATION_RULES if workload.platform == "gunicorn" else RULES
+    return [finding for rule in rules for finding in rule(case)]
 
 
 def exit_code(findings: list[Finding]) -> int:
@@ -115,8 +122,8 @@ def commands(load: Callable[[Any], tuple[Any, Any]]) -> dict[str, click.Command]
     def doctor(info: Any, files: tuple[str, ...], name: str | None, json_wanted: bool) -> None:
         """Hold deployment files against the application's settings.
 
-        Reads Kubernetes YAML, compose files and systemd units ('-' is the standard input). Exits with 0 if nothing is
-        an error, with 1 if something is, and with 2 if a file cannot be read.
+        Reads Kubernetes YAML, compose files, Dockerfiles, systemd units and gunicorn.conf.py ('-' is the standard
+        input). Exits with 0 if nothing is an error, with 1 if something is, and with 2 if a file cannot be read.
         """
         app, state = load(info)
         application = Application(state.settings, app.config, state.probes.lane)

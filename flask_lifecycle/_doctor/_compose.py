@@ -6,15 +6,14 @@ import re
 from collections.abc import Callable
 from urllib.parse import urlsplit
 
-from ._model import WARNING, Command, Notes, Number, Probe, Workload, split
+from ._model import WARNING, Command, Notes, Number, Probe, Workload, find_url, split
 from ._source import Value
 
 # Docker's own defaults.
 _GRACE = 10.0
-_TIMEOUT = 30.0
+DOCKER_TIMEOUT = 30.0
 _UNITS = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "ns": 1e-9}
 _PART = re.compile(r"([0-9]+(?:\.[0-9]+)?)(h|ms|us|µs|ns|m|s)")
-_URL = re.compile(r"https?://[^\s'\"|)]+")
 _SERVERS = re.compile(r"flask|lifecycle|gunicorn|waitress-serve|uwsgi")
 
 
@@ -42,8 +41,8 @@ def read_compose(document: Value, notes: Notes, name: str | None, lane: Callable
 
 def _looks_like_ours(service: Value, lane: Callable[[str], str | None]) -> bool:
     words = " ".join(" ".join(_words(service, key)) for key in ("entrypoint", "command"))
-    url = _url(service)
-    return bool(_SERVERS.search(words)) or (url is not None and lane(urlsplit(url).path) is not None)
+    url = find_url(" ".join(_words(service, "healthcheck", "test")))
+    return bool(_SERVERS.search(words)) or (bool(url) and lane(urlsplit(url).path) is not None)
 
 
 def _words(service: Value, *keys: str) -> list[str]:
@@ -82,13 +81,21 @@ def _environment(service: Value) -> dict[str, Value]:
     return listed | {key: Value(value.line, {"value": value}) for key, value in given.items()}
 
 
+def duration(text: str) -> float | None:
+    """A time as Docker writes it, in seconds; ``None`` for what is none."""
+    parts = _PART.findall(text)
+    if not parts or "".join(number + unit for number, unit in parts) != text:
+        return None
+    return sum(float(number) * _UNITS[unit] for number, unit in parts)
+
+
 def _seconds(parent: Value, key: str, default: float, notes: Notes) -> Number:
     value, text = parent.get(key), parent.text(key)
     if value is None:
         return Number(default, parent.line, False)
-    parts = _PART.findall(text)
-    if parts and "".join(number + unit for number, unit in parts) == text:
-        return Number(sum(float(number) * _UNITS[unit] for number, unit in parts), value.line)
+    seconds = duration(text)
+    if seconds is not None:
+        return Number(seconds, value.line)
     if "$" in text:
         notes.add(
             value.line,
@@ -102,22 +109,11 @@ def _seconds(parent: Value, key: str, default: float, notes: Notes) -> Number:
     return Number(default, value.line, False)
 
 
-def _url(service: Value) -> str | None:
-    found = _URL.search(" ".join(_words(service, "healthcheck", "test")))
-    return found[0] if found else None
-
-
 def _probe(service: Value, notes: Notes) -> Probe | None:
-    check, url = service.get("healthcheck"), _url(service)
-    if check is None or url is None:
-        return None
-    try:
-        parts = urlsplit(url)
-        port = parts.port or (443 if parts.scheme == "https" else 80)
-    except ValueError:  # it has a variable where the port is
+    check = service.get("healthcheck")
+    if check is None:
         return None
     test = check.get("test")
     line = test.line if test is not None else check.line
-    numbers = {"timeoutSeconds": _seconds(check, "timeout", _TIMEOUT, notes)}
-    path = Value(line, parts.path or "/")
-    return Probe("health", line, "http", path, Value(line, port), parts.scheme.upper(), numbers)
+    timeout = _seconds(check, "timeout", DOCKER_TIMEOUT, notes)
+    return Probe.of_check(line, " ".join(_words(check, "test")), timeout)

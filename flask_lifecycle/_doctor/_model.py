@@ -6,6 +6,7 @@ import itertools
 import re
 import shlex
 from collections.abc import Callable, Iterator, Mapping
+from urllib.parse import urlsplit
 
 from .._config import Settings
 from .._record import NamedTuple
@@ -14,6 +15,8 @@ from ._source import Value
 
 ERROR, WARNING, OK, UNREADABLE = "error", "warning", "ok", "unreadable"
 
+# They pass signals on to what they start.
+_INITS = {"tini", "tini-static", "dumb-init", "catatonit", "docker-init"}
 _SHELLS = {"sh", "bash", "dash", "ash", "zsh", "ksh", "busybox"}
 # The last of several commands: what is in front of it has ended when it runs.
 _SEPARATOR = re.compile(r"&&|\|\||;|\n")
@@ -24,6 +27,9 @@ _CLOSING = {"", "fi", "done", "esac", "}"}
 _SLEEP = re.compile(r"(?<![\w-])sleep[ \t]+([0-9]+(?:\.[0-9]+)?)([smh]?)")
 _FACTORS = {"": 1, "s": 1, "m": 60, "h": 3600}
 _VARIABLE = "$"
+# As gunicorn reads it; neither "unix:" nor "fd://", nor what holds a variable.
+_BIND = re.compile(r"(?:tcp://)?(?:\[([0-9a-fA-F:.]+)\]|([\w.-]*))(?::([0-9]+))?")
+_URL = re.compile(r"https?://[^\s'\"|)]+")
 
 
 class Finding(NamedTuple):
@@ -68,7 +74,8 @@ class Command(NamedTuple):
 
     @classmethod
     def of(cls, line: int, words: list[str]) -> Command:
-        """Look through ``sh -c``: an ``exec`` makes the shell the program."""
+        """Look through an init and ``sh -c``: an ``exec`` makes the shell the program."""
+        words = _behind_init(words)
         script = _script(words)
         if script is None:
             return cls(line, tuple(words), False)
@@ -89,6 +96,8 @@ class Command(NamedTuple):
     @property
     def address(self) -> tuple[str | None, int | None]:
         """The host and port that the application listens on, each ``None`` where that cannot be told."""
+        if self.server == "gunicorn":
+            return _bound(self.option("--bind", "-b"))
         if self.server not in ("lifecycle run", "flask run"):
             return None, None
         options = _options(self.words[self.words.index("run") + 1 :])
@@ -98,6 +107,17 @@ class Command(NamedTuple):
         port = options.get("-p", options.get("--port", "5000"))
         return None if _VARIABLE in host else host, int(port) if port.isascii() and port.isdigit() else None
 
+    def option(self, *names: str) -> str | None:
+        """What an option is given, if it is there once."""
+        found = []
+        for word, following in zip(self.words, (*self.words[1:], ""), strict=False):
+            name, equals, value = word.partition("=")
+            if word.startswith("--") and name in names:
+                found.append(value if equals else following)
+            elif not word.startswith("--") and word[:2] in names:
+                found.append(word[2:] or following)
+        return found[0] if len(found) == 1 else None
+
 
 def split(text: str) -> tuple[str, ...]:
     """The words of a shell's script, roughly: quotes that do not match are no matter here."""
@@ -105,6 +125,22 @@ def split(text: str) -> tuple[str, ...]:
         return tuple(shlex.split(text))
     except ValueError:
         return tuple(text.split())
+
+
+def _behind_init(words: list[str]) -> list[str]:
+    if not words or words[0].rpartition("/")[2] not in _INITS:
+        return words
+    if "--" in words:
+        return words[words.index("--") + 1 :]
+    return list(itertools.dropwhile(lambda word: word.startswith("-"), words[1:]))
+
+
+def _bound(text: str | None) -> tuple[str | None, int | None]:
+    """The address that gunicorn's ``--bind`` says; a configuration may have one where it says none."""
+    found = _BIND.fullmatch(text) if text else None
+    if found is None:
+        return None, None
+    return found[1] or found[2] or "0.0.0.0", int(found[3] or 8000)
 
 
 def _script(words: list[str]) -> str | None:
@@ -127,13 +163,19 @@ def _last(script: str) -> str:
 
 def _options(words: tuple[str, ...]) -> dict[str, str]:
     found = {}
-    for word, following in zip(words, [*words[1:], ""], strict=True):
+    for word, following in zip(words, (*words[1:], ""), strict=False):
         name, equals, value = word.partition("=")
         if word.startswith("--"):
             found[name] = value if equals else following
         elif word.startswith("-"):
             found[word[:2]] = word[2:] or following
     return found
+
+
+def find_url(text: str) -> str:
+    """The first URL in a text; empty if there is none."""
+    found = _URL.search(text)
+    return found[0] if found else ""
 
 
 class Stop(NamedTuple):
@@ -173,6 +215,21 @@ class Probe(NamedTuple):
     port: Value | None
     scheme: str
     numbers: dict[str, Number]
+
+    @classmethod
+    def of_check(cls, line: int, text: str, timeout: Number) -> Probe | None:
+        """Docker's healthcheck, of which the URL is seen; ``None`` if there is none, or a variable in its place."""
+        url = find_url(text)
+        try:
+            parts = urlsplit(url)
+            port = parts.port or (443 if parts.scheme == "https" else 80)
+        except ValueError:
+            return None
+        if not url:
+            return None
+        path = Value(line, parts.path or "/")
+        scheme = parts.scheme.upper()
+        return cls("health", line, "http", path, Value(line, port), scheme, {"timeoutSeconds": timeout})
 
     @property
     def name(self) -> str:

@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Iterator
 
 from .._config import KEYS, parse_signal
+from ._gunicorn import graceful_timeout
 from ._model import OK, Case, Finding, Probe
 
 Rule = Callable[[Case], Iterator[Finding]]
@@ -34,8 +35,8 @@ def fits(case: Case) -> Iterator[Finding]:
     hook = f" + {before:g} s of preStop" if before else ""
     total = f"{grace:g} s of LIFECYCLE_GRACE_PERIOD{hook} + {MARGIN:g} s to spare = {needed:g} s"
     limit = f"{work.limit_key} is {work.limit.value:g} s{'' if work.limit.given else ' by default'}"
-    if math.isinf(work.limit.value) or _extended(case):
-        reason = "the process asks systemd for the time that it takes" if _extended(case) else "there is no limit"
+    reason = _unlimited(case, math.floor(needed) + 1)
+    if reason:
         yield Finding(work.file, work.line, OK, "grace-period", work.subject, f"{total}, and {reason}")
     elif needed < work.limit.value and work.stop and work.stop.way in ("http", "other"):
         return  # nothing is proved: how long the hook takes is not known, as another rule says
@@ -48,6 +49,15 @@ def fits(case: Case) -> Iterator[Finding]:
             "grace-period", work.limit.line, f"{limit}, and a stop may take {total}",
             f"set it to {wanted} or more{_lower(case, before)}", work.limit.value, wanted,
         )  # fmt: skip
+
+
+def _unlimited(case: Case, wanted: int) -> str:
+    """Why the file itself sets no limit; empty if it does."""
+    if case.workload.platform == "docker":
+        return f"the limit is said at the start: docker run --stop-timeout {wanted}, or 10 s by default"
+    if _extended(case):
+        return "the process asks systemd for the time that it takes"
+    return "there is no limit" if math.isinf(case.workload.limit.value) else ""
 
 
 def _before(case: Case) -> float:
@@ -222,7 +232,10 @@ def reachable(case: Case) -> Iterator[Finding]:
         text = f"the application listens on {host}, which nothing outside the container reaches"
         # Where nobody is seen to ask, a proxy beside it may.
         report = case.error if wanted else case.warning
-        yield report("address", work.command.line, text, "add '-h 0.0.0.0' to the command", host, "0.0.0.0")
+        cure = "add '-h 0.0.0.0' to the command"
+        if work.command.server == "gunicorn":
+            cure = f"set --bind to '0.0.0.0:{_main_port(case)}'"
+        yield report("address", work.command.line, text, cure, host, "0.0.0.0")
 
 
 def probe_host(case: Case) -> Iterator[Finding]:
@@ -319,9 +332,10 @@ def shell_form(case: Case) -> Iterator[Finding]:
         text = "a shell is started, which the signal goes to and which need not pass it on"
         if to_all:
             text = "a shell is the main process, so that its exit code and notifications are not the application's"
-        yield report(
-            "shell-form", work.command.line, text, "write 'exec' before the command, or start it without sh -c"
-        )
+        cure = "write 'exec' before the command, or start it without sh -c"
+        if work.platform == "docker":
+            cure = 'write it in exec form, ["program", "argument"]'
+        yield report("shell-form", work.command.line, text, cure)
 
 
 def kill_mode(case: Case) -> Iterator[Finding]:
@@ -338,7 +352,9 @@ def kill_mode(case: Case) -> Iterator[Finding]:
 
 def stop_signal(case: Case) -> Iterator[Finding]:
     """The signal that is sent is one that begins the shutdown."""
-    key = {"systemd": "KillSignal", "compose": "stop_signal"}.get(case.workload.platform, "stopSignal")
+    key = {"systemd": "KillSignal", "compose": "stop_signal", "docker": "STOPSIGNAL"}.get(
+        case.workload.platform, "stopSignal"
+    )
     options = case.workload.options
     sent = options["lifecycle"].get(key) if "lifecycle" in options else options.get(key)
     signals = case.settings.signals
@@ -417,6 +433,7 @@ def _same(text: str, loaded: object) -> bool:
 
 RULES: tuple[Rule, ...] = (
     fits,
+    graceful_timeout,
     probe_grace,
     stop_hook,
     no_delay,
