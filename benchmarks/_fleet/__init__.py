@@ -1,1 +1,0 @@
-"""What ``benchmarks/fleet.py`` and the tests marked ``fleet`` are made of."""
