@@ -103,8 +103,6 @@ def test_balancers_know_within_the_delay(config: dict[str, Any], expected: tuple
     (check,) = cluster["health_checks"]
     fall, interval, reason = expected
     assert (check["unhealthy_threshold"], check["interval"], reason in text) == (fall, interval, True)
-    # Before its first request Envoy asks once a minute, if it is let.
-    assert check["no_traffic_interval"] == interval
     assert f"inter {interval[:-1]}000ms fall {fall} rise 2 port 8000" in made("haproxy", config)[0]
 
 
@@ -117,6 +115,15 @@ def test_envoy_asks_the_probe_listener_and_takes_its_statuses() -> None:
     asked = cluster["health_checks"][0]["http_health_check"]
     assert asked["path"] == "/readyz"
     assert asked["expected_statuses"] == [{"start": 200, "end": 201}, {"start": 207, "end": 208}]
+
+
+def test_envoy_hears_of_its_checks_at_once() -> None:
+    """Neither Envoy's interval without traffic (60 s) nor its merging of changes (1 s) makes the delay too short."""
+    text, _ = made("envoy", {"LIFECYCLE_SHUTDOWN_DELAY": 1})
+    (cluster,) = yaml.safe_load(text)["clusters"]
+    (check,) = cluster["health_checks"]
+    assert check["no_traffic_interval"] == check["interval"] == "0.2s"
+    assert cluster["common_lb_config"]["update_merge_window"] == "0s"
 
 
 @pytest.mark.parametrize(("name", "label"), [("a.b", "a-b"), ("---", "app"), ("x" * 80, "x" * 50)])

@@ -19,7 +19,7 @@ SERVE = (
 )
 TEST = (
     "apt-get update && apt-get install -y postgresql redis-server openssl haproxy nginx chromium python3-venv"
-    " && python3 -m venv .venv && .venv/bin/pip install -e '.[dev]' && .venv/bin/python -m pytest"
+    " && python3 -m venv .venv && .venv/bin/pip install -e '.[dev,fleet]' && .venv/bin/python -m pytest"
 )
 
 
@@ -81,8 +81,8 @@ def test_the_two_commands_are_near_the_top(command: str) -> None:
 def test_the_gate_s_command_is_the_readme_s() -> None:
     """``.ci/run`` installs and tests as the README tells its reader to."""
     gate = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
-    assert "-e '.[dev]'" in TEST
-    assert "-e '.[dev]'" in gate
+    assert "-e '.[dev,fleet]'" in TEST
+    assert "-e '.[dev,fleet]'" in gate
     assert "-m pytest" in gate.splitlines()[-1]
 
 

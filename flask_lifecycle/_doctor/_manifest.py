@@ -232,14 +232,17 @@ clusters:
   - name: {plan.name}
     type: STRICT_DNS
     connect_timeout: 5s
-    # an endpoint that fails its checks is not asked, even if all do
-    common_lb_config: {{healthy_panic_threshold: {{value: 0}}}}
+    common_lb_config:
+      # an endpoint that fails its checks is not asked, even if all do
+      healthy_panic_threshold: {{value: 0}}
+      # what the checks find counts at once; by default up to a second late, if another endpoint has just changed
+      update_merge_window: 0s
     health_checks:
       # longer than the {plan.settings.probe_timeout:g} s of LIFECYCLE_PROBE_TIMEOUT
       - timeout: {plan.patience}s
         # {reason}
         interval: {interval:g}s
-        # as often before the first request, or one that starts after Envoy is found a minute later
+        # by default 60 s, until the first request has come
         no_traffic_interval: {interval:g}s
         unhealthy_threshold: {fall}
         healthy_threshold: 2

@@ -1,0 +1,1 @@
+"""What ``benchmarks/fleet.py`` and the tests marked ``fleet`` are made of."""
