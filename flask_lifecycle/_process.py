@@ -335,6 +335,10 @@ class Process:
             if self.signals:
                 given = member.settings.signals
                 before = self.relay.install((signal.SIGTERM, signal.SIGINT) if given is None else given)
+            if "LISTEN_FDS" in os.environ:
+                from . import _activation  # few are started so
+
+                options = _activation.with_passed_on(host, port, options)
             self._serve(app, member, servers.create(server, app, host, port, _lane_finder(self.members()), options))
             before = None  # all of them: this process has stopped
         except BaseException:

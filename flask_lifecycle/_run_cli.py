@@ -15,6 +15,8 @@ from typing import Any, Protocol, TextIO
 
 import click
 
+from . import _activation
+
 logger = logging.getLogger("flask_lifecycle")
 
 # How often the line of a drain is drawn anew on a terminal.
@@ -78,6 +80,10 @@ def commands(load: Callable[[Any], tuple[Any, Served]]) -> dict[str, click.Comma
     @click.option("--server", default="waitress", show_default=True, help="The server: waitress or werkzeug.")
     @click.option("--listen", multiple=True, metavar="HOST:PORT", help="An address to listen on; may be repeated.")
     @click.option("--unix-socket", default=None, metavar="PATH", help="A Unix socket to listen on.")
+    @click.option(
+        "--fd", "descriptors", type=click.IntRange(0), multiple=True, metavar="N",
+        help="The descriptor of a listening socket that was passed on; may be repeated.",
+    )  # fmt: skip
     @_waitress_options
     @click.option(
         "--option", "-o", "others", multiple=True, metavar="KEY=VALUE", callback=_key_values,
@@ -92,6 +98,7 @@ def commands(load: Callable[[Any], tuple[Any, Served]]) -> dict[str, click.Comma
         server: str,
         listen: tuple[str, ...],
         unix_socket: str | None,
+        descriptors: tuple[int, ...],
         others: dict[str, str],
         **options: Any,
     ) -> None:
@@ -105,6 +112,8 @@ def commands(load: Callable[[Any], tuple[Any, Served]]) -> dict[str, click.Comma
         show_log(sys.stderr)
         with DrainLine(served, sys.stderr):
             try:
+                if descriptors:
+                    given["sockets"] = _activation.listeners(descriptors)
                 report = served.run(app, host, port, server, given)
             except (OSError, ValueError, RuntimeError) as error:
                 message = error.strerror if isinstance(error, OSError) else str(error)

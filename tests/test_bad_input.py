@@ -889,12 +889,12 @@ SERVERS = [
     (
         {"server": "werkzeug", "threads": 8},
         ValueError,
-        "werkzeug has no option 'threads'; it takes 'host', 'port', 'listen' and 'unix_socket'.",
+        "werkzeug has no option 'threads'; it takes 'host', 'port', 'listen', 'unix_socket' and 'sockets'.",
     ),
     (
         {"server": "werkzeug", "port": 80, "unix_socket": "/tmp/x"},
         ValueError,
-        "A host or port cannot be combined with 'listen' or 'unix_socket'; give one of them.",
+        "A host or port cannot be combined with 'listen', 'sockets' or 'unix_socket'; give one of them.",
     ),
     *(
         (
@@ -983,7 +983,7 @@ def flask(directory: Path, *arguments: str, **environ: str) -> subprocess.Comple
         ),
         (
             ["--server", "werkzeug", "--threads", "8"],
-            "werkzeug has no option 'threads'; it takes 'host', 'port', 'listen' and 'unix_socket'.",
+            "werkzeug has no option 'threads'; it takes 'host', 'port', 'listen', 'unix_socket' and 'sockets'.",
         ),
     ],
 )

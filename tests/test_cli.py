@@ -13,7 +13,7 @@ import pytest
 from click.testing import Result
 from flask import Flask
 
-from flask_lifecycle import HookRecord, Lifecycle, ShutdownReport
+from flask_lifecycle import HookRecord, Lifecycle, ShutdownReport, _activation
 from flask_lifecycle._cli import group
 from flask_lifecycle._run_cli import DrainLine, show_log
 from tests._fakes import make_app, until
@@ -87,6 +87,7 @@ def invoke(state: FakeState, *arguments: str) -> tuple[Flask, Result]:
             "waitress",
             {"max_request_header_size": "1000", "ident": "a=b"},
         ),
+        (["--fd", "7", "--fd", "8"], None, None, "waitress", {"sockets": ["socket 7", "socket 8"]}),
         (["--threads", "2", "-o", "threads=3"], None, None, "waitress", {"threads": "3"}),
         (
             ["--channel-timeout", "9", "--backlog", "10", "--max-request-body-size", "11", "--url-scheme", "https"],
@@ -112,9 +113,15 @@ def invoke(state: FakeState, *arguments: str) -> tuple[Flask, Result]:
     ],
 )
 def test_options_reach_run(
-    arguments: list[str], host: str | None, port: int | None, server: str, options: dict[str, Any]
+    arguments: list[str],
+    host: str | None,
+    port: int | None,
+    server: str,
+    options: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Options are named as in ``flask run`` and ``waitress-serve`` and reach run(); what is not given does not."""
+    monkeypatch.setattr(_activation, "listener", lambda number: f"socket {number}")
     state = FakeState()
     app, result = invoke(state, *arguments)
     assert (result.exit_code, result.output) == (0, "")

@@ -36,6 +36,7 @@ LAYERS = {
     "_crash": 2,
     "checks": 2,
     "_access_log": 1,
+    "_activation": 1,
     "_self_test": 1,
     "_signals": 1,
     "_probe_server": 1,

@@ -11,6 +11,7 @@ import select
 import socket
 import stat
 import struct
+import threading
 import time
 import types
 import weakref
@@ -118,12 +119,113 @@ def test_listen_as_a_list() -> None:
     runner.close()
 
 
-def test_given_sockets_stay_open(listener: socket.socket) -> None:
-    """A socket that was given to waitress is left to its giver."""
-    runner = made("waitress", sockets=[listener])
-    assert runner.addresses() == [_sockets.describe(listener)]
+@pytest.mark.parametrize("server", RUNNERS)
+def test_given_sockets_stay_open(server: str, listener: socket.socket, tmp_path: Path) -> None:
+    """Sockets that were given, Internet and Unix ones together, are left to their giver."""
+    path = str(tmp_path / "s")
+    with socket.socket(socket.AF_UNIX) as unix:
+        unix.bind(path)
+        unix.listen()
+        runner = made(server, sockets=[unix, listener])
+        assert set(runner.addresses()) == {_sockets.describe(listener), f"unix:{path}"}
+        assert set(runner.listeners()) == {unix, listener}
+        runner.close()
+        socket.create_connection(listener.getsockname()).close()
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(path)
+
+
+@pytest.mark.parametrize("server", RUNNERS)
+def test_held_back_listeners_are_let_go_of(server: str, tmp_path: Path) -> None:
+    """Who holds a server back and closes it keeps the duplicates of its listeners, and the path of a Unix socket."""
+    path = tmp_path / "s"
+    runner = made(server, listen="127.0.0.1:0", unix_socket=str(path))
+    copies = [sock.dup() for sock in runner.listeners()]
+    runner.hold_back()
     runner.close()
-    socket.create_connection(listener.getsockname()).close()
+    for copy in copies:
+        with copy, socket.socket(copy.family) as client:
+            client.connect(copy.getsockname())
+            copy.accept()[0].close()
+    assert path.exists()
+
+
+class Serving:
+    """A runner that serves in a thread of its own until the end of the test."""
+
+    def __init__(self, runner: Any) -> None:
+        self.runner = runner
+        self._thread = threading.Thread(target=runner.serve, daemon=True)
+        self._thread.start()
+
+    def end(self, *, stop_accepting: bool = True) -> None:
+        if stop_accepting:
+            self.runner.stop_accepting(BOUND)
+        assert self.runner.wait_idle(BOUND, 0.0)
+        self.runner.stop()
+        self._thread.join(BOUND)
+        assert not self._thread.is_alive()
+
+
+def ask(address: Any) -> bytes:
+    """Send a request on a new connection and return the status."""
+    with socket.socket(socket.AF_UNIX if isinstance(address, str) else socket.AF_INET) as client:
+        client.settimeout(BOUND)
+        client.connect(address)
+        client.sendall(b"GET / HTTP/1.0\r\n\r\n")
+        return client.recv(100)[8:12]
+
+
+@pytest.mark.parametrize("server", RUNNERS)
+@pytest.mark.parametrize("kind", ["tcp", "unix"])
+def test_a_listener_goes_from_one_server_to_the_next(server: str, kind: str, tmp_path: Path) -> None:
+    """One that is held back accepts nobody until it takes over; one that hands over leaves what waits to the other.
+
+    The last one closes the listener, and removes the path of a Unix socket.
+    """
+    first = made(server, unix_socket=str(tmp_path / "s")) if kind == "unix" else made(server, port=0)
+    (owned,) = first.listeners()
+    address = owned.getsockname()
+    copy = owned.dup()
+    second = made(server, sockets=[copy])
+    second.hold_back()
+    one, two = Serving(first), Serving(second)
+    assert ask(address) == b" 200"
+    first.hand_over()
+    one.end()
+    with socket.socket(copy.family) as waiting:
+        waiting.settimeout(BOUND)
+        waiting.connect(address)
+        waiting.sendall(b"GET / HTTP/1.0\r\n\r\n")
+        assert not _sockets.has_input(waiting)
+        second.take_over([copy])
+        assert waiting.recv(100)[8:12] == b" 200"
+    two.end()
+    with pytest.raises(OSError, match=r"refused|No such file"):
+        ask(address)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("server", RUNNERS)
+def test_a_server_that_never_took_over_leaves_the_listener(server: str, listener: socket.socket) -> None:
+    """One that stops while it is held back leaves all that waits."""
+    with listener.dup() as copy:
+        runner = made(server, sockets=[copy])
+        runner.hold_back()
+        serving = Serving(runner)
+        with socket.create_connection(listener.getsockname()):
+            serving.end()
+            until(lambda: _sockets.has_input(listener))
+
+
+@pytest.mark.parametrize("server", RUNNERS)
+def test_a_hand_over_that_comes_too_late(server: str) -> None:
+    """What is closed already cannot be handed over, and that changes nothing."""
+    runner = made(server, port=0)
+    serving = Serving(runner)
+    runner.stop_accepting(BOUND)
+    runner.hand_over()
+    serving.end(stop_accepting=False)
 
 
 @pytest.mark.parametrize("server", RUNNERS)

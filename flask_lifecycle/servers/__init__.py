@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from collections.abc import Callable
+import socket
+from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from .._parties import Server
@@ -23,11 +24,23 @@ class Runner(Server, Protocol):
     def addresses(self) -> list[str]:
         """Where it listens, as a user would type it."""
 
+    def listeners(self) -> Sequence[socket.socket]:
+        """Its listening sockets, in the order of the addresses."""
+
+    def hold_back(self) -> None:
+        """Accept nobody until :meth:`take_over`. To be called before :meth:`serve`."""
+
+    def take_over(self, ours: Collection[socket.socket]) -> None:
+        """Accept from now on; of the sockets that were given, these are ours to close at the end."""
+
+    def hand_over(self) -> None:
+        """Accept nobody any more and leave the listeners to another process, with all that waits in them."""
+
     def serve(self) -> None:
         """Serve in the calling thread until :meth:`stop`. Blocks."""
 
     def close(self) -> None:
-        """Let go of the listeners without ever having served."""
+        """Let go of the listeners without ever having served; held back, of our copies alone."""
 
 
 # The server, the module of its runner, and the package it needs with the extra that brings it.

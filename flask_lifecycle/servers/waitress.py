@@ -125,14 +125,19 @@ class Waitress:
         _sockets.close_in_children(self)
         self._closing: list[_closing.ClosingListener] = []
         self._closed = threading.Event()
+        self._held_back = False  # nobody is accepted: the listeners are another process's, as yet or from now on
         self._linger: float | None = None  # not None: a drain is on
         self._next_look = 0.0  # seconds until the next scan must come, if nothing wakes the loop before
         self._idle = threading.Event()
         self._ended = False
 
     def _listen(self, app: WSGIApplication, options: dict[str, Any]) -> list[BaseWSGIServer]:
-        """Bind everything; a Unix socket beside TCP listeners, which waitress has no option for, as well."""
+        """Bind everything; Unix sockets beside TCP listeners, which waitress has no option for, as well."""
         beside = options.pop("unix_socket", None) if "listen" in options else None
+        unix = [sock for sock in self._given if sock.family == socket.AF_UNIX]
+        apart = unix if len(unix) < len(self._given) else []
+        if apart:
+            options["sockets"] = [sock for sock in self._given if sock not in apart]
         where = options.get("listen") or options.get("unix_socket") or f"{options.get('host')}:{options.get('port')}"
         try:
             # Without threads until everything is bound, so that a failure leaves none behind.
@@ -143,6 +148,9 @@ class Waitress:
                 rest = {k: v for k, v in options.items() if k not in ("listen", "host", "port")}
                 adjustments = Adjustments(unix_socket=beside, **rest)
                 UnixWSGIServer(app, self._map, dispatcher=dispatcher, adj=adjustments)
+            for sock in apart:
+                adjustments = Adjustments(**(options | {"sockets": [sock]}))
+                UnixWSGIServer(app, self._map, _sock=sock, dispatcher=dispatcher, adj=adjustments, bind_socket=False)
         except OSError as error:
             wasyncore.close_all(self._map, ignore_all=True)
             raise _sockets.bind_error(error, str(where)) from None
@@ -153,10 +161,15 @@ class Waitress:
         for listener in listeners:
             listener.channel_class = type("_Channel", (_Channel,), {"owner": self})
             setattr(listener, "add_task", self._add_task)  # noqa: B010  a method on one instance
-            if listener.socket.family == socket.AF_UNIX and not self._is_given(listener):
-                path = os.fsdecode(listener.socket.getsockname())
-                self._unix[listener] = (os.path.abspath(path), _sockets.socket_identity(path))
+            if not self._is_given(listener):
+                self._note_path(listener)
         return listeners
+
+    def _note_path(self, listener: BaseWSGIServer) -> None:
+        """Remember which file is to be removed with a Unix socket."""
+        if listener.socket.family == socket.AF_UNIX:
+            path = os.fsdecode(listener.socket.getsockname())
+            self._unix[listener] = (os.path.abspath(path), _sockets.socket_identity(path))
 
     def _is_given(self, listener: BaseWSGIServer) -> bool:
         return any(listener.socket is given for given in self._given)
@@ -175,6 +188,20 @@ class Waitress:
     def draining(self) -> bool:
         """Whether the drain is on, and every connection is on its way out."""
         return self._linger is not None
+
+    def listeners(self) -> list[socket.socket]:
+        return [listener.socket for listener in self._listeners]
+
+    def hold_back(self) -> None:
+        self._held_back = True
+        for listener in self._listeners:
+            listener.accepting = False
+
+    def take_over(self, ours: Collection[socket.socket]) -> None:
+        self._post(lambda: self._take_over(ours))
+
+    def hand_over(self) -> None:
+        self._post(self._hand_over)
 
     def announce(self) -> None:
         self.announced = True  # read by the workers
@@ -229,7 +256,8 @@ class Waitress:
         for listener in self._listeners:
             if not self._is_given(listener):
                 wasyncore.dispatcher.close(listener)
-            _sockets.unlink(*self._unix.get(listener, (None, None)))
+            if not self._held_back:
+                _sockets.unlink(*self._unix.get(listener, (None, None)))
         self._release()
 
     def _tick(self) -> float:
@@ -263,7 +291,29 @@ class Waitress:
                 lane.set_thread_count(MOST_HELD if name == WATCH else 1)
             return self._lanes[name]
 
+    def _take_over(self, ours: Collection[socket.socket]) -> None:
+        self._given = [sock for sock in self._given if sock not in ours]
+        self._held_back = False
+        for listener in self._listeners:
+            listener.accepting = True
+            if not self._is_given(listener):
+                self._note_path(listener)
+
+    def _hand_over(self) -> None:
+        """Between two ticks, so what has been accepted has its channel; what has not is still in the kernel's queue."""
+        if self._closing or self._closed.is_set():
+            return  # too late
+        self.hold_back()
+        for listener in self._listeners:
+            if not self._is_given(listener):
+                wasyncore.dispatcher.close(listener)  # our copy: a listener is closed with its last one
+            _closing.log_closed("left to another process")
+        self._closed.set()
+
     def _begin_closing(self, patience: float) -> None:
+        if self._held_back:
+            self._hand_over()
+            return
         for listener in self._listeners:
             if self._is_given(listener):
                 # Whoever gave it goes on using it, or hands it to the next process: what waits in it is theirs.

@@ -41,7 +41,7 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from werkzeug.serving import LISTEN_QUEUE, ThreadedWSGIServer, WSGIRequestHandler
@@ -56,7 +56,7 @@ if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
 _UNIX = "unix://"
-_OPTIONS = ("listen", "unix_socket")
+_OPTIONS = ("listen", "unix_socket", "sockets")
 
 
 def create(
@@ -69,15 +69,24 @@ def create(
     """Make the server, bound and listening. Probes need no lane: no request ever queues for a thread."""
     for option in options:
         if option not in _OPTIONS:
-            raise ValueError(f"werkzeug has no option '{option}'; it takes 'host', 'port', 'listen' and 'unix_socket'.")
+            raise ValueError(
+                f"werkzeug has no option '{option}'; it takes 'host', 'port', 'listen', 'unix_socket' and 'sockets'."
+            )
     addresses = options.get("listen") or []
     addresses = addresses.split() if isinstance(addresses, str) else [a for entry in addresses for a in entry.split()]
     unix = options.get("unix_socket")
-    if (addresses or unix) and (host is not None or port is not None):
-        raise ValueError("A host or port cannot be combined with 'listen' or 'unix_socket'; give one of them.")
+    given = list(options.get("sockets", ()))
+    if (addresses or unix or given) and (host is not None or port is not None):
+        raise ValueError(
+            "A host or port cannot be combined with 'listen', 'sockets' or 'unix_socket'; give one of them."
+        )
+    if given and (addresses or unix):
+        raise ValueError("'sockets' cannot be combined with 'listen' or 'unix_socket'; give one of them.")
     if unix:
         addresses.append(f"{_UNIX}{os.path.abspath(unix)}")
-    return Werkzeug(app, addresses or [_join(host or "127.0.0.1", 5000 if port is None else port)])
+    if not given and not addresses:
+        addresses = [_join(host or "127.0.0.1", 5000 if port is None else port)]
+    return Werkzeug(app, addresses, given)
 
 
 def _join(host: str, port: int) -> str:
@@ -89,6 +98,13 @@ def _split(address: str) -> tuple[str, int]:
     if not port.isdecimal() or int(port) > 65535:
         raise ValueError(f"'{address}' is no address to listen on; write it as 127.0.0.1:5000 or [::1]:5000.")
     return host.strip("[]") or "127.0.0.1", int(port)
+
+
+def _address(sock: socket.socket) -> str:
+    """The address of a socket that was given, as an option would name it."""
+    if sock.family == socket.AF_UNIX:
+        return f"{_UNIX}{os.path.abspath(os.fsdecode(sock.getsockname()))}"
+    return _join(*sock.getsockname()[:2])
 
 
 def _bind(address: str) -> socket.socket:
@@ -122,10 +138,10 @@ class Werkzeug:
     promise = FULL
     advice = ""
 
-    def __init__(self, app: WSGIApplication, addresses: list[str]) -> None:
+    def __init__(self, app: WSGIApplication, addresses: list[str], given: Sequence[socket.socket] = ()) -> None:
         self.announced = False
         self.last_accept = 0.0
-        self._listeners: list[_Listener] = []
+        self._listeners = [_Listener(app, _address(sock), sock, self, given=sock) for sock in given]
         for address in addresses:
             try:
                 self._listeners.append(_Listener(app, address, _bind(address), self))
@@ -141,6 +157,7 @@ class Werkzeug:
         self._posted: deque[Callable[[], None]] = deque()
         self._closing: list[_closing.ClosingListener] = []
         self._closed = threading.Event()
+        self._held_back = False  # nobody is accepted: the listeners are another process's, as yet or from now on
         self._ended = False
         self._changed = threading.Condition()  # guards connections
         self._connections: dict[socket.socket, _Connection] = {}
@@ -156,6 +173,18 @@ class Werkzeug:
 
     def addresses(self) -> list[str]:
         return [_sockets.describe(listener.socket) for listener in self._listeners]
+
+    def listeners(self) -> list[socket.socket]:
+        return [listener.given or listener.socket for listener in self._listeners]
+
+    def hold_back(self) -> None:
+        self._held_back = True
+
+    def take_over(self, ours: Collection[socket.socket]) -> None:
+        self._post(lambda: self._take_over(ours))
+
+    def hand_over(self) -> None:
+        self._post(self._hand_over)
 
     def announce(self) -> None:
         self.announced = True  # every answer says close anyway
@@ -218,13 +247,15 @@ class Werkzeug:
         """Let go of everything without having served."""
         for listener in self._listeners:
             listener.server_close()
-            _sockets.unlink(listener.path, listener.identity)
+            if listener.given is None and not self._held_back:
+                _sockets.unlink(listener.path, listener.identity)
         self._release()
 
     def _tick(self) -> None:
         poll = select.poll()
         poll.register(self._wake_read, select.POLLIN)
-        listening = {listener.fileno(): listener for listener in self._listeners if listener.fileno() >= 0}
+        accepting = () if self._held_back else self._listeners
+        listening = {listener.fileno(): listener for listener in accepting if listener.fileno() >= 0}
         for descriptor in listening:
             poll.register(descriptor, select.POLLIN)
         # At most a second, so that a signal which another thread took is not left lying.
@@ -240,7 +271,27 @@ class Werkzeug:
             if not self._closing:
                 self._closed.set()
 
+    def _take_over(self, ours: Collection[socket.socket]) -> None:
+        self._held_back = False
+        for listener in self._listeners:
+            if listener.given is not None and listener.given in ours:
+                listener.given.close()  # its duplicate goes on
+                listener.given = None
+
+    def _hand_over(self) -> None:
+        """Between two ticks, so what has been accepted has its thread; what has not is still in the kernel's queue."""
+        if self._closing or self._closed.is_set():
+            return  # too late
+        self._held_back = True
+        for listener in self._listeners:
+            listener.server_close()  # our copy: a listener is closed with its last one
+            _closing.log_closed("left to another process")
+        self._closed.set()
+
     def _begin_closing(self, patience: float) -> None:
+        if self._held_back:
+            self._hand_over()
+            return
         self._closing = [
             _closing.ClosingListener(
                 listener.socket,
@@ -253,7 +304,14 @@ class Werkzeug:
                 patience=patience,
             )
             for listener in self._listeners
+            if listener.given is None
         ]
+        for listener in self._listeners:
+            if listener.given is not None:
+                listener.server_close()  # our duplicate
+                _closing.log_closed("left to its giver")
+        if not self._closing:
+            self._closed.set()
 
     def _release(self) -> None:
         with self._changed:
@@ -343,12 +401,22 @@ class _Result:
 class _Listener(ThreadedWSGIServer):
     """One address, served by Werkzeug on a socket that is bound already."""
 
-    def __init__(self, app: WSGIApplication, address: str, sock: socket.socket, runner: Werkzeug) -> None:
+    def __init__(
+        self,
+        app: WSGIApplication,
+        address: str,
+        sock: socket.socket,
+        runner: Werkzeug,
+        given: socket.socket | None = None,
+    ) -> None:
         self.runner = runner
+        self.given = given  # whose it is otherwise; what is served is a duplicate
         self.path = address.removeprefix(_UNIX) if address.startswith(_UNIX) else None
         self.identity = _sockets.socket_identity(self.path) if self.path is not None else None
         host, port = (address, 0) if self.path is not None else _split(address)
-        with sock:
+        if given is not None:
+            given.listen(LISTEN_QUEUE)
+        with contextlib.nullcontext() if given is not None else sock:
             super().__init__(host, port, _guarded(app), handler=_Handler, fd=sock.fileno())
         self.socket.setblocking(False)
         self._held: list[tuple[Any, Any]] | None = None

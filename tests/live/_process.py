@@ -308,7 +308,7 @@ class Starter:
         :param listeners: how many to wait for; with 0 do not wait at all.
         :param prefix: a command to start it by.
         """
-        if not {"--listen", "--unix-socket", "-p"} & set(options):
+        if not {"--listen", "--unix-socket", "-p", "--fd"} & set(options):
             options = ("-p", "0", *options)
         if threads is not None and server == "waitress":
             options = ("--threads", str(threads), *options)

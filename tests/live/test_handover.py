@@ -1,0 +1,95 @@
+"""One process after the other on one listener: passed on by whoever starts them."""
+
+from __future__ import annotations
+
+import socket
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+
+import pytest
+
+from ._client import Address, Connection, get
+from ._process import Running, Starter
+
+# What systemd does between the fork and the exec.
+SYSTEMD = """
+import fcntl, os, sys
+given = [fcntl.fcntl(int(number), fcntl.F_DUPFD, 100) for number in sys.argv[1].split()]
+for number, descriptor in enumerate(given, 3):
+    os.dup2(descriptor, number)
+os.environ |= {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": str(len(given)), "LISTEN_FDNAMES": "web:web:web"}
+os.execv(sys.argv[2], sys.argv[2:])
+"""
+
+
+@pytest.fixture
+def given() -> Iterator[list[socket.socket]]:
+    """An IPv4, an IPv6 and a Unix listener, which somebody opened before any process that serves."""
+    with (
+        tempfile.TemporaryDirectory() as home,  # pytest's own may be longer than a socket's name
+        socket.create_server(("127.0.0.1", 0)) as four,
+        socket.create_server(("::1", 0), family=socket.AF_INET6) as six,
+        socket.socket(socket.AF_UNIX) as unix,
+    ):
+        unix.bind(f"{home}/s")
+        unix.listen()
+        yield [four, six, unix]
+
+
+def address_of(sock: socket.socket) -> Address:
+    name = sock.getsockname()
+    return name if isinstance(name, str) else (name[0], name[1])
+
+
+def activated(live: Starter, server: str, given: Sequence[socket.socket], *options: str) -> Running:
+    """Serve as a service with a socket unit."""
+    descriptors = [sock.fileno() for sock in given]
+    prefix = (sys.executable, "-c", SYSTEMD, " ".join(map(str, descriptors)))
+    command = (sys.executable, "-m", "flask", "--app", "live_app.py", "lifecycle", "run", "--server", server, *options)
+    return live.start(*prefix, *command, fds=descriptors)
+
+
+def test_socket_activation(live: Starter, server: str, given: list[socket.socket]) -> None:
+    """Who is started with listeners serves them all, and leaves to the next one what waits in them; a request that
+    came before the process was there is answered by it.
+    """
+    early = [Connection(address_of(sock)) for sock in given]
+    for connection in early:
+        connection.ask("/fast")
+    first = activated(live, server, given)
+    for connection in early:
+        with connection:
+            assert connection.answer().body == b"fast"
+    with Connection(address_of(given[0])) as connection:
+        connection.ask("/gate/a")
+        first.wait_event("begin live a")
+        first.begin_stop()
+        first.wait_log(r"\(left to its giver\)(?s:.*)\(left to its giver\)(?s:.*)\(left to its giver\)")
+        late = [Connection(address_of(sock)) for sock in given]
+        for each in late:
+            each.ask("/fast")
+        first.open_gate("a")
+        assert connection.answer().body == b"passed a"
+    assert first.wait_gone() == 0
+    second = activated(live, server, given)
+    for each in late:
+        with each:
+            assert each.answer().body == b"fast"
+    assert second.stop() == 0
+
+
+def test_descriptors_by_number(live: Starter, server: str, given: list[socket.socket]) -> None:
+    """``--fd`` serves the listeners that have these descriptors."""
+    options = [option for sock in given for option in ("--fd", str(sock.fileno()))]
+    running = live.serve(server, *options, listeners=3, fds=[sock.fileno() for sock in given])
+    for sock in given:
+        assert get(address_of(sock), "/fast").body == b"fast"
+    assert running.stop() == 0
+
+
+def test_an_address_beside_a_socket_unit(live: Starter, server: str, given: list[socket.socket]) -> None:
+    """An address beside listeners that were passed on is an error, in one sentence."""
+    running = activated(live, server, given, "-p", "0")
+    assert running.wait_gone() == 2
+    assert running.log.splitlines()[-1].startswith("Error: LISTEN_FDS is 3, so there are listening sockets already")
