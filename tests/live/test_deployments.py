@@ -132,3 +132,41 @@ def test_what_the_image_copies_is_there() -> None:
     assert [source for source in sources if not (ROOT / source).exists()] == []
     module = image_command()[image_command().index("--app") + 1]
     assert f"examples/{module}.py" in sources
+
+
+def units(home: Path, port: int) -> list[Path]:
+    """The example's units, with the program and the address of this test."""
+    program, files = Path(sys.executable).parent / "flask", []
+    for source in sorted((EXAMPLES / "systemd").iterdir()):
+        text = source.read_text().replace("/srv/factory/.venv/bin/flask", str(program))
+        text = text.replace("/srv/factory", str(EXAMPLES)).replace("127.0.0.1:8000", f"127.0.0.1:{port}")
+        files.append(home / source.name)
+        files[-1].write_text(text)
+    return files
+
+
+def test_systemd_accepts_the_units(tmp_path: Path) -> None:
+    """Every line is known to systemd, and what the units name is there."""
+    files = units(tmp_path, 8000)
+    assert [file.name for file in files] == ["factory.service", "factory.socket"]
+    command = ["systemd-analyze", "verify", "--man=no"]
+    done = subprocess.run([*command, *map(str, files)], capture_output=True, text=True, timeout=30)
+    assert (done.returncode, done.stderr) == (0, "")
+    files[0].write_text(files[0].read_text().replace("KillMode", "KillMod"))
+    done = subprocess.run([*command, str(files[0])], capture_output=True, text=True, timeout=30)
+    assert "Unknown key 'KillMod'" in done.stderr  # which it says of a line, whatever its exit code is
+
+
+def test_the_service_serves_the_listener_of_the_socket_unit(live: Starter) -> None:
+    """systemd's own activation starts the service's command for the first client, who is answered; SIGTERM ends it."""
+    with port() as free:
+        service, unit = (file.read_text() for file in units(live.home, free))
+        (command,) = re.findall("^ExecStart=(.*)$", service, re.MULTILINE)
+        (address,) = re.findall("^ListenStream=(.*)$", unit, re.MULTILINE)
+        python_path = f"--setenv=PYTHONPATH={ROOT}"  # it keeps little of the environment
+        activate = ("systemd-socket-activate", python_path, "-l", address)
+        running = live.start("env", "--chdir", str(EXAMPLES), *activate, *command.split())
+        running.wait_log("Listening on")
+        assert get(("127.0.0.1", free), "/").body == b"hello\n"
+        assert running.stop() == 0
+        assert "clean, exit 0" in running.log
