@@ -164,6 +164,10 @@ class FakeServer:
         self.pool = Load(0)
         self.canaries: list[Callable[[], None]] = []  # those that have not come back
         self.takes_canaries: bool | None = True
+        self.lane: Callable[[str], str | None] | None = None
+
+    def use_lanes(self, lane: Callable[[str], str | None]) -> None:
+        self.lane = lane
 
     def announce(self) -> None:
         self.calls.append(("announce",))
@@ -283,7 +287,8 @@ class Served:
             self.runner.announce()
             self.runner.stop_accepting(BOUND)
             self.runner.wait_idle(0.0, 0.0)
-            until(lambda: getattr(self.runner, "draining", True))
+            loop = getattr(self.runner, "_loop", None)  # of waitress
+            until(lambda: getattr(loop, "draining", True))
 
 
 @contextlib.contextmanager

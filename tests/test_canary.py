@@ -97,7 +97,7 @@ def test_a_loop_that_does_not_turn() -> None:
     runner: Any = servers.create("waitress", lambda e, s: [], None, None, lambda path: None, {"listen": "127.0.0.1:0"})
     back = threading.Event()
     assert runner.canary(back.set)
-    until(lambda: bool(runner._posted))
+    until(lambda: bool(runner._loop._posted))
     assert not back.is_set()
     runner.close()
 

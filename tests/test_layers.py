@@ -77,7 +77,7 @@ LAYERS = {
 # Flask itself brings the other three, so they cost nothing and are always there.
 REQUIRED = {"flask", "werkzeug", "blinker", "click"}
 # A file that is imported only once its own package is wanted may import it at the top.
-AT_HOME = {("servers/waitress.py", "waitress"), ("servers/found/waitress.py", "waitress")}
+AT_HOME = {(f"servers/{name}.py", "waitress") for name in ("waitress", "_loop", "_channel", "found/waitress")}
 
 
 @dataclass(frozen=True)

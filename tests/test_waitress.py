@@ -38,8 +38,8 @@ def waitress() -> Iterator[Served]:
 
 def channel_of(subject: Served) -> Any:
     """Its only connection."""
-    until(lambda: len(subject.runner._channels()) == 1)
-    return subject.runner._channels()[0]
+    until(lambda: len(subject.runner._loop.channels()) == 1)
+    return subject.runner._loop.channels()[0]
 
 
 def test_an_application_that_exits(waitress: Served) -> None:
@@ -78,8 +78,8 @@ def test_a_network_that_fails_during_the_farewell(waitress: Served) -> None:
         until(lambda: channel.saying_farewell)
         channel.recv = fail
         client.send(b"more")
-        until(lambda: not waitress.runner._channels())
-    assert waitress.runner.farewells == set()
+        until(lambda: not waitress.runner._loop.channels())
+    assert waitress.runner._loop.farewells == set()
     assert get(waitress.address, "/").body == b"ok"
 
 
@@ -100,10 +100,10 @@ def let_go(subject: Served) -> None:
 
     def gone() -> bool:
         subject.runner._release()
-        return bool(subject.runner._waker._write < 0)
+        return bool(subject.runner._waker.released)
 
     until(gone)
-    [listener] = subject.runner._listeners
+    [(listener, *_)] = subject.runner._loop.listeners
     with pytest.raises(OSError, match="Bad file descriptor"):
         listener.pull_trigger()
 
@@ -133,8 +133,8 @@ def test_a_worker_that_outlasts_the_loop() -> None:
         with Connection(subject.address) as client:
             client.ask("/")
             assert slow.entered.wait(BOUND)
-        until(lambda: not subject.runner._channels())
-    [listener] = subject.runner._listeners
+        until(lambda: not subject.runner._loop.channels())
+    [(listener, *_)] = subject.runner._loop.listeners
     listener.pull_trigger()  # an error if its pipe were closed
     slow.free.set()
     let_go(subject)
