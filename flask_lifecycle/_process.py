@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication
 
     from ._stuck import PoolWatch
+    from .servers.found import Found
 
 T = TypeVar("T")
 
@@ -250,7 +251,7 @@ class Process:
     def _serving(self) -> bool:
         return self._busy() or self._find_server() is not None
 
-    def _find_server(self) -> Server | None:
+    def _find_server(self) -> Found | None:
         if self.coordinator.owned or not self.signals:
             return None
         from .servers import found  # whoever serves by run() does not pay for it
@@ -266,7 +267,10 @@ class Process:
         """The server that carries this process, if we know it, or find it; that takes as long as a request."""
         server = self.coordinator.server or self._watched
         if server is None and search:
-            server = self._watched = self._find_server()  # a search of all objects, so what it found is kept
+            found = self._find_server()  # a search of all objects, so what it found is kept
+            if found is not None:
+                found.use_lanes(_lane_finder(self.members()))
+            server = self._watched = found
         return server
 
     def server_info(self) -> ServerInfo | None:
@@ -461,9 +465,9 @@ class Process:
 
     def _leave(self, report: ShutdownReport, served: bool) -> None:
         """The last step of the coordinator, in its thread."""
+        if self.coordinator.server is not None:
+            self.coordinator.server.stop()
         if self.coordinator.owned:
-            if self.coordinator.server is not None:
-                self.coordinator.server.stop()
             return
         for member in self.members():
             member.end()

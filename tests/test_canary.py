@@ -171,7 +171,7 @@ def pulled() -> Iterator[Any]:
 def test_a_trigger_wakes_the_loop(pulled: Any) -> None:
     """The loop is woken by a byte, and calls what was left for it."""
     called: list[str] = []
-    _canary._through_loop(pulled, lambda: called.append("back"))
+    _canary.through_loop(pulled, lambda: called.append("back"))
     pulled.handle_read()
     assert called == ["back"]
 
@@ -183,7 +183,7 @@ def test_a_trigger_that_is_full(pulled: Any) -> None:
         while True:
             os.write(pulled.trigger, b"x" * 4096)
     os.set_blocking(pulled.trigger, True)
-    with running(lambda: _canary._through_loop(pulled, lambda: None)):
+    with running(lambda: _canary.through_loop(pulled, lambda: None)):
         pass
     assert len(pulled.thunks) == 1
 
@@ -191,7 +191,7 @@ def test_a_trigger_that_is_full(pulled: Any) -> None:
 def test_a_trigger_that_is_closed(pulled: Any) -> None:
     """Nothing is written to the number of a pipe that is closed."""
     pulled.close()
-    _canary._through_loop(pulled, lambda: None)
+    _canary.through_loop(pulled, lambda: None)
     assert pulled.thunks == []
 
 
@@ -199,5 +199,5 @@ def test_a_trigger_whose_lock_is_held(pulled: Any, monkeypatch: pytest.MonkeyPat
     """A thunk that hangs in the loop holds up no worker for longer than a second."""
     monkeypatch.setattr(_canary, "_NEXT_PATIENCE", 0.01)
     with pulled.lock:
-        _canary._through_loop(pulled, lambda: None)
+        _canary.through_loop(pulled, lambda: None)
     assert pulled.thunks == []

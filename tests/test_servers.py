@@ -22,9 +22,8 @@ from typing import Any
 import pytest
 from werkzeug.serving import make_server
 
-from flask_lifecycle import RequestInfo, _sockets
+from flask_lifecycle import _sockets
 from flask_lifecycle.servers import RUNNERS, _closing, create, found
-from flask_lifecycle.servers.found.waitress import FoundWaitress
 from flask_lifecycle.servers.found.werkzeug import FoundWerkzeug
 from tests._fakes import BOUND, run_python, until
 
@@ -736,58 +735,6 @@ def test_a_half_made_server_is_no_server(monkeypatch: pytest.MonkeyPatch) -> Non
     half = object.__new__(serving.BaseWSGIServer)
     assert found.find() is None
     del half
-
-
-def channel(**attributes: Any) -> types.SimpleNamespace:
-    """A waitress channel, as far as one looks at it."""
-    values: dict[str, Any] = {
-        "last_activity": time.time(),
-        "requests": [],
-        "request": None,
-        "total_outbufs_len": 0,
-        "close_when_flushed": False,
-    }
-    return types.SimpleNamespace(**{**values, **attributes})
-
-
-def request(path: str) -> types.SimpleNamespace:
-    return types.SimpleNamespace(command="GET", path=path)
-
-
-def test_what_a_found_waitress_holds() -> None:
-    """Queued, half-received and unsent requests of a waitress that somebody else runs are seen."""
-    queue: list[Any] = []
-    server = types.SimpleNamespace(task_dispatcher=types.SimpleNamespace(queue=queue), active_channels={})
-    channels = [
-        channel(requests=[request("/running"), request("/behind")]),
-        channel(requests=[request("/queued")]),
-        channel(request=request("/half")),
-        channel(total_outbufs_len=5),
-        channel(close_when_flushed=True),
-        channel(),
-    ]
-
-    class Channel:
-        """Hashable by identity, unlike a namespace."""
-
-        def __init__(self, values: types.SimpleNamespace) -> None:
-            self.__dict__.update(vars(values), server=server)
-
-    for number, values in enumerate(channels):
-        server.active_channels[number] = Channel(values)
-    queue.append(server.active_channels[1])
-    subject = FoundWaitress([server])
-    assert [(info.path, info.stage) for info in subject.unfinished()] == [
-        ("/behind", "queued"),
-        ("/queued", "queued"),
-        ("/half", "receiving"),
-        ("-", "sending"),
-        ("-", "sending"),
-    ]
-    assert not subject.wait_idle(0.03, 0.0)
-    server.active_channels.clear()
-    assert subject.wait_idle(0.03, 0.0)
-    assert all(isinstance(info, RequestInfo) for info in subject.unfinished())
 
 
 def test_a_foreign_waitress_is_found() -> None:

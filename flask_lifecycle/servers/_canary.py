@@ -51,24 +51,24 @@ def send_ahead(pool: Any, canary: Canary, patience: float = _PATIENCE) -> bool:
 
 def send_through(servers: Sequence[Any], done: Callable[[], None]) -> bool | None:
     """Send one through the pools of servers and then through their loops; ``None`` if there is no way in."""
-    if not servers or not all(map(_takes_canaries, servers)):
+    if not servers or not all(map(is_known, servers)):
         return None
     step: Callable[[], object] = done
     for server in servers:
-        step = functools.partial(_through_loop, server.trigger, step)
+        step = functools.partial(through_loop, server.trigger, step)
     first, *others = distinct(server.task_dispatcher for server in servers)
     for pool in others:
         step = functools.partial(send_ahead, pool, Canary(step), _NEXT_PATIENCE)
     return send_ahead(first, Canary(step))
 
 
-def _takes_canaries(server: Any) -> bool:
-    """Whether its pool and its trigger are as we know them."""
+def is_known(server: Any) -> bool:
+    """Whether the pool and the trigger of a server are as we know them."""
     parts = {server.task_dispatcher: ("lock", "queue", "queue_cv"), server.trigger: ("lock", "thunks", "_closed")}
     return all(hasattr(part, name) for part, names in parts.items() for name in names)
 
 
-def _through_loop(trigger: Any, done: Callable[[], object]) -> None:
+def through_loop(trigger: Any, done: Callable[[], object]) -> None:
     """Have the loop of a trigger call a function, unless that would hold up the worker that asks for it."""
     if trigger._closed or not trigger.lock.acquire(timeout=_NEXT_PATIENCE):
         return

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ._client import PATIENCE, Address
+from ._client import PATIENCE, Address, get
 
 APPS = Path(__file__).parent.parent / "live_apps"
 ROOT = APPS.parent.parent
@@ -34,6 +34,18 @@ fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 os.execv(sys.argv[1], sys.argv[1:])
 """
 LISTENING = re.compile(r"(?:listening|Serving|Running) on (http://\S+|unix:\S+)")
+
+
+def waitress_serve(app: str, threads: int | None, options: Sequence[str]) -> list[str]:
+    """What starts waitress by itself, by the options of ``flask lifecycle run``."""
+    pool = [] if threads is None else ["--threads", str(threads)]
+    names = {"-h": "--host", "-p": "--port"}
+    where = [names.get(option, option) for option in options]
+    return ["-m", "waitress", *pool, *where, f"{app.removesuffix('.py')}:app"]
+
+
+# Servers that know nothing of the package, by the names that the tests have for them.
+THEIRS = {"waitress-serve": waitress_serve}
 
 
 @dataclass(frozen=True)
@@ -57,6 +69,7 @@ def wait_until(true: Callable[[], bool], what: str) -> None:
 
 def parse_address(text: str) -> Address:
     """Turn a listener's address, as the log tells it, into what ``connect`` takes."""
+    text = text.replace("http://unix:", "unix:")  # as waitress says it
     if text.startswith("unix:"):
         return text[len("unix:") :]
     host, _, port = text[len("http://") :].rstrip("/").rpartition(":")
@@ -302,21 +315,28 @@ class Starter:
         prefix: Sequence[str] = (),
         **more: Any,
     ) -> Running:
-        """Run ``flask lifecycle run`` on a free port and wait until it is ready.
+        """Serve on a free port, by ``flask lifecycle run`` or a server of :data:`THEIRS`, and wait until it is ready.
 
+        :param server: one of ours, or one that knows nothing of the package and gets Ctrl-C as well as SIGTERM.
         :param threads: how many for work, where the server has a pool of them.
         :param listeners: how many to wait for; with 0 do not wait at all.
         :param prefix: a command to start it by.
         """
         if not {"--listen", "--unix-socket", "-p", "--fd"} & set(options):
             options = ("-p", "0", *options)
-        if threads is not None and server == "waitress":
-            options = ("--threads", str(threads), *options)
-        command = (sys.executable, "-m", "flask", "--app", app, "lifecycle", "run")
-        running = self.start(*prefix, *command, "--server", server, *options, **more)
+        if server in THEIRS:
+            more["settings"] = {"LIFECYCLE_SIGNALS": ["SIGTERM", "SIGINT"], **(more.get("settings") or {})}
+            more["plan"] = {"logging": True, **(more.get("plan") or {})}
+            command = THEIRS[server](app, threads, options)
+        else:
+            pool = [] if threads is None or server != "waitress" else ["--threads", str(threads)]
+            command = ["-m", "flask", "--app", app, "lifecycle", "run", "--server", server, *pool, *options]
+        running = self.start(*prefix, sys.executable, *command, **more)
         if listeners:
-            running.wait_log("STARTING -> READY")
             running.wait_for(lambda: len(running.addresses) >= listeners, "all its listeners")
+            if server in THEIRS:
+                get(running.addresses[0], "/livez")
+            running.wait_log("STARTING -> READY")
         return running
 
     def end(self) -> None:

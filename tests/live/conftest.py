@@ -18,6 +18,13 @@ def server(request: pytest.FixtureRequest) -> str:
     return name
 
 
+@pytest.fixture(params=["waitress", "werkzeug", "waitress-serve"])
+def full_server(request: pytest.FixtureRequest) -> str:
+    """Name a server that keeps the full promise, whoever started it; a test of the promise runs on each."""
+    name: str = request.param
+    return name
+
+
 @pytest.fixture
 def live(tmp_path: Path) -> Iterator[Starter]:
     """Start processes; whatever is left of them at the end of the test is ended by its pid."""

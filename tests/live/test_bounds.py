@@ -15,11 +15,11 @@ from ._process import Running, Starter
 TERM_AND_INT = [signal.SIGTERM, signal.SIGINT]
 
 
-def test_request_longer_than_the_grace_period(live: Starter, server: str) -> None:
+def test_request_longer_than_the_grace_period(live: Starter, full_server: str) -> None:
     """A request that outlasts the grace period is named in the log; the hooks have run, the process
     is gone in time, exit 1.
     """
-    running = live.serve(server, settings={"LIFECYCLE_GRACE_PERIOD": 2.0})
+    running = live.serve(full_server, settings={"LIFECYCLE_GRACE_PERIOD": 2.0})
     with Connection(running.address) as connection:
         connection.ask("/gate/never")
         running.wait_event("begin live never")
@@ -145,11 +145,11 @@ def force(running: Running, first: int, second: int) -> None:
 
 @pytest.mark.parametrize("first", TERM_AND_INT)
 @pytest.mark.parametrize("second", TERM_AND_INT)
-def test_second_signal(live: Starter, server: str, first: int, second: int) -> None:
+def test_second_signal(live: Starter, full_server: str, first: int, second: int) -> None:
     """A second signal forces the exit at once with 128 + its number, and the log names what was
     abandoned.
     """
-    running = live.serve(server, settings={"LIFECYCLE_GRACE_PERIOD": 60.0})
+    running = live.serve(full_server, settings={"LIFECYCLE_GRACE_PERIOD": 60.0})
     with Connection(running.address) as connection:
         connection.ask("/gate/never")
         running.wait_event("begin live never")

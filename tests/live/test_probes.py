@@ -22,11 +22,11 @@ def statuses(address: Address) -> list[int]:
     return [get(address, path).status for path in PROBES]
 
 
-def test_all_workers_busy(live: Starter, server: str) -> None:
+def test_all_workers_busy(live: Starter, full_server: str) -> None:
     """With every worker busy and more work queued, the probe listener and the main port both answer
     every probe.
     """
-    running = live.serve(server, threads=2, settings=PROBE_LISTENER)
+    running = live.serve(full_server, threads=2, settings=PROBE_LISTENER)
     probes = probe_address(running)
     with contextlib.ExitStack() as stack:
         busy = [stack.enter_context(Connection(running.address)) for _ in range(6)]
@@ -57,12 +57,12 @@ def test_probes_do_not_warn_of_a_queue(live: Starter, server: str) -> None:
     assert "queue depth" not in running.log
 
 
-def test_probes_on_the_main_port_during_the_delay_with_all_workers_busy(live: Starter, server: str) -> None:
+def test_probes_on_the_main_port_during_the_delay_with_all_workers_busy(live: Starter, full_server: str) -> None:
     """Also in the delay of a stop, with every worker busy, the main port answers the probes, and
     with the truth.
     """
     settings = {"LIFECYCLE_SHUTDOWN_DELAY": 3.0, "LIFECYCLE_GRACE_PERIOD": 30.0}
-    running = live.serve(server, threads=1, settings=settings)
+    running = live.serve(full_server, threads=1, settings=settings)
     with Connection(running.address) as connection:
         connection.ask("/gate/a")
         running.wait_event("begin live a")

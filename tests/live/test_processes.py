@@ -101,7 +101,7 @@ def test_foreign_server_sigint(live: Starter, command: tuple[str, ...]) -> None:
     assert running.hooks() == ["last", "first"]
 
 
-@each_foreign
+@pytest.mark.parametrize("command", [FOREIGN["flask run"]])
 def test_foreign_server_probes(live: Starter, command: tuple[str, ...]) -> None:
     """With init_app alone the probes tell the truth before and during the drain; after the delay
     work is refused with 503.

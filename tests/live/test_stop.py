@@ -22,17 +22,17 @@ def assert_clean(running: Running, code: int) -> None:
 
 
 @each_signal
-def test_idle_stop(live: Starter, server: str, number: int) -> None:
+def test_idle_stop(live: Starter, full_server: str, number: int) -> None:
     """An idle process that gets the signal runs its hooks once, last in first, and exits 0."""
-    running = live.serve(server)
+    running = live.serve(full_server)
     assert_clean(running, running.stop(number))
     assert f"shutdown begins: {signal.Signals(number).name}" in running.log
 
 
 @each_signal
-def test_request_in_flight(live: Starter, server: str, number: int) -> None:
+def test_request_in_flight(live: Starter, full_server: str, number: int) -> None:
     """A request that runs when the signal comes is answered whole, and the hooks run after it."""
-    running = live.serve(server)
+    running = live.serve(full_server)
     with Connection(running.address) as connection:
         connection.ask("/gate/a")
         running.wait_event("begin live a")
@@ -45,11 +45,11 @@ def test_request_in_flight(live: Starter, server: str, number: int) -> None:
     assert running.told("end live a") < running.told("shutdown last")
 
 
-def test_request_in_flight_may_use_a_thread_pool(live: Starter, server: str) -> None:
+def test_request_in_flight_may_use_a_thread_pool(live: Starter, full_server: str) -> None:
     """A request that runs during the drain may still start threads, as the main thread has not
     returned.
     """
-    running = live.serve(server)
+    running = live.serve(full_server)
     with Connection(running.address) as connection:
         connection.ask("/pool/a")
         running.wait_event("begin live a")
@@ -60,9 +60,9 @@ def test_request_in_flight_may_use_a_thread_pool(live: Starter, server: str) -> 
     assert_clean(running, running.wait_gone())
 
 
-def test_stream_to_its_last_chunk(live: Starter, server: str) -> None:
+def test_stream_to_its_last_chunk(live: Starter, full_server: str) -> None:
     """A streamed answer goes on to its last chunk, and the hooks run after it."""
-    running = live.serve(server)
+    running = live.serve(full_server)
     with Connection(running.address) as connection:
         connection.ask("/stream?gate=a")
         running.wait_event("begin stream")
@@ -89,11 +89,11 @@ def test_stream_that_notices_the_drain(live: Starter, server: str) -> None:
     assert_clean(running, running.wait_gone())
 
 
-def test_more_requests_than_threads(live: Starter, server: str) -> None:
+def test_more_requests_than_threads(live: Starter, full_server: str) -> None:
     """With more requests than threads the queued ones are all answered, and the hooks run after
     them.
     """
-    running = live.serve(server, threads=2)
+    running = live.serve(full_server, threads=2)
     connections = [Connection(running.address) for _ in range(8)]
     for number, connection in enumerate(connections):
         connection.ask(f"/gate/g{number}")
@@ -133,11 +133,11 @@ def test_client_gone_and_raising_body_leave_nothing(live: Starter, server: str) 
     assert_clean(running, running.stop())
 
 
-def test_shutdown_asked_by_a_request(live: Starter, server: str) -> None:
+def test_shutdown_asked_by_a_request(live: Starter, full_server: str) -> None:
     """A request may ask for the shutdown; it is answered whole, and the process exits as on a
     signal.
     """
-    running = live.serve(server)
+    running = live.serve(full_server)
     with Connection(running.address) as connection:
         connection.ask("/stop", "POST")
         assert connection.answer().body == b"stopping"
@@ -145,12 +145,12 @@ def test_shutdown_asked_by_a_request(live: Starter, server: str) -> None:
     assert "asked by a request" in running.log
 
 
-def test_new_connections_during_and_after_the_delay(live: Starter, server: str) -> None:
+def test_new_connections_during_and_after_the_delay(live: Starter, full_server: str) -> None:
     """During the delay readiness is 503 and all else is served; after it new connections are
     refused.
     """
     settings = {"LIFECYCLE_SHUTDOWN_DELAY": 3.0, "LIFECYCLE_GRACE_PERIOD": 30.0}
-    running = live.serve(server, settings=settings)
+    running = live.serve(full_server, settings=settings)
     assert get(running.address, "/readyz").status == 200
     with Connection(running.address) as connection:
         connection.ask("/gate/a")
@@ -168,10 +168,10 @@ def test_new_connections_during_and_after_the_delay(live: Starter, server: str) 
     assert_clean(running, running.wait_gone())
 
 
-def test_an_on_drain_function_holds_the_listener(live: Starter, server: str) -> None:
+def test_an_on_drain_function_holds_the_listener(live: Starter, full_server: str) -> None:
     """Without any delay everything is served until a function that holds the listener open has returned."""
     plan = {"hooks": {"drain": [["registry", "hold", None]]}}
-    running = live.serve(server, plan=plan, settings={"LIFECYCLE_SHUTDOWN_DELAY": 0})
+    running = live.serve(full_server, plan=plan, settings={"LIFECYCLE_SHUTDOWN_DELAY": 0})
     running.begin_stop()
     running.wait_log("delay goes on while an on_drain function holds the listener open")
     answers = [get(running.address, path) for path in ("/readyz", "/fast")]
@@ -181,9 +181,9 @@ def test_an_on_drain_function_holds_the_listener(live: Starter, server: str) -> 
     assert_clean(running, running.wait_gone())
 
 
-def test_work_arriving_in_the_delay_is_drained(live: Starter, server: str) -> None:
+def test_work_arriving_in_the_delay_is_drained(live: Starter, full_server: str) -> None:
     """A request that comes during the delay and outlasts it is answered whole."""
-    running = live.serve(server, settings={"LIFECYCLE_SHUTDOWN_DELAY": 1.0})
+    running = live.serve(full_server, settings={"LIFECYCLE_SHUTDOWN_DELAY": 1.0})
     running.begin_stop()
     with Connection(running.address) as connection:
         connection.ask("/gate/a")
@@ -194,9 +194,9 @@ def test_work_arriving_in_the_delay_is_drained(live: Starter, server: str) -> No
     assert_clean(running, running.wait_gone())
 
 
-def test_exit_by_the_signal(live: Starter, server: str) -> None:
+def test_exit_by_the_signal(live: Starter, full_server: str) -> None:
     """With LIFECYCLE_EXIT "signal" the process dies by the signal that came, after its hooks."""
-    running = live.serve(server, settings={"LIFECYCLE_EXIT": "signal"})
+    running = live.serve(full_server, settings={"LIFECYCLE_EXIT": "signal"})
     assert running.stop() == -signal.SIGTERM
     assert running.hooks() == ["last", "first"]
 
@@ -268,11 +268,11 @@ def test_report_of_run(live: Starter, server: str) -> None:
 
 
 @pytest.mark.parametrize("path", ["/big", "/file"])
-def test_slow_reader(live: Starter, server: str, path: str) -> None:
+def test_slow_reader(live: Starter, full_server: str, path: str) -> None:
     """A slow reader of 8 MB, from memory or from a file, gets every byte, and the stop waits for
     it.
     """
-    running = live.serve(server)
+    running = live.serve(full_server)
     with Connection(running.address, small=True) as connection:
         connection.ask(path)
         status, headers = connection.head()

@@ -65,11 +65,11 @@ def stop_in_storm(
 
 
 @needs_socket_filter
-def test_new_connections_in_a_loop(live: Starter, server: str) -> None:
+def test_new_connections_in_a_loop(live: Starter, full_server: str) -> None:
     """Of clients that connect in a loop not one loses a request over ten stops without delay,
     thanks to the socket filter.
     """
-    answered, lost = stop_in_storm(live, server, "socket filter", keep_alive=False)
+    answered, lost = stop_in_storm(live, full_server, "socket filter", keep_alive=False)
     assert answered > STOPS
     assert lost == []
 

@@ -24,10 +24,11 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from types import FrameType, FunctionType
 from typing import Any
 
 from ..._inflight import Load, RequestInfo
-from ..._parties import STARTED, Server
+from ..._parties import STARTED
 
 _TICK = 0.02
 
@@ -38,13 +39,13 @@ KINDS = (
 )
 
 
-def find() -> Server | None:
+def find() -> Found | None:
     """The server that carries this process's applications, if it is of a kind that we know."""
     if not listens():
         return None  # a shell, a migration: spared the search, which takes as long as a request
     for imported, kind in KINDS:
         if imported in sys.modules:
-            found: Server | None = importlib.import_module(f".{kind}", __name__).find()
+            found: Found | None = importlib.import_module(f".{kind}", __name__).find()
             if found is not None:
                 return found
     return None
@@ -75,6 +76,21 @@ def instances(kind: type) -> Iterator[Any]:
     return (thing for thing in gc.get_objects() if issubclass(type(thing), kind))
 
 
+def inside(function: FunctionType, **having: object) -> bool:
+    """Whether a thread of this process is in a Python function whose local variables have these values."""
+    return any(
+        frame.f_code is function.__code__ and all(frame.f_locals.get(name) is value for name, value in having.items())
+        for innermost in sys._current_frames().values()
+        for frame in _outwards(innermost)
+    )
+
+
+def _outwards(frame: FrameType | None) -> Iterator[FrameType]:
+    while frame is not None:
+        yield frame
+        frame = frame.f_back
+
+
 class Found:
     """What the coordinator may ask of any of them; see :class:`flask_lifecycle._parties.Server`."""
 
@@ -83,6 +99,13 @@ class Found:
     promise = STARTED
     advice = ""
     ours = False
+
+    def serving(self) -> bool:
+        """Whether its loop runs by now, and here: a forked child has its parent's server among its objects."""
+        return True
+
+    def use_lanes(self, lane: Callable[[str], str | None]) -> None:
+        """What names the lane of a request path that must not queue behind work. Nothing: it has no lanes."""
 
     def announce(self) -> None:
         """Nothing: its answers are not ours."""
