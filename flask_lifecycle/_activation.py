@@ -16,7 +16,7 @@ from ._state import logger
 
 _FIRST = 3  # SD_LISTEN_FDS_START
 _DIGITS = 4  # more descriptors than a process may have
-_VARIABLES = ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "LISTEN_PIDFDID")
+VARIABLES = ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "LISTEN_PIDFDID")
 
 
 def with_passed_on(
@@ -30,7 +30,7 @@ def with_passed_on(
     :raises ValueError: an address is given as well, or what was passed on is not as it should be.
     """
     if options.get("sockets"):
-        for name in _VARIABLES:
+        for name in VARIABLES:
             environ.pop(name, None)
         return dict(options)
     names = _passed_on(environ)
@@ -46,7 +46,7 @@ def with_passed_on(
 
 def _passed_on(environ: MutableMapping[str, str]) -> list[str]:
     """The names of the sockets that this process was started with, one for each."""
-    pid, count, names, _ = (environ.pop(name, "") for name in _VARIABLES)
+    pid, count, names, _ = (environ.pop(name, "") for name in VARIABLES)
     if not count:
         return []
     if pid != str(os.getpid()):

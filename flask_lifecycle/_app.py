@@ -28,9 +28,12 @@ from .checks import CheckContext, HealthReport
 from .checks._health import Health
 
 if TYPE_CHECKING:
+    import socket
+
     from _typeshed.wsgi import WSGIApplication
 
     from ._control import Control
+    from ._handover import Generation
     from ._page import StatusPage
     from ._probe_server import ProbeServer
     from ._startup import StartupTask
@@ -214,10 +217,16 @@ class AppState:
         return self.process.coordinator.remaining()
 
     def run(
-        self, app: WSGIApplication, host: str | None, port: int | None, server: str, options: dict[str, Any]
+        self,
+        app: WSGIApplication,
+        host: str | None,
+        port: int | None,
+        server: str,
+        options: dict[str, Any],
+        generation: Generation | None = None,
     ) -> ShutdownReport:
         self._served = app
-        return self.process.run(app, self, host, port, server, options)
+        return self.process.run(app, self, host, port, server, options, generation)
 
     # -- start-up -------------------------------------------------------------------------------------------------
 
@@ -366,6 +375,8 @@ class AppState:
     # -- shutdown -------------------------------------------------------------------------------------------------
 
     def begin_drain(self, reason: str) -> None:
+        if self.process.coordinator.succeeded:
+            self.health.outlive()
         if not self.started:
             self.refuse()
         self.ledger.forget_dropped()
@@ -409,8 +420,26 @@ class AppState:
             if self._probe_server is None:
                 # Each worker of gunicorn has a listener of its own on the one port, and the kernel deals them out.
                 shared = "gunicorn.arbiter" in sys.modules
-                self._probe_server = ProbeServer(self.probes, self.settings.probe_host, port, shared=shared)
-                self._probe_server.start()
+                generation = self.process.generation
+                handed = generation.probes if generation is not None else None
+                host = self.settings.probe_host
+                self._probe_server = ProbeServer(self.probes, host, port, shared=shared, handed=handed)
+                if generation is None or generation.first:
+                    self._probe_server.start()
+
+    @property
+    def probe_socket(self) -> socket.socket | None:
+        return self._probe_server.listener if self._probe_server is not None else None
+
+    def start_probe_listener(self) -> None:
+        if self._probe_server is not None:
+            self._probe_server.start()
+
+    def close_probe_listener(self) -> None:
+        with self._lock:
+            server, self._probe_server = self._probe_server, None
+        if server is not None:
+            server.close()
 
     @property
     def probe_address(self) -> tuple[str, int] | None:
@@ -422,7 +451,4 @@ class AppState:
 
     def end(self) -> None:
         self._tell_companions(lambda companion: companion.end())
-        with self._lock:
-            server, self._probe_server = self._probe_server, None
-        if server is not None:
-            server.close()
+        self.close_probe_listener()

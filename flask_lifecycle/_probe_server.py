@@ -44,22 +44,29 @@ class ProbeServer:
     """A listener bound when it is made, answering from :meth:`start` to :meth:`close`.
 
     :param shared: other processes of this user may listen on the same port: workers of one server.
+    :param handed: the listener of another process, which is used if it has this address.
     :raises OSError: the address cannot be listened on.
     """
 
-    def __init__(self, app: WSGIApplication, host: str, port: int, *, shared: bool = False) -> None:
+    def __init__(
+        self,
+        app: WSGIApplication,
+        host: str,
+        port: int,
+        *,
+        shared: bool = False,
+        handed: socket.socket | None = None,
+    ) -> None:
         try:
             family, kind, address = _sockets.resolve(host, port)
-            sock = socket.socket(family, kind)
+            usable = handed is not None and _is_at(handed, family, address)
+            sock = handed if handed is not None and usable else socket.socket(family, kind)
         except OSError as error:
             raise _taken(error, host, port) from None
         with sock:
             try:
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                if shared:
-                    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-                sock.bind(address)
-                sock.listen(128)
+                if sock is not handed:
+                    _listen(sock, address, shared)
             except OSError as error:
                 raise _taken(error, host, port) from None
             self._server = _Server(host, port, app, handler=_Handler, fd=sock.fileno())
@@ -69,6 +76,11 @@ class ProbeServer:
         self.host = host
         self.port: int = self._server.socket.getsockname()[1]
         _sockets.close_in_children(self)
+
+    @property
+    def listener(self) -> socket.socket:
+        """Its listening socket."""
+        return self._server.socket
 
     def sockets(self) -> list[socket.socket]:
         """Everything that a forked child must not keep open."""
@@ -107,6 +119,19 @@ class ProbeServer:
                 return
             if ready and not self._server.accept_one():
                 end.poll(_BREATH)
+
+
+def _is_at(sock: socket.socket, family: int, address: Any) -> bool:
+    name = sock.getsockname()
+    return sock.family == family and name[0] == address[0] and address[1] in (0, name[1])
+
+
+def _listen(sock: socket.socket, address: Any, shared: bool) -> None:
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if shared:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    sock.bind(address)
+    sock.listen(128)
 
 
 def _taken(error: OSError, host: str, port: int) -> OSError:

@@ -28,6 +28,7 @@ import contextlib
 import logging
 import os
 import signal
+import socket
 import sys
 import threading
 import time
@@ -47,7 +48,9 @@ from ._state import logger
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication
 
+    from ._handover import Generation
     from ._stuck import PoolWatch
+    from .checks._health import Health
     from .servers.found import Found
 
 T = TypeVar("T")
@@ -63,6 +66,7 @@ _OWN_END = 1.0
 class App(Member, Protocol):
     """What a process asks of an application beyond what the coordinator does."""
 
+    health: Health
     served_since: float | None  # when requests stopped to wait for the start-up
 
     def start(self) -> None:
@@ -70,6 +74,16 @@ class App(Member, Protocol):
 
     def open_probe_listener(self) -> None:
         """Bind and start the probe listener, if one is configured."""
+
+    @property
+    def probe_socket(self) -> socket.socket | None:
+        """The probe listener's own."""
+
+    def start_probe_listener(self) -> None:
+        """Begin to answer, where :meth:`open_probe_listener` has not."""
+
+    def close_probe_listener(self) -> None:
+        """Close the probe listener; twice is harmless."""
 
     def after_fork(self) -> None:
         """Forget in a forked child that the parent has started."""
@@ -99,6 +113,7 @@ class Process:
         self._exit_code = 0
         self._exiting = False
         self._forked = False
+        self.generation: Generation | None = None
         self._shared: dict[Any, Any] = {}  # see share()
         if signals:
             atexit.register(self._at_exit)
@@ -313,9 +328,14 @@ class Process:
         port: int | None,
         server: str,
         options: dict[str, Any],
+        generation: Generation | None = None,
     ) -> ShutdownReport:
-        """Serve until stopped. For the main thread only."""
+        """Serve until stopped. For the main thread only.
+
+        :param generation: this process's place in a row of processes that serve one after the other.
+        """
         self._check_run()
+        self.generation = generation
         try:
             return self._run(app, member, host, port, server, options)
         finally:
@@ -386,9 +406,11 @@ class Process:
             runner.close()
             coordinator.wait()
             return
-        for address in runner.addresses():
-            extra = {"lifecycle_address": address, "lifecycle_server": runner.name}
-            logger.info("listening on %s (%s)", address, runner.name, extra=extra)
+        if self.generation is None:
+            _tell_addresses(runner)
+        else:
+            coordinator.await_sole_owner = self.generation.await_sole_owner
+            self.generation.begin(self, member, runner, lambda: _tell_addresses(runner))
         self.tell_server()
         paths = list(member.settings.probe_paths().values())
         logger.info("probes at %s", " ".join(paths), extra={"lifecycle_paths": paths})
@@ -424,6 +446,12 @@ class Process:
             each.begin()
             threading.Thread(target=_start_carried, args=(each,), name="lifecycle-startup", daemon=True).start()
         return True
+
+    def succeed(self, reason: str) -> None:
+        """Stop because another process goes on with the listeners."""
+        if not self.coordinator.begun:
+            self.coordinator.succeeded = True
+        self.stop(reason, delay=False)
 
     def stop(self, reason: str, signum: int | None = None, *, delay: bool) -> None:
         """Begin the shutdown, as the master says.
@@ -525,6 +553,12 @@ class Process:
                 self._exit_now(1, "grace period over, leaving at once: the shutdown has not ended", limit=limit)
         if self._exit_code and not coordinator.owned:
             _exit_now(self._exit_code)
+
+
+def _tell_addresses(runner: servers.Runner) -> None:
+    for address in runner.addresses():
+        extra = {"lifecycle_address": address, "lifecycle_server": runner.name}
+        logger.info("listening on %s (%s)", address, runner.name, extra=extra)
 
 
 def _lane_finder(members: Sequence[App]) -> Callable[[str], str | None]:

@@ -6,16 +6,20 @@ Imported when it is wanted, as making a command of so many options takes longer 
 from __future__ import annotations
 
 import atexit
+import contextlib
 import logging
 import signal
 import sys
 import threading
-from collections.abc import Callable
-from typing import Any, Protocol, TextIO
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
 import click
 
 from . import _activation
+
+if TYPE_CHECKING:
+    from ._handover import Generation
 
 logger = logging.getLogger("flask_lifecycle")
 
@@ -47,7 +51,15 @@ class Served(Protocol):
     @property
     def in_flight(self) -> int: ...
     def remaining(self) -> float | None: ...
-    def run(self, app: Any, host: str | None, port: int | None, server: str, options: dict[str, Any]) -> Any: ...
+    def run(
+        self,
+        app: Any,
+        host: str | None,
+        port: int | None,
+        server: str,
+        options: dict[str, Any],
+        generation: Generation | None = None,
+    ) -> Any: ...
 
 
 def _waitress_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -84,6 +96,19 @@ def commands(load: Callable[[Any], tuple[Any, Served]]) -> dict[str, click.Comma
         "--fd", "descriptors", type=click.IntRange(0), multiple=True, metavar="N",
         help="The descriptor of a listening socket that was passed on; may be repeated.",
     )  # fmt: skip
+    @click.option(
+        "--reload-on",
+        type=click.Choice(["SIGHUP", "SIGUSR1", "SIGUSR2"]),
+        help="On this signal a new process takes the place of the one that serves, and nobody is refused.",
+    )
+    @click.option(
+        "--reload-within",
+        type=click.FloatRange(0, 86400, min_open=True),
+        default=60.0,
+        show_default=True,
+        metavar="SECONDS",
+        help="How long a new process may take until it is ready; if it takes longer, the old one goes on serving.",
+    )
     @_waitress_options
     @click.option(
         "--option", "-o", "others", multiple=True, metavar="KEY=VALUE", callback=_key_values,
@@ -99,6 +124,8 @@ def commands(load: Callable[[Any], tuple[Any, Served]]) -> dict[str, click.Comma
         listen: tuple[str, ...],
         unix_socket: str | None,
         descriptors: tuple[int, ...],
+        reload_on: str | None,
+        reload_within: float,
         others: dict[str, str],
         **options: Any,
     ) -> None:
@@ -108,22 +135,57 @@ def commands(load: Callable[[Any], tuple[Any, Served]]) -> dict[str, click.Comma
             given["listen"] = " ".join(listen)
         if unix_socket is not None:
             given["unix_socket"] = unix_socket
+        generation = None
+        if reload_on is not None:
+            from . import _handover
+
+            generation = _handover.place()
+            if generation is None:
+                sys.exit(_supervise(server, host, port, given, descriptors, reload_on, reload_within))
+            host = port = None
+            given = {key: value for key, value in given.items() if key not in ("listen", "unix_socket")}
+            given["sockets"] = generation.sockets
+            descriptors = ()
         app, served = load(info)
         show_log(sys.stderr)
-        with DrainLine(served, sys.stderr):
-            try:
-                if descriptors:
-                    given["sockets"] = _activation.listeners(descriptors)
-                report = served.run(app, host, port, server, given)
-            except (OSError, ValueError, RuntimeError) as error:
-                message = error.strerror if isinstance(error, OSError) else str(error)
-                raise click.UsageError(message or str(error)) from None
+        with DrainLine(served, sys.stderr), _one_sentence():
+            if descriptors:
+                given["sockets"] = _activation.listeners(descriptors)
+            report = served.run(app, host, port, server, given, generation)
         # One more signal while the interpreter ends would make a clean stop look like a killed process.
         for signum in {signal.SIGTERM, signal.SIGINT, report.signal or signal.SIGTERM}:
             atexit.register(signal.signal, signum, signal.SIG_IGN)
         sys.exit(report.exit_code)
 
     return {"run": run}
+
+
+@contextlib.contextmanager
+def _one_sentence() -> Iterator[None]:
+    """Show an error without its traceback."""
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError) as error:
+        message = error.strerror if isinstance(error, OSError) else str(error)
+        raise click.UsageError(message or str(error)) from None
+
+
+def _supervise(
+    server: str,
+    host: str | None,
+    port: int | None,
+    options: dict[str, Any],
+    descriptors: tuple[int, ...],
+    reload_on: str,
+    patience: float,
+) -> int:
+    """Open the listeners and have others serve them; the application is not loaded here."""
+    from . import _supervisor
+
+    with _one_sentence():
+        ours, given = _supervisor.open_listeners(server, host, port, options, descriptors)
+    show_log(sys.stderr)
+    return _supervisor.Supervisor(ours, given, signal.Signals[reload_on], patience).run()
 
 
 class _Handler(logging.StreamHandler):  # type: ignore[type-arg]  # subscriptable from Python 3.11 on

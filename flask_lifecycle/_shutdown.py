@@ -94,6 +94,9 @@ class Coordinator:
         self.signal: int | None = None
         self.crash: HookRecord | None = None  # the thread whose end began it
         self.delayed = True  # whether anybody has to notice: not where others go on with the listener
+        self.succeeded = False  # another process serves at the same address, so that it is as ready as ever
+        # Called before the listener is closed, with the seconds that it may block: others may have it as well.
+        self.await_sole_owner: Callable[[float], object] = lambda timeout: None
         self.deadline: Deadline | None = None
         self.last_moment = Deadline(self.clock, 0.0)  # when whatever has not ended is left behind
         self.report: ShutdownReport | None = None
@@ -349,6 +352,7 @@ class Coordinator:
             if policy == "reject" or (policy == "auto" and not ours):
                 member.refuse()
         if self.server is not None:
+            self.await_sole_owner(self._drain_deadline(members, deadline).remaining())
             self.server.stop_accepting(self._drain_deadline(members, deadline).remaining())
         _each(members, "told that nobody is let in any more", lambda member: member.withdraw())
 

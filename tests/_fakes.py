@@ -6,6 +6,7 @@ import contextlib
 import os
 import queue
 import re
+import socket
 import subprocess
 import sys
 import threading
@@ -113,6 +114,8 @@ class FakeMember:
         self.served_since: float | None = None
         self.refused = 0
         self.withdrawn = 0
+        self.health: Any = None
+        self.probe_socket: socket.socket | None = None
 
     def context(self) -> AbstractContextManager[Any]:
         return contextlib.nullcontext()
@@ -134,6 +137,12 @@ class FakeMember:
         self.machine.apply(Event.STARTED)
 
     def open_probe_listener(self) -> None:
+        pass
+
+    def start_probe_listener(self) -> None:
+        pass
+
+    def close_probe_listener(self) -> None:
         pass
 
     def after_fork(self) -> None:

@@ -45,7 +45,15 @@ class FakeState:
     def remaining(self) -> float | None:
         return 7.4 if self.draining.is_set() else None
 
-    def run(self, app: Any, host: str | None, port: int | None, server: str, options: dict[str, Any]) -> ShutdownReport:
+    def run(
+        self,
+        app: Any,
+        host: str | None,
+        port: int | None,
+        server: str,
+        options: dict[str, Any],
+        generation: Any = None,
+    ) -> ShutdownReport:
         self.calls.append((app, host, port, server, options))
         if self.error is not None:
             raise self.error

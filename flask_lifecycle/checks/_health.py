@@ -159,6 +159,7 @@ class Health:
         self._machine = machine
         self._timeout = timeout
         self._keep = keep
+        self._stays = False
         self.after_fork()
         renewed_in_children.add(self)
         self._said = "fail"
@@ -222,9 +223,13 @@ class Health:
             return False if state is State.STARTING else None
         return False if group in (READY, ALL) and state is not State.READY else None
 
+    def outlive(self) -> None:
+        """Readiness is that of another process as well, and a drain does not change it."""
+        self._keep = self._stays = True
+
     def withdraw(self) -> None:
         """From now on readiness fails in a drain, whatever the policy; whoever waits for a check is answered."""
-        self._keep = False
+        self._keep = self._stays
         self.engine.hurry()
         self._update("nobody is let in any more")
 

@@ -1,0 +1,511 @@
+"""``flask lifecycle run --reload-on``: one process after the other on the same listeners."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ._client import Address, Connection, LostError, get, refuses
+from ._process import Running, Starter, wait_until
+from .test_processes import UNSHARE, child_of, pid_namespace
+
+__all__ = ["pid_namespace"]  # a fixture
+
+SERVES = re.compile(r"reload: process (\d+) serves, process (\d+) finishes")
+# The application of the live tests, as somebody deploys it.
+APPLICATION = """
+import os
+from live_app import app, lifecycle, pass_gate
+from flask_lifecycle import HealthCheckError
+
+@app.get("/version")
+def version():
+    return f"{version} {{os.getpid()}}"
+
+{more}
+"""
+SICK = """
+@lifecycle.check
+def database():
+    raise HealthCheckError("no connection")
+"""
+SLOW = """
+@lifecycle.on_startup
+def warm_up():
+    pass_gate("warm")
+"""
+
+
+class Service:
+    """A supervisor, and the application that it serves, which can be deployed anew.
+
+    :param where: options for where to listen; a free port by default.
+    """
+
+    def __init__(self, live: Starter, server: str, *where: str, version: str = "one", **more: Any) -> None:
+        self.source = live.home / f"deployed_{version}.py"
+        self.deploy(version, more.pop("application", ""))
+        options = ("--reload-on", "SIGHUP", "--reload-within", more.pop("within", "20"), *(where or ("-p", "0")))
+        listeners = more.pop("listeners", 1)
+        self.running: Running = live.serve(server, *options, app=str(self.source), listeners=listeners, **more)
+
+    def deploy(self, version: str, more: str = "") -> None:
+        self.source.write_text(APPLICATION.format(version=version, more=more))
+
+    @property
+    def address(self) -> Address:
+        return self.running.addresses[0]
+
+    @property
+    def pids(self) -> list[int]:
+        """The processes that it has now."""
+        target = self.running.target
+        return [int(pid) for pid in Path(f"/proc/{target}/task/{target}/children").read_text().split()]
+
+    def ask_version(self) -> tuple[str, int]:
+        version, pid = get(self.address, "/version").body.decode().split()
+        return version, int(pid)
+
+    def reload(self) -> None:
+        """Have the next process serve."""
+        before = len(SERVES.findall(self.running.log))
+        self.running.send(signal.SIGHUP)
+        self.running.wait_for(lambda: len(SERVES.findall(self.running.log)) > before, "the next process serves")
+
+    def wait_alone(self) -> None:
+        self.running.wait_for(lambda: len(self.pids) == 1, "the process before has gone")
+
+    def stop_process(self, pid: int) -> None:
+        """Let a process accept nothing until it is told to go on."""
+        os.kill(pid, signal.SIGSTOP)
+        stat = Path(f"/proc/{pid}/stat")
+        wait_until(lambda: stat.read_text().rpartition(")")[2].split()[0] == "T", "the process is stopped")
+
+
+@pytest.fixture
+def service(live: Starter) -> Service:
+    return Service(live, "waitress")
+
+
+class Load:
+    """Clients that ask without a pause, on a new connection each time or on one that is kept."""
+
+    def __init__(self, address: Address) -> None:
+        self.answered = 0
+        self.failures: list[str] = []
+        self._address = address
+        self._over = threading.Event()
+        targets = [self._on_new_ones, self._on_new_ones, self._on_a_kept_one, self._on_a_kept_one]
+        self._threads = [threading.Thread(target=target) for target in targets]
+        for thread in self._threads:
+            thread.start()
+
+    def _on_new_ones(self) -> None:
+        while not self._over.is_set():
+            self._ask(self._connect(), "POST")
+
+    def _on_a_kept_one(self) -> None:
+        connection = None
+        while not self._over.is_set():
+            connection = self._ask(connection or self._connect(), "GET")
+        if connection is not None:
+            connection.sock.close()
+
+    def _connect(self) -> Connection | None:
+        try:
+            return Connection(self._address)
+        except OSError as error:
+            self.failures.append(f"refused: {error}")
+            return None
+
+    def _ask(self, connection: Connection | None, method: str) -> Connection | None:
+        """Ask once; the connection, if it goes on."""
+        if connection is None:
+            return None
+        try:
+            connection.ask(*(("/echo", "POST", b"x" * 5000) if method == "POST" else ("/sleep/0.05", "GET")))
+            answer = connection.answer()
+            assert answer.body in (b"5000 bytes", b"slept 0.05")
+            self.answered += 1
+            if method == "GET" and not answer.says_close:
+                return connection
+        except (LostError, TimeoutError, AssertionError) as error:
+            self.failures.append(f"lost: {error}")
+        connection.sock.close()
+        return None
+
+    def end(self) -> None:
+        self._over.set()
+        for thread in self._threads:
+            thread.join()
+
+
+def test_reloads_under_load(live: Starter, server: str) -> None:
+    """Five reloads under load on new and on kept connections refuse nobody and lose nothing."""
+    service = Service(live, server)
+    load = Load(service.address)
+    try:
+        for _ in range(5):
+            service.reload()
+    finally:
+        load.end()
+    assert load.failures == []
+    assert load.answered > 50
+    assert len(set(SERVES.findall(service.running.log))) == 5
+    assert service.running.stop() == 0
+    assert refuses(service.address)
+    assert len(service.running.hooks()) == 12  # each process has run its two
+    assert len(service.running.told("made live")) == 6  # and that which keeps the listeners does not load it
+
+
+def test_a_broken_deploy_changes_nothing(live: Starter) -> None:
+    """A process that does not come up, or not in time, takes nobody's place, and one line says why; the next does."""
+    service = Service(live, "waitress", within="3", excuse="Traceback")
+    version, pid = service.ask_version()
+    service.deploy("two", "raise SystemExit(7)")
+    service.running.send(signal.SIGHUP)
+    service.running.wait_log(
+        rf"reload failed: process \d+ left with code 7 before it was ready; process {pid} goes on serving"
+    )
+    service.deploy("three", SICK)
+    service.running.send(signal.SIGHUP)
+    service.running.wait_log(
+        rf"reload failed: process \d+ was not ready within 3 s \(check 'database' fails\); process {pid} goes on"
+    )
+    service.wait_alone()
+    assert service.ask_version() == (version, pid)
+    service.deploy(
+        "four", "import time\nsignal = __import__('signal')\nsignal.signal(15, signal.SIG_IGN)\ntime.sleep(60)"
+    )
+    service.running.send(signal.SIGHUP)
+    service.running.wait_log(r"was not ready within 3 s \(nothing was heard of it\)")
+    service.wait_alone()  # killed, as it has not left within as long once more
+    service.deploy("five")
+    service.reload()
+    assert service.ask_version()[0] == "five"
+    assert service.running.stop() == 0
+
+
+def test_what_waits_is_served_by_the_next(live: Starter, server: str) -> None:
+    """What the one before has accepted it answers, and what it has not is answered by the next one.
+
+    The one before is stopped by the kernel, so that its accept queue fills up; in the meantime the next one takes over.
+    """
+    service = Service(live, server)
+    _, before = service.ask_version()
+    with Connection(service.address) as accepted:
+        accepted.ask("/gate/a")
+        service.running.wait_event("begin live a")
+        service.stop_process(before)
+        waiting = [Connection(service.address) for _ in range(5)]
+        for connection in waiting:
+            connection.ask("/version")
+        service.reload()
+        for connection in waiting:
+            with connection:
+                assert connection.answer().body.split()[1] != str(before).encode()
+        os.kill(before, signal.SIGCONT)
+        service.running.wait_log(r"\(left to another process\)")
+        assert service.ask_version()[1] != before
+        service.running.open_gate("a")
+        assert accepted.answer().body == b"passed a"
+    service.wait_alone()
+    assert service.running.stop() == 0
+
+
+def test_a_full_stop_serves_what_waits(live: Starter, server: str) -> None:
+    """A stop of the service answers what waits in every listener, refuses what comes later, and removes the path."""
+    with tempfile.TemporaryDirectory() as home:  # pytest's own may be longer than a socket's name
+        where = ("--listen", "127.0.0.1:0", "--listen", "[::1]:0", "--unix-socket", f"{home}/s")
+        service = Service(live, server, *where, listeners=3)
+        for reloaded in (False, True):
+            if reloaded:
+                service.reload()
+                service.wait_alone()
+                assert os.path.exists(f"{home}/s")
+        (pid,) = service.pids
+        addresses = service.running.addresses[-3:]
+        service.stop_process(pid)
+        waiting = [Connection(address) for address in addresses]
+        for connection in waiting:
+            connection.ask("/fast")
+        service.running.send(signal.SIGTERM)
+        os.kill(pid, signal.SIGCONT)
+        for connection in waiting:
+            with connection:
+                assert connection.answer().body == b"fast"
+        assert service.running.wait_gone() == 0
+        assert all(refuses(address) for address in addresses)
+        assert os.listdir(home) == []
+
+
+def test_given_listeners(live: Starter) -> None:
+    """A listener that was passed on goes from one process to the next, and at the end it is left to its giver."""
+    with socket.create_server(("127.0.0.1", 0)) as given:
+        service = Service(live, "waitress", "--fd", str(given.fileno()), fds=[given.fileno()])
+        service.reload()
+        service.wait_alone()
+        assert service.running.stop() == 0
+        with Connection(service.address) as late:
+            late.ask("/fast")
+            given.settimeout(10)
+            accepted, _ = given.accept()
+            with accepted:
+                assert accepted.recv(3) == b"GET"
+
+
+def test_probes_tell_the_truth(live: Starter) -> None:
+    """While the next one starts the probes are those of the one before; from then on they are its own, on the same
+    port, and who has kept a connection to the one before is told that the service is ready.
+    """
+    settings = {"LIFECYCLE_PROBE_PORT": 0, "LIFECYCLE_PROBE_HOST": "127.0.0.1", "LIFECYCLE_DETAILS": "always"}
+    service = Service(live, "waitress", settings=settings)
+    port = int(service.running.wait_log(r"probe listener on http://127.0.0.1:(\d+)")[1])
+    probes = ("127.0.0.1", port)
+
+    def asked() -> tuple[int, int]:
+        with Connection(probes) as connection:
+            connection.ask("/healthcheck?verbose", Accept="application/json")
+            answer = connection.answer()
+        return answer.status, int(re.search(rb'"pid": ?(\d+)', answer.body)[1])  # type: ignore[index]
+
+    _, before = service.ask_version()
+    assert asked() == (200, before)
+    service.deploy("two", SLOW)
+    with Connection(service.address) as kept, Connection(service.address) as busy:
+        busy.ask("/gate/a")
+        service.running.wait_event("begin live a")
+        kept.send(b"GET /readyz HTTP/1.1\r\nHost: x\r\n")  # begun, so that it is not hung up
+        service.running.send(signal.SIGHUP)
+        service.running.wait_log(r"reload: process \d+ starts")
+        service.running.wait_for(lambda: len(service.pids) == 2, "the next process")
+        for _ in range(10):
+            assert asked() == (200, before)
+        service.running.open_gate("warm")
+        service.running.wait_log(SERVES.pattern)
+        service.running.wait_log("-> DRAINING")
+        _, after = service.ask_version()
+        assert after != before
+        for _ in range(10):
+            assert asked() == (200, after)
+        kept.send(b"\r\n")
+        assert kept.answer().status == 200
+        service.running.open_gate("a")
+        assert busy.answer().body == b"passed a"
+    assert service.running.stop() == 0
+    assert refuses(probes)
+
+
+def test_the_port_of_the_probes_may_change(live: Starter) -> None:
+    """A deploy that moves the probes moves them; what cannot be bound is a reload that failed."""
+    service = Service(live, "waitress", settings={"LIFECYCLE_PROBE_PORT": 0, "LIFECYCLE_PROBE_HOST": "127.0.0.1"})
+    service.running.wait_log(r"probe listener on http://127.0.0.1:(\d+)")
+    (before,) = service.pids
+    with socket.create_server(("127.0.0.2", 0)) as taken:
+        move = "object.__setattr__(app.extensions['lifecycle'].settings, 'probe_port', {})\n"
+        move += "object.__setattr__(app.extensions['lifecycle'].settings, 'probe_host', '127.0.0.2')"
+        service.deploy("two", move.format(taken.getsockname()[1]))
+        service.running.send(signal.SIGHUP)
+        service.running.wait_log(r"reload failed: process \d+ left with code 2 before it was ready")
+        assert service.pids == [before]
+    service.deploy("three", move.format(0))
+    service.reload()
+    service.wait_alone()
+    port = int(service.running.wait_log(r"probe listener on http://127.0.0.2:(\d+)")[1])
+    assert get(("127.0.0.2", port), "/livez").status == 200
+    assert service.running.stop() == 0
+
+
+@pytest.mark.parametrize("way", ["request", "signal"])
+def test_a_process_that_stops_by_itself(service: Service, way: str) -> None:
+    """A stop that begins in the process that serves stops the service, clean: nobody is reset."""
+    with Connection(service.address) as connection:
+        connection.ask("/gate/a")
+        service.running.wait_event("begin live a")
+        if way == "request":
+            with Connection(service.address) as asking:
+                asking.ask("/stop", "POST")
+                assert asking.answer().body == b"stopping"
+        else:
+            os.kill(service.pids[0], signal.SIGTERM)
+        service.running.wait_log(r"listener closed \((socket filter|quiet period)\)")
+        assert refuses(service.address)
+        service.running.send(signal.SIGHUP)
+        service.running.wait_log("no reload: the service stops")
+        service.running.open_gate("a")
+        assert connection.answer().body == b"passed a"
+    assert service.running.wait_gone() == 0
+
+
+def test_a_process_that_dies(live: Starter) -> None:
+    """A process that is killed is not replaced: the exit code tells, as a shell has it; unless the next is coming."""
+    service = Service(live, "waitress")
+    service.deploy("two", SLOW)
+    (first,) = service.pids
+    service.running.send(signal.SIGHUP)
+    service.running.wait_log(r"reload: process \d+ starts")
+    os.kill(first, signal.SIGKILL)
+    service.running.wait_log(f"process {first} was killed by SIGKILL unasked")
+    service.running.open_gate("warm")
+    service.running.wait_log(r"reload: process \d+ serves, process \(none\) finishes")
+    version, second = service.ask_version()
+    assert version == "two"
+    os.kill(second, signal.SIGKILL)
+    assert service.running.wait_gone() == 128 + signal.SIGKILL
+
+
+def test_a_first_process_that_does_not_come_up(live: Starter) -> None:
+    """The service leaves with the code of a first process that fails, and says so."""
+    service = Service(live, "waitress", application="raise SystemExit(7)", listeners=0)
+    assert service.running.wait_gone() == 7
+    assert re.search(r"process \d+ left with code 7 unasked", service.running.log)
+
+
+def test_a_supervisor_that_dies(service: Service) -> None:
+    """Without its supervisor a process stops for good, and answers what it has."""
+    (pid,) = service.pids
+    with Connection(service.address) as connection:
+        connection.ask("/gate/a")
+        service.running.wait_event("begin live a")
+        os.kill(service.running.target, signal.SIGKILL)
+        service.running.wait_gone()
+        wait_until(
+            lambda: "(the supervising process has gone; " in service.running.log or refuses(service.address), "stop"
+        )
+        service.running.open_gate("a")
+        assert connection.answer().body == b"passed a"
+    wait_until(lambda: not Path(f"/proc/{pid}").exists(), "the process leaves")
+    assert "clean, exit 0 (the supervising process has gone" in service.running.log
+
+
+def test_a_stop_while_the_next_one_starts(service: Service) -> None:
+    """A stop in the middle of a reload stops both processes."""
+    service.deploy("two", SLOW)
+    service.running.send(signal.SIGHUP)
+    service.running.wait_for(lambda: len(service.pids) == 2, "the next process")
+    service.running.wait_for(lambda: service.running.log.count("probes at") == 2, "it starts up")
+    service.running.send(signal.SIGHUP)  # once more, after this one: it never comes
+    service.running.send(signal.SIGTERM)
+    service.running.wait_log("shutdown begins: SIGTERM(?s:.*)shutdown begins: SIGTERM")
+    service.running.open_gate("warm")
+    assert service.running.wait_gone() == 0
+    assert refuses(service.address)
+    assert "goes on serving" not in service.running.log
+
+
+def test_a_reload_that_is_asked_for_twice(service: Service) -> None:
+    """Who asks for a reload in the middle of one gets another one after it."""
+    service.deploy("two", SLOW)
+    service.running.send(signal.SIGHUP)
+    service.running.wait_for(lambda: service.running.log.count("probes at") == 2, "it starts up")
+    service.running.send(signal.SIGHUP)
+    service.deploy("three")
+    service.running.open_gate("warm")
+    service.running.wait_for(lambda: len(SERVES.findall(service.running.log)) == 2, "two reloads")
+    assert service.ask_version()[0] == "three"
+    assert service.running.stop() == 0
+
+
+def test_the_second_signal_forces(service: Service) -> None:
+    """A second signal ends every process at once, also the one that finishes what it had before a reload."""
+    with Connection(service.address) as before:
+        before.ask("/gate/never")
+        service.running.wait_event("begin live never")
+        service.reload()
+        service.running.wait_log(r"\(left to another process\)")
+        with Connection(service.address) as after:
+            after.ask("/gate/never")
+            service.running.wait_event("begin live never", times=2)
+            service.running.send(signal.SIGTERM)
+            service.running.wait_log("shutdown begins: SIGTERM")
+            assert not service.running.gone.wait(0.3)
+            assert len(service.pids) == 2
+            assert service.running.stop() == 128 + signal.SIGTERM
+    assert service.running.log.count("forced by SIGTERM") == 2
+
+
+def test_ctrl_c(live: Starter) -> None:
+    """Ctrl-C on a terminal stops the service in the middle of a request, which is answered."""
+    service = Service(live, "waitress", terminal=True)
+    with Connection(service.address) as connection:
+        connection.ask("/gate/a")
+        service.running.wait_event("begin live a")
+        service.running.type(b"\x03")
+        service.running.wait_log("again to force")
+        assert not service.running.gone.wait(0.3)
+        service.running.open_gate("a")
+        assert connection.answer().body == b"passed a"
+    assert service.running.wait_gone() == 0
+
+
+@pytest.mark.usefixtures("pid_namespace")
+def test_pid_1(live: Starter) -> None:
+    """As PID 1 it reloads, reaps what a process has left behind, and stops."""
+    running = live.serve("waitress", "--reload-on", "SIGHUP", "-p", "0", prefix=UNSHARE)
+    running.target = child_of(running)
+    (first,) = _children(running.target)
+    get(running.address, "/fork")
+    running.wait_event("forked")
+    (orphan,) = _children(first)
+    running.send(signal.SIGHUP)
+    running.wait_log(SERVES.pattern)
+    running.wait_for(lambda: not Path(f"/proc/{first}").exists(), "the one before leaves")
+    running.wait_for(lambda: orphan in _children(running.target), "its child is left to PID 1")
+    os.kill(orphan, signal.SIGKILL)
+    running.wait_for(lambda: not Path(f"/proc/{orphan}").exists(), "the child is reaped")
+    assert get(running.addresses[0], "/fast").body == b"fast"
+    assert running.stop() == 0
+
+
+def _children(pid: int) -> list[int]:
+    """Of all of its threads."""
+    tasks = Path(f"/proc/{pid}/task").glob("*/children")
+    return [int(child) for children in tasks for child in children.read_text().split()]
+
+
+def test_it_leaves_by_the_signal(live: Starter) -> None:
+    """A process that dies by the signal has its supervisor die by it as well."""
+    service = Service(live, "waitress", settings={"LIFECYCLE_EXIT": "signal"})
+    assert service.running.stop() == -signal.SIGTERM
+
+
+def test_an_address_that_is_taken(live: Starter) -> None:
+    """What the server would refuse is refused before any process is started, in one sentence."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        running = live.serve("waitress", "--reload-on", "SIGHUP", "-p", port, listeners=0)
+        assert running.wait_gone() == 2
+    assert running.log.splitlines()[-1].startswith(f"Error: Cannot listen on 127.0.0.1:{port}: it is in use")
+
+
+def test_the_environment_and_the_directory_of_then(live: Starter) -> None:
+    """The next process starts in the directory that the path leads to now, and without what was set on the way."""
+    for name in ("old", "new"):
+        (live.home / name).mkdir()
+        source = APPLICATION.format(version=name, more="")
+        (live.home / name / "web.py").write_text(
+            f"import sys\nsys.path.append({os.getcwd()!r} + '/tests/live_apps')\n{source}"
+        )
+    (live.home / "current").symlink_to("old")
+    command = (
+        f"cd {live.home}/current && exec {sys.executable} -m flask --app web lifecycle run -p 0 --reload-on SIGHUP"
+    )
+    running = live.start("/bin/sh", "-c", command)
+    running.wait_log("STARTING -> READY")
+    assert get(running.address, "/version").body.startswith(b"old ")
+    subprocess.run(["ln", "-sfn", "new", f"{live.home}/current"], check=True)
+    address = running.address
+    running.send(signal.SIGHUP)
+    running.wait_log(SERVES.pattern)
+    assert get(address, "/version").body.startswith(b"new ")
+    assert running.stop() == 0
