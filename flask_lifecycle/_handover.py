@@ -16,7 +16,7 @@ to the         ``probes``: here is my probe listener
 supervisor     ``waiting``: why I am not ready yet
                ``ready``: I am, I accept from now on, and I answer the probes
                ``stopping``: I stop for good
-               ``notify``: tell systemd (see there)
+               ``notify``: tell systemd, which listens to nobody but you
 =============  =============================================================================================
 
 *The next one.* It holds its listeners back until it is ready: the start-up is over and readiness passes. So what comes
@@ -169,6 +169,10 @@ class Generation:
             runner.hold_back()
         for name, target in (("lifecycle-handover", self._go_on), ("lifecycle-supervisor", self._listen)):
             threading.Thread(target=target, name=name, daemon=True).start()
+
+    def notify(self, text: str) -> None:
+        """Have something told to systemd, whose main process is the supervisor."""
+        self._channel.send("notify", text)
 
     def await_sole_owner(self, timeout: float) -> None:
         """Block until nobody else has the listeners, or somebody else goes on with them."""

@@ -10,6 +10,10 @@ that reloads is answered here, each other one is passed on: the process that ser
 its way out already takes a first one for the same event, and a second one for the order to leave at once. They have a
 session of their own, so that Ctrl-C on a terminal reaches them this way only, and once.
 
+systemd takes it for the main process of the service, and so it speaks for those that serve: what the current one says
+of itself, and nothing of what the others do, one of which stops without the service's stopping. A reload is told by
+``RELOADING=1`` and ``READY=1``.
+
 It ends with the last process, as the last one that served has ended: with its exit code, or by the same signal. One
 that dies without having been asked is not replaced, unless its successor is on its way: whoever started this is told by
 the exit code, and knows better how often to try. As PID 1 it reaps whatever has been left to it.
@@ -36,6 +40,8 @@ from ._state import logger
 # What is passed on, if it is not what reloads.
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
+_MANAGERS_TIME = 0.5
+
 
 class _Child:
     """One process that serves, is about to, or has."""
@@ -45,6 +51,7 @@ class _Child:
         self.channel = channel
         self.why = "nothing was heard of it"  # it is not ready
         self.until: float | None = None  # when it is to be ready, or gone
+        self.status = ""  # what it wants systemd to be told of it
 
     @property
     def pid(self) -> int:
@@ -80,6 +87,7 @@ class Supervisor:
         self._again = False  # another reload has been asked for meanwhile
         self._ending = False
         self._passed_on: set[int] = set()
+        self._manager = _Manager(os.environ.get("NOTIFY_SOCKET", ""))
         self._code = 0
 
     def run(self) -> int:
@@ -138,11 +146,14 @@ class Supervisor:
                 self._failed(f"no process could be started: {error.strerror}")
                 return
             self._next.until = time.monotonic() + self._patience
+            self._manager.reloading()
             logger.info("reload: process %d starts", self._next.pid, extra={"lifecycle_pid": self._next.pid})
 
     def _failed(self, why: str) -> None:
         pid = self._current.pid if self._current is not None else 0
         logger.error("reload failed: %s; process %d goes on serving", why, pid, extra={"lifecycle_pid": pid})
+        if self._current is not None:
+            self._manager.go_on(self._current.status)
 
     def _reload_again(self) -> None:
         again, self._again = self._again, False
@@ -153,6 +164,7 @@ class Supervisor:
         """It serves now: let the one before leave."""
         before, self._current, self._next = self._current, child, None
         child.until = None
+        self._manager.reloaded(child.status)
         if before is not None:
             before.channel.send("leave", str(child.pid))
         logger.info(
@@ -204,6 +216,10 @@ class Supervisor:
                 self._promote(child)
             elif word == "waiting":
                 child.why = text
+            elif word == "notify":
+                child.status = next((line for line in text.split("\n") if line.startswith("STATUS=")), child.status)
+                if child is self._current:
+                    self._manager.tell(text)
             elif word == "stopping" and child is self._current:
                 self._end()
                 child.channel.send("closed")
@@ -263,6 +279,37 @@ class Supervisor:
             return  # which has changed the children
 
 
+class _Manager:
+    """systemd, if it listens."""
+
+    def __init__(self, name: str) -> None:
+        self._name = f"\0{name[1:]}" if name.startswith("@") else name
+        self._ready = False
+
+    def tell(self, *lines: str) -> None:
+        """Say something; a manager that does not read holds this up for a moment, and then has not heard it."""
+        text = "\n".join(filter(None, lines))
+        self._ready = self._ready or "READY=1" in text.split("\n")
+        if self._name[:1] in ("/", "\0"):
+            with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+                sock.settimeout(_MANAGERS_TIME)
+                sock.sendto(text.encode(errors="replace"), self._name)
+
+    def reloading(self) -> None:
+        """A reload begins; before the service is ready there is none."""
+        if self._ready:
+            self.tell("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
+
+    def go_on(self, status: str) -> None:
+        """A reload is over, and the service is as it was."""
+        if self._ready:
+            self.tell("READY=1", status)
+
+    def reloaded(self, status: str) -> None:
+        """It is over, and another process is ready."""
+        self.tell("READY=1", status)
+
+
 def _ended(code: int) -> str:
     return f"left with code {code}" if code >= 0 else f"was killed by {signal.Signals(-code).name}"
 
@@ -281,10 +328,13 @@ def _catch(reload_on: int) -> int:
 
 def _first_environment() -> dict[bytes, bytes]:
     """The environment as this process found it: what has been read from ``.env`` files since is to be read anew."""
+    own = set(_activation.VARIABLES)
+    if os.environ.get("WATCHDOG_PID") == str(os.getpid()):
+        own.add("WATCHDOG_PID")  # it is the process that serves whose heart is listened to
     environ = dict(os.environb)
     with contextlib.suppress(OSError), open("/proc/self/environ", "rb") as file:
         environ = dict(entry.split(b"=", 1) for entry in file.read().split(b"\0") if b"=" in entry)
-    return {name: value for name, value in environ.items() if os.fsdecode(name) not in _activation.VARIABLES}
+    return {name: value for name, value in environ.items() if os.fsdecode(name) not in own}
 
 
 def _directory() -> str:

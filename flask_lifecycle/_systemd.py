@@ -13,7 +13,8 @@ datagram systemd takes the last. Whoever listens may have gone; that is logged o
 *Who speaks.* One process speaks for a unit. The variables are inherited by all children, and a worker of gunicorn's
 that is recycled would end the service by its ``STOPPING=1`` where ``NotifyAccess=all`` lets it. So it is the process
 that called ``init_app``, no fork of it; and it is the one that systemd has started (``SYSTEMD_EXEC_PID``), or one under
-``run``, which is in charge of itself wherever it runs (under a shell that does not exec, say). It takes the variables
+``run``, which is in charge of itself wherever it runs (under a shell that does not exec, say). Where processes serve
+one after the other (``_supervisor.py``), what they have to say goes through the one that stays. It takes the variables
 out of the environment as it begins, for what it starts itself: a second Flask application in a child would speak too.
 
 *Times.* ``EXTEND_TIMEOUT_USEC`` moves the limit that is on to so long from now, unless it is later already; it never
@@ -66,6 +67,13 @@ _DIGITS = 20
 _LONGEST = 1000
 
 
+class Generation(Protocol):
+    """What is asked of a place in a row of processes."""
+
+    def notify(self, text: str) -> None:
+        """Have it told to systemd."""
+
+
 class Application(Protocol):
     """What is asked of an application."""
 
@@ -79,6 +87,10 @@ class Process(Protocol):
     """What is asked of the process."""
 
     coordinator: Coordinator
+
+    @property
+    def generation(self) -> Generation | None:
+        """Its place, where a supervisor has systemd's ear."""
 
     def members(self) -> Sequence[Any]:
         """Its applications."""
@@ -209,6 +221,9 @@ class Notifier:
     def _send(self, lines: Iterable[str]) -> bool:
         """Send one datagram; ``False`` if nobody has taken it."""
         name = f"\0{self._name[1:]}" if self._name[0] == "@" else self._name
+        if self._process.generation is not None:
+            self._process.generation.notify("\n".join(lines))
+            return True
         try:
             if self._socket is None:
                 self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)  # not inherited by what we start

@@ -11,6 +11,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
@@ -82,6 +83,7 @@ class FakeProcess:
         self.clock = ManualClock()
         self.applications = [Member(self.clock) for _ in range(applications)]
         self.coordinator = Coordinator(self.members, clock=self.clock)
+        self.generation: Any = None
         self.coordinator._run = lambda deadline: None  # type: ignore[method-assign]
 
     def members(self) -> list[Member]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import signal
 import socket
 import sys
 import tempfile
@@ -215,3 +216,34 @@ def test_a_worker_does_not_speak(live: Starter, manager: Manager) -> None:
     assert get(running.address, "/environment").body.strip() == b'["NOTIFY_SOCKET"]'
     running.stop()
     assert manager.lines == []
+
+
+def test_reloads(live: Starter, manager: Manager) -> None:
+    """The process that keeps the listeners speaks for those that serve: a reload is told as one, and the stop
+    of the one before is not the service's.
+    """
+    options = ("--reload-on", "SIGHUP", "--reload-within", "20")
+    env = {"NOTIFY_SOCKET": manager.name, "WATCHDOG_USEC": "200000"}
+    command = 'WATCHDOG_PID=$$ SYSTEMD_EXEC_PID=$$ exec "$@"'
+    running = live.serve("waitress", *options, app="systemd_app.py", env=env, prefix=("/bin/sh", "-c", command, "sh"))
+    manager.wait_for("READY=1")
+    assert get(running.address, "/environment").body.strip() == b"[]"
+    with Connection(running.address) as connection:
+        connection.ask("/gate/a")
+        running.wait_event("begin live a")
+        manager.wait_for("STATUS=READY, 1 in flight")
+        running.send(signal.SIGHUP)
+        manager.wait_for("RELOADING=1")
+        wait_until(lambda: manager.lines.count("READY=1") == 2, "the end of the reload")
+        running.wait_log("-> DRAINING")
+        heard = manager.lines.count("WATCHDOG=1")
+        wait_until(lambda: manager.lines.count("WATCHDOG=1") >= heard + 3, "the heartbeats of the next one")
+        running.open_gate("a")
+        assert connection.answer().body == b"passed a"
+    running.wait_log("shutdown complete")
+    assert "STOPPING=1" not in manager.lines
+    (reloading,) = (lines for _, lines in manager.heard if "RELOADING=1" in lines)
+    assert re.fullmatch(r"MONOTONIC_USEC=\d+", reloading[1])
+    assert running.stop() == 0
+    assert manager.lines.count("STOPPING=1") == 1
+    manager.wait_for("STATUS=STOPPED: clean, exit 0")
