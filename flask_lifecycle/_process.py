@@ -104,6 +104,7 @@ class Process:
     def __init__(self, *, signals: bool) -> None:
         self.signals = signals  # whether this one may touch signals at all
         self.relay = SignalRelay(self.receive)
+        self._signals: set[signal.Signals] = set()  # what the applications stop at
         self._members: list[weakref.ref[App]] = []
         # Guards _members. In a thread that holds it a signal handler or a finalizer may end a task, or shut down.
         self._lock = threading.RLock()
@@ -111,6 +112,7 @@ class Process:
         self._renew()
         self._loop_thread: int | None = None
         self._exit_code = 0
+        self._exit_signal = 0  # instead
         self._exiting = False
         self._forked = False
         self.generation: Generation | None = None
@@ -129,7 +131,7 @@ class Process:
     def _renew(self) -> None:
         self.coordinator = Coordinator(self.members, self._find_server, self._keep, self._leave)
         self._first_signal = 0.0
-        self._watched: Server | None = None
+        self._watched: Found | None = None
         self._searched = False  # whether known_load() has looked for one
         self._told_server = False
         self._left = threading.Event()  # run() is over
@@ -156,14 +158,19 @@ class Process:
             self._renew()
         if not self.signals:
             return
+        self._signals.update(signals)
         if in_main_thread():
-            self.relay.install(signals)
+            self._take_signals()
         else:
             logger.warning(
                 "init_app was called outside the main thread, where no signal handler can be installed;"
                 " call lifecycle.shutdown() when the process is to stop.",
                 extra={"lifecycle_thread": threading.current_thread().name},
             )
+
+    def _take_signals(self) -> None:
+        """Take over the signals of the applications, again where somebody has taken them since. For the main thread."""
+        self.relay.install(self._signals)
 
     # -- stopping -------------------------------------------------------------------------------------------------
 
@@ -302,6 +309,8 @@ class Process:
         if info is not None:
             self._told_server = True
             logger.info("%s", info, extra={"lifecycle_server": info.name, "lifecycle_promise": info.promise})
+            if self._watched is not None:
+                self._watched.begin(self._take_signals)
 
     def watch(self, after: float) -> PoolWatch:
         """The watch of the pool, one for all applications with the same patience in seconds."""
@@ -504,6 +513,13 @@ class Process:
         self._exit_code = report.exit_code
         signum = report.signal or signal.SIGTERM
         by_signal = report.signal is not None and any(m.settings.exit == "signal" for m in self.members())
+        if not threading.main_thread().is_alive():
+            return  # the interpreter waits for its threads, and then runs _at_exit
+        self._exit_signal = signum if by_signal else 0
+        found = cast("Found | None", self.coordinator.server)
+        if found is not None and found.end():
+            return
+        self._exit_signal = 0
         if not self.relay.run_in_main(lambda: self._give_back(signum, None if by_signal else report.exit_code)):
             # No handler of ours: whoever has the signal gets it, and decides. To the main thread, because any may take
             # what is sent to the process, and then nothing ends a wait of the main one, where the handler runs.
@@ -551,6 +567,8 @@ class Process:
             if report is None:
                 limit = coordinator.remaining() or 0.0
                 self._exit_now(1, "grace period over, leaving at once: the shutdown has not ended", limit=limit)
+        if self._exit_signal:
+            die_by(self._exit_signal)
         if self._exit_code and not coordinator.owned:
             _exit_now(self._exit_code)
 

@@ -683,6 +683,31 @@ def test_a_main_thread_that_does_not_leave() -> None:
     assert errors == "grace period over, leaving at once: the shutdown or the main thread has not ended\n"
 
 
+def test_a_signal_while_the_interpreter_waits_for_its_threads() -> None:
+    """A shutdown that ends when the main thread has returned leaves the interpreter its way, with our exit code."""
+    code, said, errors = program(
+        """
+        from flask_lifecycle._process import this_process
+        lifecycle = Lifecycle(app := make())
+        @lifecycle.on_shutdown
+        def hook():
+            say("hook")
+            raise ValueError("boom")
+        serve(app)
+        def stop():
+            threading.main_thread().join()
+            while not this_process.coordinator.begun:  # one that comes just before the wait is not heeded
+                signal.pthread_kill(threading.main_thread().ident, signal.SIGTERM)
+                threading.Event().wait(0.02)
+            this_process.coordinator.wait()
+            say("over")
+        threading.Thread(target=stop).start()
+        """
+    )
+    assert (code, said) == (1, ["hook", "over"])
+    assert "SystemExit" not in errors
+
+
 def test_interpreter_exit_runs_the_hooks_once() -> None:
     """A plain interpreter exit runs the hooks once, and the exit code stays."""
     code, said, errors = program(

@@ -34,6 +34,7 @@ _TICK = 0.02
 
 # What the server imports, and the module here that knows it.
 KINDS = (
+    ("uvicorn.server", "uvicorn"),
     ("waitress.server", "waitress"),
     ("werkzeug.serving", "werkzeug"),
 )
@@ -100,6 +101,13 @@ class Found:
     advice = ""
     ours = False
 
+    def begin(self, take_signals: Callable[[], None]) -> None:
+        """The application is about to serve: put in place what has to be there. Called once, in any thread.
+
+        :param take_signals: takes over the signals once more, where the server has its handlers installed after ours;
+            for the main thread alone.
+        """
+
     def serving(self) -> bool:
         """Whether its loop runs by now, and here: a forked child has its parent's server among its objects."""
         return True
@@ -134,3 +142,7 @@ class Found:
 
     def stop(self) -> None:
         """Nothing: the signal is given back to whoever had it."""
+
+    def end(self) -> bool:
+        """Have it return from its loop as if it had the signal; ``False`` where that is to be given back."""
+        return False

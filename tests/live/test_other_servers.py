@@ -1,0 +1,204 @@
+"""Servers that have a way of their own to be found and stopped: each at the level of the promise that is claimed."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from ._client import Address, Connection, get, refuses
+from ._process import BIG, Running, Starter
+
+WITHOUT_A2WSGI = "import sys; sys.modules['a2wsgi'] = None; import uvicorn; uvicorn.main()"
+UVICORN = ("--interface", "wsgi", "--host", "127.0.0.1", "--port", "0", "live_app:app")
+# Longer than a client takes to ask over a connection that has been idle.
+LINGER = {"LIFECYCLE_KEEPALIVE_LINGER": 2.0}
+
+
+def uvicorn(live: Starter, kind: str = "a2wsgi", *options: str, **more: Any) -> Running:
+    """Start uvicorn, with a2wsgi, or with its own middleware."""
+    way = ("-c", WITHOUT_A2WSGI) if kind == "native" else ("-m", "uvicorn")
+    return start(live, sys.executable, *way, *UVICORN, *options, **more)
+
+
+def start(live: Starter, *command: str, plan: dict[str, Any] | None = None, **more: Any) -> Running:
+    """Start a server, and wait until it is ready, which it is when it has been asked."""
+    more.setdefault("settings", LINGER)
+    running = live.start(*command, plan={"logging": True, **(plan or {})}, **more)
+    address = address_of(running)
+
+    def ready() -> bool:
+        with contextlib.suppress(OSError):
+            return get(address, "/readyz").status == 200
+        return False
+
+    running.wait_for(ready, "readiness")
+    return running
+
+
+def address_of(running: Running) -> tuple[str, int]:
+    """Where it listens, as its log tells."""
+    return "127.0.0.1", int(running.wait_log(r"(?:[Rr]unning on|Listening at:?) http://127\.0\.0\.1:(\d+)")[1])
+
+
+def wait_promise(running: Running, name: str, promise: str) -> None:
+    """Wait until the one line is there that names the server and its promise."""
+    words = {"full": "the full promise", "accepted": "accepted requests", "started": "requests that the application"}
+    running.wait_log(rf"server {name} \([^)]+\): {words[promise]}")
+
+
+class Traffic:
+    """Clients in all the states that a stop has to do with, as far as it answers them.
+
+    :param running_at_once: how many threads the server has for requests.
+    """
+
+    def __init__(self, running: Running, stack: contextlib.ExitStack, running_at_once: int) -> None:
+        self.running = running
+        self.address: Address = address_of(running)
+        self._stack = stack
+        self.idle = self.connect()
+        assert self.idle.get("/fast").body == b"fast"
+        self.stream = self.connect()
+        self.stream.ask("/stream?gate=work")
+        running.wait_event("begin stream")
+        self.slow = self.connect(small=True)
+        self.slow.ask("/big")
+        self.started = [self.connect() for _ in range(running_at_once - 2)]
+        for each in self.started:
+            each.ask("/gate/work")
+        running.wait_event("begin live work", times=len(self.started))
+
+    def connect(self, **options: Any) -> Connection:
+        return self._stack.enter_context(Connection(self.address, **options))
+
+    def hold(self, queued: int) -> None:
+        """Half a head, half a body, and requests that wait for a thread."""
+        self.body, self.head = self.connect(), self.connect()
+        self.body.send(b"POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\nhalf-")
+        self.head.send(b"GET /fast HTTP/1.1\r\nHo")
+        self.queued = [self.connect() for _ in range(queued)]
+        for each in self.queued:
+            each.ask("/gate/work")
+
+    def queue_in_kernel(self, number: int) -> None:
+        """Stop the process, have clients come, send SIGTERM, and let it go on."""
+        self.running.send(signal.SIGSTOP)
+        self.running.wait_for(lambda: self.running.process_state() == "T", "the stopped process")
+        self.kernel = [self.connect() for _ in range(number)]
+        for each in self.kernel:
+            each.ask("/fast")
+        self.running.send(signal.SIGTERM)
+        self.running.send(signal.SIGCONT)
+
+    def finish(self) -> None:
+        """Complete what is half sent, and let everything go on."""
+        self.body.send(b"other")
+        self.head.send(b"st: a\r\n\r\n")
+        self.idle.ask("/fast")
+        self.running.open_gate("work")
+
+    def check_started(self) -> None:
+        """What the application had begun is answered to its last byte."""
+        assert [each.answer().body for each in self.started] == [b"passed work"] * len(self.started)
+        assert len(self.stream.answer().body) == 12 * 9
+        assert self.slow.answer().body == BIG
+
+    def check_accepted(self) -> None:
+        """So is what the server had."""
+        assert [each.answer().body for each in self.queued] == [b"passed work"] * len(self.queued)
+        assert (self.head.answer().body, self.body.answer().body) == (b"fast", b"10 bytes")
+        assert self.idle.answer().body == b"fast"
+
+
+@pytest.fixture
+def stack() -> Iterator[contextlib.ExitStack]:
+    """Close the connections of a test at its end."""
+    with contextlib.ExitStack() as stack:
+        yield stack
+
+
+# -- uvicorn ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["a2wsgi", "native"])
+def test_uvicorn_loses_nothing(live: Starter, stack: contextlib.ExitStack, kind: str) -> None:
+    """One process of uvicorn answers whatever the kernel has accepted, and runs the hooks after that."""
+    running = uvicorn(live, kind)
+    wait_promise(running, "uvicorn", "full")
+    traffic = Traffic(running, stack, running_at_once=10)
+    traffic.hold(queued=3)
+    traffic.queue_in_kernel(4)
+    running.wait_log("listener closed")
+    assert refuses(traffic.address)
+    traffic.finish()
+    traffic.check_started()
+    traffic.check_accepted()
+    assert [(answer.body, answer.says_close) for answer in (each.answer() for each in traffic.kernel)] == [
+        (b"fast", True)
+    ] * 4
+    assert running.wait_gone() == 0
+    assert running.hooks() == ["last", "first"]
+    assert max(running.told("end live work")) < running.told("shutdown last")[0]
+
+
+def test_uvicorn_goes_on_serving_in_the_delay(live: Starter) -> None:
+    """In the delay readiness says 503, what comes is served, and told to close its connection; SIGTERM comes to us
+    although uvicorn takes it after the application was loaded.
+    """
+    running = uvicorn(live, settings={"LIFECYCLE_SHUTDOWN_DELAY": 1.0})
+    address = address_of(running)
+    running.begin_stop()
+    assert (get(address, "/readyz").status, get(address, "/livez").status) == (503, 200)
+    answer = get(address, "/fast")
+    assert (answer.body, answer.says_close) == (b"fast", True)
+    assert running.wait_gone() == 0
+    assert running.lasted > 1.0
+
+
+def test_uvicorns_workers_answer_what_they_have(live: Starter, stack: contextlib.ExitStack) -> None:
+    """Under a supervisor each worker answers what it has accepted, and runs its hooks once."""
+    running = uvicorn(live, "a2wsgi", "--workers", "2")
+    running.wait_for(lambda: (get(address_of(running), "/fast"), running.log.count("-> READY") == 2)[1], "both workers")
+    wait_promise(running, "uvicorn", "accepted")
+    traffic = Traffic(running, stack, running_at_once=10)
+    traffic.hold(queued=3)
+    running.send(signal.SIGTERM)
+    running.wait_for(lambda: running.log.count("listener closed") == 2, "both listeners closed")
+    traffic.finish()
+    traffic.check_started()
+    traffic.check_accepted()
+    assert running.wait_gone() == 0
+    assert sorted(running.hooks()) == ["first", "first", "last", "last"]
+
+
+def test_requests_of_uvicorns_own_middleware_end(live: Starter) -> None:
+    """It never closes a body; a request ends with it all the same, and does not stay in flight."""
+    running = uvicorn(live, "native")
+    address = address_of(running)
+    for path in ("/fast", "/stream", "/file"):
+        assert get(address, path).status == 200
+    assert get(address, "/in-flight").body == b"1"
+    assert running.stop() == 0
+    assert running.shutdown_took < 5.0
+
+
+def test_uvicorn_is_left_within_the_grace_period(live: Starter) -> None:
+    """A request that hangs is abandoned, and although uvicorn would wait for it the process is gone in time."""
+    running = uvicorn(live, settings={"LIFECYCLE_GRACE_PERIOD": 2.0})
+    with Connection(address_of(running)) as connection:
+        connection.ask("/gate/never")
+        running.wait_event("begin live never")
+        assert running.stop() == 1
+    assert running.hooks() == ["last", "first"]
+
+
+def test_uvicorn_dies_by_the_signal_if_it_is_to(live: Starter) -> None:
+    """``LIFECYCLE_EXIT = "signal"`` holds there, too."""
+    running = uvicorn(live, settings={"LIFECYCLE_EXIT": "signal"})
+    assert running.stop() == -signal.SIGTERM
+    assert running.hooks() == ["last", "first"]

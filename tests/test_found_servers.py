@@ -1,0 +1,244 @@
+"""What is done to servers that somebody else started, as far as it needs no process of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import threading
+import time
+import types
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import pytest
+
+from flask_lifecycle._inflight import RequestInfo
+from flask_lifecycle.servers.found import _asyncio
+from flask_lifecycle.servers.found.uvicorn import FoundUvicorn
+
+BOUND = 10.0
+
+
+class Transport:
+    """Of a connection with so many bytes unsent."""
+
+    def __init__(self, unsent: int = 0) -> None:
+        self.unsent = unsent
+
+    def get_write_buffer_size(self) -> int:
+        return self.unsent
+
+
+def connection(**attributes: Any) -> Any:
+    """A connection of uvicorn, as far as one looks at it."""
+    values = {"transport": Transport(), "cycle": None, "scope": None}
+    return type("Connection", (), {**values, **attributes})()
+
+
+def cycle(path: str = "/", *, complete: bool = False, more_body: bool = False) -> types.SimpleNamespace:
+    scope = {"method": "GET", "path": path}
+    return types.SimpleNamespace(scope=scope, response_complete=complete, more_body=more_body)
+
+
+def uvicorn(*connections: Any, fd: int | None = None) -> FoundUvicorn:
+    """One with these connections, whose loop nobody runs."""
+    server = types.SimpleNamespace(
+        config=types.SimpleNamespace(fd=fd),
+        server_state=types.SimpleNamespace(connections=set(connections)),
+        servers=[types.SimpleNamespace(get_loop=lambda: None)],
+    )
+    return FoundUvicorn(server)
+
+
+def test_what_uvicorn_is_busy_with() -> None:
+    """Its connections tell what each is busy with, and an idle one nothing."""
+    idle, half = cycle(complete=True), {"path": "half"}
+    busy = [
+        connection(cycle=cycle("/queued")),
+        connection(cycle=cycle("/receiving", more_body=True)),
+        connection(transport=Transport(5), cycle=cycle("/sent", complete=True)),
+        connection(transport=Transport(5)),
+        connection(cycle=idle, scope=half),
+        connection(conn=types.SimpleNamespace(trailing_data=(b"GET / HT", False))),
+        connection(cycle=idle, scope=idle.scope),
+        connection(conn=types.SimpleNamespace(trailing_data=(b"", False))),
+    ]
+    subject = uvicorn(*busy)
+    assert [info and (info.path, info.stage) for info in map(subject.doing, busy)] == [
+        ("/queued", "queued"),
+        ("/receiving", "receiving"),
+        ("/sent", "sending"),
+        ("-", "sending"),
+        ("-", "receiving"),
+        ("-", "receiving"),
+        None,
+        None,
+    ]
+    assert len(subject.unfinished()) == 6
+
+
+def test_what_the_application_runs_is_told_once() -> None:
+    """A request that the application runs is the ledger's to tell, so it is left out of what the server holds."""
+    subject = uvicorn(connection(cycle=cycle("/up", more_body=True)), connection(cycle=cycle("/running")))
+    body = call(subject.attend(lambda environ, start_response: [b"x"]))
+    assert [info.path for info in subject.unfinished()] == ["/up"]
+    assert list(body) == [b"x"]
+    assert len(subject.unfinished()) == 2
+
+
+def test_a_listener_that_others_have_too_is_not_promised_in_full() -> None:
+    """Of a listener that was passed on, or is a supervisor's, the accept queue is not ours to empty."""
+    assert (uvicorn().promise, uvicorn(fd=3).promise) == ("full", "accepted requests")
+
+
+def call(app: Any, start_response: Any = lambda *arguments: None) -> Any:
+    """Ask an application for something."""
+    return app({}, start_response)
+
+
+class Result:
+    """A body that says how often it was closed."""
+
+    def __init__(self) -> None:
+        self.closed = 0
+        self.left = 0
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self
+
+    def __next__(self) -> bytes:
+        self.left -= 1
+        if self.left < 0:
+            raise StopIteration
+        return b"x"
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+@pytest.mark.parametrize("end", ["iterated", "closed", "both", "dropped"])
+def test_a_body_is_closed_once(end: str) -> None:
+    """However a server treats a body, it is closed, and once."""
+    subject, result = uvicorn(), Result()
+    body = call(subject.attend(lambda environ, start_response: result))
+    assert len(subject.running) == 1
+    if end == "dropped":
+        result.left = 2
+        begun = iter(body)
+        next(begun)
+        del begun
+    if end in ("iterated", "both"):
+        assert list(body) == []
+    if end in ("closed", "both"):
+        body.close()
+    assert (result.closed, len(subject.running)) == (1, 0)
+
+
+def test_an_application_that_raises_has_ended() -> None:
+    """A request whose application raises before it returns a body is not running any more."""
+
+    def fails(environ: Any, start_response: Any) -> Iterable[bytes]:
+        raise ValueError("boom")
+
+    subject = uvicorn()
+    with pytest.raises(ValueError, match="boom"):
+        call(subject.attend(fails))
+    assert not subject.running
+
+
+def test_answers_close_once_it_is_announced() -> None:
+    """From the announcement on answers tell their connections to close, and not before."""
+    headers: list[Any] = []
+
+    def app(environ: Any, start_response: Any) -> Iterable[bytes]:
+        start_response("200 OK", [("A", "b")])
+        return ()
+
+    subject = uvicorn()
+    attended = subject.attend(app)
+    call(attended, lambda status, given: headers.append(given))
+    subject.announce()
+    call(attended, lambda status, given: headers.append(given))
+    assert headers == [[("A", "b")], [("A", "b"), ("Connection", "close")]]
+
+
+class Looping(_asyncio.Loop):
+    """A server in a loop of a thread, whose connections are made up."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, servers: Any, there: dict[Any, bool], *, alone: bool) -> None:
+        super().__init__(loop, servers, alone=alone)
+        self.there = there
+
+    def connections(self) -> Iterable[Any]:
+        return list(self.there)
+
+    def doing(self, connection: Any) -> RequestInfo | None:
+        return RequestInfo("GET", "/", 0.0, stage="queued") if self.there[connection] else None
+
+    def hang_up(self, connection: Any) -> None:
+        del self.there[connection]
+
+
+@pytest.fixture
+def loop() -> Iterator[asyncio.AbstractEventLoop]:
+    """A loop that runs in a thread."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+    yield loop
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join(BOUND)
+    loop.close()
+
+
+class Idle:
+    """A connection with a socket of its own."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.transport = types.SimpleNamespace(get_extra_info={"socket": sock}.get)
+
+
+def test_an_idle_connection_is_hung_up_unless_a_request_comes(loop: asyncio.AbstractEventLoop) -> None:
+    """An idle connection is hung up, one with bytes that were not read yet stays, and so does a busy one."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        quiet, asked, busy = Idle(ours), Idle(ours), Idle(ours)
+        subject = Looping(loop, [], {quiet: False, busy: True}, alone=True)
+        assert not subject.wait_idle(0.2, 0.0)
+        assert list(subject.there) == [busy]
+        assert subject.unfinished()[0].age > 0.1
+        theirs.send(b"G")
+        subject.there = {asked: False}
+        assert subject.wait_idle(0.1, 0.0)  # nothing is unfinished that is known
+        assert list(subject.there) == [asked]
+        ours.recv(1)
+        assert subject.wait_idle(BOUND, 0.0)
+        assert not subject.there
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_a_listener_of_a_loop_is_closed_when_nobody_comes(loop: asyncio.AbstractEventLoop, alone: bool) -> None:
+    """Who waits in the accept queue is let in before the listener of a loop is closed, with the filter and without."""
+    got = threading.Event()
+
+    def let_in(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        got.set()
+        writer.close()
+
+    async def serve() -> asyncio.Server:
+        return await asyncio.start_server(let_in, "127.0.0.1", 0)
+
+    server = asyncio.run_coroutine_threadsafe(serve(), loop).result(BOUND)
+    with socket.create_connection(server.sockets[0].getsockname()):
+        Looping(loop, [server], {}, alone=alone).stop_accepting(BOUND)
+        assert got.wait(BOUND)
+    assert not server.is_serving()
+
+
+def test_a_listener_that_is_never_quiet_is_closed_in_the_end() -> None:
+    """Clients that never stop to come do not hold a listener past the bound, nor does one that has gone meanwhile."""
+    with socket.create_server(("127.0.0.1", 0)) as listener, socket.create_connection(listener.getsockname()):
+        began = time.monotonic()
+        _asyncio._wait_quiet([listener], 0.1, began + 0.15)
+        assert time.monotonic() - began >= 0.15
+    _asyncio._wait_quiet([listener], 0.0, time.monotonic() + BOUND)
