@@ -96,6 +96,7 @@ def commands(load: Callable[[Any], tuple[Any, Served]]) -> dict[str, click.Comma
         "--fd", "descriptors", type=click.IntRange(0), multiple=True, metavar="N",
         help="The descriptor of a listening socket that was passed on; may be repeated.",
     )  # fmt: skip
+    @click.option("--reuse-port", is_flag=True, help="Listen beside another process at the same address.")
     @click.option(
         "--reload-on",
         type=click.Choice(["SIGHUP", "SIGUSR1", "SIGUSR2"]),
@@ -124,6 +125,7 @@ def commands(load: Callable[[Any], tuple[Any, Served]]) -> dict[str, click.Comma
         listen: tuple[str, ...],
         unix_socket: str | None,
         descriptors: tuple[int, ...],
+        reuse_port: bool,
         reload_on: str | None,
         reload_within: float,
         others: dict[str, str],
@@ -135,6 +137,8 @@ def commands(load: Callable[[Any], tuple[Any, Served]]) -> dict[str, click.Comma
             given["listen"] = " ".join(listen)
         if unix_socket is not None:
             given["unix_socket"] = unix_socket
+        if reuse_port:
+            given["reuse_port"] = True
         generation = None
         if reload_on is not None:
             from . import _handover
@@ -143,7 +147,7 @@ def commands(load: Callable[[Any], tuple[Any, Served]]) -> dict[str, click.Comma
             if generation is None:
                 sys.exit(_supervise(server, host, port, given, descriptors, reload_on, reload_within))
             host = port = None
-            given = {key: value for key, value in given.items() if key not in ("listen", "unix_socket")}
+            given = {key: value for key, value in given.items() if key not in ("listen", "unix_socket", "reuse_port")}
             given["sockets"] = generation.sockets
             descriptors = ()
         app, served = load(info)

@@ -666,7 +666,7 @@ def test_a_kernel_that_does_not_tell(listener: socket.socket, monkeypatch: pytes
     def refuse(*arguments: Any) -> bool:
         raise PermissionError(errno.EPERM, "no netlink here")
 
-    monkeypatch.setattr(_closing, "_in_state", refuse)
+    monkeypatch.setattr(_closing, "in_state", refuse)
     monkeypatch.setattr(_closing, "attach_syn_filter", lambda sock: True)
     assert _closing.handshakes(listener) is None
     closing = Closing(listener)

@@ -61,7 +61,7 @@ def create(
     """Make the runner of a server by its name, bound and listening.
 
     :param lane: names the lane of a request path that must never queue behind work; ``None`` for all else.
-    :param options: what else the server takes, by its own names.
+    :param options: what else the server takes, by its own names; and ``reuse_port``, to listen beside others.
     :raises ValueError: there is no such server, or it does not know an option.
     :raises RuntimeError: the package is not installed.
     :raises OSError: an address cannot be listened on.
@@ -78,5 +78,14 @@ def create(
         raise RuntimeError(
             f"The server '{server}' is not installed; install it with: pip install 'flask-lifecycle[{extra}]'"
         )
-    runner: Runner = importlib.import_module(module, __name__).create(app, host, port, lane, options)
+    make = importlib.import_module(module, __name__).create
+    if not options.get("reuse_port"):
+        runner: Runner = make(app, host, port, lane, {name: options[name] for name in options if name != "reuse_port"})
+        return runner
+    from . import _reuseport
+
+    ours = _reuseport.listen(host, port, options)
+    rest = {name: options[name] for name in options if name not in ("reuse_port", "listen")}
+    runner = make(app, None, None, lane, {**rest, "sockets": ours})
+    runner.take_over(ours)
     return runner

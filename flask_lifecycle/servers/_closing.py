@@ -16,6 +16,9 @@ period: close once nobody has connected for 100 ms, or when a second has passed.
 
 Out of descriptors nothing can be accepted: the listener stays until some come free, or the drain's deadline.
 
+Beside another listener of the same address (SO_REUSEPORT) the kernel deals out to that one from now on; see
+``_reuseport.py``. There too a moment's quiet shows that no handshake is under way, as the table has those of both.
+
 A Unix socket has no handshake: ``shutdown(SHUT_RD)`` refuses whoever connects from then on and leaves the queue as it
 is, so accepting until empty and closing has no race.
 """
@@ -30,6 +33,8 @@ from collections.abc import Callable
 
 from .._sockets import has_input, unlink
 from .._state import logger
+from . import _reuseport
+from ._diag import in_state
 
 # Not in the socket module: <asm-generic/socket.h>
 _SO_ATTACH_FILTER = 26
@@ -45,7 +50,6 @@ _SYN_FILTER = (
 )
 
 _SYN_RECV = 1 << 3 | 1 << 12  # TCPF_SYN_RECV and TCPF_NEW_SYN_RECV; net/tcp_states.h
-_NETLINK_TIMEOUT = 0.1
 
 QUIET_PERIOD = 0.1
 # A peer that has not completed its handshake after this long is not going to while we wait.
@@ -57,6 +61,8 @@ _AT_ONCE = 64
 _FAILURES = 16
 _STARVED_PAUSE = 0.01
 _UNKNOWN_HANDSHAKES = 0.05
+# Who is still dealt new connections after so long has named itself.
+_DEALT = 0.2
 
 
 def attach_syn_filter(sock: socket.socket) -> bool:
@@ -78,23 +84,9 @@ def handshakes(listener: socket.socket) -> bool | None:
     # An IPv6 one may take IPv4 as well.
     families = {socket.AF_INET, listener.family}
     try:
-        return any(_in_state(family, listener.getsockname()[1], _SYN_RECV) for family in families)
+        return any(in_state(family, listener.getsockname()[1], _SYN_RECV) for family in families)
     except (OSError, AttributeError, struct.error):
         return None
-
-
-def _in_state(family: int, port: int, states: int) -> bool:
-    """Ask the kernel (netlink, sock_diag(7)) for TCP sockets of a local port; ten times quicker than /proc/net/tcp."""
-    question = struct.pack("=BBBBI", family, socket.IPPROTO_TCP, 0, 0, states)  # inet_diag_req_v2
-    question += struct.pack(">HH", port, 0) + bytes(44)
-    header = struct.pack("=IHHII", 16 + len(question), 20, 0x301, 1, 0)  # SOCK_DIAG_BY_FAMILY; REQUEST | DUMP
-    with socket.socket(socket.AF_NETLINK, socket.SOCK_DGRAM, 4) as netlink:  # NETLINK_SOCK_DIAG
-        netlink.settimeout(_NETLINK_TIMEOUT)
-        netlink.send(header + question)
-        _length, kind = struct.unpack_from("=IH", netlink.recv(65536))
-    if kind == 2:  # NLMSG_ERROR
-        raise OSError("the kernel does not tell")
-    return bool(kind != 3)  # NLMSG_DONE: there is none
 
 
 def log_closed(method: str) -> None:
@@ -136,11 +128,14 @@ class ClosingListener:
         self._tried = 0.0
         self._starved = False
         self._checked = False
+        self._turned = False
         if sock.family == socket.AF_UNIX:
             self.method = "unix"
             # Somebody who took our path over in the meantime keeps it.
             unlink(path, identity)
             sock.shutdown(socket.SHUT_RD)
+        elif _reuseport.has_one_sibling(sock) and _reuseport.deal_to(sock, 1):
+            self.method = "reuse port"
         else:
             self.method = "socket filter" if attach_syn_filter(sock) else "quiet period"
 
@@ -167,6 +162,8 @@ class ClosingListener:
     def _settled(self, age: float) -> bool:
         if self.method == "unix":
             return True
+        if self.method == "reuse port":
+            return self._gone_to_the_other(age)
         if self.method == "quiet period":
             return time.monotonic() - self._last_accept() >= QUIET_PERIOD
         busy = handshakes(self._sock)
@@ -176,6 +173,12 @@ class ClosingListener:
         # later: look again after a step, and believe the second look.
         checked, self._checked = self._checked, not busy
         return checked and not busy and not has_input(self._sock)
+
+    def _gone_to_the_other(self, age: float) -> bool:
+        quiet = time.monotonic() - max(self._last_accept(), self._began)
+        if not self._turned and age >= _DEALT and quiet < _UNKNOWN_HANDSHAKES:
+            self._turned = _reuseport.deal_to(self._sock, 0)
+        return quiet >= _UNKNOWN_HANDSHAKES and not has_input(self._sock)
 
     def _accept_waiting(self) -> bool:
         """Accept some of what is in the queue, and say whether there may be more.

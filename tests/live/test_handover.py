@@ -1,4 +1,4 @@
-"""One process after the other on one listener: passed on by whoever starts them."""
+"""One process after the other on one listener that somebody passes on, or each with its own at one address."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import pytest
 
 from ._client import Address, Connection, get
 from ._process import Running, Starter
+from .test_reload import Load
 
 # What systemd does between the fork and the exec.
 SYSTEMD = """
@@ -86,6 +87,25 @@ def test_descriptors_by_number(live: Starter, server: str, given: list[socket.so
     for sock in given:
         assert get(address_of(sock), "/fast").body == b"fast"
     assert running.stop() == 0
+
+
+def test_two_processes_at_one_address(live: Starter, server: str) -> None:
+    """Of two processes that share an address the older leaves under load, without a capability, and loses nobody."""
+    prefix = ("setpriv", "--bounding-set", "-net_admin")
+    first = live.serve(server, "--reuse-port", "-p", "0", prefix=prefix)
+    load = Load(first.address)
+    try:
+        for _ in range(3):
+            second = live.serve(server, "--reuse-port", "-p", str(first.address[1]), prefix=prefix)
+            assert first.stop() == 0
+            assert "listener closed (reuse port)" in first.log
+            first = second
+    finally:
+        load.end()
+    assert load.failures == []
+    assert load.answered > 50
+    assert first.stop() == 0
+    assert "listener closed (quiet period)" in first.log
 
 
 def test_an_address_beside_a_socket_unit(live: Starter, server: str, given: list[socket.socket]) -> None:
