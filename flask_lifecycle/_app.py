@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import os
 import sys
 import threading
@@ -41,6 +40,12 @@ if TYPE_CHECKING:
 
 # How often is said what holds up a start: often enough for whoever watches a deploy, and no flood over a night.
 STILL_STARTING = 60.0
+
+
+def _is_spawned() -> bool:
+    """Whether a supervisor that uses multiprocessing has started this process, as those of ASGI servers do."""
+    parent = getattr(sys.modules.get("multiprocessing.process"), "parent_process", None)
+    return parent is not None and parent() is not None
 
 
 class Companion(Protocol):
@@ -135,7 +140,7 @@ class AppState:
             return
         from ._control import Control
 
-        self.control = Control(self.machine, functools.partial(self.process.shutdown, wait=False))
+        self.control = Control(self.machine, self.process.drain)
         self.companions.append(self.control)
         if by_http:
             from ._operators import Operators
@@ -418,8 +423,8 @@ class AppState:
 
         with self._lock:
             if self._probe_server is None:
-                # Each worker of gunicorn has a listener of its own on the one port, and the kernel deals them out.
-                shared = "gunicorn.arbiter" in sys.modules
+                # Each worker has a listener of its own on the one port, and the kernel deals them out.
+                shared = not {"gunicorn.arbiter", "uwsgi"}.isdisjoint(sys.modules) or _is_spawned()
                 generation = self.process.generation
                 handed = generation.probes if generation is not None else None
                 host = self.settings.probe_host

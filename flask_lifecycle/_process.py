@@ -134,6 +134,7 @@ class Process:
         self._watched: Found | None = None
         self._searched = False  # whether known_load() has looked for one
         self._told_server = False
+        self._drained = False  # by an operator
         self._left = threading.Event()  # run() is over
         for watch in self._watches.values():
             watch.forget()
@@ -160,7 +161,7 @@ class Process:
             return
         self._signals.update(signals)
         if in_main_thread():
-            self._take_signals()
+            self.take_signals()
         else:
             logger.warning(
                 "init_app was called outside the main thread, where no signal handler can be installed;"
@@ -168,7 +169,7 @@ class Process:
                 extra={"lifecycle_thread": threading.current_thread().name},
             )
 
-    def _take_signals(self) -> None:
+    def take_signals(self) -> None:
         """Take over the signals of the applications, again where somebody has taken them since. For the main thread."""
         self.relay.install(self._signals)
 
@@ -203,6 +204,11 @@ class Process:
             )
         self._begin(str(reason))
         return coordinator.wait() if wait else None
+
+    def drain(self, reason: str) -> None:
+        """Begin the shutdown, as an operator says; who would be replaced at once stays when it is over."""
+        self._drained = True
+        self.shutdown(reason, wait=False)
 
     def _begin(self, reason: str, signum: int | None = None, crash: HookRecord | None = None) -> bool:
         coordinator = self.coordinator
@@ -310,7 +316,7 @@ class Process:
             self._told_server = True
             logger.info("%s", info, extra={"lifecycle_server": info.name, "lifecycle_promise": info.promise})
             if self._watched is not None:
-                self._watched.begin(self._take_signals)
+                self._watched.begin(self)
 
     def watch(self, after: float) -> PoolWatch:
         """The watch of the pool, one for all applications with the same patience in seconds."""
@@ -517,6 +523,10 @@ class Process:
             return  # the interpreter waits for its threads, and then runs _at_exit
         self._exit_signal = signum if by_signal else 0
         found = cast("Found | None", self.coordinator.server)
+        if found is not None and found.stays and self._drained:
+            self._exit_code = 0
+            self._left.set()
+            return
         if found is not None and found.end():
             return
         self._exit_signal = 0
@@ -561,6 +571,7 @@ class Process:
         # A forked child has its parent's server among its objects: what it has not used itself is not its to tear down.
         serving = self._busy if self._forked else self._serving
         if coordinator.begun or (self.members() and not coordinator.owned and serving()):
+            coordinator.delayed = False  # nobody accepts any more
             coordinator.begin("interpreter exit")
             coordinator.done.wait(coordinator.last_moment.remaining())
             report = coordinator.report

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import socket
+import sys
 import threading
 import time
 import types
@@ -242,3 +244,82 @@ def test_a_listener_that_is_never_quiet_is_closed_in_the_end() -> None:
         _asyncio._wait_quiet([listener], 0.1, began + 0.15)
         assert time.monotonic() - began >= 0.15
     _asyncio._wait_quiet([listener], 0.0, time.monotonic() + BOUND)
+
+
+# -- uWSGI --------------------------------------------------------------------------------------------------------
+
+WHOLE = {
+    "master": True,
+    "enable-threads": True,
+    "lazy-apps": True,
+    "hook-master-start": b"unix_signal:15 gracefully_kill_them_all",
+}
+
+
+@pytest.fixture
+def uwsgi(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """uWSGI's module, as far as it is used, in the first of its workers; and ours for it."""
+    module = types.SimpleNamespace(
+        opt=dict(WHOLE), worker_id=lambda: 1, listen_queue=lambda: 0, workers=lambda: ({"id": 1, "status": b"idle"},)
+    )
+    monkeypatch.setitem(sys.modules, "uwsgi", module)
+    monkeypatch.delitem(sys.modules, "flask_lifecycle.servers.found.uwsgi", raising=False)
+    yield importlib.import_module("flask_lifecycle.servers.found.uwsgi")
+    del sys.modules["flask_lifecycle.servers.found.uwsgi"]
+
+
+@pytest.mark.parametrize(
+    ("change", "lacking"),
+    [
+        ({}, []),
+        ({"enable-threads": None, "threads": b"4", "lazy-apps": None, "py-call-osafterfork": True}, []),
+        ({"master": None}, ["'master = true'"]),
+        ({"enable-threads": None}, ["'enable-threads = true'"]),
+        ({"lazy-apps": None}, ["'lazy-apps = true'"]),
+        ({"hook-master-start": b"x"}, ["'hook-master-start = unix_signal:15 gracefully_kill_them_all'"]),
+        ({"die-on-term": True}, ["no 'die-on-term'"]),
+    ],
+)
+def test_what_a_configuration_of_uwsgi_lacks(uwsgi: Any, change: dict[str, Any], lacking: list[str]) -> None:
+    """Each option without which a stop loses what runs is named."""
+    assert uwsgi.missing({**WHOLE, **change}) == lacking
+
+
+def test_one_worker_of_uwsgi_speaks_for_all(uwsgi: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """What is wrong with the configuration is said by the first worker alone; the master is no server."""
+    member = types.SimpleNamespace(settings=types.SimpleNamespace(grace_period=70.5))
+    process = types.SimpleNamespace(members=lambda: [member], coordinator=types.SimpleNamespace(in_flight=0))
+    uwsgi.uwsgi.opt["die-on-term"] = True
+    for worker in (0, 1, 2):
+        uwsgi.uwsgi.worker_id = lambda worker=worker: worker
+        found = uwsgi.find()
+        assert (found is None) == (worker == 0)
+        if found is not None:
+            found.begin(process)
+    assert [record.getMessage() for record in caplog.records] == [
+        "uWSGI is not configured for a stop that answers what it runs; set no 'die-on-term'.",
+        "uWSGI's 'worker-reload-mercy' is 60 s, and a stop may take 70.5 s; set it to 71, or a shorter"
+        " 'LIFECYCLE_GRACE_PERIOD'.",
+    ]
+
+
+def test_what_a_worker_of_uwsgi_holds(uwsgi: Any) -> None:
+    """A busy worker whose application runs nothing is receiving a request; more is not to be seen."""
+    coordinator = types.SimpleNamespace(in_flight=0)
+    subject = uwsgi.FoundUwsgi()
+    assert not subject.unfinished()
+    uwsgi.uwsgi.workers = lambda: ({"id": 1, "status": b"busy"}, {"id": 2, "status": b"idle"})
+    subject._process = types.SimpleNamespace(coordinator=coordinator)
+    assert [info.stage for info in subject.unfinished()] == ["receiving"]
+    coordinator.in_flight = 1
+    assert not subject.unfinished()
+
+
+def test_uwsgis_queue_is_waited_for(uwsgi: Any) -> None:
+    """The drain goes on when nobody has waited in the queue for a while, or at its bound."""
+    subject, looks = uwsgi.FoundUwsgi(), iter([1, 1])
+    uwsgi.uwsgi.listen_queue = lambda: next(looks, 0)
+    subject.stop_accepting(BOUND)
+    assert next(looks, None) is None
+    uwsgi.uwsgi.listen_queue = lambda: 1
+    subject.stop_accepting(0.05)

@@ -80,7 +80,7 @@ LAYERS = {
 REQUIRED = {"flask", "werkzeug", "blinker", "click"}
 # A file that is imported only once its own package is wanted may import it at the top.
 AT_HOME = {(f"servers/{name}.py", "waitress") for name in ("waitress", "_loop", "_channel", "found/waitress")}
-AT_HOME |= {(f"servers/found/{name}.py", name) for name in ("uvicorn",)}
+AT_HOME |= {(f"servers/found/{name}.py", name) for name in ("uvicorn", "uwsgi")}
 
 
 @dataclass(frozen=True)

@@ -286,10 +286,17 @@ class Starter:
         env: dict[str, str] | None = None,
         fds: Sequence[int] = (),
         terminal: bool = False,
+        control_dir: bool = False,
     ) -> Running:
-        """Start a command; the settings and the plan are for the live app."""
+        """Start a command; the settings and the plan are for the live app.
+
+        :param control_dir: let it have its directory ``control`` for ``LIFECYCLE_CONTROL_DIR``.
+        """
         home = self.home / f"process-{len(self._running)}"
         home.mkdir()
+        if control_dir:
+            (home / "control").mkdir(0o700)
+            settings = {**(settings or {}), "LIFECYCLE_CONTROL_DIR": str(home / "control")}
         foreign = ("FLASK_", "LIFECYCLE_", "LIVE_", "WERKZEUG_", "KUBERNETES_")
         inherited = {k: v for k, v in os.environ.items() if not k.startswith(foreign)}
         told = {

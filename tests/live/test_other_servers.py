@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import socket
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from ._client import Address, Connection, get, refuses
-from ._process import BIG, Running, Starter
+from ._process import BIG, ROOT, Running, Starter
 
 WITHOUT_A2WSGI = "import sys; sys.modules['a2wsgi'] = None; import uvicorn; uvicorn.main()"
 UVICORN = ("--interface", "wsgi", "--host", "127.0.0.1", "--port", "0", "live_app:app")
+ADDRESS = r"(?:Uvicorn running on http://|bound to TCP address )127\.0\.0\.1:(\d+)"
+TOKEN = "a token of sixteen and more"
 # Longer than a client takes to ask over a connection that has been idle.
 LINGER = {"LIFECYCLE_KEEPALIVE_LINGER": 2.0}
 
@@ -23,6 +27,19 @@ def uvicorn(live: Starter, kind: str = "a2wsgi", *options: str, **more: Any) -> 
     """Start uvicorn, with a2wsgi, or with its own middleware."""
     way = ("-c", WITHOUT_A2WSGI) if kind == "native" else ("-m", "uvicorn")
     return start(live, sys.executable, *way, *UVICORN, *options, **more)
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        port: int = sock.getsockname()[1]
+        return port
+
+
+def drain(live: Starter, port: int) -> Running:
+    """Have ``flask lifecycle drain --wait`` ask a probe listener, as a preStop hook does."""
+    command = (sys.executable, "-m", "flask", "--app", "live_app", "lifecycle", "drain", "--wait")
+    return live.start(*command, f"http://127.0.0.1:{port}", env={"FLASK_LIFECYCLE_TOKEN": TOKEN})
 
 
 def start(live: Starter, *command: str, plan: dict[str, Any] | None = None, **more: Any) -> Running:
@@ -42,7 +59,7 @@ def start(live: Starter, *command: str, plan: dict[str, Any] | None = None, **mo
 
 def address_of(running: Running) -> tuple[str, int]:
     """Where it listens, as its log tells."""
-    return "127.0.0.1", int(running.wait_log(r"(?:[Rr]unning on|Listening at:?) http://127\.0\.0\.1:(\d+)")[1])
+    return "127.0.0.1", int(running.wait_log(ADDRESS)[1])
 
 
 def wait_promise(running: Running, name: str, promise: str) -> None:
@@ -55,9 +72,13 @@ class Traffic:
     """Clients in all the states that a stop has to do with, as far as it answers them.
 
     :param running_at_once: how many threads the server has for requests.
+    :param keep_alive: whether it keeps connections at all.
     """
 
-    def __init__(self, running: Running, stack: contextlib.ExitStack, running_at_once: int) -> None:
+    def __init__(
+        self, running: Running, stack: contextlib.ExitStack, running_at_once: int, *, keep_alive: bool = True
+    ) -> None:
+        self.keep_alive = keep_alive
         self.running = running
         self.address: Address = address_of(running)
         self._stack = stack
@@ -99,7 +120,8 @@ class Traffic:
         """Complete what is half sent, and let everything go on."""
         self.body.send(b"other")
         self.head.send(b"st: a\r\n\r\n")
-        self.idle.ask("/fast")
+        if self.keep_alive:
+            self.idle.ask("/fast")
         self.running.open_gate("work")
 
     def check_started(self) -> None:
@@ -112,7 +134,8 @@ class Traffic:
         """So is what the server had."""
         assert [each.answer().body for each in self.queued] == [b"passed work"] * len(self.queued)
         assert (self.head.answer().body, self.body.answer().body) == (b"fast", b"10 bytes")
-        assert self.idle.answer().body == b"fast"
+        if self.keep_alive:
+            assert self.idle.answer().body == b"fast"
 
 
 @pytest.fixture
@@ -202,3 +225,79 @@ def test_uvicorn_dies_by_the_signal_if_it_is_to(live: Starter) -> None:
     running = uvicorn(live, settings={"LIFECYCLE_EXIT": "signal"})
     assert running.stop() == -signal.SIGTERM
     assert running.hooks() == ["last", "first"]
+
+
+# -- uWSGI --------------------------------------------------------------------------------------------------------
+
+
+def uwsgi(live: Starter, *options: str, processes: int = 1, ini: bool = True, **more: Any) -> Running:
+    """Start uWSGI with the configuration of the example, or without one."""
+    command = [str(Path(sys.executable).with_name("uwsgi")), "--http-socket", "127.0.0.1:0", "--module", "live_app:app"]
+    if ini:
+        command += ["--ini", str(ROOT / "examples" / "uwsgi" / "uwsgi.ini"), "--processes", str(processes)]
+    return start(live, *command, *options, **more)
+
+
+def test_uwsgi_answers_what_it_runs(live: Starter, stack: contextlib.ExitStack) -> None:
+    """With the hook of the example a SIGTERM lets requests that run end, and the hooks run after them."""
+    running = uwsgi(live, settings={"LIFECYCLE_SHUTDOWN_DELAY": 5.0})
+    wait_promise(running, "uwsgi", "started")
+    traffic = Traffic(running, stack, running_at_once=4, keep_alive=False)
+    running.send(signal.SIGTERM)
+    running.wait_log("graceful shutdown triggered")
+    running.open_gate("work")
+    traffic.check_started()
+    assert running.wait_gone() == 0
+    assert running.hooks() == ["last", "first"]
+    assert max(running.told("end live work")) < running.told("shutdown last")[0]
+    assert running.lasted < 5.0, "a delay although nobody accepts any more"
+    assert "is not configured" not in running.log
+    assert "set it to" not in running.log
+
+
+def test_uwsgi_that_is_drained_loses_nothing(live: Starter, stack: contextlib.ExitStack) -> None:
+    """Told to drain, it answers what it has and what waits in the kernel, runs the hooks, refuses, and stays until
+    SIGTERM comes.
+    """
+    port = free_port()
+    settings = {"LIFECYCLE_PROBE_PORT": port, "LIFECYCLE_TOKEN": TOKEN, "LIFECYCLE_SHUTDOWN_DELAY": 0.5}
+    running = uwsgi(live, settings=settings)
+    traffic = Traffic(running, stack, running_at_once=4, keep_alive=False)
+    traffic.hold(queued=3)  # in the kernel: there is no thread for them
+    asked = drain(live, port)
+    running.wait_log("-> DRAINING")
+    assert get(("127.0.0.1", port), "/readyz").status == 503
+    traffic.finish()
+    traffic.check_started()
+    traffic.check_accepted()
+    assert asked.wait_gone() == 0
+    assert running.hooks() == ["last", "first"]
+    assert get(traffic.address, "/fast").status == 503
+    assert running.stop() == 0
+    assert running.hooks() == ["last", "first"]
+    assert running.log.count("spawned uWSGI worker") == 1
+
+
+def test_uwsgis_workers_share_the_probe_listener(live: Starter) -> None:
+    """Each worker has a listener of its own on the one port, and a file drains them all."""
+    port = free_port()
+    running = uwsgi(live, "--processes", "2", settings={"LIFECYCLE_PROBE_PORT": port}, control_dir=True)
+    address = address_of(running)
+    running.wait_for(lambda: (get(address, "/fast"), running.log.count("-> READY") == 2)[1], "both workers")
+    assert running.log.count(f"probe listener on http://0.0.0.0:{port}") == 2
+    (running.home / "control" / "drain").touch()
+    running.wait_for(lambda: running.log.count("shutdown complete") == 2, "the end of both drains")
+    assert sorted(running.hooks()) == ["first", "first", "last", "last"]
+    assert running.stop() == 0
+    assert len(running.hooks()) == 4
+
+
+def test_uwsgi_is_told_what_it_lacks(live: Starter) -> None:
+    """A configuration under which a stop would lose requests is warned of once, with what to set."""
+    running = uwsgi(live, "--enable-threads", "--master", "--worker-reload-mercy", "5", ini=False)
+    running.wait_log(
+        "uWSGI is not configured for a stop that answers what it runs; set 'lazy-apps = true',"
+        " 'hook-master-start = unix_signal:15 gracefully_kill_them_all'.\n"
+    )
+    running.wait_log(r"uWSGI's 'worker-reload-mercy' is 5 s, and a stop may take 25 s; set it to 25, or a shorter")
+    assert running.stop(signal.SIGINT) == 0

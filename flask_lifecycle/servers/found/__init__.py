@@ -25,16 +25,18 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from types import FrameType, FunctionType
-from typing import Any
+from typing import Any, Protocol
 
 from ..._inflight import Load, RequestInfo
 from ..._parties import STARTED
+from ..._state import logger
 
 _TICK = 0.02
 
 # What the server imports, and the module here that knows it.
 KINDS = (
     ("uvicorn.server", "uvicorn"),
+    ("uwsgi", "uwsgi"),
     ("waitress.server", "waitress"),
     ("werkzeug.serving", "werkzeug"),
 )
@@ -92,6 +94,28 @@ def _outwards(frame: FrameType | None) -> Iterator[FrameType]:
         frame = frame.f_back
 
 
+class Carried(Protocol):
+    """The process that a server carries, as the server sees it."""
+
+    coordinator: Any
+
+    def take_signals(self) -> None:
+        """Take over the signals once more, where the server has installed its own after ours. For the main thread."""
+
+    def members(self) -> Sequence[Any]:
+        """The applications in it."""
+
+
+def warn_of_limit(whose: str, option: str, limit: float | None, process: Carried) -> None:
+    """Say what a limit of the server's is to be if it is shorter than the grace period; ``None``: there is none."""
+    needed = max(member.settings.grace_period for member in process.members())
+    if limit is not None and limit < needed:
+        logger.warning(
+            "%s '%s' is %g s, and a stop may take %g s; set it to %.0f, or a shorter 'LIFECYCLE_GRACE_PERIOD'.",
+            whose, option, limit, needed, -(-needed // 1), extra={"lifecycle_limit": needed},
+        )  # fmt: skip
+
+
 class Found:
     """What the coordinator may ask of any of them; see :class:`flask_lifecycle._parties.Server`."""
 
@@ -100,13 +124,10 @@ class Found:
     promise = STARTED
     advice = ""
     ours = False
+    stays = False  # whether a process that an operator has drained waits to be stopped, and is not replaced
 
-    def begin(self, take_signals: Callable[[], None]) -> None:
-        """The application is about to serve: put in place what has to be there. Called once, in any thread.
-
-        :param take_signals: takes over the signals once more, where the server has its handlers installed after ours;
-            for the main thread alone.
-        """
+    def begin(self, process: Carried) -> None:
+        """The application is about to serve: put in place what has to be there. Called once, in any thread."""
 
     def serving(self) -> bool:
         """Whether its loop runs by now, and here: a forked child has its parent's server among its objects."""

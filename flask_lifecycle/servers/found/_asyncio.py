@@ -27,14 +27,14 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..._inflight import RequestInfo
 from ..._parties import ACCEPTED, FULL
 from ..._sockets import has_input
 from .._closing import CLOSING_BOUND, QUIET_PERIOD, attach_syn_filter, handshakes, log_closed
-from . import _TICK, Found, instances
+from . import _TICK, Carried, Found, instances
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
@@ -83,8 +83,8 @@ class Loop(Found):
 
     # -- verbs -----------------------------------------------------------------------------------------------------
 
-    def begin(self, take_signals: Callable[[], None]) -> None:
-        self._loop.call_soon_threadsafe(take_signals)  # its thread is the main one
+    def begin(self, process: Carried) -> None:
+        self._loop.call_soon_threadsafe(process.take_signals)  # its thread is the main one
         for module, name in _MIDDLEWARES:
             kind = getattr(sys.modules.get(module), name, None)
             for middleware in list(instances(kind)) if kind is not None else ():
