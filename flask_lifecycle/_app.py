@@ -243,7 +243,7 @@ class AppState:
     def before_first(self) -> bool:
         """Hold a request until the start-up is over or will not come; see to the start-up where nobody else does."""
         if not self._gate.is_set():
-            self._see_to_start()
+            self.see_to_start()
             self._gate.wait()
         return True
 
@@ -251,10 +251,12 @@ class AppState:
         """A probe has come: it may be the first request, but must not wait for a start-up that takes its time."""
         if self.control is not None:
             self.control.nudge()
-        self._see_to_start()
+        self.see_to_start()
 
-    def _see_to_start(self) -> None:
+    def see_to_start(self) -> None:
         """Run the start-up, once for each application; one that takes its time has a thread of its own.
+
+        Called for the first request or probe, and by who finds that a server serves, which mostly is before.
 
         A stop must be able to answer the requests that wait for a start-up that hangs.
         """

@@ -62,6 +62,10 @@ _SAME_SIGNAL = 0.1
 # what it does last.
 _OWN_END = 1.0
 
+# How long a fork waits for the thread that looks for a server, which may be about to start the application.
+_UNDISTURBED = 1.0
+_MOMENT = 0.02
+
 
 class App(Member, Protocol):
     """What a process asks of an application beyond what the coordinator does."""
@@ -71,6 +75,9 @@ class App(Member, Protocol):
 
     def start(self) -> None:
         """Run the start-up, once; blocks until it is over."""
+
+    def see_to_start(self) -> None:
+        """Run the start-up, unless that is done or somebody else sees to it; it may have a thread of its own."""
 
     def open_probe_listener(self) -> None:
         """Bind and start the probe listener, if one is configured."""
@@ -117,16 +124,30 @@ class Process:
         self._forked = False
         self.generation: Generation | None = None
         self._shared: dict[Any, Any] = {}  # see share()
+        self._looking = False  # for a server; guarded by _lock
+        # Held by who looks for one, and imports for it. A child that is forked meanwhile would wait for ever for a
+        # module that a thread has imported in part.
+        self._undisturbed = threading.RLock()
         if signals:
             atexit.register(self._at_exit)
-            os.register_at_fork(after_in_child=self._after_fork)
+            os.register_at_fork(
+                before=lambda: self._undisturbed.acquire(timeout=_UNDISTURBED),
+                after_in_parent=self._let_go_on, after_in_child=self._after_fork,
+            )  # fmt: skip
+
+    def _let_go_on(self) -> None:
+        with contextlib.suppress(RuntimeError):  # not ours: it was waited for in vain
+            self._undisturbed.release()
 
     def _after_fork(self) -> None:
         self._forked = True
         self._lock = threading.RLock()
+        self._undisturbed = threading.RLock()
+        self._looking = False
         self._renew()
         for member in self.members():
             member.after_fork()
+        self._look_out()
 
     def _renew(self) -> None:
         self.coordinator = Coordinator(self.members, self._find_server, self._keep, self._leave)
@@ -168,6 +189,39 @@ class Process:
                 " call lifecycle.shutdown() when the process is to stop.",
                 extra={"lifecycle_thread": threading.current_thread().name},
             )
+        self._look_out()
+
+    # -- starting -------------------------------------------------------------------------------------------------
+
+    def _look_out(self) -> None:
+        """Have a thread look for a server that somebody else starts; see ``servers/found/_lookout.py``."""
+        with self._lock:
+            if self._looking or not self._waits_for_server():
+                return
+            self._looking = True
+        with contextlib.suppress(RuntimeError):  # the interpreter is finalizing
+            threading.Thread(target=self._start_when_served, name="lifecycle-lookout", daemon=True).start()
+
+    def _waits_for_server(self) -> bool:
+        """Whether an application waits for its start; asked by the thread that looks, which ends if there is none."""
+        with self._lock:
+            done = self.coordinator.owned or self.coordinator.begun or all(each.started for each in self.members())
+            self._looking = self._looking and not done  # whoever joins now has another thread look
+            return not done
+
+    def _start_when_served(self) -> None:
+        threading.Event().wait(_MOMENT)  # most commands are over by then, and run() has begun
+        with self._undisturbed:
+            from .servers.found._lookout import LookOut
+        if LookOut(self._waits_for_server, self._undisturbed).wait():
+            for member in self.members():
+                try:
+                    with self._undisturbed:
+                        member.see_to_start()
+                except Exception as error:
+                    logger.error("%s", error, extra={"lifecycle_error": str(error)})
+        with self._lock:
+            self._looking = False
 
     def take_signals(self) -> None:
         """Take over the signals of the applications, again where somebody has taken them since. For the main thread."""

@@ -146,8 +146,9 @@ class Registration:
         """Register a function to be called before the application is ready, in the order of registration.
 
         Under ``run`` that is as soon as the listener accepts (probes are answered meanwhile, work waits), elsewhere
-        before the first request is served. If it raises, the process shuts down with exit code 1, and an
-        ``on_shutdown`` function of the same name is skipped, here and whenever this one has not succeeded.
+        as soon as a server that is known serves, and before the first request is served. If it raises, the process
+        shuts down with exit code 1, and an ``on_shutdown`` function of the same name is skipped, here and whenever
+        this one has not succeeded.
 
         :param timeout: seconds that it may take; by default as long as it does.
         """

@@ -136,6 +136,9 @@ class FakeMember:
     def start(self) -> None:
         self.machine.apply(Event.STARTED)
 
+    def see_to_start(self) -> None:
+        self.start()
+
     def open_probe_listener(self) -> None:
         pass
 

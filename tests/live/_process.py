@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ._client import PATIENCE, Address, get
+from ._client import PATIENCE, Address
 
 APPS = Path(__file__).parent.parent / "live_apps"
 ROOT = APPS.parent.parent
@@ -341,8 +341,6 @@ class Starter:
         running = self.start(*prefix, sys.executable, *command, **more)
         if listeners:
             running.wait_for(lambda: len(running.addresses) >= listeners, "all its listeners")
-            if server in THEIRS:
-                get(running.addresses[0], "/livez")
             running.wait_log("STARTING -> READY")
         return running
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from ._client import Connection, get
-from ._process import Running, Starter, wait_until
+from ._process import Running, Starter, parse_address, wait_until
 
 FOREIGN: dict[str, tuple[str, ...]] = {
     "waitress-serve": ("-m", "waitress", "--listen=127.0.0.1:0", "live_app:app"),
@@ -86,6 +86,17 @@ def test_foreign_server_that_got_no_request(live: Starter, command: tuple[str, .
     SIGTERM.
     """
     running = start_foreign(live, command)
+    assert running.stop() in (0, -signal.SIGTERM)
+    assert running.hooks() == ["last", "first"]
+
+
+@each_foreign
+def test_foreign_server_is_ready_unasked(live: Starter, command: tuple[str, ...]) -> None:
+    """With init_app alone the start-up comes with the server: who asks the probe listener only sees it ready."""
+    running = start_foreign(live, command, settings={"LIFECYCLE_PROBE_HOST": "127.0.0.1", "LIFECYCLE_PROBE_PORT": 0})
+    probes = parse_address(running.wait_log(r"probe listener on (http://\S+)")[1])
+    assert get(probes, "/readyz").status == 200
+    running.wait_log("flask_lifecycle: server ")
     assert running.stop() in (0, -signal.SIGTERM)
     assert running.hooks() == ["last", "first"]
 

@@ -56,21 +56,27 @@ def find() -> Found | None:
 
 def listens() -> bool:
     """Whether this process has a listening socket; ``True`` where its descriptors cannot be listed."""
+    return bool(listeners())
+
+
+def listeners() -> frozenset[int]:
+    """The listening sockets of this process, by their inodes; a 0 where its descriptors cannot be listed."""
     try:
         descriptors = [int(name) for name in os.listdir("/proc/self/fd")]
     except OSError:
-        return True
-    return any(_is_listener(descriptor) for descriptor in descriptors)
+        return frozenset({0})
+    return frozenset(filter(None, map(_listener, descriptors)))
 
 
-def _is_listener(descriptor: int) -> bool:
+def _listener(descriptor: int) -> int | None:
     try:
-        if not stat.S_ISSOCK(os.fstat(descriptor).st_mode):
-            return False
+        status = os.fstat(descriptor)
+        if not stat.S_ISSOCK(status.st_mode):
+            return None
         with socket.socket(fileno=os.dup(descriptor)) as sock:
-            return bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
+            return status.st_ino if sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN) else None
     except OSError:
-        return False
+        return None
 
 
 def instances(kind: type) -> Iterator[Any]:
