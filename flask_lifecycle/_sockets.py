@@ -21,6 +21,8 @@ FAREWELL = 2.0
 FAREWELL_IN_ALL = 30.0
 # How often is looked for what wakes nobody: the acknowledgement of the last bytes.
 ACK_TICK = 0.005
+# The state of a connection that is over, as the first byte of TCP_INFO; <netinet/tcp.h>.
+_TCP_CLOSE = b"\x07"
 
 
 def has_input(sock: socket.socket) -> bool:
@@ -46,9 +48,21 @@ def unsent(sock: socket.socket) -> int:
     """How many bytes the peer's kernel has not acknowledged (SIOCOUTQ); 0 where nobody tells or the peer is gone."""
     try:
         # SIOCOUTQ and TIOCOUTQ are one number. On a Unix socket it counts what the peer has not read.
-        return int(struct.unpack("i", fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, b"\0\0\0\0"))[0])
+        left = int(struct.unpack("i", fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, b"\0\0\0\0"))[0])
     except (OSError, ValueError):
         return 0
+    return 0 if left and _was_reset(sock) else left
+
+
+def _was_reset(sock: socket.socket) -> bool:
+    """Whether the peer has reset the connection: the kernel goes on counting what it cannot deliver any more.
+
+    HAProxy ends its connections so, at the moment when it has the last byte of an answer that says close.
+    """
+    try:
+        return sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1) == _TCP_CLOSE
+    except (OSError, AttributeError):  # a Unix socket; a system that does not tell
+        return False
 
 
 def hang_up(sock: socket.socket) -> None:

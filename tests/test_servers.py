@@ -328,6 +328,19 @@ def test_unsent(kind: str) -> None:
     assert _sockets.unsent(one) == 0
 
 
+def test_nothing_is_unsent_to_a_peer_that_has_reset() -> None:
+    """What a reset has made undeliverable is not waited for, although the kernel goes on counting it."""
+    with pair("tcp") as (one, two):
+        one.setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                one.send(b"x" * 65536)
+        assert _sockets.unsent(one) > 0
+        two.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        two.close()
+        until(lambda: _sockets.unsent(one) == 0)
+
+
 def test_half_close() -> None:
     """After a half-close the peer reads an end of file and may still be read; a gone socket says so."""
     with pair() as (one, two):

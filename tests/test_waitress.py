@@ -65,6 +65,20 @@ def test_a_half_closed_client_reads_its_answer_in_a_drain(waitress: Served) -> N
         assert client.rest() == b""
 
 
+def test_a_client_that_resets_in_a_drain_holds_up_nobody(waitress: Served) -> None:
+    """Who has said that nothing more comes, and then goes with a part of its answer unread, is not waited for."""
+    with Connection(waitress.address, small=True) as client:
+        client.ask("/large")
+        channel = channel_of(waitress)
+        until(lambda: channel.last_request and not channel.requests and not channel.total_outbufs_len)
+        waitress.begin_drain()
+        client.sock.shutdown(socket.SHUT_WR)
+        until(lambda: channel.heard_all)
+        client.reset()
+        until(lambda: waitress.runner.wait_idle(0.0, 0.0))
+    assert waitress.runner.unfinished() == []
+
+
 def test_a_network_that_fails_during_the_farewell(waitress: Served) -> None:
     """A connection that cannot be read any more is closed although its client has said nothing of the sort."""
 

@@ -129,7 +129,7 @@ class Roll:
         begun = time.monotonic()
         code = await instance.stop(self.plan.number)
         if code:
-            self.unclean.append(f"{instance.name} left with {code}")
+            self.unclean.append(f"{instance.name} left with {code}:\n{instance.log[-3000:]}")
         await instance.start()
         await asyncio.gather(*(balancer.wait_back(instance) for balancer in balancers))
         self.windows.append((begun, time.monotonic()))
