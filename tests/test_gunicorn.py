@@ -220,7 +220,7 @@ def test_a_stop_from_signal_to_end(board: Board, listener: socket.socket) -> Non
     until(lambda: server.queued == [signal.SIGTERM] * 2)
     server.handle_term()
     server.stop()
-    assert server.calls[0] in ("listener closed (socket filter)", "listener closed (quiet period)")
+    assert server.calls[0] in ("listener closed (no device)", "listener closed (quiet period)")
     assert server.calls[1:] == ["halt", ("stop", True)]
     assert master.exit_code == 1
     for age in (1, 2):
@@ -299,9 +299,9 @@ def test_an_abstract_unix_listener_has_no_path() -> None:
         assert (found.path, found.method, found.done(0.0)) == (None, "unix", True)
 
 
-def test_a_listener_without_the_filter(listener: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_listener_that_is_not_deaf(listener: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is done when nothing has waited for the quiet period, or has emptied after a second."""
-    monkeypatch.setattr(gunicorn, "attach_syn_filter", lambda sock: False)
+    monkeypatch.setattr(gunicorn, "deafen", lambda sock: None)
     closing = Listener(FakeListener(listener), 0.0)
     assert [closing.done(0.05), closing.done(0.11)] == [False, True]
     with socket.create_connection(listener.getsockname()):
@@ -310,9 +310,9 @@ def test_a_listener_without_the_filter(listener: socket.socket, monkeypatch: pyt
     assert [closing.done(0.25), closing.done(1.0)] == [False, True]
 
 
-def test_a_listener_with_the_filter(listener: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_listener_that_is_deaf(listener: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is done when twice in a row nobody was seen connecting, or after a second."""
-    monkeypatch.setattr(gunicorn, "attach_syn_filter", lambda sock: True)
+    monkeypatch.setattr(gunicorn, "deafen", lambda sock: "no device")
     seen = [True, False, False, True]
     monkeypatch.setattr(gunicorn, "handshakes", lambda sock: seen.pop(0))
     closing = Listener(FakeListener(listener), 0.0)

@@ -60,6 +60,7 @@ def test_listeners_of_an_address_are_counted(one: socket.socket) -> None:
         (three,) = _reuseport.listen("127.0.0.1", port, {})
         with three:
             assert not _reuseport.has_one_sibling(one)
+            assert _reuseport.is_shared(one)
 
 
 def test_who_has_no_sibling(monkeypatch: pytest.MonkeyPatch, one: socket.socket, two: socket.socket) -> None:
@@ -67,12 +68,25 @@ def test_who_has_no_sibling(monkeypatch: pytest.MonkeyPatch, one: socket.socket,
     with socket.socket(socket.AF_UNIX) as unix, socket.create_server(("127.0.0.1", 0)) as alone:
         assert not _reuseport.has_one_sibling(unix)
         assert not _reuseport.has_one_sibling(alone)
+        assert not _reuseport.is_shared(alone)
 
     def refuse(sock: socket.socket) -> int:
         raise OSError("the kernel does not tell")
 
     monkeypatch.setattr(_diag, "listeners_at", refuse)
     assert not _reuseport.has_one_sibling(one)
+    assert _reuseport.is_shared(one)
+
+
+def test_a_shared_listener_keeps_its_devices(
+    one: socket.socket, two: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who is dealt to a listener of a group would not be refused by it, so only the socket filter will do."""
+    monkeypatch.setattr(_closing, "attach_syn_filter", lambda sock: False)
+    assert _closing.deafen(one) is None
+    assert one.getsockopt(socket.SOL_SOCKET, _closing._SO_BINDTOIFINDEX) == 0
+    two.close()
+    assert _closing.deafen(one) == "no device"
 
 
 @pytest.mark.parametrize("index", [0, 1])

@@ -473,6 +473,29 @@ def test_the_last_pass_goes_to_the_end(listener: socket.socket, monkeypatch: pyt
         sock.close()
 
 
+def test_without_a_device_nobody_begins(listener: socket.socket) -> None:
+    """Whoever connects to a listener that is bound to no device is refused; who has connected before is accepted."""
+    with socket.create_connection(listener.getsockname()), socket.socket() as late:
+        assert _closing.bind_to_no_device(listener)
+        assert late.connect_ex(listener.getsockname()) == errno.ECONNREFUSED
+        closing = Closing(listener)
+        assert closing.finish() < _closing.CLOSING_BOUND
+        assert len(closing.accepted) == 1
+
+
+@pytest.mark.parametrize(
+    ("device", "filtered", "method"),
+    [(True, True, "no device"), (False, True, "socket filter"), (False, False, "quiet period")],
+)
+def test_the_best_way_that_is_permitted(
+    listener: socket.socket, monkeypatch: pytest.MonkeyPatch, device: bool, filtered: bool, method: str
+) -> None:
+    """No device before the socket filter, which lets clients wait for a second; else a quiet period."""
+    monkeypatch.setattr(_closing, "bind_to_no_device", lambda sock: device)
+    monkeypatch.setattr(_closing, "attach_syn_filter", lambda sock: filtered)
+    assert Closing(listener).subject.method == method
+
+
 def test_the_filter_lets_nobody_begin(listener: socket.socket) -> None:
     """Behind the filter a new connection does not come about, and an idle listener is closed at once."""
     if not _closing.attach_syn_filter(listener):
@@ -487,7 +510,7 @@ def test_the_filter_lets_nobody_begin(listener: socket.socket) -> None:
 
 
 def test_a_handshake_under_way_is_waited_for(listener: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With the filter the listener stays while the kernel lists a handshake, and until the second look is clear."""
+    """A deaf listener stays while the kernel lists a handshake, and until the second look is clear."""
     looks = iter([True, False, True, False, False])
     asked: list[bool] = []
 
@@ -496,7 +519,7 @@ def test_a_handshake_under_way_is_waited_for(listener: socket.socket, monkeypatc
         asked.append(next(looks))
         return asked[-1]
 
-    monkeypatch.setattr(_closing, "attach_syn_filter", lambda sock: True)
+    monkeypatch.setattr(_closing, "deafen", lambda sock: "no device")
     monkeypatch.setattr(_closing, "handshakes", handshakes)
     closing = Closing(listener)
     closing.subject._began -= 0.5
@@ -505,7 +528,7 @@ def test_a_handshake_under_way_is_waited_for(listener: socket.socket, monkeypatc
 
 def test_a_handshake_that_never_ends_is_bounded(listener: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
     """A peer that never completes its handshake does not hold the listener past the bound."""
-    monkeypatch.setattr(_closing, "attach_syn_filter", lambda sock: True)
+    monkeypatch.setattr(_closing, "deafen", lambda sock: "no device")
     monkeypatch.setattr(_closing, "handshakes", lambda listener: True)
     closing = Closing(listener)
     assert not closing.subject.step()
@@ -513,9 +536,9 @@ def test_a_handshake_that_never_ends_is_bounded(listener: socket.socket, monkeyp
     assert closing.subject.step()
 
 
-def test_a_quiet_period_without_the_filter(listener: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without the filter the listener is closed once nobody has connected for a while, or when the bound has passed."""
-    monkeypatch.setattr(_closing, "attach_syn_filter", lambda sock: False)
+def test_a_quiet_period(listener: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not deaf, the listener is closed once nobody has connected for a while, or when the bound has passed."""
+    monkeypatch.setattr(_closing, "deafen", lambda sock: None)
     closing = Closing(listener)
     closing.last_accept = time.monotonic()
     assert (closing.subject.method, closing.subject.step()) == ("quiet period", False)
@@ -524,8 +547,8 @@ def test_a_quiet_period_without_the_filter(listener: socket.socket, monkeypatch:
 
 
 def test_a_listener_that_is_never_quiet_is_bounded(listener: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without the filter a listener that is never quiet is closed when the bound has passed."""
-    monkeypatch.setattr(_closing, "attach_syn_filter", lambda sock: False)
+    """Not deaf, a listener that is never quiet is closed when the bound has passed."""
+    monkeypatch.setattr(_closing, "deafen", lambda sock: None)
     closing = Closing(listener)
     closing.last_accept = time.monotonic() + BOUND
     assert not closing.subject.step()
@@ -584,18 +607,21 @@ def test_a_unix_listener_is_closed_at_once(tmp_path: Path) -> None:
         assert len(closing.accepted) == 1
 
 
-def test_no_filter_on_a_unix_socket(listener: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A Unix socket takes no filter; nor does a kernel that forbids it."""
+def test_a_unix_socket_is_not_made_deaf() -> None:
+    """A Unix socket has neither devices nor handshakes; a kernel may forbid both ways."""
     with socket.socket(socket.AF_UNIX) as unix:
-        assert not _closing.attach_syn_filter(unix)
+        assert _closing.deafen(unix) is None
 
     class Forbidden:
         family = socket.AF_INET
 
+        def getsockopt(self, *arguments: Any) -> int:
+            return 0
+
         def setsockopt(self, *arguments: Any) -> None:
             raise PermissionError(errno.EPERM, "no")
 
-    assert not _closing.attach_syn_filter(Forbidden())  # type: ignore[arg-type]
+    assert _closing.deafen(Forbidden()) is None  # type: ignore[arg-type]
 
 
 def test_a_kernel_that_takes_the_filter() -> None:
@@ -680,7 +706,7 @@ def test_a_kernel_that_does_not_tell(listener: socket.socket, monkeypatch: pytes
         raise PermissionError(errno.EPERM, "no netlink here")
 
     monkeypatch.setattr(_closing, "in_state", refuse)
-    monkeypatch.setattr(_closing, "attach_syn_filter", lambda sock: True)
+    monkeypatch.setattr(_closing, "deafen", lambda sock: "no device")
     assert _closing.handshakes(listener) is None
     closing = Closing(listener)
     assert not closing.subject.step()

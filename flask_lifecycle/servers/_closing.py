@@ -4,15 +4,19 @@ Closing a listener resets every connection in its accept queue, and whoever comp
 accept and the close is reset as well, with its request already sent. Accepting until the queue is empty and then
 closing therefore still loses some (a third of the stops under clients that connect in a loop). What loses none:
 
-1. Attach a classic BPF filter to the listener that drops every SYN which is not a SYN-ACK's answer. Handshakes that
-   are under way go on, nobody can begin a new one. A client whose SYN was dropped sends it again a second later and
-   is then refused cleanly: nothing of its request has left it.
+1. Bind the listener to a network device that does not exist. The kernel finds a listener by the device that a SYN comes
+   from, so from then on whoever begins to connect is refused, cleanly: nothing of a request has left the client. A
+   handshake that is under way has its own entry in the kernel, without the device, and goes on. Linux lets everybody do
+   that since 5.7 (SO_BINDTOIFINDEX; not undo it, but the listener is on its way out).
+   Where that is refused, attach a classic BPF filter that drops every SYN which is not a SYN-ACK's answer. A client
+   whose SYN was dropped sends it again a second later and is then refused in the same way. The filter needs
+   CAP_NET_ADMIN on recent kernels (EPERM without it on Linux 6.18).
 2. Go on accepting until no handshake is under way. The kernel tells which are (sock_diag, state SYN_RECV), so an idle
    listener need not wait for any; the bound is for peers that never complete theirs. Where it does not tell, 50 ms.
 3. Accept until the queue is empty, and close.
 
-The filter needs CAP_NET_ADMIN on recent kernels (EPERM without it on Linux 6.18). Without it the next best is a quiet
-period: close once nobody has connected for 100 ms, or when a second has passed. That is best effort.
+Without both the next best is a quiet period: close once nobody has connected for 100 ms, or when a second has passed.
+That is best effort.
 
 Out of descriptors nothing can be accepted: the listener stays until some come free, or the drain's deadline.
 
@@ -38,6 +42,9 @@ from ._diag import in_state
 
 # Not in the socket module: <asm-generic/socket.h>
 _SO_ATTACH_FILTER = 26
+_SO_BINDTOIFINDEX = 62
+# The largest index there is; the kernel counts devices up from one and does not ask whether there is such a device.
+_NO_DEVICE = 0x7FFFFFFF
 
 # Load byte 13 of the TCP header (the flags), mask SYN and ACK, drop what is SYN alone. A filter on a listener sees the
 # packet from its TCP header on. <linux/filter.h>: struct sock_filter is (code, jt, jf, k).
@@ -65,10 +72,30 @@ _UNKNOWN_HANDSHAKES = 0.05
 _DEALT = 0.2
 
 
-def attach_syn_filter(sock: socket.socket) -> bool:
-    """Make a TCP listener deaf to new connections but not to those under way; ``False`` where that is not permitted."""
+def deafen(sock: socket.socket) -> str | None:
+    """Make a TCP listener deaf to new connections but not to those under way.
+
+    Returns by what; ``None`` where no way is permitted.
+    """
     if sock.family not in (socket.AF_INET, socket.AF_INET6):
+        return None
+    # Among listeners of one address (SO_REUSEPORT) the kernel deals out by a hash, and looks at no device any more.
+    if not _reuseport.is_shared(sock) and bind_to_no_device(sock):
+        return "no device"
+    return "socket filter" if attach_syn_filter(sock) else None
+
+
+def bind_to_no_device(sock: socket.socket) -> bool:
+    """Let no connection come in by any device; ``False`` where that is not permitted."""
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, _SO_BINDTOIFINDEX, _NO_DEVICE)
+    except OSError:
         return False
+    return True
+
+
+def attach_syn_filter(sock: socket.socket) -> bool:
+    """Drop what would begin a connection; ``False`` where that is not permitted."""
     code = b"".join(struct.pack("=HBBI", *instruction) for instruction in _SYN_FILTER)
     buffer = ctypes.create_string_buffer(code, len(code))
     program = struct.pack("@HP", len(_SYN_FILTER), ctypes.addressof(buffer))  # struct sock_fprog
@@ -90,7 +117,7 @@ def handshakes(listener: socket.socket) -> bool | None:
 
 
 def log_closed(method: str) -> None:
-    """Say how a listener was closed: with the filter the promise is whole, after a quiet period it is best effort."""
+    """Say how a listener was closed: deaf, the promise is whole; after a quiet period it is best effort."""
     logger.info("listener closed (%s)", method, extra={"lifecycle_method": method})
 
 
@@ -137,7 +164,7 @@ class ClosingListener:
         elif _reuseport.has_one_sibling(sock) and _reuseport.deal_to(sock, 1):
             self.method = "reuse port"
         else:
-            self.method = "socket filter" if attach_syn_filter(sock) else "quiet period"
+            self.method = deafen(sock) or "quiet period"
 
     def step(self) -> bool:
         """Accept what waits; close once nothing more can come. ``True`` when closed."""
@@ -169,8 +196,8 @@ class ClosingListener:
         busy = handshakes(self._sock)
         if busy is None:
             return age >= _UNKNOWN_HANDSHAKES and not has_input(self._sock)
-        # A SYN that passed the filter on another processor just before it was attached shows in the table a moment
-        # later: look again after a step, and believe the second look.
+        # A SYN that passed on another processor just before the listener was deaf shows in the table a moment later:
+        # look again after a step, and believe the second look.
         checked, self._checked = self._checked, not busy
         return checked and not busy and not has_input(self._sock)
 

@@ -84,14 +84,24 @@ def _bind(host: str, port: int) -> socket.socket:
 
 def has_one_sibling(sock: socket.socket) -> bool:
     """Whether another listener shares the address of this one, and no third."""
+    return _listeners(sock) == 2
+
+
+def is_shared(sock: socket.socket) -> bool:
+    """Whether other listeners share the address of this one, or may."""
+    return _listeners(sock) != 1
+
+
+def _listeners(sock: socket.socket) -> int:
+    """How many listen at the address of a listener; 0 where the kernel does not tell."""
     if sock.family not in (socket.AF_INET, socket.AF_INET6):
-        return False
+        return 1
     if not sock.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT):
-        return False
+        return 1
     try:
-        return _diag.listeners_at(sock) == 2
+        return _diag.listeners_at(sock)
     except (OSError, AttributeError, struct.error):
-        return False  # the kernel does not tell
+        return 0
 
 
 def deal_to(sock: socket.socket, index: int) -> bool:

@@ -19,8 +19,8 @@ that ends when it may ends when it has in every worker.
 
 1. The handler of SIGTERM writes the byte and queues the signal as gunicorn's own does.
 2. ``handle_term`` finds that nothing has been closed yet and starts a timer. A thread would not do: the master forks.
-3. Each tick looks, and does not block: first until no worker delays; then it makes the listeners deaf (the socket
-   filter of ``_closing.py``, where that is permitted) and looks until the workers have accepted all that waits. Then it
+3. Each tick looks, and does not block: first until no worker delays; then it makes the listeners deaf
+   (``_closing.py``, where that is permitted) and looks until the workers have accepted all that waits. Then it
    queues SIGTERM once more.
 4. ``handle_term``, called again, does as gunicorn does: close, SIGTERM to the workers, wait, SIGKILL.
 
@@ -58,7 +58,7 @@ from .._inflight import Load, RequestInfo
 from .._parties import FULL
 from .._sockets import has_input, socket_identity, unlink
 from .._state import logger
-from ._closing import CLOSING_BOUND, QUIET_PERIOD, attach_syn_filter, handshakes
+from ._closing import CLOSING_BOUND, QUIET_PERIOD, deafen, handshakes
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
@@ -235,7 +235,7 @@ class Listener:
                 self.path = name
                 unlink(name, socket_identity(name))
         else:
-            self.method = "socket filter" if attach_syn_filter(self._sock) else "quiet period"
+            self.method = deafen(self._sock) or "quiet period"
 
     def done(self, now: float) -> bool:
         """Whether nothing waits to be accepted, and nothing more will."""
@@ -246,8 +246,8 @@ class Listener:
             return True
         if self.method == "quiet period":
             return now - self._busy >= QUIET_PERIOD or now - self._began >= CLOSING_BOUND
-        # A SYN that passed the filter on another processor just before it was attached shows in the table a moment
-        # later: look again, and believe the second look.
+        # A SYN that passed on another processor just before the listener was deaf shows in the table a moment later:
+        # look again, and believe the second look.
         under_way = handshakes(self._sock)
         self._settled += not under_way
         return self._settled > 1 or now - self._began >= CLOSING_BOUND

@@ -232,9 +232,9 @@ def test_accept_queue(live: Starter, full_server: str) -> None:
     assert running.hooks() == ["last", "first"]
 
 
-def test_accept_queue_without_the_socket_filter(live: Starter, full_server: str) -> None:
-    """Where the kernel refuses the filter, what stands in the accept queue is answered all the
-    same.
+def test_accept_queue_where_no_listener_becomes_deaf(live: Starter, full_server: str) -> None:
+    """Where the kernel lets no listener become deaf, what stands in the accept queue is answered all
+    the same.
     """
     running = live.serve(full_server, plan={"fallback": True})
     connections = fill_accept_queue(running, [running.address] * 20)

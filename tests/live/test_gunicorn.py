@@ -17,13 +17,12 @@ import pytest
 
 from ._client import Connection, Tally, get, storm_client
 from ._process import BIG, ROOT, Running, Starter, wait_until
-from .test_storms import needs_socket_filter
 
 CONFIG = str(ROOT / "examples" / "gunicorn" / "gunicorn.conf.py")
 FALLBACK = """
 from flask_lifecycle.gunicorn import *
 from flask_lifecycle.servers import gunicorn
-gunicorn.attach_syn_filter = lambda sock: False
+gunicorn.deafen = lambda sock: None
 """
 KINDS = {
     "sync": ("--worker-class", "sync", "--threads", "1"),
@@ -198,7 +197,7 @@ def test_readiness_flips_in_all_workers(live: Starter, kind: str) -> None:
 
 @pytest.mark.parametrize("fallback", [False, True])
 def test_the_accept_queue_is_served(live: Starter, kind: str, fallback: bool, tmp_path: Path) -> None:
-    """What waits in the kernel's queue when the signal comes is answered, with the socket filter and without it."""
+    """What waits in the kernel's queue when the signal comes is answered, whether its listener becomes deaf or not."""
     config = tmp_path / "fallback.conf.py"
     config.write_text(FALLBACK)
     running = serve(live, kind, workers=1, config=str(config) if fallback else CONFIG)
@@ -254,7 +253,6 @@ def test_a_unix_socket(live: Starter, kind: str, tmp_path: Path) -> None:
     assert not os.path.exists(path)
 
 
-@needs_socket_filter
 @pytest.mark.parametrize("keep_alive", [False, True])
 def test_a_stop_under_load_loses_nothing(live: Starter, kind: str, keep_alive: bool) -> None:
     """Clients that connect and ask without pause are answered or refused, through a delay and the stop."""
@@ -262,10 +260,9 @@ def test_a_stop_under_load_loses_nothing(live: Starter, kind: str, keep_alive: b
     with load(address_of(running), keep_alive=keep_alive) as tallies:
         assert running.stop() == 0
     assert [tally.lost for tally in tallies] == [[]] * 4
-    assert "listener closed (socket filter)" in running.log
+    assert "listener closed (no device)" in running.log
 
 
-@needs_socket_filter
 def test_workers_come_and_go_under_load(live: Starter, kind: str) -> None:
     """HUP, TTIN and TTOU lose no request, leave the listener alone, and run the hooks of each worker that goes once."""
     running = serve(live, kind, settings={"LIFECYCLE_SHUTDOWN_DELAY": 0.3})
@@ -285,7 +282,6 @@ def test_workers_come_and_go_under_load(live: Starter, kind: str) -> None:
     assert (running.hooks().count("first"), running.hooks().count("last")) == (5, 5)
 
 
-@needs_socket_filter
 def test_recycled_workers_lose_nothing(live: Starter, kind: str) -> None:
     """Workers that are replaced after some requests run their hooks once, have no delay, and no request is lost."""
     running = serve(live, kind, "--max-requests", "40", settings={"LIFECYCLE_SHUTDOWN_DELAY": 0.3})

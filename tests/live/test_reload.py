@@ -338,7 +338,7 @@ def test_a_process_that_stops_by_itself(service: Service, way: str) -> None:
                 assert asking.answer().body == b"stopping"
         else:
             os.kill(service.pids[0], signal.SIGTERM)
-        service.running.wait_log(r"listener closed \((socket filter|quiet period)\)")
+        service.running.wait_log(r"listener closed \((no device|socket filter|quiet period)\)")
         assert refuses(service.address)
         service.running.send(signal.SIGHUP)
         service.running.wait_log("no reload: the service stops")

@@ -362,13 +362,13 @@ def create_app(name: str = "live") -> tuple[Flask, Lifecycle]:
 
 
 def force_fallback() -> None:
-    """Make the socket filter unavailable, as it is without CAP_NET_ADMIN on recent kernels."""
+    """Let no listener become deaf, as before Linux 5.7 without CAP_NET_ADMIN and on other systems."""
     from flask_lifecycle.servers import _closing
 
-    def refuse(sock: socket.socket) -> bool:
-        return False
+    def refuse(sock: socket.socket) -> str | None:
+        return None
 
-    _closing.attach_syn_filter = refuse
+    _closing.deafen = refuse
 
 
 def write_report(report: ShutdownReport) -> None:

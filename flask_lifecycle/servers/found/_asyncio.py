@@ -9,8 +9,8 @@ nothing is left, and the hooks have run, is the server told to stop, and finds n
 not matter, and no pool is closed under a request, wherever that is: half received, waiting for a thread, running or
 half sent.
 
-*Closing the listener.* The loop accepts all by itself, so it is only watched: a socket filter where nobody else has a
-copy of the listener (see ``_closing.py``), else a quiet period; then the listener of this process is closed.
+*Closing the listener.* The loop accepts all by itself, so it is only watched: it is made deaf where nobody else has a
+copy of the listener (see ``_closing.py``), else there is a quiet period; then the listener of this process is closed.
 
 *The application is wrapped* (:meth:`Loop.attend`) as soon as the server is found, in a way that costs others nothing:
 one cannot set ``Connection: close`` otherwise, nor tell a request that the application runs, which the ledger knows,
@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING, Any
 from ..._inflight import RequestInfo
 from ..._parties import ACCEPTED, FULL
 from ..._sockets import has_input
-from .._closing import CLOSING_BOUND, QUIET_PERIOD, attach_syn_filter, handshakes, log_closed
+from .._closing import CLOSING_BOUND, QUIET_PERIOD, deafen, handshakes, log_closed
 from . import _TICK, Carried, Found, instances
 
 if TYPE_CHECKING:
@@ -97,9 +97,10 @@ class Loop(Found):
         listeners = [sock for server in self._servers for sock in server.sockets]
         until = time.monotonic() + min(timeout, CLOSING_BOUND)
         method = "unix" if all(sock.family == socket.AF_UNIX for sock in listeners) else "quiet period"
-        if self._alone and method != "unix" and all(map(attach_syn_filter, listeners)):
-            method = "socket filter"
-        quiet = 0.0 if method == "socket filter" else QUIET_PERIOD
+        deaf = [deafen(sock) for sock in listeners] if self._alone and method != "unix" else []
+        if deaf and all(deaf):
+            method = str(deaf[0])
+        quiet = QUIET_PERIOD if method == "quiet period" else 0.0
         _wait_quiet(listeners, quiet, until)
         closed = threading.Event()
 
@@ -212,8 +213,8 @@ def _wait_quiet(listeners: Sequence[socket.socket], quiet: float, until: float) 
             if any(map(_is_busy, listeners)):
                 busy, settled = now, 0
         settled += 1
-        # A SYN that passed the filter on another processor just before it was attached shows in the table a moment
-        # later: look again, and believe the second look.
+        # A SYN that passed on another processor just before the listener was deaf shows in the table a moment later:
+        # look again, and believe the second look.
         if settled > 2 and now - busy >= quiet:
             return
         pause.wait(0.002)
