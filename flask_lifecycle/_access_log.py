@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from typing import Protocol
 from urllib.parse import unquote
 
-# Werkzeug gives its request line, with colours and as the client quoted it; gunicorn gives its fields, of which U is
-# the path without the query.
-_LOGGERS = ("werkzeug", "gunicorn.access")
+# Werkzeug and our gevent give the request line, with colours and as the client quoted it; gunicorn gives its fields, of
+# which U is the path without the query.
+_LOGGERS = ("werkzeug", "gunicorn.access", "gevent.pywsgi")
 _REQUEST_LINE = r"(?:\x1b\[[\d;]*m)*[A-Z]+ ([^ ?]+)[^ ]* HTTP/"
 
 

@@ -177,7 +177,7 @@ class Lifecycle(Registration):
         :param app: the Flask application, or a WSGI application that contains it.
         :param host: by default 127.0.0.1.
         :param port: by default 5000; 0 takes a free one and logs it.
-        :param server: ``"waitress"`` or ``"werkzeug"``.
+        :param server: ``"waitress"``, ``"werkzeug"``, ``"cheroot"`` or ``"gevent"``.
         :param server_options: what the server takes, by its own names (``threads=8``, ``listen=...``).
         :raises RuntimeError: called outside the main thread, or before ``init_app``, or the server is not installed.
         :raises ValueError: the server or an option is unknown.

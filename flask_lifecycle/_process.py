@@ -42,7 +42,7 @@ from ._inflight import Load
 from ._parties import STARTED, Member, Server, ServerInfo
 from ._report import ShutdownReport, signal_name
 from ._shutdown import Coordinator
-from ._signals import SignalRelay, die_by, in_main_thread
+from ._signals import SignalRelay, die_by, in_main_thread, interrupt_main
 from ._state import logger
 
 if TYPE_CHECKING:
@@ -585,10 +585,9 @@ class Process:
             return
         self._exit_signal = 0
         if not self.relay.run_in_main(lambda: self._give_back(signum, None if by_signal else report.exit_code)):
-            # No handler of ours: whoever has the signal gets it, and decides. To the main thread, because any may take
-            # what is sent to the process, and then nothing ends a wait of the main one, where the handler runs.
+            # No handler of ours: whoever has the signal gets it, and decides.
             self._exit_code = 0 if callable(signal.getsignal(signum)) else report.exit_code
-            signal.pthread_kill(threading.main_thread().ident or 0, signum)
+            interrupt_main(signum)
 
     def _is_left_behind(self, report: ShutdownReport) -> bool:
         """Whether this is a process of jobs whose main thread does not end by itself: blocked in a queue, or in the job

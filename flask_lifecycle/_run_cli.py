@@ -26,7 +26,13 @@ logger = logging.getLogger("flask_lifecycle")
 # How often the line of a drain is drawn anew on a terminal.
 _REDRAW = 0.2
 
-# waitress' own options, as `waitress-serve` names them; everything else goes by --option.
+# What others than waitress know as well; the rest is waitress' own.
+_SHARED = {
+    "threads": "waitress, cheroot",
+    "backlog": "waitress, cheroot, gevent",
+    "max-request-body-size": "waitress, cheroot",
+}
+# As `waitress-serve` names them; everything else goes by --option.
 _WAITRESS: tuple[tuple[str, Any, str], ...] = (
     ("threads", click.IntRange(1), "How many threads run the application."),
     ("connection-limit", click.IntRange(1), "How many connections are accepted at once."),
@@ -64,7 +70,8 @@ class Served(Protocol):
 
 def _waitress_options(command: Callable[..., Any]) -> Callable[..., Any]:
     for name, kind, text in reversed(_WAITRESS):
-        command = click.option(f"--{name}", type=kind, default=None, help=f"{text}  [waitress]")(command)
+        text = f"{text}  [{_SHARED.get(name, 'waitress')}]"
+        command = click.option(f"--{name}", type=kind, default=None, help=text)(command)
     return command
 
 
@@ -89,7 +96,9 @@ def commands(load: Callable[[Any], tuple[Any, Served]]) -> dict[str, click.Comma
         default=None,
         help="The port; 0 takes a free one.  [default: 5000]",
     )
-    @click.option("--server", default="waitress", show_default=True, help="The server: waitress or werkzeug.")
+    @click.option(
+        "--server", default="waitress", show_default=True, help="The server: waitress, werkzeug, cheroot or gevent."
+    )
     @click.option("--listen", multiple=True, metavar="HOST:PORT", help="An address to listen on; may be repeated.")
     @click.option("--unix-socket", default=None, metavar="PATH", help="A Unix socket to listen on.")
     @click.option(

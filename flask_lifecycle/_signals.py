@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import signal
 import threading
 from collections.abc import Callable, Iterable
@@ -104,7 +105,7 @@ class SignalRelay:
         if signum is None:
             return False
         self._errand = errand
-        signal.pthread_kill(threading.main_thread().ident or 0, signum)
+        interrupt_main(signum)
         return True
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
@@ -116,7 +117,10 @@ class SignalRelay:
                 os.write(self._pipe[1], bytes([signum]))
 
     def _watch(self, read: int) -> None:
+        poll = select.poll()
+        poll.register(read, select.POLLIN)
         while True:
+            poll.poll()  # and not the read alone, which would stop all greenlets where threads are such
             data = os.read(read, 1)
             if data in (b"", b"\0"):
                 os.close(read)
@@ -135,6 +139,19 @@ class SignalRelay:
         for descriptor in self._pipe:
             os.close(descriptor)
         self._forget()
+
+
+def interrupt_main(signum: int) -> None:
+    """Send the main thread a signal. Any thread may take what is sent to the process, and then nothing ends a wait of
+    the main one, where the handler runs.
+    """
+    if threading.get_ident.__module__ == "_thread":
+        signal.pthread_kill(threading.main_thread().ident or 0, signum)
+    else:  # greenlets: all of them are in the main thread, and their numbers are none of the system's
+        from gevent import get_hub
+
+        # In the hub, which raises in the main greenlet what the handler raises; here it would end this one alone.
+        get_hub().loop.run_callback(signal.raise_signal, signum)
 
 
 def die_by(signum: int) -> None:

@@ -869,12 +869,14 @@ SERVERS = [
     (
         {"server": "gunicron"},
         ValueError,
-        "There is no server 'gunicron'; did you mean 'waitress'? One can be run by: waitress, werkzeug.",
+        "There is no server 'gunicron'; did you mean 'cheroot'?"
+        " One can be run by: waitress, werkzeug, cheroot, gevent.",
     ),
     (
         {"server": "werkzeg"},
         ValueError,
-        "There is no server 'werkzeg'; did you mean 'werkzeug'? One can be run by: waitress, werkzeug.",
+        "There is no server 'werkzeg'; did you mean 'werkzeug'?"
+        " One can be run by: waitress, werkzeug, cheroot, gevent.",
     ),
     (
         {"server": "waitress", "treads": 8},
@@ -898,11 +900,42 @@ SERVERS = [
     ),
     *(
         (
-            {"server": "werkzeug", "listen": address},
+            {"server": server, "listen": address},
             ValueError,
             f"'{address}' is no address to listen on; write it as 127.0.0.1:5000 or [::1]:5000.",
         )
+        for server in ("werkzeug", "cheroot", "gevent")
         for address in ("127.0.0.1", "127.0.0.1:http", "127.0.0.1:70000")
+    ),
+    *(
+        (
+            {"server": server, "port": 80, "unix_socket": "/tmp/x"},
+            ValueError,
+            "A host or port cannot be combined with 'listen', 'sockets' or 'unix_socket'; give one of them.",
+        )
+        for server in ("cheroot", "gevent")
+    ),
+    (
+        {"server": "cheroot", "sockets": [None], "unix_socket": "/tmp/x"},
+        ValueError,
+        "'sockets' cannot be combined with 'listen' or 'unix_socket'; give one of them.",
+    ),
+    ({"server": "cheroot", "treads": 8}, ValueError, "cheroot has no option 'treads'; did you mean 'threads'?"),
+    (
+        {"server": "cheroot", "timeout": "long"},
+        ValueError,
+        "cheroot's option 'timeout' is to be a number, and not 'long'.",
+    ),
+    ({"server": "cheroot", "threads": 0}, ValueError, "cheroot's option 'threads' is to be more than 0, and not 0."),
+    (
+        {"server": "gevent", "threads": 8},
+        ValueError,
+        "gevent has no option 'threads'; it takes 'host', 'port', 'listen', 'unix_socket', 'sockets' and 'backlog'.",
+    ),
+    (
+        {"server": "gevent", "backlog": "many"},
+        ValueError,
+        "gevent's option 'backlog' is to be a number, and not 'many'.",
     ),
 ]
 
@@ -970,7 +1003,8 @@ def flask(directory: Path, *arguments: str, **environ: str) -> subprocess.Comple
     [
         (
             ["--server", "gunicron"],
-            "There is no server 'gunicron'; did you mean 'waitress'? One can be run by: waitress, werkzeug.",
+            "There is no server 'gunicron'; did you mean 'cheroot'?"
+            " One can be run by: waitress, werkzeug, cheroot, gevent.",
         ),
         (["-o", "treads=8"], "waitress has no option 'treads'; did you mean 'threads'?"),
         (["-o", "treads"], "Invalid value for '--option' / '-o': 'treads' is not of the form KEY=VALUE."),

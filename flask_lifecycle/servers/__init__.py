@@ -47,6 +47,8 @@ class Runner(Server, Protocol):
 RUNNERS = {
     "waitress": (".waitress", "waitress", "waitress"),
     "werkzeug": (".werkzeug", "werkzeug", None),
+    "cheroot": (".cheroot", "cheroot", "cheroot"),
+    "gevent": (".gevent", "gevent", "gevent"),
 }
 
 

@@ -336,8 +336,10 @@ class Starter:
             more["plan"] = {"logging": True, **(more.get("plan") or {})}
             command = THEIRS[server](app, threads, options)
         else:
-            pool = [] if threads is None or server != "waitress" else ["--threads", str(threads)]
-            command = ["-m", "flask", "--app", app, "lifecycle", "run", "--server", server, *pool, *options]
+            pool = [] if threads is None or server not in ("waitress", "cheroot") else ["--threads", str(threads)]
+            # The application's sleep is to be gevent's, or it would hold up all connections.
+            patched = ["gevent.monkey", "--module"] if server == "gevent" else []
+            command = ["-m", *patched, "flask", "--app", app, "lifecycle", "run", "--server", server, *pool, *options]
         running = self.start(*prefix, sys.executable, *command, **more)
         if listeners:
             running.wait_for(lambda: len(running.addresses) >= listeners, "all its listeners")

@@ -15,6 +15,7 @@ is repeated at the next tick.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import importlib
 import os
@@ -38,6 +39,8 @@ KINDS = (
     ("uvicorn.server", "uvicorn"),
     ("uwsgi", "uwsgi"),
     ("waitress.server", "waitress"),
+    ("cheroot.server", "cheroot"),
+    ("gevent.pywsgi", "gevent"),
     ("werkzeug.serving", "werkzeug"),
 )
 
@@ -77,6 +80,28 @@ def _listener(descriptor: int) -> int | None:
             return status.st_ino if sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN) else None
     except OSError:
         return None
+
+
+def has_other_owners(sock: socket.socket) -> bool:
+    """Whether another process has a listener as well, for whom it would be deaf for good: systemd, or who was forked."""
+    if "LISTEN_PID" in os.environ or "LISTEN_FDS" in os.environ:
+        return True
+    link = f"socket:[{os.fstat(sock.fileno()).st_ino}]"
+    mine = str(os.getpid())
+    return any(link in _links(pid) for pid in _listed("/proc") if pid.isdecimal() and pid != mine)
+
+
+def _links(pid: str) -> Iterator[str]:
+    for name in _listed(f"/proc/{pid}/fd"):
+        with contextlib.suppress(OSError):
+            yield os.readlink(f"/proc/{pid}/fd/{name}")
+
+
+def _listed(directory: str) -> list[str]:
+    try:
+        return os.listdir(directory)
+    except OSError:  # not ours, or gone
+        return []
 
 
 def instances(kind: type) -> Iterator[Any]:
