@@ -57,12 +57,14 @@ class Loop(Found):
     """
 
     ours = True
+    promise = FULL
 
     def __init__(self, loop: asyncio.AbstractEventLoop, servers: Sequence[asyncio.Server], *, alone: bool) -> None:
         self._loop = loop
         self._servers = servers
         self._alone = alone
-        self.promise = FULL if alone else ACCEPTED
+        if not alone:
+            self.promise = ACCEPTED
         self.closing = False  # whether answers tell their connections to close
         self.running: dict[object, None] = {}  # the requests that the application has, as far as they came by us
         self._looks: dict[Any, tuple[float, bool]] = {}  # since when a connection is idle, or busy

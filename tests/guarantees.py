@@ -1,0 +1,293 @@
+"""What is guaranteed on which server, each with the live tests that show it: the source of the tables in the documents.
+
+A server is a column here and a row there. Whoever adds one, or changes what one keeps, does it here, runs
+
+    python -m tests.guarantees
+
+which writes the tables of ``README.md`` and ``docs/guarantees.md``, and has ``tests/test_guarantees.py`` check it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from flask_lifecycle._parties import ACCEPTED, FULL, STARTED
+
+ROOT = Path(__file__).parent.parent
+
+# What may be guaranteed, each with the head of its column in the documents.
+GUARANTEES = {
+    "busy": "probes while all workers are busy",
+    "readiness": "readiness fails before anything else happens",
+    "running": "what the application has started is answered",
+    "held": "what is queued in the server, half received or pipelined is answered",
+    "kernel": "what is in the kernel's accept queue is answered",
+    "unsent": "what is not sent yet reaches a slow reader",
+    "websockets": "websockets",
+    "late": "new requests after the delay",
+    "hooks": "`on_shutdown` functions run, once",
+    "bounded": "gone within the grace period",
+}
+
+
+class Cell(NamedTuple):
+    """What is kept, in words that begin with yes or no where it is the one or the other, and what shows it."""
+
+    words: str
+    tests: tuple[str, ...] = ()
+    """``file::function`` or ``file::function[parameters]``, of ``tests/live``."""
+
+
+class Server(NamedTuple):
+    """A server, in one way of starting it."""
+
+    started: str
+    kind: str
+    """The class whose ``promise`` is that of the row, as ``module:Class`` of ``flask_lifecycle.servers``; empty for
+    those that are not recognised."""
+    promise: str
+    phrase: str
+    """What a reader of the README is to know of it, in one phrase."""
+    cells: Mapping[str, Cell]
+    parameter: str = ""
+    """How the tests that run on several servers call it."""
+
+
+# Tests that run on each server of the fixture ``full_server``.
+FULL_TESTS = {
+    "busy": ("test_probes.py::test_all_workers_busy",),
+    "readiness": ("test_stop.py::test_new_connections_during_and_after_the_delay",),
+    "running": ("test_stop.py::test_request_in_flight", "test_stop.py::test_stream_to_its_last_chunk"),
+    "held": (
+        "test_stop.py::test_more_requests_than_threads",
+        "test_connections.py::test_half_a_head",
+        "test_connections.py::test_half_a_body",
+        "test_connections.py::test_pipelined",
+    ),
+    "kernel": ("test_connections.py::test_accept_queue", "test_storms.py::test_new_connections_in_a_loop"),
+    "unsent": ("test_stop.py::test_slow_reader",),
+    "late": ("test_stop.py::test_new_connections_during_and_after_the_delay",),
+    "hooks": ("test_stop.py::test_idle_stop",),
+    "bounded": ("test_bounds.py::test_request_longer_than_the_grace_period",),
+}
+CLOSED = "the listener is closed"
+BEST_EFFORT = "yes; [best effort](../README.md#closing-the-listener) on Linux before 5.7 and on other systems"
+NO_WEBSOCKETS = Cell("no, waitress has none")
+
+
+def full(websockets: Cell) -> dict[str, Cell]:
+    """The cells of a server of the fixture ``full_server``."""
+    words = {"late": CLOSED, "kernel": BEST_EFFORT}
+    shown = {guarantee: Cell(words.get(guarantee, "yes"), tests) for guarantee, tests in FULL_TESTS.items()}
+    return {**shown, "websockets": websockets}
+
+
+def of(file: str, **tests: str) -> dict[str, tuple[str, ...]]:
+    """Tests of one file, by what they show."""
+    return {each: tuple(f"{file}::test_{test}" for test in names.split()) for each, names in tests.items()}
+
+
+_WERKZEUG = of("test_websockets.py", websockets="a_websocket_that_notices_the_drain nothing_follows_the_close_frame")
+_FLASK_RUN = of(
+    "test_processes.py",
+    readiness="foreign_server_probes",
+    running="foreign_server_sigterm foreign_server_streams",
+    late="foreign_server_probes",
+    hooks="foreign_server_idle foreign_server_that_got_no_request",
+    bounded="foreign_server_request_longer_than_the_grace_period",
+)
+_GUNICORN = of(
+    "test_gunicorn.py",
+    busy="the_probe_listener_of_several_workers",
+    readiness="readiness_flips_in_all_workers",
+    running="a_request_in_flight_is_answered",
+    held="half_a_request_is_answered the_queue_behind_a_busy_worker_is_served",
+    kernel="the_accept_queue_is_served a_stop_under_load_loses_nothing",
+    unsent="a_slow_reader_gets_all",
+    hooks="idle_stop",
+    bounded="a_request_that_hangs",
+)
+_GUNICORN_ALONE = of(
+    "test_gunicorn.py",
+    busy="without_hooks_all_workers_have_the_probe_listener",
+    readiness="without_hooks_readiness_turns_first",
+    running="without_hooks_started_requests_are_answered",
+    late="without_hooks_a_late_request_is_refused",
+    hooks="without_hooks_a_recycled_worker_runs_its_hooks",
+)
+_UVICORN = of(
+    "test_other_servers.py",
+    readiness="uvicorn_goes_on_serving_in_the_delay",
+    running="uvicorn_loses_nothing",
+    late="uvicorn_loses_nothing",
+    bounded="uvicorn_is_left_within_the_grace_period",
+)
+_UWSGI = of("test_other_servers.py", running="uwsgi_answers_what_it_runs", held="uwsgi_that_is_drained_loses_nothing")
+_PROBE_PORT = "with `LIFECYCLE_PROBE_PORT`"
+_UVICORN_SHOWN = _UVICORN["running"]
+
+SERVERS = {
+    "waitress": Server(
+        "`flask lifecycle run`, `Lifecycle.run()`", "waitress:Waitress", FULL,
+        "the default", full(NO_WEBSOCKETS), "waitress",
+    ),
+    "Werkzeug": Server(
+        "`flask lifecycle run --server werkzeug`", "werkzeug:Werkzeug", FULL, "a thread for each connection",
+        full(
+            Cell(
+                "yes, in flight until they end; nothing of HTTP follows their last frame",
+                _WERKZEUG["websockets"],
+            )
+        ),
+        "werkzeug",
+    ),
+    "waitress by itself": Server(
+        "`waitress-serve`, `serve()`", "found.waitress:FoundWaitress", FULL,
+        "`init_app` is all; Ctrl-C stays with waitress", full(NO_WEBSOCKETS), "waitress-serve",
+    ),
+    "Flask's own": Server(
+        "`flask run`", "found.werkzeug:FoundWerkzeug", STARTED, "what is half received is not waited for",
+        {
+            "busy": Cell(_PROBE_PORT),
+            "readiness": Cell("yes", _FLASK_RUN["readiness"]),
+            "running": Cell("yes", _FLASK_RUN["running"]),
+            "held": Cell("no"),
+            "kernel": Cell("not those that are there at the exit"),
+            "unsent": Cell("yes, it sends as the application produces them", _FLASK_RUN["running"]),
+            "websockets": Cell("yes, in flight until they end", ("test_websockets.py::test_flask_run",)),
+            "late": Cell("refused with 503", _FLASK_RUN["late"]),
+            "hooks": Cell("yes", _FLASK_RUN["hooks"]),
+            "bounded": Cell("yes", _FLASK_RUN["bounded"]),
+        },
+        "flask run",
+    ),
+    "gunicorn": Server(
+        "sync, gthread; `from flask_lifecycle.gunicorn import *` in `gunicorn.conf.py`", "gunicorn:Worker", FULL,
+        "one line of configuration",
+        {
+            "busy": Cell(_PROBE_PORT, _GUNICORN["busy"]),
+            "readiness": Cell("yes, in all workers together", _GUNICORN["readiness"]),
+            "running": Cell("yes", _GUNICORN["running"]),
+            "held": Cell("yes", _GUNICORN["held"]),
+            "kernel": Cell(BEST_EFFORT, _GUNICORN["kernel"]),
+            "unsent": Cell("yes, it sends as the application produces them", _GUNICORN["unsent"]),
+            "websockets": Cell("not tested"),
+            "late": Cell("served until the accept queue is empty, then the listener is closed", _GUNICORN["kernel"]),
+            "hooks": Cell("yes, once in each worker", _GUNICORN["hooks"]),
+            "bounded": Cell("yes", _GUNICORN["bounded"]),
+        },
+    ),
+    "uvicorn": Server(
+        "`--interface wsgi`, a2wsgi", "found.uvicorn:FoundUvicorn", FULL,
+        "in one process; with `--workers` or `--reload` accepted requests",
+        {
+            "busy": Cell(_PROBE_PORT),
+            "readiness": Cell("yes", _UVICORN["readiness"]),
+            "running": Cell("yes", _UVICORN_SHOWN),
+            "held": Cell("yes", _UVICORN_SHOWN),
+            "kernel": Cell(BEST_EFFORT, _UVICORN_SHOWN),
+            "unsent": Cell("yes", _UVICORN_SHOWN),
+            "websockets": Cell("not tested"),
+            "late": Cell(CLOSED, _UVICORN["late"]),
+            "hooks": Cell("yes", _UVICORN_SHOWN),
+            "bounded": Cell("yes", _UVICORN["bounded"]),
+        },
+    ),
+    "uWSGI": Server(
+        "with the configuration in [examples/uwsgi](../examples/uwsgi/uwsgi.ini)", "found.uwsgi:FoundUwsgi", STARTED,
+        "accepted requests if `flask lifecycle drain` comes first",
+        {
+            "busy": Cell(_PROBE_PORT),
+            "readiness": Cell("when it is drained first", _UWSGI["held"]),
+            "running": Cell("yes", _UWSGI["running"]),
+            "held": Cell("when it is drained first", _UWSGI["held"]),
+            "kernel": Cell("when it is drained first", _UWSGI["held"]),
+            "unsent": Cell("as uWSGI does it"),
+            "websockets": Cell("not tested"),
+            "late": Cell("when it is drained first: refused with 503", _UWSGI["held"]),
+            "hooks": Cell("yes, once in each worker", _UWSGI["running"]),
+            "bounded": Cell("by `worker-reload-mercy`"),
+        },
+    ),
+    "gunicorn without our line": Server(
+        "`init_app` alone", "", STARTED, "as under any other server, in each worker",
+        {
+            "busy": Cell(_PROBE_PORT, _GUNICORN_ALONE["busy"]),
+            "readiness": Cell("the master's listener is closed at once", _GUNICORN_ALONE["readiness"]),
+            "running": Cell("yes", _GUNICORN_ALONE["running"]),
+            "held": Cell("no, refused with 503", _GUNICORN_ALONE["late"]),
+            "kernel": Cell("no"),
+            "unsent": Cell("as gunicorn does it"),
+            "websockets": Cell("not tested"),
+            "late": Cell("refused with 503", _GUNICORN_ALONE["late"]),
+            "hooks": Cell("yes, in a worker that has been asked something", _GUNICORN_ALONE["hooks"]),
+            "bounded": Cell("yes, then gunicorn's own limits apply", _GUNICORN_ALONE["running"]),
+        },
+    ),
+    "others": Server(
+        "`init_app` alone", "", STARTED, "as far as the signal reaches the application",
+        {
+            "busy": Cell(_PROBE_PORT),
+            "readiness": Cell("where the signal reaches the application"),
+            "running": Cell("as the server does it"),
+            "held": Cell("as the server does it"),
+            "kernel": Cell("as the server does it"),
+            "unsent": Cell("as the server does it"),
+            "websockets": Cell("as the server does it, and in flight until they end"),
+            "late": Cell("refused with 503"),
+            "hooks": Cell("before the signal is handed on, once a request has been served"),
+            "bounded": Cell("then the server's own limits apply"),
+        },
+    ),
+}  # fmt: skip
+
+
+def level(server: Server) -> str:
+    """Which level of the promise the cells of a server add up to."""
+
+    def kept(guarantee: str) -> bool:
+        return server.cells[guarantee].words.startswith("yes")
+
+    return FULL if kept("held") and kept("kernel") else ACCEPTED if kept("held") else STARTED
+
+
+def long_table() -> str:
+    """That of ``docs/guarantees.md``: a row for each server."""
+    rows = [["server", "started by", "promise", *GUARANTEES.values()]]
+    for name, server in SERVERS.items():
+        rows.append([name, server.started, server.promise, *(server.cells[each].words for each in GUARANTEES)])
+    return _table(rows)
+
+
+def short_table() -> str:
+    """That of the README."""
+    rows = [["server", "started by", "promise", ""]]
+    rows += [[name, each.started, f"**{each.promise}**", each.phrase] for name, each in SERVERS.items()]
+    return _table(rows).replace("](../", "](")
+
+
+def _table(rows: list[list[str]]) -> str:
+    lines = ["| " + " | ".join(row) + " |" for row in rows]
+    return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]]) + "\n"
+
+
+TABLES = {"README.md": short_table, "docs/guarantees.md": long_table}
+
+
+def replaced(text: str, table: str) -> str:
+    """A document with its table in the place of the one that begins alike."""
+    return re.sub(r"^\| server \| started by \|.*\n(\|.*\n)+", lambda _match: table, text, count=1, flags=re.MULTILINE)
+
+
+def main() -> None:
+    """Write the tables."""
+    for name, table in TABLES.items():
+        path = ROOT / name
+        path.write_text(replaced(path.read_text(encoding="utf-8"), table()), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
