@@ -83,7 +83,7 @@ def _listener(descriptor: int) -> int | None:
 
 
 def has_other_owners(sock: socket.socket) -> bool:
-    """Whether another process has a listener as well, for whom it would be deaf for good: systemd, or who was forked."""
+    """Whether another process has a listener as well, for whom it would be deaf for good: systemd, or a relative."""
     if "LISTEN_PID" in os.environ or "LISTEN_FDS" in os.environ:
         return True
     link = f"socket:[{os.fstat(sock.fileno()).st_ino}]"
