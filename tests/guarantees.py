@@ -126,8 +126,57 @@ _UVICORN = of(
     bounded="uvicorn_is_left_within_the_grace_period",
 )
 _UWSGI = of("test_other_servers.py", running="uwsgi_answers_what_it_runs", held="uwsgi_that_is_drained_loses_nothing")
+_MORE = {
+    "busy": ("probes",),
+    "readiness": ("delay",),
+    "running": ("in flight",),
+    "held": ("queued", "half a head", "half a body", "pipelined"),
+    "unsent": ("slow reader", "half closed"),
+    "late": ("delay",),
+    "hooks": ("in flight",),
+    "bounded": ("deadline",),
+}
+_FOUND = of(
+    "test_found_servers.py",
+    readiness="delay_of_a_found_server",
+    running="nothing_is_lost",
+    kernel="nothing_is_lost storm_on_a_found_server",
+    bounded="request_that_outlasts_a_found_server",
+)
 _PROBE_PORT = "with `LIFECYCLE_PROBE_PORT`"
+_YIELDS = "yes, unless the application computes without a pause"
 _UVICORN_SHOWN = _UVICORN["running"]
+
+
+def more(server: str, busy: str) -> dict[str, Cell]:
+    """The cells of a server that ``run`` starts and whose tests are in ``test_more_servers.py``."""
+    words = {"late": CLOSED, "busy": busy}
+    promise = "test_more_servers.py::test_the_full_promise"
+    shown = {
+        guarantee: Cell(words.get(guarantee, "yes"), tuple(f"{promise}[{each}-{server}]" for each in scenarios))
+        for guarantee, scenarios in _MORE.items()
+    }
+    queues = ("accept_queues_of_three_listeners", "storm_on_more_servers")
+    kernel = Cell(BEST_EFFORT, tuple(f"test_more_servers.py::test_{each}" for each in queues))
+    return {**shown, "kernel": kernel, "websockets": Cell("not tested")}
+
+
+def found(busy: str, held: str) -> dict[str, Cell]:
+    """The cells of a server of ``test_found_servers.py``."""
+    lost = _FOUND["running"]
+    return {
+        "busy": Cell(busy, lost if busy.startswith("yes") else ()),
+        "readiness": Cell("yes", _FOUND["readiness"]),
+        "running": Cell("yes", lost),
+        "held": Cell(held, lost),
+        "kernel": Cell(BEST_EFFORT, _FOUND["kernel"]),
+        "unsent": Cell("yes, it sends as the application produces them", lost),
+        "websockets": Cell("not tested"),
+        "late": Cell(CLOSED, lost),
+        "hooks": Cell("yes", lost),
+        "bounded": Cell("yes", _FOUND["bounded"]),
+    }
+
 
 SERVERS = {
     "waitress": Server(
@@ -147,6 +196,26 @@ SERVERS = {
     "waitress by itself": Server(
         "`waitress-serve`, `serve()`", "found.waitress:FoundWaitress", FULL,
         "`init_app` is all; Ctrl-C stays with waitress", full(NO_WEBSOCKETS), "waitress-serve",
+    ),
+    "cheroot": Server(
+        "`flask lifecycle run --server cheroot`", "cheroot:Cheroot", FULL, "a pool of threads",
+        {**more("cheroot", "yes"), "websockets": Cell("no, cheroot has none")}, "cheroot",
+    ),
+    "cheroot by itself": Server(
+        "`cheroot`, `cheroot.wsgi.Server().start()`", "found.cheroot:FoundCheroot", FULL, "`init_app` is all",
+        {
+            **found(_PROBE_PORT, "yes, but for what is pipelined behind what is answered during the stop"),
+            "websockets": Cell("no, cheroot has none"),
+        },
+        "cheroot",
+    ),
+    "gevent": Server(
+        "`flask lifecycle run --server gevent`", "gevent:Gevent", FULL, "a greenlet for each connection",
+        more("gevent", _YIELDS), "gevent",
+    ),
+    "gevent by itself": Server(
+        "`gevent.pywsgi.WSGIServer().serve_forever()`", "found.gevent:FoundGevent", FULL, "`init_app` is all",
+        found(_YIELDS, "yes"), "gevent",
     ),
     "Flask's own": Server(
         "`flask run`", "found.werkzeug:FoundWerkzeug", STARTED, "what is half received is not waited for",

@@ -285,6 +285,29 @@ def test_logs_are_lines_of_json(serve: Callable[..., Served], way: str) -> None:
     assert lines[-1]["lifecycle_report"]["clean"] is True
 
 
+OTHERS = {
+    "cheroot": script("cheroot_server.py"),
+    "run cheroot": flask("cheroot_server.py", "cheroot"),
+    "gevent": script("gevent_server.py"),
+}
+
+
+@pytest.mark.parametrize("command", OTHERS.values(), ids=OTHERS)
+def test_other_servers_answer_what_runs(serve: Callable[..., Served], command: list[str]) -> None:
+    """A request that was sent before the signal is answered, whoever has started the server, and the stop is clean."""
+    served = serve(command, PORT="0")
+    served.ready()
+    connection = http.client.HTTPConnection("127.0.0.1", served.port(), timeout=STOP)
+    try:
+        connection.request("GET", "/slow")
+        served.terminate()
+        assert connection.getresponse().read() == b'{"slept":1.0}\n'
+    finally:
+        connection.close()
+    assert served.exit_code() == 0, served.log
+    assert re.search(r"clean, exit 0", served.log)
+
+
 def test_every_example_is_short_and_run_here() -> None:
     """No example is longer than a reader's patience, and each is served by a test of this file."""
     here = Path(__file__).read_text(encoding="utf-8")

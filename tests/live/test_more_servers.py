@@ -20,7 +20,7 @@ SCENARIOS: dict[str, Callable[..., Any]] = {
     "in flight": part(test_stop.test_request_in_flight, number=signal.SIGINT),
     "queued": test_stop.test_more_requests_than_threads,
     "slow reader": part(test_stop.test_slow_reader, path="/big"),
-    "client gone": test_stop.test_client_gone_and_raising_body_leave_nothing,
+    "pipelined": test_connections.test_pipelined,
     "delay": test_stop.test_new_connections_during_and_after_the_delay,
     "half a body": part(test_connections.test_half_a_body, number=TERM, framing="chunked"),
     "half a head": test_connections.test_half_a_head,

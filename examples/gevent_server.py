@@ -1,0 +1,51 @@
+"""gevent's WSGI server, started by this program itself, with the standard library patched first of all.
+
+Serve it with either of ::
+
+    pip install 'flask-lifecycle[gevent]'
+    python examples/gevent_server.py
+    python -m gevent.monkey --module flask --app examples/gevent_server.py lifecycle run -p 8000 --server gevent
+
+ask for ``localhost:8000/slow`` and send SIGTERM meanwhile: the answer comes, says close, and then the pool is closed.
+Where all threads are greenlets nobody is answered, not even a probe, while one of them computes without a pause.
+"""
+
+from __future__ import annotations
+
+from gevent import monkey
+
+if __name__ == "__main__":
+    monkey.patch_all()
+
+import logging
+import os
+import time
+
+from flask import Flask
+from gevent.pywsgi import WSGIServer
+
+from flask_lifecycle import Lifecycle
+
+app = Flask(__name__)
+lifecycle = Lifecycle(app)
+
+
+@app.get("/slow")
+def slow() -> dict[str, float]:
+    """Take a second, in which others are answered: the sleep is gevent's."""
+    time.sleep(1.0)
+    return {"slept": 1.0}
+
+
+@lifecycle.on_shutdown
+def close_pool() -> None:
+    """Runs after the last request has been answered."""
+    logging.getLogger(__name__).info("the pool is closed")
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
+    server = WSGIServer(("127.0.0.1", int(os.environ.get("PORT", "8000"))), app, log=None)
+    server.start()
+    logging.info("listening on http://127.0.0.1:%d", server.server_port)
+    server.serve_forever()
