@@ -522,6 +522,19 @@ class Process:
             self.coordinator.succeeded = True
         self.stop(reason, delay=False)
 
+    def signalled(self, signum: int) -> None:
+        """Take a signal that somebody else's handler has had; for a handler in the main thread."""
+        self.relay.pass_on(signum)
+
+    def hold(self) -> None:
+        """The server has returned, and no ``atexit`` function will run: see the shutdown through, and leave with its
+        code. Blocks, within the grace period.
+        """
+        self._at_exit()
+        report = self.coordinator.report
+        if report is not None and report.exit_code:
+            _exit_now(report.exit_code)
+
     def stop(self, reason: str, signum: int | None = None, *, delay: bool) -> None:
         """Begin the shutdown, as the master says.
 

@@ -112,7 +112,12 @@ class SignalRelay:
         errand, self._errand = self._errand, None
         if errand is not None:
             errand()
-        elif self._pipe is not None:
+        else:
+            self.pass_on(signum)
+
+    def pass_on(self, signum: int) -> None:
+        """Carry a signal to the thread; for a handler."""
+        if self._pipe is not None:
             with contextlib.suppress(BlockingIOError):  # 64 KiB that nobody has read: one more tells nothing new
                 os.write(self._pipe[1], bytes([signum]))
 

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+import signal
 import socket
 import sys
 import threading
 import time
 import types
 from collections.abc import Iterable, Iterator
+from multiprocessing import util
 from typing import Any
 
 import pytest
 
 from flask_lifecycle._inflight import RequestInfo
-from flask_lifecycle.servers.found import _asyncio
+from flask_lifecycle.servers.found import _asyncio, granian, hypercorn
 from flask_lifecycle.servers.found.uvicorn import FoundUvicorn
 
 BOUND = 10.0
@@ -82,7 +84,7 @@ def test_what_uvicorn_is_busy_with() -> None:
 def test_what_the_application_runs_is_told_once() -> None:
     """A request that the application runs is the ledger's to tell, so it is left out of what the server holds."""
     subject = uvicorn(connection(cycle=cycle("/up", more_body=True)), connection(cycle=cycle("/running")))
-    body = call(subject.attend(lambda environ, start_response: [b"x"]))
+    body = call(subject.attendance.attend(lambda environ, start_response: [b"x"]))
     assert [info.path for info in subject.unfinished()] == ["/up"]
     assert list(body) == [b"x"]
     assert len(subject.unfinished()) == 2
@@ -122,8 +124,8 @@ class Result:
 def test_a_body_is_closed_once(end: str) -> None:
     """However a server treats a body, it is closed, and once."""
     subject, result = uvicorn(), Result()
-    body = call(subject.attend(lambda environ, start_response: result))
-    assert len(subject.running) == 1
+    body = call(subject.attendance.attend(lambda environ, start_response: result))
+    assert len(subject.attendance.running) == 1
     if end == "dropped":
         result.left = 2
         begun = iter(body)
@@ -133,7 +135,7 @@ def test_a_body_is_closed_once(end: str) -> None:
         assert list(body) == []
     if end in ("closed", "both"):
         body.close()
-    assert (result.closed, len(subject.running)) == (1, 0)
+    assert (result.closed, len(subject.attendance.running)) == (1, 0)
 
 
 def test_an_application_that_raises_has_ended() -> None:
@@ -144,8 +146,8 @@ def test_an_application_that_raises_has_ended() -> None:
 
     subject = uvicorn()
     with pytest.raises(ValueError, match="boom"):
-        call(subject.attend(fails))
-    assert not subject.running
+        call(subject.attendance.attend(fails))
+    assert not subject.attendance.running
 
 
 def test_answers_close_once_it_is_announced() -> None:
@@ -157,7 +159,7 @@ def test_answers_close_once_it_is_announced() -> None:
         return ()
 
     subject = uvicorn()
-    attended = subject.attend(app)
+    attended = subject.attendance.attend(app)
     call(attended, lambda status, given: headers.append(given))
     subject.announce()
     call(attended, lambda status, given: headers.append(given))
@@ -323,3 +325,132 @@ def test_uwsgis_queue_is_waited_for(uwsgi: Any) -> None:
     assert next(looks, None) is None
     uwsgi.uwsgi.listen_queue = lambda: 1
     subject.stop_accepting(0.05)
+
+
+# -- granian ------------------------------------------------------------------------------------------------------
+
+
+class Carrier:
+    """The process, as a server sees it."""
+
+    def __init__(self) -> None:
+        self.coordinator = types.SimpleNamespace(in_flight=0)
+        self.signals: list[int] = []
+        self.held = 0
+
+    def take_signals(self) -> None:
+        raise AssertionError("granian's signals cannot be taken")
+
+    def signalled(self, signum: int) -> None:
+        self.signals.append(signum)
+
+    def stop(self, reason: str, signum: int | None = None, *, delay: bool) -> None:
+        raise AssertionError("nobody asks for that")
+
+    def hold(self) -> None:
+        self.held += 1
+
+    def members(self) -> list[Any]:
+        return [types.SimpleNamespace(settings=types.SimpleNamespace(grace_period=25.0))]
+
+
+def handler_of(event: Any) -> Any:
+    """granian's, as it is made."""
+    signal_event = event
+
+    def signal_handler(signum: int, frame: object) -> None:
+        signal_event.set()
+
+    return signal_handler
+
+
+def test_granians_handler_tells_us_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its handler's event is ours until the delay is over, then granian is told; it is waited for until it returns."""
+    event = threading.Event()
+    handler, process = handler_of(event), Carrier()
+    subject = granian.FoundGranian(granian._cell(handler, "signal_event"))
+    finalizers: list[Any] = []
+    monkeypatch.setattr(util, "Finalize", lambda thing, callback, exitpriority: finalizers.append(callback))
+    subject.begin(process)
+    handler(signal.SIGTERM, None)
+    assert (process.signals, event.is_set(), subject.promise) == ([signal.SIGTERM], False, "accepted requests")
+    assert not subject.unfinished()
+    subject.stop_accepting(BOUND)
+    assert event.is_set()
+    assert [info.stage for info in subject.unfinished()] == ["receiving"]
+    assert not subject.wait_idle(0.0, 0.0)
+    finalizers[0]()
+    assert (process.held, subject.wait_idle(0.0, 0.0), list(subject.unfinished())) == (1, True, [])
+    assert subject.end()
+
+
+def test_a_granian_that_is_not_known_is_left_alone() -> None:
+    """With another handler there is nothing to be replaced, and less is promised."""
+    subject = granian.FoundGranian(granian._cell(signal.SIG_DFL, "signal_event"))
+    subject.begin(Carrier())
+    subject.stop_accepting(0.0)
+    assert (subject.promise, subject.ours, subject.wait_idle(0.0, 0.0), subject.end()) == (
+        "started requests", False, True, False,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("arguments", "variable", "limit"),
+    [
+        ([], None, None),
+        (["--workers-kill-timeout", "5", "app"], None, 5.0),
+        (["--workers-kill-timeout=6.5"], "7", 6.5),
+        ([], "7", 7.0),
+        (["--workers-kill-timeout"], None, None),
+        (["--workers-kill-timeout", "soon"], None, None),
+    ],
+)
+def test_granians_kill_timeout_is_found(
+    monkeypatch: pytest.MonkeyPatch, arguments: list[str], variable: str | None, limit: float | None
+) -> None:
+    """It is read from where granian has it: its arguments or the environment."""
+    monkeypatch.setattr(sys, "argv", ["granian", *arguments])
+    if variable is not None:
+        monkeypatch.setenv("GRANIAN_WORKERS_KILL_TIMEOUT", variable)
+    assert granian._kill_timeout() == limit
+
+
+# -- hypercorn ----------------------------------------------------------------------------------------------------
+
+
+def hypercorn_connection(unsent: int = 0, closing: bool = False, **protocol: Any) -> Any:
+    """A connection of hypercorn, as far as one looks at it."""
+    transport = types.SimpleNamespace(get_write_buffer_size=lambda: unsent, is_closing=lambda: closing)
+    inner = types.SimpleNamespace(**protocol)
+    connection = type("Connection", (), {})()
+    connection.writer = types.SimpleNamespace(transport=transport)
+    connection.protocol = types.SimpleNamespace(protocol=inner)
+    return connection
+
+
+def test_what_hypercorn_is_busy_with() -> None:
+    """Its connections tell what each is busy with; one that is closed is none any more."""
+    config = types.SimpleNamespace(bind=["fd://3"], insecure_bind=[])
+    serving: dict[str, Any] = {"config": config, "loop": None, "servers": [], "shutdown_trigger": None}
+    subject = hypercorn.FoundHypercorn(serving)
+    half = types.SimpleNamespace(trailing_data=(b"GET / HT", False))
+    scope = types.SimpleNamespace(scope={"method": "GET", "path": "/running"})
+    connections = [
+        hypercorn_connection(stream=scope),
+        hypercorn_connection(streams={1: object()}),
+        hypercorn_connection(unsent=5, closing=True),
+        hypercorn_connection(stream=None, connection=half),
+        hypercorn_connection(stream=None),
+        hypercorn_connection(closing=True),
+    ]
+    subject._open.update(dict.fromkeys(connections))
+    there = list(subject.connections())
+    assert there == connections[:5]
+    assert [info and (info.path, info.stage) for info in map(subject.doing, there)] == [
+        ("/running", "queued"),
+        ("-", "queued"),
+        ("-", "sending"),
+        ("-", "receiving"),
+        None,
+    ]
+    assert subject.promise == "accepted requests"

@@ -80,9 +80,9 @@ LAYERS = {
 REQUIRED = {"flask", "werkzeug", "blinker", "click"}
 # A file that is imported only once its own package is wanted may import it at the top.
 AT_HOME = {(f"servers/{name}.py", "waitress") for name in ("waitress", "_loop", "_channel", "found/waitress")}
-AT_HOME |= {(f"servers/found/{name}.py", name) for name in ("uvicorn", "uwsgi")}
 AT_HOME |= {(f"servers/{name}.py", "cheroot") for name in ("cheroot", "found/cheroot")}
 AT_HOME |= {(f"servers/{name}.py", "gevent") for name in ("gevent", "_greenlets", "found/gevent")}
+AT_HOME |= {(f"servers/found/{name}.py", name) for name in ("uvicorn", "uwsgi", "hypercorn")}
 
 
 @dataclass(frozen=True)

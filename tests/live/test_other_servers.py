@@ -17,7 +17,7 @@ from ._process import BIG, ROOT, Running, Starter
 
 WITHOUT_A2WSGI = "import sys; sys.modules['a2wsgi'] = None; import uvicorn; uvicorn.main()"
 UVICORN = ("--interface", "wsgi", "--host", "127.0.0.1", "--port", "0", "live_app:app")
-ADDRESS = r"(?:Uvicorn running on http://|bound to TCP address )127\.0\.0\.1:(\d+)"
+ADDRESS = r"(?:[Rr]unning on http://|Listening at: http://|bound to TCP address )127\.0\.0\.1:(\d+)"
 TOKEN = "a token of sixteen and more"
 # Longer than a client takes to ask over a connection that has been idle.
 LINGER = {"LIFECYCLE_KEEPALIVE_LINGER": 2.0}
@@ -169,20 +169,6 @@ def test_uvicorn_loses_nothing(live: Starter, stack: contextlib.ExitStack, kind:
     assert max(running.told("end live work")) < running.told("shutdown last")[0]
 
 
-def test_uvicorn_goes_on_serving_in_the_delay(live: Starter) -> None:
-    """In the delay readiness says 503, what comes is served, and told to close its connection; SIGTERM comes to us
-    although uvicorn takes it after the application was loaded.
-    """
-    running = uvicorn(live, settings={"LIFECYCLE_SHUTDOWN_DELAY": 1.0})
-    address = address_of(running)
-    running.begin_stop()
-    assert (get(address, "/readyz").status, get(address, "/livez").status) == (503, 200)
-    answer = get(address, "/fast")
-    assert (answer.body, answer.says_close) == (b"fast", True)
-    assert running.wait_gone() == 0
-    assert running.lasted > 1.0
-
-
 def test_uvicorns_workers_answer_what_they_have(live: Starter, stack: contextlib.ExitStack) -> None:
     """Under a supervisor each worker answers what it has accepted, and runs its hooks once."""
     running = uvicorn(live, "a2wsgi", "--workers", "2")
@@ -301,3 +287,103 @@ def test_uwsgi_is_told_what_it_lacks(live: Starter) -> None:
     )
     running.wait_log(r"uWSGI's 'worker-reload-mercy' is 5 s, and a stop may take 25 s; set it to 25, or a shorter")
     assert running.stop(signal.SIGINT) == 0
+
+
+# -- hypercorn ----------------------------------------------------------------------------------------------------
+
+
+def documented(server: str, port: int) -> list[str]:
+    """The command of a server's section in docs/servers.md, with this port, for the live app."""
+    text = (ROOT / "docs" / "servers.md").read_text(encoding="utf-8")
+    section = text.split(f"\n## {server}\n", 1)[1]
+    words = section.split("```sh\n", 1)[1].split("\n", 1)[0].split("#")[0].split()
+    command = [word.replace("app:app", "live_app:app").replace("0.0.0.0", "127.0.0.1") for word in words]
+    return [sys.executable, "-m", *(word.replace("8000", str(port)) for word in command)]
+
+
+def test_one_process_of_hypercorn_loses_nothing(live: Starter, stack: contextlib.ExitStack) -> None:
+    """Without a parent hypercorn answers whatever the kernel has accepted, and runs the hooks after that."""
+    running = start(live, *documented("hypercorn", free_port()), "--workers", "0")
+    wait_promise(running, "hypercorn", "full")
+    traffic = Traffic(running, stack, running_at_once=4)
+    traffic.hold(queued=3)
+    traffic.queue_in_kernel(4)
+    running.wait_log("listener closed")
+    assert refuses(traffic.address)
+    traffic.finish()
+    traffic.check_started()
+    traffic.check_accepted()
+    assert [each.answer().body for each in traffic.kernel] == [b"fast"] * 4
+    assert running.wait_gone() == 0
+    assert running.hooks() == ["last", "first"]
+    assert max(running.told("end live work")) < running.told("shutdown last")[0]
+
+
+def test_hypercorns_workers_answer_what_they_have(live: Starter, stack: contextlib.ExitStack) -> None:
+    """Each worker of hypercorn answers what it has accepted, and runs its hooks once, whatever time hypercorn itself
+    would give it; the first that ends takes nothing from the other.
+    """
+    settings = {**LINGER, "LIFECYCLE_SHUTDOWN_DELAY": 0.5}
+    command = documented("hypercorn", free_port())
+    running = start(live, *command, "--workers", "2", "--graceful-timeout", "1", settings=settings)
+    running.wait_for(lambda: (get(address_of(running), "/fast"), running.log.count("-> READY") == 2)[1], "both workers")
+    wait_promise(running, "hypercorn", "accepted")
+    traffic = Traffic(running, stack, running_at_once=4)
+    traffic.hold(queued=3)
+    running.send(signal.SIGTERM)
+    running.wait_for(lambda: running.log.count("-> DRAINING") == 2, "both drains")
+    running.wait_for(lambda: running.log.count("listener closed") == 2, "both listeners closed")
+    traffic.finish()
+    traffic.check_started()
+    traffic.check_accepted()
+    assert running.wait_gone() == 0
+    assert sorted(running.hooks()) == ["first", "first", "last", "last"]
+
+
+# -- granian ------------------------------------------------------------------------------------------------------
+
+
+def test_granians_workers_answer_what_they_have(live: Starter, stack: contextlib.ExitStack) -> None:
+    """Each worker of granian serves in the delay, answers what it has accepted, and runs its hooks once, after that."""
+    settings = {"LIFECYCLE_SHUTDOWN_DELAY": 0.5}
+    running = start(live, *documented("granian", free_port()), "--workers", "2", settings=settings)
+    running.wait_for(lambda: (get(address_of(running), "/fast"), running.log.count("-> READY") == 2)[1], "both workers")
+    wait_promise(running, "granian", "accepted")
+    traffic = Traffic(running, stack, running_at_once=4, keep_alive=False)
+    traffic.hold(queued=3)
+    running.send(signal.SIGTERM)
+    running.wait_for(lambda: running.log.count("-> DRAINING") == 2, "both drains")
+    running.wait_for(lambda: running.log.count("'stop accepting' ended") == 2, "the end of both delays")
+    traffic.finish()
+    traffic.check_started()
+    traffic.check_accepted()
+    assert running.wait_gone() == 0
+    assert sorted(running.hooks()) == ["first", "first", "last", "last"]
+    assert running.log.count(": clean, exit 0") == 2
+
+
+def test_granian_is_told_of_its_time(live: Starter) -> None:
+    """A time after which granian would kill workers is warned of if it is shorter than the grace period."""
+    running = start(live, *documented("granian", free_port()), "--workers-kill-timeout", "5")
+    running.wait_log("granian's 'workers-kill-timeout' is 5 s, and a stop may take 25 s; set it to 25, or a shorter")
+    assert running.stop() == 0
+    assert running.hooks() == ["last", "first"]
+
+
+# -- all of them --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("server", ["uvicorn", "hypercorn", "granian"])
+def test_the_delay_is_served(live: Starter, server: str) -> None:
+    """In the delay readiness says 503, and what comes is served and told to close its connection; SIGTERM comes to us
+    although these servers take it after the application was loaded. They are started as the documentation says.
+    """
+    running = start(live, *documented(server, free_port()), settings={"LIFECYCLE_SHUTDOWN_DELAY": 1.0})
+    address = address_of(running)
+    running.begin_stop()
+    assert (get(address, "/readyz").status, get(address, "/livez").status) == (503, 200)
+    answer = get(address, "/fast")
+    assert (answer.body, answer.says_close) == (b"fast", True)
+    assert running.wait_gone() == 0
+    assert running.lasted > 1.0
+    assert running.hooks() == ["last", "first"]

@@ -37,6 +37,8 @@ _TICK = 0.02
 # What the server imports, and the module here that knows it.
 KINDS = (
     ("uvicorn.server", "uvicorn"),
+    ("granian.server.mp", "granian"),
+    ("hypercorn.asyncio.run", "hypercorn"),
     ("uwsgi", "uwsgi"),
     ("waitress.server", "waitress"),
     ("cheroot.server", "cheroot"),
@@ -132,6 +134,15 @@ class Carried(Protocol):
 
     def take_signals(self) -> None:
         """Take over the signals once more, where the server has installed its own after ours. For the main thread."""
+
+    def signalled(self, signum: int) -> None:
+        """Take a signal that somebody else's handler has had; for a handler in the main thread."""
+
+    def stop(self, reason: str, signum: int | None = None, *, delay: bool) -> None:
+        """Begin the shutdown."""
+
+    def hold(self) -> None:
+        """The server has returned, and no ``atexit`` function will run: see the shutdown through. Blocks."""
 
     def members(self) -> Sequence[Any]:
         """The applications in it."""

@@ -12,10 +12,7 @@ half sent.
 *Closing the listener.* The loop accepts all by itself, so it is only watched: it is made deaf where nobody else has a
 copy of the listener (see ``_closing.py``), else there is a quiet period; then the listener of this process is closed.
 
-*The application is wrapped* (:meth:`Loop.attend`) as soon as the server is found, in a way that costs others nothing:
-one cannot set ``Connection: close`` otherwise, nor tell a request that the application runs, which the ledger knows,
-from one that the server has. Besides, uvicorn's own WSGI middleware never calls ``close()``: each request would be in
-flight for ever, with its environ. The wrapper closes what has been iterated to its end.
+The application is attended to, see ``_attend.py``.
 """
 
 from __future__ import annotations
@@ -27,17 +24,15 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 from ..._inflight import RequestInfo
 from ..._parties import ACCEPTED, FULL
 from ..._sockets import has_input
 from .._closing import CLOSING_BOUND, QUIET_PERIOD, deafen, handshakes, log_closed
 from . import _TICK, Carried, Found, instances
-
-if TYPE_CHECKING:
-    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
+from ._attend import Attendance
 
 # Who runs a WSGI application for an ASGI server; each keeps it in its attribute ``app``.
 _MIDDLEWARES = (
@@ -65,8 +60,7 @@ class Loop(Found):
         self._alone = alone
         if not alone:
             self.promise = ACCEPTED
-        self.closing = False  # whether answers tell their connections to close
-        self.running: dict[object, None] = {}  # the requests that the application has, as far as they came by us
+        self.attendance = Attendance()
         self._looks: dict[Any, tuple[float, bool]] = {}  # since when a connection is idle, or busy
 
     # -- what a server has to tell ---------------------------------------------------------------------------------
@@ -90,10 +84,10 @@ class Loop(Found):
         for module, name in _MIDDLEWARES:
             kind = getattr(sys.modules.get(module), name, None)
             for middleware in list(instances(kind)) if kind is not None else ():
-                middleware.app = self.attend(middleware.app)
+                middleware.app = self.attendance.attend(middleware.app)
 
     def announce(self) -> None:
-        self.closing = True
+        self.attendance.closing = True
 
     def stop_accepting(self, timeout: float) -> None:
         listeners = [sock for server in self._servers for sock in server.sockets]
@@ -151,54 +145,7 @@ class Loop(Found):
             if (info := self.doing(each)) is not None
         ]
         # Those that the application has are in the ledger; nobody tells which they are, but that they are not sent yet.
-        return sorted(busy, key=lambda info: _STAGES.index(info.stage))[len(self.running) :]
-
-    # -- the application -------------------------------------------------------------------------------------------
-
-    def attend(self, app: WSGIApplication) -> WSGIApplication:
-        """The application, counted, closed, and with answers that tell their connections to close in a shutdown."""
-
-        def application(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-            def start(status: str, headers: list[tuple[str, str]], *more: Any) -> Any:
-                if self.closing:
-                    headers = [*headers, ("Connection", "close")]
-                return start_response(status, headers, *more)
-
-            attended = _Attended(self.running)
-            try:
-                attended.result = app(environ, start)
-            except BaseException:
-                attended.close()
-                raise
-            return attended
-
-        return application
-
-
-class _Attended:
-    """An application's result, which is closed when it has been iterated to its end, if nobody does it before."""
-
-    def __init__(self, running: dict[object, None]) -> None:
-        self.result: Iterable[bytes] = ()
-        self._running = running
-        running[self] = None
-
-    def __iter__(self) -> Iterator[bytes]:
-        try:
-            # And not "yield from", which would close the iterator besides.
-            for chunk in self.result:  # noqa: UP028
-                yield chunk
-        finally:
-            self.close()
-
-    def close(self) -> None:
-        result, self.result = self.result, ()
-        try:
-            close = getattr(result, "close", None)
-            if close is not None:
-                close()
-        finally:
-            self._running.pop(self, None)
+        return sorted(busy, key=lambda info: _STAGES.index(info.stage))[len(self.attendance.running) :]
 
 
 def is_child() -> bool:
