@@ -120,10 +120,21 @@ _GUNICORN_ALONE = of(
 )
 _UVICORN = of(
     "test_other_servers.py",
-    readiness="uvicorn_goes_on_serving_in_the_delay",
+    readiness="the_delay_is_served[uvicorn]",
     running="uvicorn_loses_nothing",
     late="uvicorn_loses_nothing",
     bounded="uvicorn_is_left_within_the_grace_period",
+)
+_HYPERCORN = of(
+    "test_other_servers.py",
+    readiness="the_delay_is_served[hypercorn]",
+    workers="hypercorns_workers_answer_what_they_have",
+)
+_GRANIAN = of(
+    "test_other_servers.py",
+    readiness="the_delay_is_served[granian]",
+    workers="granians_workers_answer_what_they_have",
+    bounded="granian_is_left_within_the_grace_period",
 )
 _UWSGI = of("test_other_servers.py", running="uwsgi_answers_what_it_runs", held="uwsgi_that_is_drained_loses_nothing")
 _MORE = {
@@ -263,6 +274,36 @@ SERVERS = {
             "late": Cell(CLOSED, _UVICORN["late"]),
             "hooks": Cell("yes", _UVICORN_SHOWN),
             "bounded": Cell("yes", _UVICORN["bounded"]),
+        },
+    ),
+    "hypercorn": Server(
+        "`hypercorn wsgi:app:app`, a2wsgi", "", ACCEPTED, "with `--workers 0` the full promise",
+        {
+            "busy": Cell(_PROBE_PORT),
+            "readiness": Cell("yes, each worker within 0.1 s", _HYPERCORN["readiness"]),
+            "running": Cell("yes", _HYPERCORN["workers"]),
+            "held": Cell("yes", _HYPERCORN["workers"]),
+            "kernel": Cell("not those that are there when the last worker closes its listener"),
+            "unsent": Cell("yes", _HYPERCORN["workers"]),
+            "websockets": Cell("not tested"),
+            "late": Cell(CLOSED, _HYPERCORN["workers"]),
+            "hooks": Cell("yes, once in each worker", _HYPERCORN["workers"]),
+            "bounded": Cell("yes", ("test_other_servers.py::test_hypercorn_is_left_within_the_grace_period",)),
+        },
+    ),
+    "granian": Server(
+        "`granian --interface wsgi`", "found.granian:FoundGranian", ACCEPTED, "any number of workers",
+        {
+            "busy": Cell(_PROBE_PORT),
+            "readiness": Cell("yes, in all workers together", _GRANIAN["readiness"]),
+            "running": Cell("yes", _GRANIAN["workers"]),
+            "held": Cell("yes", _GRANIAN["workers"]),
+            "kernel": Cell("as granian does it"),
+            "unsent": Cell("yes", _GRANIAN["workers"]),
+            "websockets": Cell("not tested"),
+            "late": Cell("the listener is closed"),
+            "hooks": Cell("yes, once in each worker", _GRANIAN["workers"]),
+            "bounded": Cell("yes", _GRANIAN["bounded"]),
         },
     ),
     "uWSGI": Server(

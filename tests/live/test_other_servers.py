@@ -196,14 +196,21 @@ def test_requests_of_uvicorns_own_middleware_end(live: Starter) -> None:
     assert running.shutdown_took < 5.0
 
 
-def test_uvicorn_is_left_within_the_grace_period(live: Starter) -> None:
-    """A request that hangs is abandoned, and although uvicorn would wait for it the process is gone in time."""
-    running = uvicorn(live, settings={"LIFECYCLE_GRACE_PERIOD": 2.0})
+def left(live: Starter, server: str) -> int:
+    """Have a request hang, stop the server, and say what it exits with when it is gone in time."""
+    running = start(live, *documented(server, free_port()), settings={"LIFECYCLE_GRACE_PERIOD": 2.0})
     with Connection(address_of(running)) as connection:
         connection.ask("/gate/never")
         running.wait_event("begin live never")
-        assert running.stop() == 1
+        code = running.stop()
     assert running.hooks() == ["last", "first"]
+    assert "abandoned GET /gate/never" in running.log
+    return code
+
+
+def test_uvicorn_is_left_within_the_grace_period(live: Starter) -> None:
+    """A request that hangs is abandoned, and although uvicorn would wait for it the process is gone in time."""
+    assert left(live, "uvicorn") == 1
 
 
 def test_uvicorn_dies_by_the_signal_if_it_is_to(live: Starter) -> None:
@@ -340,6 +347,11 @@ def test_hypercorns_workers_answer_what_they_have(live: Starter, stack: contextl
     assert sorted(running.hooks()) == ["first", "first", "last", "last"]
 
 
+def test_hypercorn_is_left_within_the_grace_period(live: Starter) -> None:
+    """A request that hangs is abandoned, and the worker, and so hypercorn, is gone in time."""
+    left(live, "hypercorn")  # by "python -m" it exits with 0 whatever its workers do
+
+
 # -- granian ------------------------------------------------------------------------------------------------------
 
 
@@ -360,6 +372,11 @@ def test_granians_workers_answer_what_they_have(live: Starter, stack: contextlib
     assert running.wait_gone() == 0
     assert sorted(running.hooks()) == ["first", "first", "last", "last"]
     assert running.log.count(": clean, exit 0") == 2
+
+
+def test_granian_is_left_within_the_grace_period(live: Starter) -> None:
+    """A request that hangs is abandoned, and the worker, and so granian, is gone in time."""
+    assert left(live, "granian") == 0
 
 
 def test_granian_is_told_of_its_time(live: Starter) -> None:
