@@ -12,8 +12,10 @@ descriptors where there are some to be had.
 to a process   ``serve``: here are the listeners, and whether you are the first
                ``leave``: another process serves now; accept nobody any more, and finish what you have
                ``closed``: you are the last, and I have closed my copies of the listeners
-to the         ``probes``: here is my probe listener
-supervisor     ``waiting``: why I am not ready yet
+               ``signal``: I have got one, which you may have got as well
+to the         ``begun``: I hear what you say
+supervisor     ``probes``: here is my probe listener
+               ``waiting``: why I am not ready yet
                ``ready``: I am, I accept from now on, and I answer the probes
                ``stopping``: I stop for good
                ``notify``: tell systemd, which listens to nobody but you
@@ -132,6 +134,9 @@ class Process(Protocol):
     def succeed(self, reason: str) -> None:
         """Stop because another process goes on with the listeners."""
 
+    def passed_on(self, signum: int) -> None:
+        """The supervisor has got a signal."""
+
     def shutdown(self, reason: str, wait: bool) -> Any: ...
 
 
@@ -167,6 +172,7 @@ class Generation:
                 self._channel.send("probes", "", [app.probe_socket.fileno()])
         else:
             runner.hold_back()
+        self._channel.send("begun")
         for name, target in (("lifecycle-handover", self._go_on), ("lifecycle-supervisor", self._listen)):
             threading.Thread(target=target, name=name, daemon=True).start()
 
@@ -225,6 +231,9 @@ class Generation:
     def _listen(self) -> None:
         while (messages := self._channel.receive()) is not None:
             for word, text, _descriptors in messages:
+                if word == "signal":
+                    self._process.passed_on(int(text))
+                    continue
                 if word == "leave":
                     self._leave(text)
                 self._answered.set()
@@ -235,8 +244,8 @@ class Generation:
     def _leave(self, successor: str) -> None:
         self._left = True
         self._runner.hand_over()
-        self._process.succeed(f"process {successor} serves now")
         self._app.close_probe_listener()
+        self._process.succeed(f"process {successor} serves now")
 
 
 def place() -> Generation | None:

@@ -245,6 +245,15 @@ class Process:
         else:
             self._begin(signal_name(signum), signum)
 
+    def passed_on(self, signum: int) -> None:
+        """Whoever started this process has got a signal. It may have come here as well, and is no second one."""
+        if signum not in self.relay.installed:
+            os.kill(os.getpid(), signum)
+            return
+        self._first_signal = self._first_signal or time.monotonic()
+        if not self.coordinator.begun:
+            self._begin(signal_name(signum), signum)
+
     def shutdown(self, reason: str, wait: bool) -> ShutdownReport | None:
         """Begin the shutdown, or join the one that is under way.
 

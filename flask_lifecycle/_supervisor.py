@@ -6,9 +6,11 @@ was started by itself, in the environment and the directory of then. (``.env`` f
 reached by a symbolic link, as deploys do, is reached by it again, if ``PWD`` tells.)
 
 One thread, one loop. Handlers do nothing; the interpreter itself writes the numbers of signals into a pipe. The signal
-that reloads is answered here, each other one is passed on: the process that serves stops, and says so; one that is on
-its way out already takes a first one for the same event, and a second one for the order to leave at once. They have a
-session of their own, so that Ctrl-C on a terminal reaches them this way only, and once.
+that reloads is answered here, each other one is passed on: the process that serves stops, and says so. A second one is
+the order to leave at once, also to those that are on their way out already. systemd signals all processes of a service,
+and how much later what is passed on comes depends on the machine; so the first one that stops is told, not sent, and
+whoever has got it as well does not take it for a second one. All have a session of their own: Ctrl-C on a terminal
+reaches them this way only.
 
 systemd takes it for the main process of the service, and so it speaks for those that serve: what the current one says
 of itself, and nothing of what the others do, one of which stops without the service's stopping. A reload is told by
@@ -39,7 +41,8 @@ from ._state import logger
 
 # What is passed on, if it is not what reloads.
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
-
+_STOPPING = frozenset((signal.SIGTERM, signal.SIGINT, signal.SIGQUIT))
+# Seconds for systemd to take what it is told.
 _MANAGERS_TIME = 0.5
 
 
@@ -49,6 +52,7 @@ class _Child:
     def __init__(self, popen: subprocess.Popen[bytes], channel: Channel) -> None:
         self.popen = popen
         self.channel = channel
+        self.hears = False  # what is said to it
         self.why = "nothing was heard of it"  # it is not ready
         self.until: float | None = None  # when it is to be ready, or gone
         self.status = ""  # what it wants systemd to be told of it
@@ -194,10 +198,15 @@ class Supervisor:
         if number == self._reload_on:
             self._reload()
         elif number != signal.SIGCHLD:
+            first = number in _STOPPING and self._passed_on.isdisjoint(_STOPPING)
             self._passed_on.add(number)
             for child in self._children.values():
                 # Not to one that is about to serve: if the service stops, it is told when that is known.
-                if child is not self._next or self._ending:
+                if child is self._next and not self._ending:
+                    continue
+                if first and child.hears:
+                    child.channel.send("signal", str(number))
+                else:
                     child.signal(number)
 
     def _hear(self, child: _Child) -> None:
@@ -214,6 +223,8 @@ class Supervisor:
                     os.close(descriptor)
             if word == "ready" and heeded:
                 self._promote(child)
+            elif word == "begun":
+                child.hears = True
             elif word == "waiting":
                 child.why = text
             elif word == "notify":

@@ -192,6 +192,7 @@ def test_a_broken_deploy_changes_nothing(live: Starter) -> None:
     service.wait_alone()  # killed, as it has not left within as long once more
     service.deploy("five")
     service.reload()
+    service.wait_alone()
     assert service.ask_version()[0] == "five"
     assert service.running.stop() == 0
 
@@ -292,7 +293,7 @@ def test_probes_tell_the_truth(live: Starter) -> None:
         for _ in range(10):
             assert asked() == (200, before)
         service.running.open_gate("warm")
-        service.running.wait_log(SERVES.pattern)
+        service.running.wait_log(r"\(left to another process\)")
         service.running.wait_log("-> DRAINING")
         _, after = service.ask_version()
         assert after != before
@@ -412,6 +413,7 @@ def test_a_reload_that_is_asked_for_twice(service: Service) -> None:
     service.deploy("three")
     service.running.open_gate("warm")
     service.running.wait_for(lambda: len(SERVES.findall(service.running.log)) == 2, "two reloads")
+    service.wait_alone()
     assert service.ask_version()[0] == "three"
     assert service.running.stop() == 0
 
@@ -432,6 +434,36 @@ def test_the_second_signal_forces(service: Service) -> None:
             assert len(service.pids) == 2
             assert service.running.stop() == 128 + signal.SIGTERM
     assert service.running.log.count("forced by SIGTERM") == 2
+
+
+def test_a_signal_to_all(service: Service) -> None:
+    """Who gets the same signal from systemd and, however much later, from its supervisor, does not take it for a second
+    one; nor does the one that finishes what it had before a reload.
+    """
+    with Connection(service.address) as before:
+        before.ask("/gate/a")
+        service.running.wait_event("begin live a")
+        service.reload()
+        service.running.wait_log(r"\(left to another process\)")
+        with Connection(service.address) as after:
+            after.ask("/gate/a")
+            service.running.wait_event("begin live a", times=2)
+            for pid in service.pids:
+                os.kill(pid, signal.SIGTERM)
+            service.running.wait_log("shutdown begins: SIGTERM")
+            assert not service.running.gone.wait(0.3)
+            service.running.send(signal.SIGTERM)
+            assert not service.running.gone.wait(0.3)
+            service.running.open_gate("a")
+            assert before.answer().body == after.answer().body == b"passed a"
+    assert service.running.wait_gone() == 0
+    assert "forced" not in service.running.log
+
+
+def test_a_signal_that_stops_nothing(live: Starter) -> None:
+    """A signal that the process does not handle does with it what it would do without a supervisor."""
+    service = Service(live, "waitress")
+    assert service.running.stop(signal.SIGQUIT) == -signal.SIGQUIT
 
 
 def test_ctrl_c(live: Starter) -> None:
@@ -507,5 +539,6 @@ def test_the_environment_and_the_directory_of_then(live: Starter) -> None:
     address = running.address
     running.send(signal.SIGHUP)
     running.wait_log(SERVES.pattern)
+    running.wait_log("shutdown complete")
     assert get(address, "/version").body.startswith(b"new ")
     assert running.stop() == 0
