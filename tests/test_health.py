@@ -295,6 +295,18 @@ def test_keeping_readiness_in_a_drain() -> None:
     assert made.health.report("ready").draining
 
 
+def test_readiness_that_outlives_the_process() -> None:
+    """Where another process goes on at the same address, readiness is what it is to the end, with its checks."""
+    switch = Switch()
+    made = Healthy(Check("db", switch, groups=("ready", "own"), ttl=0))
+    made.health.outlive()
+    made.machine.apply(Event.DRAIN, "process 4711 serves now")
+    made.health.withdraw()
+    assert made.said("ready", "healthcheck", "own") == ["pass"] * 3
+    switch.status = "fail"
+    assert made.said("ready") == ["fail"]
+
+
 def test_nothing_is_kept_that_was_not_there() -> None:
     """With "keep" an application that was not ready when the drain began does not become it; its own groups go on."""
     made = Healthy(Check("db", Switch(), groups=("ready", "own")), keep=True)

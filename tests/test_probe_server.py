@@ -42,6 +42,19 @@ def started() -> Iterator[Any]:
         server.close()
 
 
+def test_the_listener_of_another_process(started: Any) -> None:
+    """One that has the address is used, port 0 being any; else another is bound, and that one is left alone."""
+    before = started()
+    for port, same in [(0, True), (before.port, True), (0, False)]:
+        host = "127.0.0.1" if same else "127.0.0.2"
+        handed = before.listener.dup()
+        server = ProbeServer(alive, host, port, handed=handed)
+        assert (server.port == before.port) == same
+        server.close()
+        assert (handed.fileno() == -1) == same
+        handed.close()
+
+
 def get(server: ProbeServer, path: str = "/livez") -> tuple[int, bytes]:
     connection = http.client.HTTPConnection(server.host, server.port, timeout=BOUND)
     try:

@@ -319,6 +319,27 @@ def test_a_signal_begins_the_shutdown(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (report.reason, report.signal, member.machine.state) == ("SIGTERM", signal.SIGTERM, State.STOPPED)
 
 
+def test_a_signal_that_is_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that comes by another process as well is no second one; the next one forces. What is none of ours goes on."""
+    process, codes = receiving(monkeypatch)
+    member, free = FakeMember(grace_period=2.0), threading.Event()
+    process.join(member, ())
+    member.hooks.add("shutdown", lambda: free.wait(BOUND), "slow", None)
+    process.relay._saved[signal.SIGTERM] = signal.SIG_DFL
+    sent: list[tuple[int, int]] = []
+    monkeypatch.setattr(os, "kill", lambda *arguments: sent.append(arguments))
+    process.passed_on(signal.SIGUSR1)
+    assert (sent, process.coordinator.begun) == ([(os.getpid(), signal.SIGUSR1)], False)
+    monkeypatch.setattr(_process, "_SAME_SIGNAL", 0.0)
+    process.passed_on(signal.SIGTERM)
+    process.passed_on(signal.SIGTERM)
+    assert (process.coordinator.reason, codes) == ("SIGTERM", [])
+    with pytest.raises(Left, match=whole("")):
+        process.receive(signal.SIGTERM)
+    free.set()
+    process.coordinator.wait()
+
+
 def test_a_second_signal_forces(monkeypatch: pytest.MonkeyPatch) -> None:
     """A second signal leaves at once with 128 + its number, and says what was abandoned."""
     process, codes = receiving(monkeypatch)
