@@ -165,13 +165,12 @@ class Generation:
         :param tell: logs where the server listens.
         """
         self._process, self._app, self._runner, self._tell = process, app, runner, tell
+        runner.hold_back()
         if self.first:
             runner.take_over(self._ours)
             tell()
             if app.probe_socket is not None:
                 self._channel.send("probes", "", [app.probe_socket.fileno()])
-        else:
-            runner.hold_back()
         self._channel.send("begun")
         for name, target in (("lifecycle-handover", self._go_on), ("lifecycle-supervisor", self._listen)):
             threading.Thread(target=target, name=name, daemon=True).start()

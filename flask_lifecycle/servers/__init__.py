@@ -31,7 +31,7 @@ class Runner(Server, Protocol):
         """Accept nobody until :meth:`take_over`. To be called before :meth:`serve`."""
 
     def take_over(self, ours: Collection[socket.socket]) -> None:
-        """Accept from now on; of the sockets that were given, these are ours to close at the end."""
+        """Accept after having been held back; of the sockets that were given, these are ours to close at the end."""
 
     def hand_over(self) -> None:
         """Accept nobody any more and leave the listeners to another process, with all that waits in them."""
@@ -89,5 +89,6 @@ def create(
     ours = _reuseport.listen(host, port, options)
     rest = {name: options[name] for name in options if name not in ("reuse_port", "listen")}
     runner = make(app, None, None, lane, {**rest, "sockets": ours})
+    runner.hold_back()
     runner.take_over(ours)
     return runner
