@@ -29,10 +29,20 @@ from . import Found, has_other_owners, instances
 
 
 def find() -> FoundGevent | None:
-    """The one in this process that serves. gunicorn's workers are gunicorn's."""
-    found = [server for server in instances(WSGIServer) if server.started and hasattr(server, "socket")]
-    found = [server for server in found if not type(server).__module__.startswith("gunicorn")]
+    """Those in this process that serve."""
+    found = [server for server in instances(WSGIServer) if _serves(server)]
     return FoundGevent(found) if found else None
+
+
+def _serves(server: Any) -> bool:
+    """Whether a server is open, and is neither gunicorn's nor our own."""
+    if not server.started or not _is_open(server) or type(server).__module__.startswith("gunicorn"):
+        return False
+    return hasattr(server, "lifecycle_conductor") or not issubclass(server.handler_class, Tracked)
+
+
+def _is_open(server: Any) -> bool:
+    return not server.closed and server.socket.fileno() >= 0
 
 
 class FoundGevent(Found):
@@ -68,7 +78,7 @@ class FoundGevent(Found):
 
 def _track(servers: Sequence[Any]) -> Conductor:
     """Have the handlers of some servers say what they do."""
-    conductor = Conductor(lambda: [_listening(server) for server in servers])
+    conductor = Conductor(lambda: [_listening(server) for server in servers if _is_open(server)])
     for server in servers:
         server.lifecycle_conductor = conductor
         server.handler_class = type("Tracked", (Tracked, server.handler_class), {"conductor": conductor})
