@@ -36,7 +36,7 @@ closed with its last copy, and what another copy keeps in the queue would be ans
 
 *Both at once.* Whichever the supervisor learns first decides. If that is ``stopping``, the next one, which may have
 begun to accept, is stopped as well, and both empty the queue; if it is ``ready``, the one before gets ``leave`` in
-answer to ``stopping``, and leaves the listeners.
+answer to ``stopping``, and leaves the listeners. So does one that was given up at the moment when it became ready.
 
 *The supervisor dies* (``kill -9``): the channel ends, and the process stops for good. Whoever starts the supervisor
 anew would else find the address taken.
@@ -56,8 +56,6 @@ from ._state import ENDING, State, StateMachine, logger
 from .checks._health import READY, Health
 
 VARIABLE = "LIFECYCLE_HANDOVER"
-# How long a process that stops waits for the supervisor, who has nothing else to do.
-_PATIENCE = 1.0
 # Seconds between two looks at what keeps a process from being ready.
 _LOOK = 0.1
 _MOST_DESCRIPTORS = 253  # SCM_MAX_FD
@@ -182,7 +180,7 @@ class Generation:
     def await_sole_owner(self, timeout: float) -> None:
         """Block until nobody else has the listeners, or somebody else goes on with them."""
         if self._serving:
-            self._answered.wait(min(timeout, _PATIENCE))
+            self._answered.wait(timeout)
 
     # -- a thread of its own: from the start to the stop ------------------------------------------------------------
 

@@ -154,10 +154,12 @@ class Supervisor:
             logger.info("reload: process %d starts", self._next.pid, extra={"lifecycle_pid": self._next.pid})
 
     def _failed(self, why: str) -> None:
-        pid = self._current.pid if self._current is not None else 0
+        if self._current is None:
+            logger.error("reload failed: %s; nobody serves", why, extra={"lifecycle_pid": os.getpid()})
+            return
+        pid = self._current.pid
         logger.error("reload failed: %s; process %d goes on serving", why, pid, extra={"lifecycle_pid": pid})
-        if self._current is not None:
-            self._manager.go_on(self._current.status)
+        self._manager.go_on(self._current.status)
 
     def _reload_again(self) -> None:
         again, self._again = self._again, False
@@ -231,9 +233,21 @@ class Supervisor:
                 child.status = next((line for line in text.split("\n") if line.startswith("STATUS=")), child.status)
                 if child is self._current:
                     self._manager.tell(text)
-            elif word == "stopping" and child is self._current:
-                self._end()
-                child.channel.send("closed")
+            elif word == "stopping":
+                self._answer(child)
+
+    def _answer(self, child: _Child) -> None:
+        """A process stops, and waits to hear whether the listeners are its to close.
+
+        They are another's where one serves. This one may have begun to accept all the same: it was ready at the moment
+        when it was given up.
+        """
+        if child is self._current or self._current is None:
+            self._end()
+        if self._current is None or self._ending:
+            child.channel.send("closed")
+        else:
+            child.channel.send("leave", str(self._current.pid))
 
     def _reap(self) -> None:
         # Looked at without being taken away, because it is Popen that knows of ours; all others are left to PID 1.

@@ -140,6 +140,39 @@ def test_the_next_one_fails_as_well(child: Any, caplog: pytest.LogCaptureFixture
     assert (supervisor._code, supervisor._next, caplog.messages) == (7, None, [])
 
 
+@pytest.mark.parametrize(
+    ("serves", "ending", "answer", "ends_all"),
+    [
+        ("it", False, "closed", True),
+        ("another", False, "leave", False),
+        ("another", True, "closed", True),
+        ("nobody", False, "closed", True),
+    ],
+)
+def test_whose_the_listeners_are(
+    child: Any, ends: tuple[Channel, Channel], serves: str, ending: bool, answer: str, ends_all: bool
+) -> None:
+    """Who stops closes the listeners only where nobody else serves or goes on to."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        supervisor = Supervisor([listener], [], signal.SIGHUP, 5.0)
+        other = _Child(SimpleNamespace(pid=4712), ends[0])  # type: ignore[arg-type]
+        supervisor._current = {"it": child, "another": other, "nobody": None}[serves]
+        supervisor._ending = ending
+        ends[1].send("stopping")
+        supervisor._hear(child)
+        ((word, text, _),) = ends[1].receive() or []
+        assert (word, text) == (answer, "4712" if answer == "leave" else "")
+        assert supervisor._ending == ends_all
+        assert (listener.fileno() == -1) == (ends_all and not ending)
+
+
+def test_nobody_goes_on(child: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """A next one that is given up when the current one has died leaves nobody, and the line does not say otherwise."""
+    supervisor = Supervisor([], [], signal.SIGHUP, 5.0)
+    supervisor._failed("process 4711 was not ready")
+    assert caplog.messages == ["reload failed: process 4711 was not ready; nobody serves"]
+
+
 def test_descriptors_that_come_too_late_are_closed(child: Any, ends: tuple[Channel, Channel]) -> None:
     """Who is not about to serve does not pass on the listener of its probes."""
     supervisor = Supervisor([], [], signal.SIGHUP, 5.0)
