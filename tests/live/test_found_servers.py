@@ -72,6 +72,7 @@ def test_nothing_is_lost(live: Starter, started: str) -> None:
     assert running.shutdown_took < 5.0
 
 
+@pytest.mark.parametrize("started", ["cheroot", "gevent"])
 def test_delay_of_a_found_server(live: Starter, started: str) -> None:
     """During the delay all is served, and every answer tells its connection to close."""
     running, address = start(live, started, settings={"LIFECYCLE_SHUTDOWN_DELAY": 1.0})
@@ -82,6 +83,7 @@ def test_delay_of_a_found_server(live: Starter, started: str) -> None:
     assert running.wait_gone() == 0
 
 
+@pytest.mark.parametrize("started", ["cheroot", "gevent"])
 def test_request_that_outlasts_a_found_server(live: Starter, started: str) -> None:
     """A request that hangs does not keep the process past its grace period, and is named once."""
     running, address = start(live, started, settings={"LIFECYCLE_GRACE_PERIOD": 2.0})
@@ -94,6 +96,7 @@ def test_request_that_outlasts_a_found_server(live: Starter, started: str) -> No
     assert running.lasted < 7.0
 
 
+@pytest.mark.parametrize("started", ["cheroot", "gevent"])
 def test_storm_on_a_found_server(live: Starter, started: str) -> None:
     """Of clients that connect in a loop not one loses a request over two stops."""
     for _ in range(2):

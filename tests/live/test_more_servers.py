@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 
 from . import test_bounds, test_connections, test_hostile_clients, test_probes, test_stop, test_storms
-from ._client import storm
+from ._client import Connection, get, storm
 from ._process import Starter
 
 TERM = signal.SIGTERM
@@ -68,3 +69,36 @@ def test_storm_on_a_listener_that_hears_on_more_servers(live: Starter, server: s
         assert running.stop() == 0, running.log_tail
     assert running.shutdown_took <= 2.5
     assert sum(tally.answered for tally in tallies) > 0
+
+
+def test_gevent_that_is_not_patched(live: Starter) -> None:
+    """Without patching our threads are real: while a request holds up all greenlets the probe listener answers, and the
+    grace period is kept.
+    """
+    command = (
+        sys.executable,
+        "-m",
+        "flask",
+        "--app",
+        "live_app.py",
+        "lifecycle",
+        "run",
+        "--server",
+        "gevent",
+        "-p",
+        "0",
+    )
+    settings = {**test_probes.PROBE_LISTENER, "LIFECYCLE_GRACE_PERIOD": 2.0}
+    running = live.start(*command, settings=settings)
+    running.wait_log("STARTING -> READY")
+    (address,) = (address for address in running.addresses if address != test_probes.probe_address(running))
+    with Connection(address) as connection:
+        connection.ask("/gate/never")
+        running.wait_event("begin live never")
+        assert get(test_probes.probe_address(running), "/livez").status == 200
+        running.begin_stop()
+        assert get(test_probes.probe_address(running), "/readyz").status == 503
+        assert running.wait_gone() == 1
+    assert running.hooks() == ["last", "first"]
+    assert "abandoned GET /gate/never" in running.log
+    assert running.lasted < 7.0
