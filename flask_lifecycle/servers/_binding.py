@@ -9,7 +9,7 @@ from typing import Any
 
 from .. import _sockets
 
-_UNIX = "unix://"
+UNIX = "unix://"
 # What a user may say of it, under the names that every server of ours knows.
 OPTIONS = ("listen", "unix_socket", "sockets")
 
@@ -61,14 +61,13 @@ def bind(host: str | None, port: int | None, options: dict[str, Any], backlog: i
     if given and (addresses or unix):
         raise ValueError("'sockets' cannot be combined with 'listen' or 'unix_socket'; give one of them.")
     if unix:
-        addresses.append(f"{_UNIX}{os.path.abspath(unix)}")
+        addresses.append(f"{UNIX}{os.path.abspath(unix)}")
     if not given and not addresses:
-        host = host or "127.0.0.1"
-        addresses.append(f"{f'[{host}]' if ':' in host else host}:{5000 if port is None else port}")
+        addresses.append(join(host or "127.0.0.1", 5000 if port is None else port))
     found = [Bound(_again(sock, backlog), given=sock) for sock in given]
     for address in addresses:
         try:
-            found.append(Bound(_bind(address, backlog)))
+            found.append(Bound(bind_one(address, backlog)))
         except (OSError, ValueError) as error:
             for bound in found:
                 bound.close_unserved(held_back=False)
@@ -81,22 +80,35 @@ def _again(sock: socket.socket, backlog: int) -> socket.socket:
     return sock.dup()
 
 
-def _split(address: str) -> tuple[str, int]:
+def join(host: str, port: int) -> str:
+    """An address as an option would name it."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def split(address: str) -> tuple[str, int]:
+    """The host and the port of an address.
+
+    :raises ValueError: it has none.
+    """
     host, _, port = address.rpartition(":")
     if not port.isdecimal() or int(port) > 65535:
         raise ValueError(f"'{address}' is no address to listen on; write it as 127.0.0.1:5000 or [::1]:5000.")
     return host.strip("[]") or "127.0.0.1", int(port)
 
 
-def _bind(address: str, backlog: int) -> socket.socket:
+def bind_one(address: str, backlog: int) -> socket.socket:
+    """A socket that listens on an address.
+
+    :raises OSError: it cannot be listened on.
+    """
     where: Any
-    if address.startswith(_UNIX):
-        where = address.removeprefix(_UNIX)
+    if address.startswith(UNIX):
+        where = address.removeprefix(UNIX)
         # Left behind by a process that was killed.
         _sockets.unlink(where, _sockets.socket_identity(where))
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     else:
-        family, kind, where = _sockets.resolve(*_split(address))
+        family, kind, where = _sockets.resolve(*split(address))
         sock = socket.socket(family, kind)
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)

@@ -49,13 +49,12 @@ from werkzeug.serving import LISTEN_QUEUE, ThreadedWSGIServer, WSGIRequestHandle
 from .. import _sockets
 from .._inflight import Load, RequestInfo
 from .._parties import FULL
-from . import _closing
+from . import _binding, _closing
 from ._upgrade import LentSocket, Unanswered
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
-_UNIX = "unix://"
 _OPTIONS = ("listen", "unix_socket", "sockets")
 
 
@@ -83,50 +82,17 @@ def create(
     if given and (addresses or unix):
         raise ValueError("'sockets' cannot be combined with 'listen' or 'unix_socket'; give one of them.")
     if unix:
-        addresses.append(f"{_UNIX}{os.path.abspath(unix)}")
+        addresses.append(f"{_binding.UNIX}{os.path.abspath(unix)}")
     if not given and not addresses:
-        addresses = [_join(host or "127.0.0.1", 5000 if port is None else port)]
+        addresses = [_binding.join(host or "127.0.0.1", 5000 if port is None else port)]
     return Werkzeug(app, addresses, given)
-
-
-def _join(host: str, port: int) -> str:
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
-def _split(address: str) -> tuple[str, int]:
-    host, _, port = address.rpartition(":")
-    if not port.isdecimal() or int(port) > 65535:
-        raise ValueError(f"'{address}' is no address to listen on; write it as 127.0.0.1:5000 or [::1]:5000.")
-    return host.strip("[]") or "127.0.0.1", int(port)
 
 
 def _address(sock: socket.socket) -> str:
     """The address of a socket that was given, as an option would name it."""
     if sock.family == socket.AF_UNIX:
-        return f"{_UNIX}{os.path.abspath(os.fsdecode(sock.getsockname()))}"
-    return _join(*sock.getsockname()[:2])
-
-
-def _bind(address: str) -> socket.socket:
-    """A listening socket. Werkzeug's own would print and exit where we want an error."""
-    if address.startswith(_UNIX):
-        path = address.removeprefix(_UNIX)
-        # Left behind by a process that was killed.
-        _sockets.unlink(path, _sockets.socket_identity(path))
-        sock, where = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM), path
-    else:
-        family, kind, where = _sockets.resolve(*_split(address))
-        sock = socket.socket(family, kind)
-        if family == socket.AF_INET6:
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-    try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.bind(where)
-        sock.listen(LISTEN_QUEUE)
-    except OSError:
-        sock.close()
-        raise
-    return sock
+        return f"{_binding.UNIX}{os.path.abspath(os.fsdecode(sock.getsockname()))}"
+    return _binding.join(*sock.getsockname()[:2])
 
 
 class Werkzeug:
@@ -144,7 +110,7 @@ class Werkzeug:
         self._listeners = [_Listener(app, _address(sock), sock, self, given=sock) for sock in given]
         for address in addresses:
             try:
-                self._listeners.append(_Listener(app, address, _bind(address), self))
+                self._listeners.append(_Listener(app, address, _binding.bind_one(address, LISTEN_QUEUE), self))
             except OSError as error:
                 for listener in self._listeners:
                     listener.server_close()
@@ -411,9 +377,9 @@ class _Listener(ThreadedWSGIServer):
     ) -> None:
         self.runner = runner
         self.given = given  # whose it is otherwise; what is served is a duplicate
-        self.path = address.removeprefix(_UNIX) if address.startswith(_UNIX) else None
+        self.path = address.removeprefix(_binding.UNIX) if address.startswith(_binding.UNIX) else None
         self.identity = _sockets.socket_identity(self.path) if self.path is not None else None
-        host, port = (address, 0) if self.path is not None else _split(address)
+        host, port = (address, 0) if self.path is not None else _binding.split(address)
         if given is not None:
             given.listen(LISTEN_QUEUE)
         with contextlib.nullcontext() if given is not None else sock:
