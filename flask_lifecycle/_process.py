@@ -36,7 +36,6 @@ import weakref
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
-from . import servers
 from ._hooks import HookRecord
 from ._inflight import Load
 from ._parties import STARTED, Member, Server, ServerInfo
@@ -51,6 +50,7 @@ if TYPE_CHECKING:
     from ._handover import Generation
     from ._stuck import PoolWatch
     from .checks._health import Health
+    from .servers import Runner
     from .servers.found import Found
 
 T = TypeVar("T")
@@ -364,9 +364,9 @@ class Process:
             server = self._watched = found
         return server
 
-    def server_info(self) -> ServerInfo | None:
+    def server_info(self, search: bool = True) -> ServerInfo | None:
         """Which server carries this process; ``None`` where nothing is served. Searches, if need be."""
-        server = self.carrier()
+        server = self.carrier(search)
         if server is not None:
             return ServerInfo(server.name, server.means, server.promise, server.advice)
         served = any(member.started for member in self.members())
@@ -441,6 +441,8 @@ class Process:
                 from . import _activation  # few are started so
 
                 options = _activation.with_passed_on(host, port, options)
+            from . import servers  # whoever is served by others does not pay for it
+
             self._serve(app, member, servers.create(server, app, host, port, _lane_finder(self.members()), options))
             before = None  # all of them: this process has stopped
         except BaseException:
@@ -473,7 +475,7 @@ class Process:
         if self.coordinator.owned:
             raise RuntimeError("run() is serving already; to serve several applications combine them into one.")
 
-    def _serve(self, app: WSGIApplication, member: App, runner: servers.Runner) -> None:
+    def _serve(self, app: WSGIApplication, member: App, runner: Runner) -> None:
         coordinator = self.coordinator
         try:
             member.open_probe_listener()
@@ -659,7 +661,7 @@ class Process:
             _exit_now(self._exit_code)
 
 
-def _tell_addresses(runner: servers.Runner) -> None:
+def _tell_addresses(runner: Runner) -> None:
     for address in runner.addresses():
         extra = {"lifecycle_address": address, "lifecycle_server": runner.name}
         logger.info("listening on %s (%s)", address, runner.name, extra=extra)

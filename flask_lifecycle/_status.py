@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from ._config import Settings
 from ._inflight import Ledger, RequestInfo, _quoted
+from ._parties import ServerInfo
 from ._probers import Probers
 from ._render import component_of, iso, plain, transition_of
 from ._shutdown import Coordinator
@@ -42,6 +43,9 @@ class Process(Protocol):
 
     def members(self) -> Sequence[Any]:
         """The applications in it."""
+
+    def server_info(self, search: bool = ...) -> ServerInfo | None:
+        """Which server carries it, as far as that is known."""
 
 
 class App(Protocol):
@@ -74,6 +78,7 @@ def status_document(app: App, report: HealthReport) -> dict[str, Any]:
         "reason": report.reason,
         "cordon": _cordon(app.control),
         "application": {"name": app.name, "host": socket.gethostname(), "pid": os.getpid()},
+        "server": _server(app.process),
         "time": iso(time.time()),
         "uptime": round(time.monotonic() - app.since, 1),
         "grace_period": app.settings.grace_period,
@@ -98,6 +103,12 @@ def _cordon(control: Control | None) -> dict[str, Any] | None:
     if lease is None:
         return None
     return {"by": lease.by, "seconds": lease.seconds, "remaining": _rounded(lease.until.remaining())}
+
+
+def _server(process: Process) -> dict[str, Any] | None:
+    """What carries the application, and which promise holds under it; it has been looked for before the start."""
+    info = process.server_info(search=False)
+    return None if info is None else info._asdict()
 
 
 def _stop(stop: Coordinator) -> dict[str, Any]:

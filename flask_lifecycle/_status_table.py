@@ -87,6 +87,14 @@ def _process(document: Mapping[str, Any]) -> str:
     return ", ".join(part for part in parts if part)
 
 
+def _server(document: Mapping[str, Any]) -> str:
+    server = document.get("server")
+    if not isinstance(server, Mapping):
+        return ""
+    name, promise = _text(server.get("name")), _text(server.get("promise"))
+    return ", ".join(part for part in (name, promise and f"promise {promise}") if part)
+
+
 def _phase(document: Mapping[str, Any]) -> str:
     phase, left = _text(document.get("phase")), _seconds(document.get("remaining"))
     return ", ".join(part for part in (phase, f"{left} left" if left else "") if part)
@@ -114,6 +122,7 @@ _ROWS: tuple[tuple[str, Callable[[Mapping[str, Any]], str]], ...] = (
     ("reason", _reason),
     ("cordon", _cordon),
     ("process", _process),
+    ("server", _server),
     ("phase", _phase),
     ("in flight", _in_flight),
     ("tokens", _tokens),

@@ -127,6 +127,7 @@ def test_the_page_of_an_idle_application() -> None:
     """The page says what the application is and how it is, and that there is nothing else to see."""
     page = page_of(serve()[0])
     assert page.text.startswith("✓ READY · testing testing on ")
+    assert ", served by unknown: started requests" in page.text
     assert "✓ pass READY started" in page.text
     assert "None has been asked yet, or there is none." in page.text
     assert page.text.count("None.") == 1

@@ -53,6 +53,12 @@ def test_the_document_of_an_idle_application() -> None:
         "state": "READY",
         "reason": "started",
         "cordon": None,
+        "server": {
+            "name": "unknown",
+            "means": "none that is known was found",
+            "promise": "started requests",
+            "advice": "",
+        },
         "grace_period": 10.0,
         "phase": "",
         "remaining": None,
