@@ -426,7 +426,7 @@ class AppState:
         with self._lock:
             if self._probe_server is None:
                 # Each worker has a listener of its own on the one port, and the kernel deals them out.
-                shared = not {"gunicorn.arbiter", "uwsgi"}.isdisjoint(sys.modules) or _is_spawned()
+                shared = not {"gunicorn.arbiter", "uwsgi", "mod_wsgi"}.isdisjoint(sys.modules) or _is_spawned()
                 generation = self.process.generation
                 handed = generation.probes if generation is not None else None
                 host = self.settings.probe_host

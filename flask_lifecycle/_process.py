@@ -178,7 +178,7 @@ class Process:
             self._members.append(weakref.ref(member))
         if self.coordinator.done.is_set():
             self._renew()
-        if not self.signals:
+        if not self.signals or "mod_wsgi" in sys.modules:  # which lets nobody have a signal, and says so each time
             return
         self._signals.update(signals)
         if in_main_thread():

@@ -136,6 +136,7 @@ _GRANIAN = of(
     workers="granians_workers_answer_what_they_have",
     bounded="granian_is_left_within_the_grace_period",
 )
+_MOD_WSGI = of("test_other_servers.py", running="mod_wsgi_answers_what_it_has")
 _UWSGI = of("test_other_servers.py", running="uwsgi_answers_what_it_runs", held="uwsgi_that_is_drained_loses_nothing")
 _MORE = {
     "busy": ("probes",),
@@ -320,6 +321,22 @@ SERVERS = {
             "late": Cell("when it is drained first: refused with 503", _UWSGI["held"]),
             "hooks": Cell("yes, once in each worker", _UWSGI["running"]),
             "bounded": Cell("by `worker-reload-mercy`"),
+        },
+    ),
+    "mod_wsgi": Server(
+        "in daemon mode, with [examples/mod_wsgi](../examples/mod_wsgi/shop.conf)", "", ACCEPTED,
+        "if Apache is stopped by SIGWINCH; SIGTERM cuts what runs",
+        {
+            "busy": Cell(_PROBE_PORT),
+            "readiness": Cell("when it is drained first"),
+            "running": Cell("yes", _MOD_WSGI["running"]),
+            "held": Cell("yes", _MOD_WSGI["running"]),
+            "kernel": Cell("as Apache does it"),
+            "unsent": Cell("yes", _MOD_WSGI["running"]),
+            "websockets": Cell("not tested"),
+            "late": Cell(CLOSED, _MOD_WSGI["running"]),
+            "hooks": Cell("yes, once in each process", _MOD_WSGI["running"]),
+            "bounded": Cell("by `GracefulShutdownTimeout` and `shutdown-timeout`"),
         },
     ),
     "gunicorn without our line": Server(

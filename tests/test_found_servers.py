@@ -454,3 +454,16 @@ def test_what_hypercorn_is_busy_with() -> None:
         None,
     ]
     assert subject.promise == "accepted requests"
+
+
+# -- mod_wsgi -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("group", "promise"), [("shop", "accepted requests"), ("", "started requests")])
+def test_mod_wsgi_outside_its_daemon_promises_less(monkeypatch: pytest.MonkeyPatch, group: str, promise: str) -> None:
+    """What Apache's own processes hold may be ended with them at any time."""
+    monkeypatch.setitem(sys.modules, "mod_wsgi", types.SimpleNamespace(process_group=group))
+    monkeypatch.delitem(sys.modules, "flask_lifecycle.servers.found.mod_wsgi", raising=False)
+    module = importlib.import_module("flask_lifecycle.servers.found.mod_wsgi")
+    assert module.find().promise == promise
+    del sys.modules["flask_lifecycle.servers.found.mod_wsgi"]

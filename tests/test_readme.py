@@ -18,7 +18,8 @@ SERVE = (
     " && .venv/bin/flask --app examples/quickstart.py lifecycle run -p 8000"
 )
 TEST = (
-    "apt-get update && apt-get install -y postgresql redis-server openssl haproxy nginx systemd chromium python3-venv"
+    "apt-get update && apt-get install -y postgresql redis-server openssl haproxy nginx"
+    " apache2 libapache2-mod-wsgi-py3 systemd chromium python3-venv"
     " && python3 -m venv .venv && .venv/bin/pip install -e '.[dev,fleet]' && .venv/bin/python -m pytest"
 )
 

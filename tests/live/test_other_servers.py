@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import socket
 import sys
+import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from ._client import Address, Connection, get, refuses
+from ._client import Address, Connection, LostError, get, refuses
 from ._process import BIG, ROOT, Running, Starter
 
 WITHOUT_A2WSGI = "import sys; sys.modules['a2wsgi'] = None; import uvicorn; uvicorn.main()"
@@ -76,11 +78,17 @@ class Traffic:
     """
 
     def __init__(
-        self, running: Running, stack: contextlib.ExitStack, running_at_once: int, *, keep_alive: bool = True
+        self,
+        running: Running,
+        stack: contextlib.ExitStack,
+        running_at_once: int,
+        *,
+        keep_alive: bool = True,
+        address: Address | None = None,
     ) -> None:
         self.keep_alive = keep_alive
         self.running = running
-        self.address: Address = address_of(running)
+        self.address: Address = address or address_of(running)
         self._stack = stack
         self.idle = self.connect()
         assert self.idle.get("/fast").body == b"fast"
@@ -277,7 +285,8 @@ def test_uwsgis_workers_share_the_probe_listener(live: Starter) -> None:
     running = uwsgi(live, "--processes", "2", settings={"LIFECYCLE_PROBE_PORT": port}, control_dir=True)
     address = address_of(running)
     running.wait_for(lambda: (get(address, "/fast"), running.log.count("-> READY") == 2)[1], "both workers")
-    assert running.log.count(f"probe listener on http://0.0.0.0:{port}") == 2
+    listening = f"probe listener on http://0.0.0.0:{port}"
+    running.wait_for(lambda: running.log.count(listening) == 2, "both probe listeners")
     (running.home / "control" / "drain").touch()
     running.wait_for(lambda: running.log.count("shutdown complete") == 2, "the end of both drains")
     assert sorted(running.hooks()) == ["first", "first", "last", "last"]
@@ -385,6 +394,62 @@ def test_granian_is_told_of_its_time(live: Starter) -> None:
     running.wait_log("granian's 'workers-kill-timeout' is 5 s, and a stop may take 25 s; set it to 25, or a shorter")
     assert running.stop() == 0
     assert running.hooks() == ["last", "first"]
+
+
+# -- mod_wsgi -----------------------------------------------------------------------------------------------------
+
+APACHE = """
+LoadModule mpm_event_module /usr/lib/apache2/modules/mod_mpm_event.so
+LoadModule authz_core_module /usr/lib/apache2/modules/mod_authz_core.so
+LoadModule wsgi_module /usr/lib/apache2/modules/mod_wsgi.so
+ServerRoot {home}
+DefaultRuntimeDir {home}
+PidFile {home}/pid
+ServerName localhost
+Listen 127.0.0.1:{port}
+ErrorLog /dev/stderr
+"""
+
+
+def apache(live: Starter, home: Path, port: int) -> Running:
+    """Start Apache with the example; Debian's mod_wsgi has Debian's Python, which gets the packages of this one."""
+    path = f"python-path={sysconfig.get_path('purelib')}:{ROOT}:{ROOT / 'tests' / 'live_apps'}"
+    example = (ROOT / "examples" / "mod_wsgi" / "shop.conf").read_text(encoding="utf-8")
+    example = example.replace("/srv/shop", str(home)).replace("threads=4", f"threads=4 {path}")
+    (home / "app.wsgi").write_text("from live_app import app as application\n")
+    (home / "apache.conf").write_text(APACHE.format(home=home, port=port) + example)
+    # Its daemon refuses to be root, and another user could not read what is ours.
+    user = ("unshare", "--user", "--map-user=1000", "--map-group=1000") if os.geteuid() == 0 else ()
+    command = (*user, "/usr/sbin/apache2", "-f", str(home / "apache.conf"), "-DFOREGROUND")
+    running = live.start(*command, plan={"logging": True})
+
+    def ready() -> bool:
+        with contextlib.suppress(OSError, LostError):
+            return get(("127.0.0.1", port), "/readyz").status == 200
+        return False
+
+    running.wait_for(ready, "readiness")
+    return running
+
+
+def test_mod_wsgi_answers_what_it_has(live: Starter, stack: contextlib.ExitStack, tmp_path: Path) -> None:
+    """Stopped by SIGWINCH Apache answers what it has accepted, and the hooks run once, after that."""
+    port = free_port()
+    home = tmp_path / "apache"
+    home.mkdir()
+    running = apache(live, home, port)
+    wait_promise(running, "mod_wsgi", "accepted")
+    traffic = Traffic(running, stack, running_at_once=4, keep_alive=False, address=("127.0.0.1", port))
+    traffic.hold(queued=3)
+    running.send(signal.SIGWINCH)
+    running.wait_for(lambda: refuses(traffic.address), "the closed listener")
+    traffic.finish()
+    traffic.check_started()
+    traffic.check_accepted()
+    assert running.wait_gone() == 0
+    assert running.hooks() == ["last", "first"]
+    assert max(running.told("end live work")) < running.told("shutdown last")[0]
+    assert "outside the main thread" not in running.log
 
 
 # -- all of them --------------------------------------------------------------------------------------------------

@@ -40,6 +40,7 @@ KINDS = (
     ("granian.server.mp", "granian"),
     ("hypercorn.asyncio.run", "hypercorn"),
     ("uwsgi", "uwsgi"),
+    ("mod_wsgi", "mod_wsgi"),
     ("waitress.server", "waitress"),
     ("cheroot.server", "cheroot"),
     ("gevent.pywsgi", "gevent"),
