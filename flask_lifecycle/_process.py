@@ -546,19 +546,24 @@ class Process:
         if report is not None and report.exit_code:
             _exit_now(report.exit_code)
 
-    def stop(self, reason: str, signum: int | None = None, *, delay: bool) -> None:
+    def stop(self, reason: str, signum: int | None = None, *, delay: bool, late: float = 0.0) -> None:
         """Begin the shutdown, as the master says.
 
         :param delay: whether all workers stop; one that is replaced leaves nobody to notice.
+        :param late: for how many seconds the others have been stopping.
         """
         if not self.coordinator.begun:
-            self.coordinator.delayed = delay
+            self.coordinator.delayed, self.coordinator.late = delay, late
         self._begin(reason, signum)
 
-    def let_go(self) -> ShutdownReport | None:
-        """The main loop has ended: wait until the shutdown is over. The watchdog bounds it, and what comes after."""
+    def let_go(self, live: Callable[[], object]) -> ShutdownReport | None:
+        """The main loop has ended: wait until the shutdown is over. The watchdog bounds it, and what comes after.
+
+        :param live: called once a second meanwhile.
+        """
         coordinator = self.coordinator
         while coordinator.report is None and coordinator.last_moment.remaining():
+            live()
             coordinator.done.wait(min(1.0, coordinator.last_moment.remaining()))
         for each in self.members():
             each.end()

@@ -93,6 +93,7 @@ class Coordinator:
         self.reason = ""
         self.signal: int | None = None
         self.crash: HookRecord | None = None  # the thread whose end began it
+        self.late = 0.0  # for how many seconds others, of whom this process is one, have been stopping
         self.delayed = True  # whether anybody has to notice: not where others go on with the listener
         self.succeeded = False  # another process serves at the same address, so that it is as ready as ever
         # Called before the listener is closed, with the seconds that it may block: others may have it as well.
@@ -159,6 +160,7 @@ class Coordinator:
             if not self._first.acquire(blocking=False):
                 return False
             grace = min((member.settings.grace_period for member in self.members()), default=0.0)
+            grace = max(0.0, grace - self.late)
             self.reason, self.signal, self.crash = reason, signum, crash
             self._began_at = time.time()
             self.deadline = Deadline.after(self.clock, grace)
@@ -304,7 +306,8 @@ class Coordinator:
 
     def _delay_seconds(self, members: Sequence[Member], deadline: Deadline) -> float:
         delays = [member.settings.longest_delay for member in self._missed(members)]
-        return min(max(delays, default=0.0), self._drain_deadline(members, deadline).remaining())
+        left = max(0.0, max(delays, default=0.0) - self.late)
+        return min(left, self._drain_deadline(members, deadline).remaining())
 
     def _delay_in_words(self, members: Sequence[Member], deadline: Deadline) -> str:
         auto = any(member.notice is not None for member in self._missed(members))

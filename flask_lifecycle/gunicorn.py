@@ -20,17 +20,21 @@ import select
 import signal
 import sys
 import threading
+import time
 from types import FrameType
 from typing import Any
 
 from ._process import this_process
-from .servers.gunicorn import CLEAN, SERVING, UNCLEAN, Board, Master, Worker, closing_answers, warn_of_timeout
+from .servers._arbiter import Master
+from .servers._board import ABSENT, CLEAN, SERVING, UNCLEAN, Board
+from .servers.gunicorn import Worker, closing_answers, warn_of_timeout
 
 __all__ = ["on_exit", "post_fork", "post_request", "post_worker_init", "pre_fork", "when_ready", "worker_exit"]
 
 
 # Whoever signals all processes does so within microseconds; the master may be busy with a reload of its own log.
 _MOMENT = 0.5
+_STARTS = ("startup", "task")
 
 
 class _Here:
@@ -61,11 +65,14 @@ class _Part:
         this_process.carry(self.carrier)
         signal.signal(signal.SIGTERM, self._signalled)
         signal.siginterrupt(signal.SIGTERM, False)  # as gunicorn has it, which undoes what signal() does
+        if not self.worker.alive:  # signalled while it loaded the application
+            self.worker.alive = True
+            self._signalled(signal.SIGTERM, None)
         threading.Thread(target=self._watch, name="lifecycle-gunicorn", daemon=True).start()
 
     def _signalled(self, signum: int, frame: FrameType | None) -> None:
         if self.board.dismissed(self.worker.age):
-            self.worker.handle_exit(signum, frame)
+            self.carrier.leave(signum, frame)
         self.recycle()
 
     def recycle(self) -> None:
@@ -75,7 +82,8 @@ class _Part:
     def _watch(self) -> None:
         """Begin the shutdown when the master says so, or gunicorn ends this worker."""
         if self._all_stop():
-            this_process.stop("SIGTERM", signal.SIGTERM, delay=True)
+            late = time.monotonic() - self.board.told_at
+            this_process.stop("SIGTERM", signal.SIGTERM, delay=True, late=late)
             while not self._leaves():
                 self._wait_for(self._wake_read)
                 os.read(self._wake_read, 1)
@@ -106,13 +114,14 @@ class _Part:
             poll.register(descriptor, select.POLLIN)
         return [descriptor for descriptor, _ in poll.poll()]
 
-    def end(self) -> None:
-        """gunicorn's loop has ended: hold the main thread until the shutdown is over."""
+    def end(self) -> bool:
+        """gunicorn's loop has ended: hold the main thread until the shutdown is over; say whether the start failed."""
         self.carrier.left()
         this_process.stop("gunicorn ends this worker", delay=False)
         this_process.coordinator.end_delay()
-        report = this_process.let_go()
+        report = this_process.let_go(self.carrier.live)
         self.carrier.mark(CLEAN if report is not None and report.exit_code == 0 else UNCLEAN)
+        return report is not None and any(h.kind in _STARTS and h.outcome != "ok" for h in report.hooks)
 
 
 _here = _Here()
@@ -140,8 +149,13 @@ def post_fork(server: Any, worker: Any) -> None:
 
 def post_worker_init(worker: Any) -> None:
     """The application is loaded: begin to serve it."""
-    if _here.board is not None and this_process.members():
-        _here.part = _Part(worker, _here.board)
+    board = _here.board
+    if board is None:
+        return
+    if not this_process.members():
+        board.set(worker.age, ABSENT)
+    elif worker.alive or not board.dismissed(worker.age) or board.told_at:  # else others serve, and it has not begun
+        _here.part = _Part(worker, board)
         _here.part.begin()
 
 
@@ -153,10 +167,12 @@ def post_request(worker: Any, req: Any, environ: Any, resp: Any) -> None:
 
 
 def worker_exit(server: Any, worker: Any) -> None:
-    """A worker leaves: drain it and run its hooks. gunicorn calls this in the master as well, of one that is gone."""
+    """A worker leaves: drain it and run its hooks; if it could not start, gunicorn is to stop, as if it could not be
+    loaded. gunicorn calls this in the master as well, of one that is gone.
+    """
     part = _here.part
-    if part is not None and worker is part.worker:
-        part.end()
+    if part is not None and worker is part.worker and part.end():
+        sys.exit(server.WORKER_BOOT_ERROR)  # or it would be replaced for ever
 
 
 def on_exit(server: Any) -> None:

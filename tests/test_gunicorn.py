@@ -6,32 +6,31 @@ import os
 import select
 import signal
 import socket
+import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from gunicorn.errors import HaltServer
 
 from flask_lifecycle import gunicorn as hooks
 from flask_lifecycle._config import Settings
+from flask_lifecycle._hooks import HookRecord
 from flask_lifecycle._process import Process
-from flask_lifecycle.servers import gunicorn
-from flask_lifecycle.servers.gunicorn import (
-    CLEAN,
-    DELAYED,
-    DELAYING,
-    SERVING,
-    UNCLEAN,
-    Board,
-    Listener,
-    Master,
-    Worker,
-    closing_answers,
-    warn_of_timeout,
-)
+from flask_lifecycle.servers import _arbiter
+from flask_lifecycle.servers._arbiter import Listener, Master
+from flask_lifecycle.servers._board import ABSENT, CLEAN, DELAYED, DELAYING, SERVING, UNCLEAN, Board
+from flask_lifecycle.servers.gunicorn import Worker, closing_answers, warn_of_timeout
 from tests._fakes import BOUND, FakeMember, running, until, whole
+
+# The file by whose time a worker of gunicorn shows that it lives.
+with tempfile.TemporaryFile() as _file:
+    _LIFE = os.dup(_file.fileno())
+LIFE = SimpleNamespace(fileno=lambda: _LIFE)
 
 
 class FakeArbiter:
@@ -40,7 +39,8 @@ class FakeArbiter:
     def __init__(self, *listeners: socket.socket, ages: tuple[int, ...] = ()) -> None:
         self.LISTENERS = [FakeListener(sock) for sock in listeners]
         self.WORKERS = {100 + age: SimpleNamespace(age=age) for age in ages}
-        self.cfg = SimpleNamespace(address=[("127.0.0.1", 8000)])
+        self.cfg = SimpleNamespace(address=[("127.0.0.1", 8000)], graceful_timeout=30, set=self._set)
+        self.halts = 0  # how often a worker is found that could not start
         self.log = SimpleNamespace(info=self._note)
         self.systemd = False
         self.reexec_pid = self.master_pid = 0
@@ -49,6 +49,13 @@ class FakeArbiter:
 
     def _note(self, text: str, *arguments: Any) -> None:
         self.calls.append(text % arguments)
+
+    def _set(self, name: str, value: Any) -> None:
+        setattr(self.cfg, name, value)
+
+    def reap_workers(self) -> None:
+        if self.halts:
+            raise HaltServer("Worker failed to boot.", 3)
 
     def signal(self, signum: int, frame: Any) -> None:
         self.queued.append(signum)
@@ -100,7 +107,7 @@ def no_trace() -> Iterator[None]:
 
 
 def worker_of(board: Board, age: int = 1, **more: Any) -> Worker:
-    return Worker(SimpleNamespace(age=age, sockets=[], **more), board, lambda: 1)
+    return Worker(SimpleNamespace(age=age, sockets=[], tmp=LIFE, **more), board, lambda: 1)
 
 
 # -- what is shared ---------------------------------------------------------------------------------------------------
@@ -108,7 +115,7 @@ def worker_of(board: Board, age: int = 1, **more: Any) -> Worker:
 
 def test_the_board_tells_children(board: Board) -> None:
     """What one process writes another reads, and all hear of the one byte, which stays."""
-    assert (board.limits, board.told, board.get(7)) == ((3.0, 8.0), False, 0)
+    assert (board.limits, board.told_at, board.get(7)) == ((3.0, 8.0, 10.0), 0.0, 0)
     child = os.fork()
     if not child:
         board.set(7, SERVING)
@@ -116,7 +123,9 @@ def test_the_board_tells_children(board: Board) -> None:
         board.tell()
         os._exit(0)
     os.waitpid(child, 0)
-    assert (board.get(7), board.get(8), board.told, board.told) == (SERVING, 0, True, True)
+    assert (board.get(7), board.get(8), board.wait(0.0), board.wait(0.0)) == (SERVING, 0, True, True)
+    assert 0.0 < board.told_at <= time.monotonic()
+    assert len(os.read(board.fileno(), 2)) == 1
 
 
 # -- the worker -------------------------------------------------------------------------------------------------------
@@ -166,6 +175,70 @@ def test_what_a_leaving_worker_has_accepted(board: Board) -> None:
     assert worker.unfinished() == ()
 
 
+class FakeServerSocket:
+    """gunicorn's wrapper of a listening socket, as workers have it."""
+
+    def __init__(self, sock: Any) -> None:
+        self.sock = sock
+
+    def close(self) -> None:
+        self.sock.close()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.sock, name)
+
+
+def test_the_last_to_come_are_accepted(board: Board, listener: socket.socket) -> None:
+    """When all stop a worker takes what still waits, closes the listener, and serves it only then."""
+    worker, served = worker_of(board), list[Any]()
+    worker._worker.sockets = [FakeServerSocket(listener)]
+
+    def serve(accepted: Any) -> None:
+        assert listener.fileno() == -1
+        served.append(accepted.getsockname())
+        accepted.accept()[0].close()
+
+    worker._worker.accept = serve
+    name = listener.getsockname()
+    board.tell()
+    with socket.create_connection(name), socket.create_connection(name):
+        worker.left()
+        worker.left()
+    assert served == [name] * 2
+    with pytest.raises(BlockingIOError, match="closed"):
+        worker._worker.sockets[0].accept()
+
+
+def test_the_last_to_come_are_accepted_by_a_loop(board: Board, listener: socket.socket) -> None:
+    """A worker with threads does so in its loop, and leaves it then, also if nothing can be accepted."""
+    calls, deferred = list[Any](), list[Any]()
+    worker = worker_of(
+        board,
+        method_queue=SimpleNamespace(defer=lambda *call: deferred.append(call)),
+        set_accept_enabled=calls.append,
+        handle_exit=lambda *signal: calls.append("exit"),
+        accept=lambda accepted: accepted.accept()[0].close(),
+        tpool=None,
+    )
+    worker._worker.sockets = [FakeServerSocket(listener)]
+    worker.leave(signal.SIGTERM, None)
+    assert (calls, deferred) == (["exit"], [])  # others go on accepting
+    board.tell()
+    with socket.create_connection(listener.getsockname()):
+        worker.leave(signal.SIGTERM, None)
+        for function, *arguments in deferred:
+            function(*arguments)
+    assert calls == ["exit", False, "exit"]
+
+
+def test_a_sign_of_life(board: Board) -> None:
+    """A worker that runs its hooks shows that it lives, although gunicorn has closed its own file for that."""
+    worker = worker_of(board)
+    os.utime(LIFE.fileno(), (0, 0))
+    worker.live()
+    assert os.fstat(LIFE.fileno()).st_mtime > 0.0
+
+
 def test_answers_tell_connections_to_close(board: Board) -> None:
     """From the announcement on an answer is closed by gunicorn's own means, where the protocol has such."""
     worker, forced, status = worker_of(board), list[bool](), list[str]()
@@ -195,11 +268,15 @@ def test_answers_tell_connections_to_close(board: Board) -> None:
 
 def test_without_our_applications_gunicorn_stops_at_once() -> None:
     """Where no worker has ever taken part SIGTERM does what it does without us."""
-    server = FakeArbiter(ages=(1,))
-    master = Master(server, Board())
+    server, board = FakeArbiter(ages=(1,)), Board()
+    board.set(1, ABSENT)
+    master = Master(server, board)
     master.install()
     server.handle_term()
-    assert server.calls == ["halt"]
+    until(lambda: server.queued == [signal.SIGTERM])
+    server.handle_term()
+    server.stop()
+    assert server.calls == ["halt", ("stop", True)]
     assert master.exit_code == 0
 
 
@@ -211,7 +288,7 @@ def test_a_stop_from_signal_to_end(board: Board, listener: socket.socket) -> Non
     master = Master(server, board)
     master.install()
     os.kill(os.getpid(), signal.SIGTERM)
-    assert (server.queued, board.told) == ([signal.SIGTERM], True)
+    assert (server.queued, board.wait(0.0)) == ([signal.SIGTERM], True)
     server.handle_term()
     server.handle_term()  # a second one
     assert server.calls == []
@@ -258,11 +335,15 @@ def test_a_tick_that_fails_stops(board: Board, monkeypatch: pytest.MonkeyPatch) 
     master = Master(server, board)
     monkeypatch.setattr(master, "_step", lambda now: 1 / 0)
     master._tick(signal.SIGALRM, None)
-    master._tick(signal.SIGALRM, None)
-    assert server.queued == [signal.SIGTERM]
+    master._tick(signal.SIGALRM, None)  # until gunicorn has heard it
+    assert server.queued == [signal.SIGTERM] * 2
+    master.stop()
+    assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
 
 
-@pytest.mark.parametrize("shared", [{"systemd": True}, {"reexec_pid": 1}, {"master_pid": 1}, {"address": [3]}])
+@pytest.mark.parametrize(
+    "shared", [{"systemd": True}, {"reexec_pid": 1}, {"master_pid": os.getppid()}, {"address": [3]}]
+)
 def test_listeners_of_others_are_left_alone(board: Board, listener: socket.socket, shared: dict[str, Any]) -> None:
     """Given sockets, and those that another master has as well, are neither filtered nor waited for."""
     server = FakeArbiter(listener)
@@ -270,6 +351,94 @@ def test_listeners_of_others_are_left_alone(board: Board, listener: socket.socke
     vars(server).update(shared)
     with socket.create_connection(listener.getsockname()):
         assert Master(server, board)._step(0.0)
+
+
+def test_the_listeners_of_a_master_that_has_gone_are_ours(board: Board, listener: socket.socket) -> None:
+    """The new master has them for itself as soon as the one before it has gone, whenever gunicorn notes that."""
+    server = FakeArbiter(listener)
+    server.master_pid = 1 << 30
+    with socket.create_connection(listener.getsockname()):
+        assert not Master(server, board)._step(0.0)
+
+
+def test_a_stop_before_anything_is_loaded(listener: socket.socket) -> None:
+    """Nobody has to notice; what waits is waited for as long as gunicorn waits for a worker."""
+    server = FakeArbiter(listener, ages=(1,))
+    master = Master(server, Board())
+    with socket.create_connection(listener.getsockname()):  # from now on nobody can
+        assert [master._step(0.0), master._step(29.0), master._step(30.0)] == [False, False, True]
+        listener.accept()[0].close()
+    assert master._step(29.0)
+
+
+def test_a_signal_in_a_child_that_has_no_handlers_yet(board: Board) -> None:
+    """A worker that is signalled as soon as it is forked leaves, and tells nobody to stop."""
+    master = Master(FakeArbiter(), board)
+    child = os.fork()
+    if not child:
+        master._signalled(signal.SIGTERM, None)
+        os._exit(1)
+    assert os.waitpid(child, 0)[1] == 0
+    assert not board.wait(0.0)
+
+
+def test_a_tick_is_not_interrupted_by_the_next(board: Board, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The timer is wound up when a tick is over: on a busy machine ticks would nest otherwise, without end."""
+    master = Master(FakeArbiter(), board)
+    running = []
+
+    def step(now: float) -> bool:
+        running.append(signal.getitimer(signal.ITIMER_REAL))
+        return False
+
+    monkeypatch.setattr(master, "_step", step)
+    monkeypatch.setattr(_arbiter, "_TICK", BOUND)
+    master._begin()
+    signal.setitimer(signal.ITIMER_REAL, 0.0)  # it has gone off
+    master._tick(signal.SIGALRM, None)
+    assert running == [(0.0, 0.0)]
+    assert 0.0 < signal.getitimer(signal.ITIMER_REAL)[0] <= BOUND
+    assert signal.getitimer(signal.ITIMER_REAL)[1] == 0.0
+
+
+def test_a_worker_that_cannot_start(board: Board, listener: socket.socket) -> None:
+    """All stop, in the way of every stop while others serve, and with gunicorn's own exit code."""
+    server = FakeArbiter(listener, ages=(1,))
+    board.set(1, SERVING)
+    master = Master(server, board)
+    master.install()
+    server.halts = 1
+    server.reap_workers()
+    server.reap_workers()  # another one, meanwhile
+    assert board.wait(0.0)
+    assert not master._step(board.told_at)
+    board.set(1, 0)  # and only such come now
+    until(lambda: server.queued == [signal.SIGTERM])
+    with pytest.raises(HaltServer, match="Worker failed to boot"):
+        server.handle_term()
+    server.stop()
+    board.set(1, UNCLEAN)
+    assert master.exit_code == 0  # gunicorn has its own
+
+
+def test_a_worker_that_cannot_start_while_all_stop(board: Board) -> None:
+    """That is no reason of its own then."""
+    server = FakeArbiter()
+    Master(server, board).install()
+    server.halts = 1
+    server.stop(False)
+    server.reap_workers()
+    assert not board.wait(0.0)
+
+
+@pytest.mark.parametrize(("age", "timeout"), [(3.2, 7), (60.0, 1), (-25.0, 30)])
+def test_the_master_waits_no_longer_than_the_grace_period(board: Board, age: float, timeout: int) -> None:
+    """A worker that hangs is killed by then, whatever gunicorn would give it."""
+    server = FakeArbiter()
+    master = Master(server, board)
+    master._finished, master._began = True, time.monotonic() - age
+    master.stop()
+    assert server.cfg.graceful_timeout == timeout
 
 
 def test_a_unix_listener(board: Board, tmp_path: Path) -> None:
@@ -300,21 +469,21 @@ def test_an_abstract_unix_listener_has_no_path() -> None:
 
 
 def test_a_listener_that_is_not_deaf(listener: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is done when nothing has waited for the quiet period, or has emptied after a second."""
-    monkeypatch.setattr(gunicorn, "deafen", lambda sock: None)
+    """It is done when nothing has waited for the quiet period, has emptied after a second, or does not in two."""
+    monkeypatch.setattr(_arbiter, "deafen", lambda sock: None)
     closing = Listener(FakeListener(listener), 0.0)
     assert [closing.done(0.05), closing.done(0.11)] == [False, True]
     with socket.create_connection(listener.getsockname()):
-        assert not closing.done(0.2)
+        assert [closing.done(0.2), closing.done(1.0), closing.done(2.0)] == [False, False, True]  # a storm
         listener.accept()[0].close()
-    assert [closing.done(0.25), closing.done(1.0)] == [False, True]
+    assert [closing.done(2.05), closing.done(2.15)] == [True, True]
 
 
 def test_a_listener_that_is_deaf(listener: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is done when twice in a row nobody was seen connecting, or after a second."""
-    monkeypatch.setattr(gunicorn, "deafen", lambda sock: "no device")
+    monkeypatch.setattr(_arbiter, "deafen", lambda sock: "no device")
     seen = [True, False, False, True]
-    monkeypatch.setattr(gunicorn, "handshakes", lambda sock: seen.pop(0))
+    monkeypatch.setattr(_arbiter, "handshakes", lambda sock: seen.pop(0))
     closing = Listener(FakeListener(listener), 0.0)
     assert [closing.done(0.1), closing.done(0.1), closing.done(0.1)] == [False, False, True]
     assert Listener(FakeListener(listener), 0.0).done(1.0)
@@ -346,7 +515,7 @@ class FakeGunicornWorker(SimpleNamespace):
 
     def __init__(self, age: int = 2) -> None:
         cfg = SimpleNamespace(graceful_timeout=30)
-        super().__init__(age=age, sockets=[], cfg=cfg, wsgi=lambda environ, start: [], alive=True)
+        super().__init__(age=age, sockets=[], cfg=cfg, wsgi=lambda environ, start: [], alive=True, tmp=LIFE)
 
     def handle_exit(self, signum: int, frame: Any) -> None:
         self.alive = False
@@ -446,6 +615,49 @@ def test_the_master_marks_whom_it_dismisses(board: Board) -> None:
     server.kill_worker(103, signal.SIGTERM)
     assert [board.dismissed(age) for age in (1, 2, 3)] == [True, False, False]
     assert server.calls == [(101, signal.SIGTERM), (102, signal.SIGUSR1), (103, signal.SIGTERM)]
+
+
+def test_a_worker_that_is_signalled_while_it_loads(process: tuple[Process, FakeMember], board: Board) -> None:
+    """It has begun nothing if the master has dismissed it alone; if all stop it serves what waits; else it goes on."""
+    carried, _member = process
+    hooks._here.board = board
+    worker = FakeGunicornWorker(3)
+    worker.alive = False
+    board.dismiss(3)
+    hooks.post_worker_init(worker)
+    assert (hooks._here.part, board.get(3), worker.alive) == (None, 0, False)
+    board.clear(3)
+    board.tell()
+    hooks.post_worker_init(worker)
+    assert worker.alive
+    until(lambda: carried.coordinator.begun)
+    board.dismiss(3)
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert not worker.alive
+    hooks.worker_exit(None, worker)
+
+
+def test_a_worker_whose_start_fails(process: tuple[Process, FakeMember], board: Board) -> None:
+    """gunicorn is told that it could not boot, because the next one could not either."""
+    _carried, member = process
+    member.hooks.records.append(HookRecord("open", "startup", "failed", 0.0))
+    hooks._here.board = board
+    worker = FakeGunicornWorker()
+    hooks.post_worker_init(worker)
+    worker.alive = False
+    with pytest.raises(SystemExit, match=whole("3")):
+        hooks.worker_exit(SimpleNamespace(WORKER_BOOT_ERROR=3), worker)
+    until(lambda: not any(thread.name == "lifecycle-gunicorn" for thread in threading.enumerate()))
+
+
+def test_a_worker_that_comes_late(process: tuple[Process, FakeMember], board: Board) -> None:
+    """One that is forked when the others have been stopping for a while has what is left of the grace period."""
+    carried, _member = process
+    carried.stop("SIGTERM", signal.SIGTERM, delay=True, late=15.0)
+    remaining = carried.coordinator.remaining()
+    assert remaining is not None
+    assert remaining <= 5.0
+    carried.coordinator.wait()
 
 
 def test_a_worker_that_is_recycled(process: tuple[Process, FakeMember], board: Board) -> None:

@@ -17,16 +17,28 @@ that ends when it may ends when it has in every worker.
 
 *The master* acts in its main loop, where gunicorn does, so that workers that die meanwhile are replaced as ever:
 
-1. The handler of SIGTERM writes the byte and queues the signal as gunicorn's own does.
-2. ``handle_term`` finds that nothing has been closed yet and starts a timer. A thread would not do: the master forks.
-3. Each tick looks, and does not block: first until no worker delays; then it makes the listeners deaf
+1. The handler of SIGTERM writes the byte, starts a timer, and queues the signal as gunicorn's own does. A thread would
+   not do: the master forks. What the main loop does with the signal then is nothing.
+2. Each tick looks, and does not block: first until no worker delays; then it makes the listeners deaf
    (``_closing.py``, where that is permitted) and looks until the workers have accepted all that waits. Then it
-   queues SIGTERM once more.
-4. ``handle_term``, called again, does as gunicorn does: close, SIGTERM to the workers, wait, SIGKILL.
+   queues SIGTERM once more. So it goes on while the main loop waits for the old workers of a reload.
+3. ``handle_term``, called again, does as gunicorn does: close, SIGTERM to the workers, wait, SIGKILL. Each worker
+   accepts once more what waits and closes its listeners before it answers that: where they are not deaf somebody may
+   have come since the last tick.
+
+Before the first worker has loaded the application nobody knows its settings, and there is nobody to notice that the
+instance leaves: the listeners are deaf at once, and what waits in them is waited for as long as gunicorn would wait.
+
+*A worker that cannot start* (its import or its start-up fails) makes gunicorn stop at once. Here it makes it stop in
+this same way, as long as other workers serve, and with gunicorn's exit code.
+
+*A worker that comes late*, because another has died or is replaced during the stop, has what is left of the delay and
+of the grace period: the page tells when the signal came.
 
 *A SIGTERM that does not come from the master* reaches a worker where all processes of a service get it at once
 (systemd's ``KillMode=control-group``, a shell's process group). The master marks whom it dismisses; a worker that is
-not marked waits a moment for the master's byte, and without it leaves alone.
+not marked waits a moment for the master's byte, and without it leaves alone. One that comes while a worker still loads
+its application is looked at when it has.
 
 A second SIGTERM meanwhile changes nothing, as under gunicorn; SIGINT and SIGQUIT stop quickly, as under gunicorn.
 
@@ -41,12 +53,11 @@ neither filtered nor waited for. A Unix socket's path is removed when the delay 
 
 from __future__ import annotations
 
-import mmap
+import contextlib
+import errno
 import os
-import select
 import signal
 import socket
-import struct
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -56,88 +67,14 @@ from typing import TYPE_CHECKING, Any
 from .._config import Settings
 from .._inflight import Load, RequestInfo
 from .._parties import FULL
-from .._sockets import has_input, socket_identity, unlink
+from .._signals import interrupt_main
+from .._sockets import has_input
 from .._state import logger
-from ._closing import CLOSING_BOUND, QUIET_PERIOD, deafen, handshakes
+from ._board import DELAYED, DELAYING, Board
+from ._closing import CLOSING_BOUND
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
-
-# What the byte of a worker says; 0 that it has not begun, or has no application that takes part.
-SERVING, DELAYING, DELAYED, CLEAN, UNCLEAN = 1, 2, 3, 4, 5
-
-_WORKERS = 1 << 16  # one that is younger by so many has the same bytes: by then the other is gone
-_LIMITS = struct.Struct("=dd")
-_TICK = 0.005
-# A worker that is busy in C code may hear late that the delay begins.
-_LATE = 1.0
-
-
-class Board:
-    """What master and workers share; made by the master before it forks."""
-
-    def __init__(self) -> None:
-        self._page = mmap.mmap(-1, _LIMITS.size + 2 * _WORKERS)
-        self._read, self._write = os.pipe()
-        self._told = False
-
-    def tell(self) -> None:
-        """All workers stop: for the master's signal handler."""
-        if not self._told:
-            self._told = True
-            os.write(self._write, b"x")
-
-    @property
-    def told(self) -> bool:
-        """Whether all workers stop."""
-        return self.wait(0.0)
-
-    def wait(self, seconds: float) -> bool:
-        """Wait until all workers stop; say whether they do."""
-        poll = select.poll()
-        poll.register(self._read, select.POLLIN)
-        return bool(poll.poll(seconds * 1000))
-
-    def fileno(self) -> int:
-        """What is readable as soon as all workers stop."""
-        return self._read
-
-    @property
-    def limits(self) -> tuple[float, float]:
-        """For how long a worker delays at most, and for how long it drains, both from the signal on, in seconds."""
-        delay, drain = _LIMITS.unpack_from(self._page)
-        return delay, drain
-
-    def publish(self, settings: Sequence[Settings]) -> None:
-        """Write down how long a worker takes. All workers have the same applications, so they all write the same."""
-        delay = max(each.longest_delay for each in settings)
-        grace = min(each.grace_period for each in settings)
-        reserve = max(each.hook_reserve for each in settings)
-        _LIMITS.pack_into(self._page, 0, delay, max(0.0, grace - reserve))
-
-    def get(self, age: int) -> int:
-        """What the byte of a worker says."""
-        return self._page[self._place(age)]
-
-    def set(self, age: int, word: int) -> None:
-        """Write the byte of a worker."""
-        self._page[self._place(age)] = word
-
-    def dismiss(self, age: int) -> None:
-        """The worker is to leave."""
-        self._page[self._place(age) + _WORKERS] = 1
-
-    def dismissed(self, age: int) -> bool:
-        """Whether the worker is to leave."""
-        return bool(self._page[self._place(age) + _WORKERS])
-
-    def clear(self, age: int) -> None:
-        """A new worker has this number."""
-        self._page[self._place(age)] = self._page[self._place(age) + _WORKERS] = 0
-
-    @staticmethod
-    def _place(age: int) -> int:
-        return _LIMITS.size + age % _WORKERS
 
 
 class Worker:
@@ -157,6 +94,9 @@ class Worker:
         self._leaving = threading.Event()  # gunicorn has been told to end its loop
         self._left = threading.Event()  # its loop has ended
         self._since = 0.0
+        self._rest_accepted = False
+        # gunicorn closes its own before the hooks run, and would then take the worker for one that hangs.
+        self._sign_of_life = os.dup(worker.tmp.fileno())
 
     def announce(self) -> None:
         self.closing = True
@@ -165,7 +105,7 @@ class Worker:
     def stop_accepting(self, timeout: float) -> None:
         """Say that the delay is over, and wait for the master, who then has the accept queue served."""
         self.mark(DELAYED)
-        if not self.board.told:
+        if not self.board.told_at:
             self.end_loop()  # the application stops by itself, and this worker alone
         self._leaving.wait(timeout)
 
@@ -198,7 +138,41 @@ class Worker:
     def end_loop(self) -> None:
         """Have gunicorn leave its loop: by the signal that its master would send, and so in the main thread."""
         self.board.dismiss(self._worker.age)
-        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
+        interrupt_main(signal.SIGTERM)
+
+    def leave(self, signum: int, frame: FrameType | None) -> None:
+        """gunicorn's master ends this worker; for the signal handler."""
+        queue = getattr(self._worker, "method_queue", None)  # of its loop, where that hands on to threads
+        if queue is not None and self.board.told_at:
+            queue.defer(self._leave_with_rest, signum, frame)
+        else:
+            self._worker.handle_exit(signum, frame)
+
+    def _leave_with_rest(self, signum: int, frame: FrameType | None) -> None:
+        try:
+            self._worker.set_accept_enabled(False)
+            self._accept_rest()
+        finally:
+            self._worker.handle_exit(signum, frame)
+
+    def _accept_rest(self) -> None:
+        """Accept whatever still waits, close the listeners, and serve it only then: who is not answered does not come
+        again, so the queue runs empty. For the main thread.
+        """
+        if self._rest_accepted:
+            return
+        self._rest_accepted = True
+        until = time.monotonic() + CLOSING_BOUND / 2
+        accepted = []
+        for listener in self._worker.sockets:
+            name = listener.getsockname()
+            with contextlib.suppress(OSError):  # another worker was quicker, or no descriptor is left
+                while has_input(listener) and time.monotonic() < until:
+                    accepted.append(_Accepted(listener.accept(), name))
+            listener.close()
+            listener.sock = _Closed()
+        for each in accepted:
+            self._worker.accept(each)
 
     def leaving(self) -> None:
         """gunicorn has been told to end its loop; twice is harmless."""
@@ -210,142 +184,44 @@ class Worker:
         for nothing.
         """
         self.leaving()
+        if self.board.told_at and hasattr(self._worker, "accept") and not hasattr(self._worker, "tpool"):
+            self._accept_rest()  # a worker that does one thing after the other
         self._left.set()
         for sock in self._worker.sockets:
             sock.close()
+
+    def live(self) -> None:
+        """Show gunicorn's master that the worker does not hang, as its loop does."""
+        now = time.monotonic()
+        os.utime(self._sign_of_life, (now, now))
 
     def mark(self, word: int) -> None:
         """Tell the master."""
         self.board.set(self._worker.age, word)
 
 
-class Listener:
-    """One listener of the master on its way to being closed. Nothing here blocks or logs: a signal handler calls it."""
+class _Accepted:
+    """A connection that was accepted before gunicorn asked for it, in the place of its listener."""
 
-    def __init__(self, listener: Any, now: float) -> None:
-        self.listener = listener
-        self.path: str | None = None
-        self._sock = listener.sock
-        self._began = self._busy = now
-        self._settled = 0
-        name = self._sock.getsockname()
-        if self._sock.family == socket.AF_UNIX:
-            self.method = "unix"
-            if isinstance(name, str) and name:  # an abstract one has no path
-                self.path = name
-                unlink(name, socket_identity(name))
-        else:
-            self.method = deafen(self._sock) or "quiet period"
+    def __init__(self, accepted: tuple[socket.socket, Any], name: Any) -> None:
+        self._accepted = accepted
+        self._name = name
 
-    def done(self, now: float) -> bool:
-        """Whether nothing waits to be accepted, and nothing more will."""
-        if has_input(self._sock):
-            self._busy, self._settled = now, 0
-            return False
-        if self.method == "unix":
-            return True
-        if self.method == "quiet period":
-            return now - self._busy >= QUIET_PERIOD or now - self._began >= CLOSING_BOUND
-        # A SYN that passed on another processor just before the listener was deaf shows in the table a moment later:
-        # look again, and believe the second look.
-        under_way = handshakes(self._sock)
-        self._settled += not under_way
-        return self._settled > 1 or now - self._began >= CLOSING_BOUND
+    def accept(self) -> tuple[socket.socket, Any]:
+        return self._accepted
+
+    def getsockname(self) -> Any:
+        return self._name
 
 
-class Master:
-    """gunicorn's master, told to wait before it stops. For its main thread alone."""
+class _Closed:
+    """In the place of a listening socket, because the loop may have heard already that somebody waits there."""
 
-    def __init__(self, server: Any, board: Board) -> None:
-        self._server = server
-        self._board = board
-        self._began = 0.0
-        self._ticking = self._finished = False
-        self._listeners: list[Listener] | None = None
-        self._stopped: list[int] = []  # the ages of the workers that were to end clean
-        self._halt = server.handle_term
-        self._stop = server.stop
-        self._kill = server.kill_worker
+    def accept(self) -> Any:
+        raise BlockingIOError(errno.EAGAIN, "closed")
 
-    def install(self) -> None:
-        """Take over what SIGTERM does."""
-        self._server.handle_term = self.term
-        self._server.stop = self.stop
-        self._server.kill_worker = self.kill_worker
-        signal.signal(signal.SIGTERM, self._signalled)
-        signal.signal(signal.SIGALRM, self._tick)
-
-    def _signalled(self, signum: int, frame: FrameType | None) -> None:
-        self._began = self._began or time.monotonic()
-        self._board.tell()
-        self._server.signal(signum, frame)
-
-    def term(self) -> None:
-        """What gunicorn's main loop does on SIGTERM: first begin, in the end stop."""
-        # Not whether a worker takes part now: all of them may have been replaced this moment.
-        if self._finished or not self._board.limits[1]:
-            self._log()
-            self._halt()
-        elif not self._ticking:
-            self._ticking = True
-            signal.setitimer(signal.ITIMER_REAL, _TICK, _TICK)
-
-    def kill_worker(self, pid: int, signum: int) -> None:
-        """What gunicorn does to end a worker: it is to know that this comes from here."""
-        worker = self._server.WORKERS.get(pid)
-        if worker is not None and signum == signal.SIGTERM:
-            self._board.dismiss(worker.age)
-        self._kill(pid, signum)
-
-    def stop(self, graceful: bool = True) -> None:
-        """What gunicorn does to stop, whyever; a path that is removed already is not to be removed again."""
-        signal.setitimer(signal.ITIMER_REAL, 0.0)
-        gone = [each.listener for each in self._listeners or () if each.path is not None]
-        self._server.LISTENERS = [each for each in self._server.LISTENERS if each not in gone]
-        for listener in gone:
-            listener.close()
-        if graceful and self._finished:
-            self._stopped = self._taking_part()
-        self._stop(graceful)
-
-    @property
-    def exit_code(self) -> int:
-        """1 if a worker has left something behind, or was killed."""
-        return int(any(self._board.get(age) != CLEAN for age in self._stopped))
-
-    def _taking_part(self) -> list[int]:
-        return [worker.age for worker in self._server.WORKERS.values() if self._board.get(worker.age)]
-
-    def _tick(self, _signum: int, _frame: FrameType | None) -> None:
-        try:
-            done = self._step(time.monotonic())
-        except Exception:  # it would end the master's loop; gunicorn's own stop is what is left
-            done = True
-        if done and not self._finished:
-            self._finished = True
-            signal.setitimer(signal.ITIMER_REAL, 0.0)
-            self._server.signal(signal.SIGTERM, None)
-
-    def _step(self, now: float) -> bool:
-        delay, drain = self._board.limits
-        if self._listeners is None:
-            delaying = any(self._board.get(age) in (SERVING, DELAYING) for age in self._taking_part())
-            if delaying and now - self._began < max(delay, drain) + _LATE:
-                return False
-            self._listeners = [Listener(each, now) for each in self._own_listeners()]
-        done = [each.done(now) for each in self._listeners]  # each is to look
-        return all(done) or now - self._began >= drain
-
-    def _own_listeners(self) -> list[Any]:
-        """The listeners that nobody else goes on using."""
-        server = self._server
-        given = server.systemd or any(isinstance(address, int) for address in server.cfg.address)
-        return [] if given or server.reexec_pid or server.master_pid else list(server.LISTENERS)
-
-    def _log(self) -> None:
-        for each in self._listeners or ():
-            # To gunicorn's log: that of the application is set up in the workers.
-            self._server.log.info("listener closed (%s)", each.method)
+    def close(self) -> None:
+        """Nothing."""
 
 
 def closing_answers(app: WSGIApplication, worker: Worker) -> WSGIApplication:

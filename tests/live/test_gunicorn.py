@@ -21,8 +21,23 @@ from ._process import BIG, ROOT, Running, Starter, wait_until
 CONFIG = str(ROOT / "examples" / "gunicorn" / "gunicorn.conf.py")
 FALLBACK = """
 from flask_lifecycle.gunicorn import *
-from flask_lifecycle.servers import gunicorn
-gunicorn.deafen = lambda sock: None
+from flask_lifecycle.servers import _arbiter
+_arbiter.deafen = lambda sock: None
+"""
+# A worker that has its handlers, and takes its time to load the application.
+SLOW_TO_LOAD = """
+import os, time
+from flask_lifecycle.gunicorn import *
+from gunicorn.workers import base
+load = base.Worker.load_wsgi
+def slow(worker):
+    home = os.environ["LIVE_HOME"]
+    with open(f"{home}/events", "a") as events:
+        events.write(f"{time.monotonic():.6f} loading\\n")
+    while not os.path.exists(f"{home}/gate-load"):
+        time.sleep(0.005)
+    load(worker)
+base.Worker.load_wsgi = slow
 """
 KINDS = {
     "sync": ("--worker-class", "sync", "--threads", "1"),
@@ -210,7 +225,9 @@ def test_the_accept_queue_is_served(live: Starter, kind: str, fallback: bool, tm
         running.send(signal.SIGTERM)
         running.wait_log("Handling signal: term")
         os.kill(worker, signal.SIGCONT)
-        assert [connection.answer().body for connection in connections] == [b"fast"] * 8
+        for connection in connections:
+            assert connection.answer().body == b"fast"
+            connection.sock.close()  # gunicorn waits for that
     finally:
         for connection in connections:
             connection.sock.close()
@@ -261,6 +278,49 @@ def test_a_stop_under_load_loses_nothing(live: Starter, kind: str, keep_alive: b
         assert running.stop() == 0
     assert [tally.lost for tally in tallies] == [[]] * 4
     assert "listener closed (no device)" in running.log
+
+
+def test_a_storm_on_a_listener_that_is_not_deaf_ends(live: Starter, kind: str, tmp_path: Path) -> None:
+    """Where it cannot be made deaf clients that come without end hold it for two seconds, not for the grace period."""
+    config = tmp_path / "fallback.conf.py"
+    config.write_text(FALLBACK)
+    running = serve(live, kind, config=str(config))
+    with load(address_of(running)) as tallies:
+        assert running.stop() == 0
+    assert sum(len(tally.lost) for tally in tallies) <= 1  # best effort; each of the four lost one before
+    assert "listener closed (quiet period)" in running.log
+    assert running.told("shutdown last")[0] - running.signalled_at < 10.0  # of 25
+
+
+def test_a_start_that_fails_stops_the_master(live: Starter, kind: str) -> None:
+    """Workers whose start-up fails are not replaced for ever: the master leaves as it does when they cannot boot."""
+    plan = {"logging": True, "hooks": {"startup": [["bad", "raise", None]]}}
+    running = live.start(
+        sys.executable, "-m", "gunicorn", "--no-control-socket", *KINDS[kind], "--config", CONFIG, "--workers", "2",
+        "--bind", "127.0.0.1:0", "live_app:app", plan=plan, excuse="Traceback",
+    )  # fmt: skip
+    assert running.wait_gone() == 3
+    assert "Reason: Worker failed to boot." in running.log
+
+
+def test_a_stop_while_workers_load(live: Starter, kind: str, tmp_path: Path) -> None:
+    """What has come before any worker has loaded the application is answered, whoever gets the signal."""
+    config = tmp_path / "slow.conf.py"
+    config.write_text(SLOW_TO_LOAD)
+    running = live.start(
+        sys.executable, "-m", "gunicorn", "--no-control-socket", *KINDS[kind], "--config", str(config),
+        "--bind", "127.0.0.1:0", "live_app:app", plan={"logging": True},
+    )  # fmt: skip
+    running.wait_event("loading")
+    with Connection(address_of(running)) as connection:
+        connection.ask("/fast")
+        running.send(signal.SIGTERM)
+        running.wait_log("Handling signal: term")
+        os.kill(pids(running)[0], signal.SIGTERM)
+        running.open_gate("load")
+        assert connection.answer().body == b"fast"
+    assert running.wait_gone() == 0
+    assert len(pids(running)) == 1
 
 
 def test_workers_come_and_go_under_load(live: Starter, kind: str) -> None:
