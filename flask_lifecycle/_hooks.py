@@ -75,6 +75,7 @@ class Hook:
     """A registered function."""
 
     hold = False  # whether the listener stays open until it has returned; of an on_drain function
+    group = False  # whether one process is to run it for all of its group; of an on_shutdown function
     opened_late: Callable[[], bool] | None = None  # whether there is something to close after a start that was given up
 
     def __init__(
@@ -132,6 +133,11 @@ class Hooks:
         """The functions of a kind in the order in which they are called: teardown in reverse."""
         hooks = self._hooks[kind]
         return tuple(reversed(hooks)) if kind == "shutdown" else tuple(hooks)
+
+    @property
+    def for_group(self) -> bool:
+        """Whether there is an ``on_shutdown`` function that one process is to run for all of its group."""
+        return any(hook.group for hook in self._hooks["shutdown"])
 
     def unopened(self, hook: Hook) -> bool:
         """Whether an ``on_shutdown`` function has a twin of its name at the start which has not succeeded."""

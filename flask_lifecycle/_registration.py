@@ -176,8 +176,12 @@ class Registration:
     @overload
     def on_shutdown(self, function: F, /) -> F: ...
     @overload
-    def on_shutdown(self, *, name: str | None = None, timeout: float | None = None) -> Callable[[F], F]: ...
-    def on_shutdown(self, function: Any = None, *, name: str | None = None, timeout: float | None = None) -> Any:
+    def on_shutdown(
+        self, *, name: str | None = None, timeout: float | None = None, scope: str = "process"
+    ) -> Callable[[F], F]: ...
+    def on_shutdown(
+        self, function: Any = None, *, name: str | None = None, timeout: float | None = None, scope: str = "process"
+    ) -> Any:
         """Register a function to be called after the drain, last registered first.
 
         One that raises or hangs is logged by its name, and the others still run. It may take one argument, the
@@ -185,10 +189,16 @@ class Registration:
 
         :param timeout: seconds that it may take; by default half of what is left of the grace period, all of it
             for the last.
+        :param scope: ``"process-group"`` for what is to happen once for all workers of a gunicorn that has our hooks:
+            in the last of them, when the others have gone. Under every other server it runs after the others.
         :raises TypeError: it is not callable, or takes more than one argument.
-        :raises ValueError: there is one of this name already.
+        :raises ValueError: there is one of this name already, or there is no such scope.
         """
-        return self._register("shutdown", function, name, timeout)
+        if scope not in ("process", "process-group"):
+            raise ValueError(
+                f"The scope of an on_shutdown function must be 'process' or 'process-group', not {scope!r}."
+            )
+        return self._register("shutdown", function, name, timeout, group=scope == "process-group")
 
     @overload
     def resource(self, function: Callable[[], Any], /) -> Resource: ...
@@ -233,14 +243,12 @@ class Registration:
 
         return register if function is None else register(function)
 
-    def _register(
-        self, kind: str, function: Any, name: str | None, timeout: float | None, *, hold: bool = False
-    ) -> Any:
+    def _register(self, kind: str, function: Any, name: str | None, timeout: float | None, **marks: bool) -> Any:
         if timeout is not None:
             check_timeout(f"on_{kind} function", timeout)
 
         def register(function: F) -> F:
-            self._registered.hooks.add(kind, function, name, timeout).hold = hold
+            vars(self._registered.hooks.add(kind, function, name, timeout)).update(marks)
             return function
 
         return register if function is None else register(function)

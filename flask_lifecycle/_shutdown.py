@@ -93,6 +93,8 @@ class Coordinator:
         self.reason = ""
         self.signal: int | None = None
         self.crash: HookRecord | None = None  # the thread whose end began it
+        # Waits until the others of its group have gone, and says whether this process is the one that acts for all.
+        self.last_of_group: Callable[[Deadline], bool] = lambda deadline: True
         self.late = 0.0  # for how many seconds others, of whom this process is one, have been stopping
         self.delayed = True  # whether anybody has to notice: not where others go on with the listener
         self.succeeded = False  # another process serves at the same address, so that it is as ready as ever
@@ -404,25 +406,38 @@ class Coordinator:
         _each(members, "made to refuse work", lambda member: member.refuse())
         _each(members, "told that it stops", lambda member: member.machine.apply(Event.STOP, self.reason))
         self._run_hooks(members, "shutdown", deadline)
+        if any(member.hooks.for_group for member in members) and self.last_of_group(deadline):
+            self._run_hooks(members, "shutdown", deadline, group=True)
 
-    def _run_hooks(self, members: Sequence[Member], kind: str, deadline: Deadline) -> None:
-        """Run the hooks of a kind, each within its own timeout and its share of what is left."""
+    def act_for_group(self, seconds: float) -> bool:
+        """Run what one process is to run for all, where no other has; say whether there was any, and all went well."""
+        members = self.members()
+        self._run_hooks(members, "shutdown", Deadline.after(self.clock, seconds), group=True)
+        records = [record for hooks in _hook_groups(members) for record in hooks.records if record.kind == "shutdown"]
+        return bool(records) and all(record.outcome == "ok" for record in records)
+
+    def _run_hooks(self, members: Sequence[Member], kind: str, deadline: Deadline, group: bool = False) -> None:
+        """Run the hooks of a kind, each within its own timeout and its share of what is left.
+
+        :param group: those that are for all processes of the group, in place of those that are for each.
+        """
         context = ShutdownContext(self.reason, self.signal, self)
         todo = [
-            (hook, group, next(member for member in members if member.hooks is group))
-            for group in reversed(_hook_groups(members))
-            for hook in group.of(kind)
+            (hook, hooks, next(member for member in members if member.hooks is hooks))
+            for hooks in reversed(_hook_groups(members))
+            for hook in hooks.of(kind)
+            if hook.group is group
         ]
-        for number, (hook, group, member) in enumerate(todo, 1):
+        for number, (hook, hooks, member) in enumerate(todo, 1):
             if kind == "drain" and not any(waiting.hold for waiting, *_ in todo[number - 1 :]):
                 self._let_go.set()
-            if group.unopened(hook):
+            if hooks.unopened(hook):
                 extra = {"lifecycle_hook": hook.name, "lifecycle_kind": kind, "lifecycle_outcome": "skipped"}
                 logger.info("%s skipped: its start did not succeed", hook.label, extra=extra)
-                group.records.append(HookRecord(hook.name, kind, "skipped", 0.0))
+                hooks.records.append(HookRecord(hook.name, kind, "skipped", 0.0))
                 continue
             share = deadline.remaining() if number == len(todo) else deadline.remaining() / 2
-            group.records.append(run_hook(hook, context, min(hook.timeout or share, share), member.context, self.clock))
+            hooks.records.append(run_hook(hook, context, min(hook.timeout or share, share), member.context, self.clock))
         if kind == "drain":
             self._let_go.set()
             self._drain_hooks_ended.set()

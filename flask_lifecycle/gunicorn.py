@@ -24,6 +24,7 @@ import time
 from types import FrameType
 from typing import Any
 
+from ._deadline import Deadline
 from ._process import this_process
 from .servers._arbiter import Master
 from .servers._board import ABSENT, CLEAN, SERVING, UNCLEAN, Board
@@ -57,11 +58,12 @@ class _Part:
 
     def begin(self) -> None:
         settings = [member.settings for member in this_process.members()]
-        self.board.publish(settings)
+        self.board.publish(settings, any(member.hooks.for_group for member in this_process.members()))
         if self.worker.age == 1:  # all have the same, and one says so
             warn_of_timeout(self.worker.cfg.graceful_timeout, settings)
         self.carrier.mark(SERVING)
         self.worker.wsgi = closing_answers(self.worker.wsgi, self.carrier)
+        this_process.coordinator.last_of_group = self._last_of_group
         this_process.carry(self.carrier)
         signal.signal(signal.SIGTERM, self._signalled)
         signal.siginterrupt(signal.SIGTERM, False)  # as gunicorn has it, which undoes what signal() does
@@ -91,6 +93,9 @@ class _Part:
             this_process.stop("gunicorn ends this worker", delay=False)
         this_process.coordinator.end_delay()
         self.carrier.leaving()
+
+    def _last_of_group(self, deadline: Deadline) -> bool:
+        return self.board.last(self.worker.age, deadline.remaining() / 2)
 
     def _leaves(self) -> bool:
         return not self.worker.alive or self.board.dismissed(self.worker.age)
@@ -133,6 +138,8 @@ def when_ready(server: Any) -> None:
     _here.board = Board()
     _here.master = Master(server, _here.board)
     _here.master.install()
+    board = _here.board
+    this_process.coordinator.last_of_group = lambda deadline: board.claim()  # what was warmed up here ends at its exit
 
 
 def pre_fork(server: Any, worker: Any) -> None:
@@ -176,6 +183,14 @@ def worker_exit(server: Any, worker: Any) -> None:
 
 
 def on_exit(server: Any) -> None:
-    """The master leaves: with 1 if a worker has left something behind."""
-    if _here.master is not None and _here.master.exit_code:
-        sys.exit(_here.master.exit_code)
+    """The master leaves: with 1 if a worker has left something behind, or nobody has done what was to be done once."""
+    master, board = _here.master, _here.board
+    if master is None or board is None:
+        return
+    done = True
+    if board.claim():
+        done = this_process.coordinator.act_for_group(max(_MOMENT, master.left))
+        if not this_process.members():
+            server.log.error("No worker was left to run the on_shutdown functions of the process group.")
+    if master.exit_code or not done:
+        sys.exit(1)

@@ -827,6 +827,13 @@ def test_hooks(kind: str, make: Callable[[Any], object], error: type[Exception],
         make(getattr(Lifecycle(), f"on_{kind}"))
 
 
+def test_the_scope_of_a_hook() -> None:
+    """There are two."""
+    expected = "The scope of an on_shutdown function must be 'process' or 'process-group', not 'master'."
+    with pytest.raises(ValueError, match=whole(expected)):
+        Lifecycle().on_shutdown(scope="master")
+
+
 # -- run ----------------------------------------------------------------------------------------------------------
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import select
 import signal
@@ -19,11 +20,12 @@ from gunicorn.errors import HaltServer
 
 from flask_lifecycle import gunicorn as hooks
 from flask_lifecycle._config import Settings
+from flask_lifecycle._deadline import Clock, Deadline
 from flask_lifecycle._hooks import HookRecord
 from flask_lifecycle._process import Process
 from flask_lifecycle.servers import _arbiter
 from flask_lifecycle.servers._arbiter import Listener, Master
-from flask_lifecycle.servers._board import ABSENT, CLEAN, DELAYED, DELAYING, SERVING, UNCLEAN, Board
+from flask_lifecycle.servers._board import ABSENT, CLEAN, DELAYED, DELAYING, GONE, SERVING, UNCLEAN, Board
 from flask_lifecycle.servers.gunicorn import Worker, closing_answers, warn_of_timeout
 from tests._fakes import BOUND, FakeMember, running, until, whole
 
@@ -126,6 +128,34 @@ def test_the_board_tells_children(board: Board) -> None:
     assert (board.get(7), board.get(8), board.wait(0.0), board.wait(0.0)) == (SERVING, 0, True, True)
     assert 0.0 < board.told_at <= time.monotonic()
     assert len(os.read(board.fileno(), 2)) == 1
+
+
+def test_one_acts_for_all(board: Board) -> None:
+    """The first that ends waits for the end of all others, and no other one, nor twice; who leaves alone does not."""
+    settings = [Settings()]
+    assert (board.last(1, BOUND), board.claim()) == (False, False)  # nobody stops, nothing is wanted
+    board.publish(settings, True)
+    board.stops([])
+    assert not board.last(1, BOUND)
+    board.set(2, GONE)
+    board.stops([3, 1])
+    board.set(3, GONE)
+    fcntl.lockf(board._claim, fcntl.LOCK_EX)
+    child = os.fork()
+    if not child:  # another worker, while this one has the lock
+        os._exit(int(board.last(3, BOUND)))
+    assert os.waitpid(child, 0)[1] == 0
+    assert board.last(1, BOUND)
+    board.publish(settings, True)  # by a worker that comes late
+    assert not board.claim()
+
+
+def test_one_acts_for_all_in_time(board: Board, caplog: pytest.LogCaptureFixture) -> None:
+    """A worker that does not end does not keep another from acting for all."""
+    board.publish([Settings()], True)
+    board.stops([1, 2])
+    assert board.last(1, 0.02)
+    assert caplog.messages == ["workers are left, and the on_shutdown functions of the process group run all the same"]
 
 
 # -- the worker -------------------------------------------------------------------------------------------------------
@@ -323,6 +353,7 @@ def test_workers_that_are_all_being_replaced(board: Board, listener: socket.sock
     """Where a signal finds none but new workers what waits is waited for all the same."""
     server = FakeArbiter(listener, ages=(1,))
     master = Master(server, board)
+    master.install()
     with socket.create_connection(listener.getsockname()):
         master.term()
         assert server.calls == []
@@ -333,6 +364,7 @@ def test_a_tick_that_fails_stops(board: Board, monkeypatch: pytest.MonkeyPatch) 
     """What goes wrong in a tick neither ends the master's loop nor holds it: gunicorn stops as ever."""
     server = FakeArbiter()
     master = Master(server, board)
+    signal.signal(signal.SIGALRM, lambda signum, frame: None)
     monkeypatch.setattr(master, "_step", lambda now: 1 / 0)
     master._tick(signal.SIGALRM, None)
     master._tick(signal.SIGALRM, None)  # until gunicorn has heard it
@@ -648,6 +680,47 @@ def test_a_worker_whose_start_fails(process: tuple[Process, FakeMember], board: 
     with pytest.raises(SystemExit, match=whole("3")):
         hooks.worker_exit(SimpleNamespace(WORKER_BOOT_ERROR=3), worker)
     until(lambda: not any(thread.name == "lifecycle-gunicorn" for thread in threading.enumerate()))
+
+
+def test_the_master_acts_for_all(process: tuple[Process, FakeMember]) -> None:
+    """If no worker has it does, where it has loaded the application; else it says so; both within what is left."""
+    carried, member = process
+    calls, server = list[str](), FakeArbiter()
+    server.log.error = calls.append
+    hooks.when_ready(server)
+    board = hooks._here.board
+    assert board is not None
+    member.hooks.add("shutdown", lambda: calls.append("once"), "once", None).group = True
+    board.publish([member.settings], True)
+    assert member.hooks.for_group
+    hooks.on_exit(server)
+    hooks.on_exit(server)
+    assert calls == ["once"]
+    assert not carried.coordinator.last_of_group(Deadline(Clock(), 0.0))
+    hooks.when_ready(server)
+    assert hooks._here.board is not None
+    hooks._here.board.publish([member.settings], True)
+    carried._members.clear()
+    with pytest.raises(SystemExit, match=whole("1")):
+        hooks.on_exit(server)
+    assert calls == ["once", "No worker was left to run the on_shutdown functions of the process group."]
+
+
+def test_the_workers_that_end_are_noted(board: Board) -> None:
+    """The master notes who has ended, however it was found, and keeps what it said."""
+    server = FakeArbiter(ages=(1, 2))
+    master = Master(server, board)
+    master.install()
+    board.set(1, CLEAN)
+    board.set(2, UNCLEAN)
+    master._stopped = [1, 2]
+    master._reap = lambda: server.WORKERS.pop(101)
+    server.reap_workers()
+    master._kill = lambda pid, signum: server.WORKERS.pop(pid)
+    server.kill_worker(102, signal.SIGKILL)
+    assert (board.get(1), board.get(2), master.exit_code) == (GONE, GONE, 1)
+    master._ended[2] = CLEAN
+    assert master.exit_code == 0
 
 
 def test_a_worker_that_comes_late(process: tuple[Process, FakeMember], board: Board) -> None:

@@ -54,7 +54,7 @@ SIGNATURES = {
     "probers": "(self)",
     "on_startup": "(self, function=None, *, name=None, timeout=None)",
     "on_drain": "(self, function=None, *, name=None, timeout=None, hold=False)",
-    "on_shutdown": "(self, function=None, *, name=None, timeout=None)",
+    "on_shutdown": "(self, function=None, *, name=None, timeout=None, scope='process')",
     "requests": "(self, stacks=False)",
     "resource": "(self, function=None, *, name=None, timeout=None, close_timeout=None)",
     "startup_task": "(self, name, *, on_failure='shutdown')",

@@ -628,6 +628,18 @@ def test_order_of_hooks(clock: ManualClock) -> None:
     assert [hook.name for hook in result.hooks] == ["1", "2", "3", "3", "2", "1"]
 
 
+def test_hooks_of_the_process_group_run_after_the_others(clock: ManualClock) -> None:
+    """Whatever was registered first, they run when the hooks of this process have run, and are told like these."""
+    first, second = FakeMember(clock), FakeMember(clock)
+    ran: list[str] = []
+    second.hooks.add("shutdown", lambda: ran.append("once"), "once", None).group = True
+    for member in (first, second):
+        member.hooks.add("shutdown", lambda: ran.append("each"), "each", None)
+    result = stop(first, second, clock=clock)
+    assert ran == ["each", "each", "once"]
+    assert [(hook.name, hook.kind, hook.outcome) for hook in result.hooks].count(("once", "shutdown", "ok")) == 1
+
+
 def test_hooks_of_later_applications_run_first(clock: ManualClock) -> None:
     """Across applications it is last in, first out as well."""
     first, second = FakeMember(clock), FakeMember(clock)

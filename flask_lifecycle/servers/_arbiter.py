@@ -11,7 +11,7 @@ from types import FrameType
 from typing import Any
 
 from .._sockets import has_input, socket_identity, unlink
-from ._board import ABSENT, CLEAN, DELAYED, DELAYING, SERVING, Board
+from ._board import ABSENT, CLEAN, DELAYED, DELAYING, GONE, SERVING, Board
 from ._closing import CLOSING_BOUND, QUIET_PERIOD, deafen, handshakes
 
 _TICK = 0.005
@@ -68,6 +68,7 @@ class Master:
         self._failure: Exception | None = None  # for which gunicorn itself would stop at once
         self._listeners: list[Listener] | None = None
         self._stopped: list[int] = []  # the ages of the workers that were to end clean
+        self._ended: dict[int, int] = {}  # what they said last, by their ages
         self._halt = server.handle_term
         self._stop = server.stop
         self._kill = server.kill_worker
@@ -112,17 +113,26 @@ class Master:
         if worker is not None and signum == signal.SIGTERM:
             self._board.dismiss(worker.age)
         self._kill(pid, signum)
+        if worker is not None and pid not in self._server.WORKERS:
+            self._note_end(worker.age)
 
     def reap_workers(self) -> None:
         """What gunicorn does when a worker has ended. If it could not start all stop, and here they do so as ever."""
         from gunicorn.errors import HaltServer
 
+        before = self._words()
         try:
             self._reap()
         except HaltServer as failure:
             if not self._began and not self._stopping:
                 self._failure = failure
                 self._begin()
+        for age in before.keys() - self._words():
+            self._note_end(age)
+
+    def _note_end(self, age: int) -> None:
+        self._ended[age] = self._board.get(age)
+        self._board.set(age, GONE)
 
     def stop(self, graceful: bool = True) -> None:
         """What gunicorn does to stop, whyever; a path that is removed already is not to be removed again."""
@@ -132,6 +142,7 @@ class Master:
         self._server.LISTENERS = [each for each in self._server.LISTENERS if each not in gone]
         for listener in gone:
             listener.close()
+        self._board.stops(list(self._words()))
         if graceful and self._finished:
             self._stopped = self._taking_part()
             self._bound(self._board.limits[2])
@@ -139,14 +150,21 @@ class Master:
 
     def _bound(self, grace: float) -> None:
         """Wait for no worker longer than it may take: one that hangs while it loads has nobody else who ends it."""
-        left = max(1, math.ceil(grace - (time.monotonic() - self._began)))
+        left = max(1, math.ceil(self.left))
         if grace and self._server.cfg.graceful_timeout > left:
             self._server.cfg.set("graceful_timeout", left)
 
     @property
+    def left(self) -> float:
+        """Seconds left of the grace period."""
+        grace, now = self._board.limits[2], time.monotonic()
+        return grace - (now - (self._began or now))
+
+    @property
     def exit_code(self) -> int:
         """1 if a worker has left something behind, or was killed; 0 if gunicorn has one of its own."""
-        return int(self._failure is None and any(self._board.get(age) != CLEAN for age in self._stopped))
+        words = [self._ended.get(age, self._board.get(age)) for age in self._stopped]
+        return int(self._failure is None and any(word != CLEAN for word in words))
 
     def _words(self) -> dict[int, int]:
         return {worker.age: self._board.get(worker.age) for worker in self._server.WORKERS.values()}

@@ -47,6 +47,14 @@ A second SIGTERM meanwhile changes nothing, as under gunicorn; SIGINT and SIGQUI
 ended it holds the main thread in ``worker_exit`` until the drain is over and the hooks have run, so they run once for
 each worker, whatever ended it. A worker that leaves alone has no delay: the others accept.
 
+*What is to happen once for all workers* (``scope="process-group"``) is done by one of them, because without
+``--preload`` the master does not have the functions, and no process that is made for it would be there in time. The
+first whose own hooks have run takes a lock on a file that all share, and the others leave. It waits until the master
+has seen the end of all others, and then acts. If it is killed while it waits, the kernel lets go of the lock, and
+another one that ends later takes it. A byte on the page says that it has been done. Where that has not happened,
+because the last worker was killed, the master does it with ``--preload``, and else says so and exits with 1. A worker
+that leaves alone, to be replaced, does nothing of this: the master says when it stops all, and whom.
+
 Listeners that others go on using (socket activation, ``fd://``, a second master after SIGUSR2, ``reuse_port``) are
 neither filtered nor waited for. A Unix socket's path is removed when the delay is over, and its queue then served.
 """

@@ -475,6 +475,60 @@ def test_preloaded_workers_start_for_themselves(live: Starter, kind: str) -> Non
     assert running.hooks() == ["open", "open", "open"]  # the master closes what the warm-up has opened
 
 
+ONCE = {"hooks": {"shutdown": [["once", "ok", None], ["each", "ok", None]]}}
+
+
+@pytest.mark.parametrize("preload", [(), ("--preload",)])
+def test_what_is_to_happen_once(live: Starter, kind: str, preload: tuple[str, ...]) -> None:
+    """A function of the process group runs once, when all other workers have gone; one that is replaced runs none."""
+    running = serve(live, kind, *preload, workers=3, plan=ONCE, ready=False)
+    wait_ready(running, 3)
+    os.kill(pids(running)[0], signal.SIGTERM)
+    wait_ready(running, 4)
+    with Connection(address_of(running)) as connection:
+        connection.ask("/gate/work")
+        running.wait_event("begin live work")
+        running.send(signal.SIGTERM)
+        running.wait_for(lambda: running.hooks().count("each") == 3, "the hooks of the idle workers")
+        assert "once" not in running.hooks()
+        running.open_gate("work")
+        assert connection.answer().body == b"passed work"
+    assert running.wait_gone() == 0
+    assert running.hooks() == ["each"] * 4 + ["once"]
+    assert running.log.count("on_shutdown 'once' done") == 1
+
+
+def test_what_is_to_happen_once_after_a_kill(live: Starter) -> None:
+    """If the worker that waits to act for all is killed, the next one that ends acts."""
+    running = serve(live, "gthread", workers=2, plan=ONCE)
+    with Connection(address_of(running)) as connection:
+        connection.ask("/gate/work")
+        running.wait_event("begin live work")
+        running.send(signal.SIGTERM)
+        running.wait_event("shutdown each")
+        busy = {int(pid) for pid in re.findall(r"Worker exiting \(pid: (\d+)", running.log)}
+        os.kill(busy.pop(), signal.SIGKILL)
+        running.wait_log("was sent SIGKILL")
+        running.open_gate("work")
+        assert connection.answer().body == b"passed work"
+    assert running.wait_gone() == 1
+    assert running.hooks() == ["each", "each", "once"]
+
+
+@pytest.mark.parametrize(("preload", "hooks"), [((), ["each"]), (("--preload",), ["each", "once"])])
+def test_what_is_to_happen_once_without_a_worker(live: Starter, preload: tuple[str, ...], hooks: list[str]) -> None:
+    """If no worker is left the master acts, where it has loaded the application; else it says so and exits with 1."""
+    running = serve(live, "sync", *preload, workers=1, plan={"hooks": {"shutdown": [["once", "ok", None],
+                    ["each", "gate", None]]}}, ready=False)  # fmt: skip
+    wait_ready(running, 1)
+    running.send(signal.SIGTERM)
+    running.wait_event("shutdown each")
+    os.kill(pids(running)[0], signal.SIGKILL)
+    assert running.wait_gone() == 1
+    assert running.hooks() == hooks
+    assert ("No worker was left to run" in running.log) is not bool(preload)
+
+
 # -- without our hooks ------------------------------------------------------------------------------------------------
 
 

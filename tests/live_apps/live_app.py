@@ -273,6 +273,7 @@ def add_hooks(lifecycle: Lifecycle, name: str) -> None:
         for label, conduct, timeout in hooks.get(kind, []):
             options = {} if timeout is None else {"timeout": timeout}
             options |= {"hold": True} if conduct == "hold" else {}
+            options |= {"scope": "process-group"} if label.startswith("once") else {}
             prefix = "" if name == "live" else f"{name} "
             decorate(name=label, **options)(hook(kind, prefix + label, conduct))
 
