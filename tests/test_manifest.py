@@ -126,6 +126,13 @@ def test_envoy_hears_of_its_checks_at_once() -> None:
     assert cluster["common_lb_config"]["update_merge_window"] == "0s"
 
 
+def test_envoy_ends_an_idle_connection_before_the_server_does() -> None:
+    """Else it could send a request on one that is just being closed; the server keeps them for twice as long."""
+    (cluster,) = yaml.safe_load(made("envoy", {})[0])["clusters"]
+    [options] = cluster["typed_extension_protocol_options"].values()
+    assert options["common_http_protocol_options"] == {"idle_timeout": "60s"}
+
+
 @pytest.mark.parametrize(("name", "label"), [("a.b", "a-b"), ("---", "app"), ("x" * 80, "x" * 50)])
 def test_a_name_is_one_that_objects_may_have(name: str, label: str) -> None:
     """Whatever the application is called."""

@@ -2,8 +2,8 @@
 
 Retries are everybody's defaults:
 
-- HAProxy tries a connection that was refused three times more, on other servers where it can (``retries 3``,
-  ``retry-on conn-failure``).
+- HAProxy tries a connection that was refused three times more, each after a second and at the same server (``retries
+  3``, ``retry-on conn-failure``, no ``option redispatch``).
 - nginx asks the next server after a refused or broken connection (``proxy_next_upstream error timeout``), a POST only
   if no byte of it has been sent. It asks no probes: who refuses is left alone for ``fail_timeout``.
 - Envoy and Traefik do not retry.
@@ -37,6 +37,7 @@ listen fleet
     bind 127.0.0.1:{port}
     option httpchk GET /readyz
     http-check expect status 200
+    {redispatch}
     default-server check inter {interval}ms fall {fall} rise 2
 {servers}
 """
@@ -71,12 +72,16 @@ http {{
 
 
 class Balancer(Process):
-    """One balancer in front of all instances."""
+    """One balancer in front of all instances.
+
+    :param redispatch: let HAProxy try another server, as ``flask lifecycle manifest haproxy`` has it.
+    """
 
     kind = ""
 
-    def __init__(self, home: Path, instances: Sequence[Instance]) -> None:
+    def __init__(self, home: Path, instances: Sequence[Instance], redispatch: bool = False) -> None:
         super().__init__(self.kind, home)
+        self.redispatch = redispatch
         self.port = free_port()
         self.instances = instances
 
@@ -111,9 +116,10 @@ class HAProxy(Balancer):
 
     def command(self) -> list[str]:
         servers = "\n".join(f"    server {each.name} 127.0.0.1:{each.port}" for each in self.instances)
-        text = _HAPROXY.format(home=self.home, port=self.port, interval=INTERVAL, fall=FALL, servers=servers)
+        numbers = {"port": self.port, "interval": INTERVAL, "fall": FALL}
+        redispatch = "option redispatch 1" if self.redispatch else ""
         path = self.home / "haproxy.cfg"
-        path.write_text(text)
+        path.write_text(_HAPROXY.format(home=self.home, redispatch=redispatch, servers=servers, **numbers))
         return [find("haproxy", "install it (Debian: apt-get install haproxy)"), "-db", "-q", "-f", str(path)]
 
     async def has(self, instance: Instance) -> bool:

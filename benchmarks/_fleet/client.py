@@ -30,6 +30,11 @@ class Connection:
     async def open(cls, address: tuple[str, int]) -> Connection:
         return cls(*await asyncio.open_connection(*address, limit=_LIMIT))
 
+    @property
+    def over(self) -> bool:
+        """Whether the other side has ended it while it was idle."""
+        return self.ended or self._reader.at_eof() or self._writer.is_closing()
+
     def close(self) -> None:
         self._writer.close()
 

@@ -1,9 +1,10 @@
 """Clients that ask all the time and check every answer.
 
 A request is *lost* if its client did not get the whole right answer: status 200, and to the last byte the body that
-belongs to its number. A client does what HTTP clients do and no more: it opens a new connection after an answer that
-said close, and it sends a GET once more, on a new connection, if a *kept* one ended before any byte of an answer had
-come (RFC 9110, section 9.2.2). That is counted as *again*. A POST is never sent again.
+belongs to its number. A client does what HTTP clients do and no more. It opens a new connection after an answer that
+said close, and where a kept one has ended before it sends anything. It sends a GET once more, on a new connection, if a
+*kept* one ended before any byte of an answer had come (RFC 9110, section 9.2.2); that is counted as *again*. A POST is
+never sent again.
 """
 
 from __future__ import annotations
@@ -125,6 +126,9 @@ class Load:
 
     async def _one(self, ask: Ask, connection: Connection | None, route: Route) -> Connection | None:
         """Ask once; return the connection if it can be used again."""
+        if connection is not None and connection.over:
+            connection.close()
+            connection = None
         now = asyncio.get_running_loop().time
         begun = now()
         self.sent += 1
@@ -149,9 +153,6 @@ class Load:
                 connection.close()
             return None
         self.samples.append(Sample(begun, now() - begun))
-        if connection.ended:
-            connection.close()
-            return None
         return connection
 
     @staticmethod

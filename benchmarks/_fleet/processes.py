@@ -45,10 +45,10 @@ async def wait_until(true: Callable[[], bool], what: str, patience: float = PATI
         await asyncio.sleep(_LOOK)
 
 
-async def ask(port: int, path: str) -> tuple[int, bytes]:
-    """Status and body of an answer; 0 if there is none within a second."""
+async def ask(port: int, path: str, timeout: float = 1.0) -> tuple[int, bytes]:
+    """Status and body of an answer; 0 if there is none in time."""
     with contextlib.suppress(OSError, LostError, asyncio.TimeoutError):
-        return await asyncio.wait_for(_ask(port, path), 1.0)
+        return await asyncio.wait_for(_ask(port, path), timeout)
     return 0, b""
 
 
@@ -95,8 +95,8 @@ class Process:
         assert self._process is not None
         self._process.send_signal(number)
 
-    async def gone(self, patience: float = PATIENCE) -> int:
-        """Wait for the exit; return its code."""
+    async def gone(self, patience: float | None = PATIENCE) -> int:
+        """Wait for the exit, with ``None`` for as long as it takes; return its code."""
         assert self._process is not None
         try:
             return await asyncio.wait_for(self._process.wait(), patience)
@@ -140,12 +140,15 @@ class Instance(Process):
             command = ["-m", "gunicorn", "--config", config, *place, "--no-control-socket", "app:create_app()"]
         return [*([] if self._capable else WITHOUT_NET_ADMIN), sys.executable, *command]
 
-    async def start(self) -> None:
-        """Start it and wait until it says of itself that it is ready."""
+    async def launch(self) -> None:
         foreign = ("FLASK_", "LIFECYCLE_", "KUBERNETES_", "WERKZEUG_")
         env = {key: value for key, value in os.environ.items() if not key.startswith(foreign)}
         env |= {f"FLASK_LIFECYCLE_{key}": value for key, value in self._settings.items()}
         await self.spawn(self._command, env | {"PYTHONPATH": str(ROOT)})
+
+    async def start(self) -> None:
+        """Start it and wait until it says of itself that it is ready."""
+        await self.launch()
         end = time.monotonic() + PATIENCE
         while (await ask(self.port, "/readyz"))[0] != 200:
             if time.monotonic() > end or not self.running:

@@ -11,3 +11,6 @@ threads = 4
 # From the end of the delay on: LIFECYCLE_GRACE_PERIOD less LIFECYCLE_SHUTDOWN_DELAY, or gunicorn kills first. The
 # master leaves only then, so what supervises it waits for LIFECYCLE_GRACE_PERIOD and a second more.
 graceful_timeout = 25
+# Longer than the balancer keeps an idle connection: after gunicorn's own 2 s it would close one on which a request is
+# just being sent.
+keepalive = 120

@@ -237,6 +237,12 @@ clusters:
       healthy_panic_threshold: {{value: 0}}
       # what the checks find counts at once; by default up to a second late, if another endpoint has just changed
       update_merge_window: 0s
+    typed_extension_protocol_options:
+      envoy.extensions.upstreams.http.v3.HttpProtocolOptions:
+        "@type": type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions
+        # less than the server keeps an idle connection (waitress 120 s, gunicorn its keepalive); by default an hour
+        common_http_protocol_options: {{idle_timeout: 60s}}
+        explicit_http_config: {{http_protocol_options: {{}}}}
     health_checks:
       # longer than the {plan.settings.probe_timeout:g} s of LIFECYCLE_PROBE_TIMEOUT
       - timeout: {plan.patience}s

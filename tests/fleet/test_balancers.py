@@ -2,54 +2,48 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-BENCHMARK = Path(__file__).parent.parent.parent / "benchmarks" / "fleet.py"
+from .conftest import Measure
+
 BALANCERS = ("haproxy", "nginx", "envoy", "traefik")
+SERVERS = ("waitress", "gunicorn")
 RESTARTS = 3
 
 pytestmark = pytest.mark.fleet
 
 
-def measure(home: Path, options: str) -> dict[str, dict[str, Any]]:
-    """Run the benchmark; return the figures of each balancer."""
-    told = home / "figures.json"
-    command = (sys.executable, str(BENCHMARK), "--requests", "500", "--json", str(told), *options.split())
-    done = subprocess.run(command, capture_output=True, text=True, timeout=110, check=False)
-    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
-    return {row["balancer"]: row for row in json.loads(told.read_text())}
+@pytest.fixture(scope="module")
+def rolled(measure: Measure) -> dict[str, dict[str, dict[str, Any]]]:
+    """Restart three instances of each server in turn, behind all balancers at once."""
+    options = f"--restarts {RESTARTS} --delay 1 --together --rate 100" + "".join(f" --balancer {b}" for b in BALANCERS)
+    return dict(zip(SERVERS, measure(*(f"--server {server} {options}" for server in SERVERS)), strict=True))
 
 
-@pytest.fixture(scope="module", params=["waitress", "gunicorn"])
-def rolled(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
-    """Restart three instances in turn, behind all balancers at once."""
-    options = f"--server {request.param} --restarts {RESTARTS} --delay 1 --together --rate 100"
-    return measure(tmp_path_factory.mktemp("fleet"), options)
-
-
+@pytest.mark.parametrize("server", SERVERS)
 @pytest.mark.parametrize("balancer", BALANCERS)
-def test_rolling_restarts_lose_nothing(rolled: dict[str, dict[str, Any]], balancer: str) -> None:
+def test_rolling_restarts_lose_nothing(
+    rolled: dict[str, dict[str, dict[str, Any]]], server: str, balancer: str
+) -> None:
     """Each request gets its whole right answer at the first try, and each instance leaves with 0."""
-    row = rolled[balancer]
+    row = rolled[server][balancer]
     assert (row["lost"], row["again"], row["unclean"]) == ([], 0, [])
     assert (row["restarts"], row["requests"] >= 500, row["rolling"] > 0) == (RESTARTS, True, True)
 
 
-def test_no_delay_behind_haproxy(tmp_path: Path) -> None:
-    """Without any delay HAProxy's own retries are enough on waitress."""
-    row = measure(tmp_path, "--balancer haproxy --server waitress --restarts 6 --delay 0")["haproxy"]
-    assert (row["lost"], row["unclean"], row["restarts"]) == ([], [], 6)
+def test_no_delay_behind_haproxy(measure: Measure) -> None:
+    """Without any delay HAProxy's retries are enough on waitress, if they may be at another server."""
+    # At the same one, which is the default, they are over after three seconds: too few for a start on a busy machine.
+    [rows] = measure("--balancer haproxy --server waitress --restarts 4 --delay 0 --redispatch")
+    row = rows["haproxy"]
+    assert (row["lost"], row["unclean"], row["restarts"]) == ([], [], 4)
 
 
-def test_a_loss_is_seen(tmp_path: Path) -> None:
+def test_a_loss_is_seen(measure: Measure) -> None:
     """Instances that are killed lose what they had begun, and the clients tell."""
-    options = "--balancer haproxy --server waitress --restarts 3 --signal SIGKILL --rate 1000"
-    row = measure(tmp_path, options)["haproxy"]
+    [rows] = measure("--balancer haproxy --server waitress --restarts 3 --signal SIGKILL --rate 1000 --requests 1500")
+    row = rows["haproxy"]
     assert row["lost"] != []
-    assert row["unclean"] == ["i0 left with -9", "i1 left with -9", "i2 left with -9"]
+    assert [line.partition(":")[0] for line in row["unclean"]] == [f"i{n} left with -9" for n in range(3)]
