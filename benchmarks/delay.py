@@ -151,7 +151,14 @@ class Balancer:
         wait_until(lambda: self.up(a) and self.up(b), "HAProxy has both instances")
 
     def up(self, instance: Instance) -> bool:
-        """Whether it sends work to an instance, and has asked it before."""
+        """Whether it sends work to an instance whose checks all succeed, and has asked it before."""
+        return self._status(instance) == ("UP", "200")
+
+    def down(self, instance: Instance) -> bool:
+        """Whether it has given an instance up; one of which some checks have failed is still sent work."""
+        return self._status(instance)[0].startswith("DOWN")
+
+    def _status(self, instance: Instance) -> tuple[str, str]:
         with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as sock:
             sock.connect(str(self._stats))
             sock.sendall(b"show stat once 4 -1\n")
@@ -159,8 +166,8 @@ class Balancer:
                 rows = [line.split(",") for line in answer]
             heads = {name: n for n, name in enumerate(rows[0])}
             (row,) = [row for row in rows if row[1:2] == [instance.name]]
-            return row[heads["status"]] == "UP" and row[heads["check_code"]] == "200"
-        return False
+            return row[heads["status"]], row[heads["check_code"]]
+        return "", ""
 
     def end(self) -> None:
         self._process.kill()
@@ -242,7 +249,7 @@ def roll(delay: str, inter: str, count: int, clients: int) -> Outcome:
                 stops.append(instance.stop())
                 ends += re.findall(r"delay ended (.*)", instance.log)
                 # It is down for HAProxy before it is there again; else what is seen as up is the old one.
-                wait_until(lambda instance=instance: not balancer.up(instance), "HAProxy misses it")  # type: ignore[misc]
+                wait_until(lambda instance=instance: balancer.down(instance), "HAProxy misses it")  # type: ignore[misc]
                 instance.start()
                 wait_until(lambda instance=instance: balancer.up(instance), "HAProxy has it again")  # type: ignore[misc]
         finally:
