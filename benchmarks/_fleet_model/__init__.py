@@ -1,0 +1,1 @@
+"""What ``benchmarks/fleet_model.py`` is made of."""
