@@ -363,12 +363,20 @@ class AppState:
             return load
         return load._replace(oldest=max(load.oldest, running[0].age))
 
-    def after_fork(self) -> None:
+    def after_fork(self, *, answers: bool = False) -> None:
         """Forget in a forked child that the parent has started: what serves there runs its own start-up and hooks.
 
         An application that was loaded, and warmed up, by the master of a prefork server has started in no worker.
+
+        :param answers: the child answers one request for its parent, which has started and will stop for it.
         """
         self._lock = threading.Lock()
+        self._probe_server = None  # its socket is closed in the child
+        if answers and self.served_since is not None:
+            self.machine.after_fork(keep=True)
+            self._gate = threading.Event()
+            self._gate.set()
+            return
         self.hooks.after_fork()
         self.machine.after_fork()
         if not self.machine.ending:
@@ -377,7 +385,6 @@ class AppState:
             self.served_since = None
             if self.ledger.rearm is not None:
                 self.ledger.rearm()
-        self._probe_server = None  # its socket is closed in the child
 
     # -- shutdown -------------------------------------------------------------------------------------------------
 

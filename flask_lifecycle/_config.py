@@ -439,7 +439,9 @@ KEYS: dict[str, Key] = {
         "hook_reserve", "the smaller of 5.0 and a fifth of the grace period", _seconds(zero=True)
     ),
     "LIFECYCLE_KEEPALIVE_LINGER": Key("keepalive_linger", "0.25", _seconds(zero=True)),
-    "LIFECYCLE_SIGNALS": Key("signals", "SIGTERM on init_app; SIGTERM and SIGINT under run", _signals),
+    "LIFECYCLE_SIGNALS": Key(
+        "signals", "SIGTERM on init_app; SIGTERM and SIGINT under run and under flask run", _signals
+    ),
     "LIFECYCLE_EXIT": Key("exit", '"code"', _choice("code", "signal")),
     "LIFECYCLE_READY": Key("ready", '"auto"', _choice("auto", "manual")),
     "LIFECYCLE_DRAIN_POLICY": Key("drain_policy", '"auto"', _choice("auto", "serve", "reject")),

@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import functools
 import logging
 import os
 import signal
@@ -36,6 +37,7 @@ import weakref
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
+from . import _reloader
 from ._hooks import HookRecord
 from ._inflight import Load
 from ._parties import STARTED, Member, Server, ServerInfo
@@ -52,12 +54,18 @@ if TYPE_CHECKING:
     from .checks._health import Health
     from .servers import Runner
     from .servers.found import Found
+    from .servers.found.werkzeug import FoundWerkzeug
 
 T = TypeVar("T")
 
 # GNU timeout signals its child and then the child's group: the same event, microseconds later. The time is taken where
 # the signal is read, which a busy interpreter delays; nobody presses Ctrl-C twice within a tenth of a second.
 _SAME_SIGNAL = 0.1
+# How often is looked whether run_simple serves: soon after the start, and later.
+_SOON = 0.005
+_AT_TIMES = 0.25
+# What Werkzeug's reloader leaves a child with that is to be replaced by the next.
+_RELOAD = 3
 # A loop over jobs that looks at the drain is on its way out when the shutdown is over, and is not to be interrupted in
 # what it does last.
 _OWN_END = 1.0
@@ -92,8 +100,8 @@ class App(Member, Protocol):
     def close_probe_listener(self) -> None:
         """Close the probe listener; twice is harmless."""
 
-    def after_fork(self) -> None:
-        """Forget in a forked child that the parent has started."""
+    def after_fork(self, *, answers: bool = False) -> None:
+        """Forget in a forked child that the parent has started, unless the child answers a request for it."""
 
     def begin(self) -> None:
         """The process is about to serve; twice is harmless."""
@@ -131,28 +139,57 @@ class Process:
         if signals:
             atexit.register(self._at_exit)
             os.register_at_fork(
-                before=lambda: self._undisturbed.acquire(timeout=_UNDISTURBED),
-                after_in_parent=self._let_go_on, after_in_child=self._after_fork,
-            )  # fmt: skip
+                before=self._before_fork, after_in_parent=self._let_go_on, after_in_child=self._after_fork
+            )
+
+    def _before_fork(self) -> None:
+        self._await_start()
+        self._undisturbed.acquire(timeout=_UNDISTURBED)
+
+    def _await_start(self) -> None:
+        """Where each request has a process of its own, let none be forked before the start-up is over.
+
+        It would start for itself.
+        """
+        if self._finder is None or not _reloader.forks_to_answer() or not _reloader.role():
+            return
+        pause = threading.Event()
+        while not self.coordinator.begun:
+            if not self._finder.is_alive() and all(member.served_since is not None for member in self.members()):
+                return
+            pause.wait(_SOON)
 
     def _let_go_on(self) -> None:
         with contextlib.suppress(RuntimeError):  # not ours: it was waited for in vain
             self._undisturbed.release()
 
     def _after_fork(self) -> None:
+        answers = self._adopted is not None and _reloader.forks_to_answer()
         self._forked = True
         self._lock = threading.RLock()
         self._undisturbed = threading.RLock()
         self._looking = False
         self._renew()
         for member in self.members():
-            member.after_fork()
-        self._look_out()
+            member.after_fork(answers=answers)
+        if answers:
+            from .servers.found import _threads
+
+            _threads.leave_signals_to_parent(self._wanted())
+        else:
+            self._look_out()
 
     def _renew(self) -> None:
         self.coordinator = Coordinator(self.members, self._find_server, self._keep, self._leave)
         self._first_signal = 0.0
         self._watched: Found | None = None
+        self._adopted: FoundWerkzeug | None = None  # found where run_simple serves, and kept
+        self._reloader: _reloader.Parent | None = None  # in its parent
+        self._finder: threading.Thread | None = None
+        self._awaited: int | None = None  # a signal that came while a reloader's child was about to serve
+        self._came: set[int] = set()  # the signals
+        self._reloads = False  # whether this is a reloader's child, to which its parent hands signals on as well
+        self._code: int | None = None  # what to leave with by force, where it is settled
         self._searched = False  # whether known_load() has looked for one
         self._told_server = False
         self._drained = False  # by an operator
@@ -183,6 +220,10 @@ class Process:
         self._signals.update(signals)
         if in_main_thread():
             self.take_signals()
+            if self.relay.installed and (self._finder is None or not self._finder.is_alive()):
+                self.relay.open_way()
+                self._finder = threading.Thread(target=self._find_run_simple, name="lifecycle-finder", daemon=True)
+                self._finder.start()
         else:
             logger.warning(
                 "init_app was called outside the main thread, where no signal handler can be installed;"
@@ -227,18 +268,103 @@ class Process:
         """Take over the signals of the applications, again where somebody has taken them since. For the main thread."""
         self.relay.install(self._signals)
 
+    def _find_run_simple(self) -> None:
+        """Wait until ``run_simple`` serves, and take over what is to be taken over there."""
+        pause, seconds = threading.Event(), _SOON
+        coordinator = self.coordinator
+        while self.relay.installed and not (coordinator.owned or coordinator.begun):
+            # It is run_simple that sets it; a look at the environment is all that anybody else pays.
+            if os.environ.get("WERKZEUG_SERVER_FD") is None or not self._meet_run_simple():
+                seconds = min(seconds * 1.2, _AT_TIMES)
+            elif self._adopted is not None or self._reloader is not None:
+                return
+            else:
+                seconds = _SOON
+            pause.wait(seconds)
+
+    def _meet_run_simple(self) -> bool:
+        """Take over what is to be taken over; ``False`` if it is not to be expected soon."""
+        role = _reloader.role()
+        if not role:
+            return _reloader.child_begins()
+        wanted = self._wanted()
+        if role != _reloader.ALONE:
+            if not _reloader.has_replaced(signal.SIGTERM):
+                return True
+        elif signal.getsignal(signal.SIGINT) != signal.default_int_handler:
+            wanted = set()  # the program has plans of its own with Ctrl-C
+        else:
+            wanted &= {signal.SIGINT}
+        if role == _reloader.PARENT:
+            self._reloader = _reloader.Parent(self._grace, lambda: self.relay.run_in_main(lambda: sys.exit(0)))
+        elif not self._adopt(role == _reloader.CHILD):
+            return False
+        if wanted:
+            self.relay.run_in_main_by_way(lambda: self.relay.replace(wanted))
+        if self._awaited is not None:
+            self._begin(signal_name(self._awaited), self._awaited)
+        return True
+
+    def _wanted(self) -> set[int]:
+        """The signals that stop an application under ``run_simple``."""
+        given = [member.settings.signals for member in self.members()]
+        ours = (signal.SIGTERM, signal.SIGINT)
+        return {signum for signals in given for signum in (ours if signals is None else signals)}
+
+    def _adopt(self, reloads: bool) -> bool:
+        with self._undisturbed:
+            from .servers.found import werkzeug
+
+            server = werkzeug.find()
+        if server is None:
+            return False
+        self._reloads = reloads
+        server.watch_end(functools.partial(self._server_leaves, reloads))
+        self._adopted = server
+        for each in self.members():
+            threading.Thread(target=each.see_to_start, name="lifecycle-startup", daemon=True).start()
+        return True
+
+    def _server_leaves(self, reloads: bool) -> None:
+        """``run_simple`` closes its server in the main thread. Returns when the process may go on to leave."""
+        coordinator = self.coordinator
+        self._exiting = True
+        if not coordinator.begun:
+            self._code = _RELOAD if reloads else None
+            coordinator.delayed = False  # nobody is let in any more
+            self._begin("code change" if reloads else "the server's loop has ended")
+        self._hold_main(coordinator)
+        if not reloads:
+            self._left.set()  # the program may have other things to do
+        report = coordinator.report
+        if reloads and report is not None and coordinator.signal is not None:
+            raise SystemExit(report.exit_code)  # whoever stops the process does not want another child
+
+    def _grace(self) -> float:
+        return min((member.settings.grace_period for member in self.members()), default=0.0)
+
     # -- stopping -------------------------------------------------------------------------------------------------
 
     def receive(self, signum: int) -> None:
         """A signal has come; called in the relay's thread, which must not log: a stalled handler would stop it."""
+        if self._reloader is not None:
+            self._reloader.receive(signum)
+        elif signum != signal.SIGURG:  # which is for a reloader's parent, and not for a child that has it from there
+            self._receive(signum)
+
+    def _receive(self, signum: int) -> None:
         coordinator = self.coordinator
         now = time.monotonic()
         first, self._first_signal = self._first_signal, self._first_signal or now
+        again = signum in self._came or not self._reloads
+        self._came.add(signum)
         if coordinator.begun:
-            if first and now - first >= _SAME_SIGNAL and not coordinator.done.is_set():
+            if first and again and now - first >= _SAME_SIGNAL and not coordinator.done.is_set():
                 self._force(signum)
             # The first signal after shutdown() joins it, as shutdown() joins a signal's.
             coordinator.signal = coordinator.signal or signum
+        elif not first and self._is_about_to_serve():
+            self._awaited = signum
         elif not coordinator.owned and not self._serving():
             self._first_signal = 0.0
             self.relay.run_in_main(lambda: self._give_back(signum, 128 + signum))
@@ -253,6 +379,12 @@ class Process:
         self._first_signal = self._first_signal or time.monotonic()
         if not self.coordinator.begun:
             self._begin(signal_name(signum), signum)
+
+    def _is_about_to_serve(self) -> bool:
+        """Whether this is a reloader's child that will be the one to answer what waits in the listener's queue."""
+        if self._adopted is not None or os.environ.get("WERKZEUG_RUN_MAIN") is None:
+            return False
+        return not self.coordinator.owned and _reloader.child_begins()
 
     def shutdown(self, reason: str, wait: bool) -> ShutdownReport | None:
         """Begin the shutdown, or join the one that is under way.
@@ -323,7 +455,7 @@ class Process:
             threading.Event().wait(last_moment.remaining())
             what = "threads still run: " + ", ".join(thread.name for thread in _non_daemons())
         report = coordinator.report
-        code = report.exit_code or 1 if report else 1
+        code = self._code or (report.exit_code or 1 if report else 1)
         limit = coordinator.remaining() or 0.0
         self._exit_now(code, f"grace period over, leaving at once: {what}", limit=limit)
 
@@ -343,8 +475,10 @@ class Process:
         return self._busy() or self._find_server() is not None
 
     def _find_server(self) -> Found | None:
-        if self.coordinator.owned or not self.signals:
+        if self.coordinator.owned or not self.signals or self._reloader is not None:
             return None
+        if self._adopted is not None:
+            return self._adopted
         from .servers import found  # whoever serves by run() does not pay for it
 
         return found.find()

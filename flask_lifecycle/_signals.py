@@ -18,6 +18,11 @@ Interleavings: a signal from outside may come between the errand's being left an
 the errand itself, which is as well, and the relay's own signal finds the handler gone and goes to whoever had it. The
 kernel merges equal pending signals, so the errand runs once: it is taken out of its variable before it runs.
 
+Werkzeug's reloader puts its own handler in the place of ours, and then no signal of ours leads to the main thread. For
+that there is one more, SIGURG, which is ignored where nobody has a handler for it, and which nobody else has here. Its
+errands are its own: the process goes on after them, so a signal that came from outside must not be taken for one. It
+comes to the receiver as any other if there is no errand.
+
 After a fork the child gets back the handlers that were there before ours, and knows nothing of the pipe, which
 belongs to the parent: a byte from a child's handler would stop the parent.
 """
@@ -34,6 +39,9 @@ from types import FrameType
 from typing import Any
 
 from ._state import logger
+
+# How long an errand in the main thread is waited for before the signal is sent once more.
+_AGAIN = 0.01
 
 Handler = Any  # what signal.getsignal gives: a callable, SIG_DFL, SIG_IGN or None
 
@@ -58,6 +66,8 @@ class SignalRelay:
         self._saved: dict[int, Handler] = {}
         self._pipe: tuple[int, int] | None = None
         self._errand: Callable[[], None] | None = None
+        self._has_way = False  # whether SIGURG leads to the main thread
+        self._way_errand: Callable[[], None] | None = None
 
     @property
     def installed(self) -> frozenset[int]:
@@ -84,6 +94,17 @@ class SignalRelay:
                 signal.signal(signum, self._handle)
         return before
 
+    def open_way(self) -> None:
+        """Take SIGURG, if nobody has it, as a way to the main thread that nobody blocks. For the main thread only."""
+        if signal.getsignal(signal.SIGURG) == signal.SIG_DFL:
+            signal.signal(signal.SIGURG, self._handle_way)
+            self._has_way = True
+
+    def replace(self, signals: Iterable[int]) -> None:
+        """Take over signals for good: whoever had them gets none of them back. For the main thread only."""
+        self.install(signals)
+        self._saved.update(dict.fromkeys(signals, signal.SIG_DFL))
+
     def restore(self, handlers: dict[int, Handler] | None = None) -> None:
         """Give back what was there: what ``install`` returned, or all that is ours. For the main thread only."""
         for signum, handler in (self._saved.copy() if handlers is None else handlers).items():
@@ -92,6 +113,10 @@ class SignalRelay:
             if signal.getsignal(signum) == self._handle:
                 signal.signal(signum, signal.SIG_DFL if handler is None else handler)
             self._saved.pop(signum, None)
+        if not self._saved and self._has_way:
+            self._has_way = False
+            if signal.getsignal(signal.SIGURG) == self._handle_way:
+                signal.signal(signal.SIGURG, signal.SIG_DFL)
         if not self._saved and self._pipe is not None:
             # The watcher closes its end when it has read the zero; no handler of ours writes any more.
             _read, write = self._pipe
@@ -108,6 +133,18 @@ class SignalRelay:
         interrupt_main(signum)
         return True
 
+    def run_in_main_by_way(self, errand: Callable[[], None]) -> None:
+        """As :meth:`run_in_main`, also where all signals of ours have been taken from us. Blocks until it has run.
+
+        A signal that comes when the main thread has given up the interpreter's lock, but is not in its system call
+        yet, does not end that call: so it is sent until the errand has been fetched.
+        """
+        self._way_errand = errand
+        pause = threading.Event()
+        while self._has_way and self._way_errand is errand:
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGURG)
+            pause.wait(_AGAIN)
+
     def _handle(self, signum: int, frame: FrameType | None) -> None:
         errand, self._errand = self._errand, None
         if errand is not None:
@@ -120,6 +157,13 @@ class SignalRelay:
         if self._pipe is not None:
             with contextlib.suppress(BlockingIOError):  # 64 KiB that nobody has read: one more tells nothing new
                 os.write(self._pipe[1], bytes([signum]))
+
+    def _handle_way(self, signum: int, frame: FrameType | None) -> None:
+        errand, self._way_errand = self._way_errand, None
+        if errand is not None:
+            errand()
+        else:
+            self._handle(signum, frame)
 
     def _watch(self, read: int) -> None:
         poll = select.poll()
@@ -141,6 +185,8 @@ class SignalRelay:
         for signum, handler in self._saved.items():
             if signal.getsignal(signum) == self._handle:
                 signal.signal(signum, handler)
+        if self._has_way and signal.getsignal(signal.SIGURG) == self._handle_way:
+            signal.signal(signal.SIGURG, signal.SIG_DFL)
         for descriptor in self._pipe:
             os.close(descriptor)
         self._forget()

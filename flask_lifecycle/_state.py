@@ -157,10 +157,13 @@ class StateMachine:
         with self._changed:
             return self._changed.wait_for(lambda: wanted(self.state), timeout)
 
-    def after_fork(self) -> None:
-        """Be in a forked child as before the start, but for what is wished: who serves there starts for itself."""
+    def after_fork(self, *, keep: bool = False) -> None:
+        """Be in a forked child as before the start, but for what is wished: who serves there starts for itself.
+
+        :param keep: stay what it is, as the parent's.
+        """
         self._changed = threading.Condition()
-        if self.state not in ENDING:
+        if not keep and self.state not in ENDING:
             self.state, self.reason, self.reached_ready = State.STARTING, "starting", False
 
     def _remember(self, event: Event, reason: str, cordon: object | None) -> None:

@@ -148,7 +148,7 @@ class FakeMember:
     def close_probe_listener(self) -> None:
         pass
 
-    def after_fork(self) -> None:
+    def after_fork(self, *, answers: bool = False) -> None:
         pass
 
     def begin(self) -> None:

@@ -92,12 +92,13 @@ def of(file: str, **tests: str) -> dict[str, tuple[str, ...]]:
 
 _WERKZEUG = of("test_websockets.py", websockets="a_websocket_that_notices_the_drain nothing_follows_the_close_frame")
 _FLASK_RUN = of(
-    "test_processes.py",
-    readiness="foreign_server_probes",
-    running="foreign_server_sigterm foreign_server_streams",
-    late="foreign_server_probes",
-    hooks="foreign_server_idle foreign_server_that_got_no_request",
-    bounded="foreign_server_request_longer_than_the_grace_period",
+    "test_flask_run.py",
+    readiness="the_delay",
+    running="whatever_is_accepted_is_answered",
+    kernel="whatever_is_accepted_is_answered storm",
+    late="the_delay",
+    hooks="whatever_is_accepted_is_answered a_change_of_code_in_the_middle_of_a_request",
+    bounded="processes_that_hang_are_killed",
 )
 _GUNICORN = of(
     "test_gunicorn.py",
@@ -230,20 +231,20 @@ SERVERS = {
         found(_YIELDS, "yes"), "gevent",
     ),
     "Flask's own": Server(
-        "`flask run`", "found.werkzeug:FoundWerkzeug", STARTED, "what is half received is not waited for",
+        "`flask run`, `app.run()`, `run_simple`", "found.werkzeug:FoundWerkzeug", FULL,
+        "`init_app` is all; with the reloader, too",
         {
-            "busy": Cell(_PROBE_PORT),
+            "busy": Cell("yes, but for `--without-threads`", _FLASK_RUN["late"]),
             "readiness": Cell("yes", _FLASK_RUN["readiness"]),
             "running": Cell("yes", _FLASK_RUN["running"]),
-            "held": Cell("no"),
-            "kernel": Cell("not those that are there at the exit"),
+            "held": Cell("yes; of pipelined ones the first, whose answer says close", _FLASK_RUN["running"]),
+            "kernel": Cell(BEST_EFFORT, _FLASK_RUN["kernel"]),
             "unsent": Cell("yes, it sends as the application produces them", _FLASK_RUN["running"]),
             "websockets": Cell("yes, in flight until they end", ("test_websockets.py::test_flask_run",)),
-            "late": Cell("refused with 503", _FLASK_RUN["late"]),
-            "hooks": Cell("yes", _FLASK_RUN["hooks"]),
+            "late": Cell(CLOSED, _FLASK_RUN["late"]),
+            "hooks": Cell("yes; with the reloader in each process that serves", _FLASK_RUN["hooks"]),
             "bounded": Cell("yes", _FLASK_RUN["bounded"]),
         },
-        "flask run",
     ),
     "gunicorn": Server(
         "sync, gthread; `from flask_lifecycle.gunicorn import *` in `gunicorn.conf.py`", "gunicorn:Worker", FULL,

@@ -128,7 +128,7 @@ def test_through_the_accepting_loop(app: Gates) -> None:
 
 def test_no_way_into_werkzeug() -> None:
     """A Werkzeug that somebody else runs has no way in."""
-    assert FoundWerkzeug().canary(lambda: None) is None
+    assert FoundWerkzeug([]).canary(lambda: None) is None
 
 
 def test_through_a_foreign_waitress(app: Gates) -> None:

@@ -263,4 +263,4 @@ def test_the_load_of_somebody_elses_waitress(clients: list[socket.socket]) -> No
         thread.join(BOUND)
         listeners[0].task_dispatcher.shutdown(timeout=BOUND)
         server.close()
-    assert FoundWerkzeug().load() == Load(0)
+    assert FoundWerkzeug([]).load() == Load(0)

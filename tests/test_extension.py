@@ -629,14 +629,14 @@ def test_testing_in_a_thread_warns_nobody(caplog: pytest.LogCaptureFixture) -> N
 @pytest.mark.parametrize(
     ("config", "taken"),
     [
-        ("{}", ["SIGTERM"]),
-        ("{'LIFECYCLE_SIGNALS': ['SIGUSR1', 'HUP']}", ["SIGHUP", "SIGUSR1"]),
+        ("{}", ["SIGTERM", "SIGURG"]),
+        ("{'LIFECYCLE_SIGNALS': ['SIGUSR1', 'HUP']}", ["SIGHUP", "SIGUSR1", "SIGURG"]),
         ("{'LIFECYCLE_SIGNALS': []}", []),
         ("{'TESTING': True}", []),
     ],
 )
 def test_which_signals_are_taken(config: str, taken: list[str]) -> None:
-    """init_app takes SIGTERM, or what LIFECYCLE_SIGNALS says, also if that is none; in testing mode none."""
+    """init_app takes SIGTERM, or what LIFECYCLE_SIGNALS says, and with them SIGURG; in testing mode none."""
     code = f"""
 import signal
 from flask import Flask

@@ -16,6 +16,7 @@ PACKAGE = Path(__file__).parent.parent / "flask_lifecycle"
 # A unit is a module, or a package with all its submodules, which may import each other.
 LAYERS = {
     "_state": 0,
+    "_reloader": 0,
     "_record": 0,
     "_tally": 0,
     "_stacks": 0,

@@ -112,27 +112,6 @@ def test_foreign_server_sigint(live: Starter, command: tuple[str, ...]) -> None:
     assert running.hooks() == ["last", "first"]
 
 
-@pytest.mark.parametrize("command", [FOREIGN["flask run"]])
-def test_foreign_server_probes(live: Starter, command: tuple[str, ...]) -> None:
-    """With init_app alone the probes tell the truth before and during the drain; after the delay
-    work is refused with 503.
-    """
-    running = start_foreign(live, command)
-    assert get(running.address, "/readyz").status == 200
-    with Connection(running.address) as connection:
-        connection.ask("/gate/a")
-        running.wait_event("begin live a")
-        running.begin_stop()
-        assert get(running.address, "/readyz").status == 503
-        assert get(running.address, "/livez").status == 200
-        refused = get(running.address, "/fast")
-        assert refused.status == 503
-        assert int(refused.headers["retry-after"]) > 0
-        running.open_gate("a")
-        assert connection.answer().body == b"passed a"
-    assert running.wait_gone() in (0, -signal.SIGTERM)
-
-
 @each_foreign
 def test_foreign_server_request_longer_than_the_grace_period(live: Starter, command: tuple[str, ...]) -> None:
     """With init_app alone a request that never ends is named in the log; the hooks run, the process

@@ -1,0 +1,596 @@
+"""``flask run``, ``app.run()``, ``run_simple``: alone, under the reloader, with threads, processes and neither."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import socket
+import ssl
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from tests._tls import Authority
+
+from ._client import PATIENCE, Connection, LostError, Tally, get, head_of, refuses, storm
+from ._process import APPS, BIG, ROOT, Starter, parse_address, wait_until
+from .test_processes import (
+    UNSHARE,
+    child_of,
+    pid_namespace,  # noqa: F401  a fixture
+    start_foreign,
+)
+
+APP = """
+from live_app import app, lifecycle
+
+@app.get("/version")
+def version():
+    return "{version}"
+"""
+SCRIPT = """
+from werkzeug.serving import run_simple
+from live_app import app, event, lifecycle
+
+run_simple({host!r}, 0, app, {options})
+event("returned")
+"""
+
+
+def write_app(path: Path, text: str) -> None:
+    """Write a source file at once, with a time that the reloader takes for a change."""
+    new = path.with_suffix(".new")
+    new.write_text(text)
+    if path.exists():
+        later = path.stat().st_mtime + 2
+        os.utime(new, (later, later))
+    new.replace(path)
+
+
+class Flask:
+    """A ``flask run`` under test.
+
+    :param target: who gets the signal: ``only`` process, ``parent``, ``child``, or the ``terminal`` Ctrl-C.
+    """
+
+    def __init__(self, live: Starter, *options: str, target: str = "only", script: str | None = None, **more: object):
+        self.home = live.home
+        self.target = target
+        self.source = live.home / "flask_app.py"
+        plan = {"logging": True, **more.pop("plan", {})}  # type: ignore[dict-item]
+        if script is None:
+            write_app(self.source, APP.format(version=1))
+            command = ["-m", "flask", "--app", str(self.source), "run", "-p", "0", *options]
+        else:
+            self.source.write_text(script)
+            command = [str(self.source)]
+        terminal = target == "terminal"
+        env = {"PYTHONPATH": f"{ROOT}{os.pathsep}{APPS}", **more.pop("env", {})}  # type: ignore[dict-item]
+        self.running = live.start(
+            sys.executable,
+            *command,
+            plan=plan,
+            terminal=terminal,
+            env=env,
+            **more,  # type: ignore[arg-type]
+        )
+        self.running.wait_log(r"Running on (http|unix|/)")
+        if "Running on http:" in self.running.log:
+            wait_until(lambda: get(self.address, "/fast").body == b"fast", "the first answer")
+
+    @property
+    def address(self) -> tuple[str, int]:
+        return self.running.address
+
+    @property
+    def child(self) -> int:
+        """The pid of the process that serves, where there are two."""
+        (child,) = self.children
+        return child
+
+    @property
+    def serving(self) -> int:
+        return self.running.popen.pid if self.target in ("only", "terminal") and not self.children else self.child
+
+    @property
+    def children(self) -> list[int]:
+        pid = self.running.popen.pid
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+    def holds_listener(self) -> bool:
+        """Whether anybody listens on the port, as the kernel tells it; to ask by connecting would fill the queue."""
+        lines = Path("/proc/net/tcp").read_text().splitlines()[1:]
+        return any(line.split()[1].endswith(f":{self.address[1]:04X}") and line.split()[3] == "0A" for line in lines)
+
+    def signal(self) -> None:
+        if self.target == "terminal":
+            self.running.type(b"\x03")
+        else:
+            self.running.target = self.child if self.target == "child" else self.running.popen.pid
+            self.running.send(signal.SIGTERM)
+
+    def change(self, text: str | None = None) -> None:
+        write_app(self.source, APP.format(version=2) if text is None else text)
+
+    def wait_version(self, version: bytes) -> None:
+        wait_until(lambda: self.version() == version, f"version {version!r}")
+
+    def version(self) -> bytes:
+        with contextlib.suppress(LostError, OSError):
+            return get(self.address, "/version").body
+        return b""
+
+    def clean(self) -> None:
+        """Assert that the process leaves with 0, and that the hooks have run once."""
+        assert self.running.wait_gone() == 0, self.running.log_tail
+        assert self.running.hooks() == ["last", "first"], self.running.log_tail
+
+
+RELOAD = ("--reload",)
+FORMS = {
+    "SIGTERM": (("--no-reload",), "only"),
+    "Ctrl-C": (("--no-reload",), "terminal"),
+    "reloader, SIGTERM to the parent": (RELOAD, "parent"),
+    "reloader, SIGTERM to the child": (RELOAD, "child"),
+    "reloader, Ctrl-C": (RELOAD, "terminal"),
+    "debug": (("--debug",), "parent"),
+}
+each_form = pytest.mark.parametrize(("options", "target"), FORMS.values(), ids=FORMS.keys())
+
+
+@contextlib.contextmanager
+def frozen(pid: int) -> Iterator[None]:
+    """Stop a process by SIGSTOP, so that what comes meanwhile waits in the kernel."""
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
+@each_form
+def test_whatever_is_accepted_is_answered(live: Starter, options: Sequence[str], target: str) -> None:
+    """A stop answers what runs, streams, is half received, or accepted by the kernel; a silent client holds up
+    nothing; the hooks run once, after it, in the process that serves.
+    """
+    flask = Flask(live, *options, target=target)
+    address, running = flask.address, flask.running
+    with contextlib.ExitStack() as opened:
+        one, stream, head, line, body, silent, slow = (
+            opened.enter_context(Connection(address, small=number == 6)) for number in range(7)
+        )
+        one.ask("/pool/a")
+        running.wait_event("begin live a")
+        stream.ask("/stream?gate=b")
+        running.wait_event("begin stream")
+        head.send(b"GET /fast HTTP/1.1\r\nHost: lo")
+        line.send(b"GET /fa")
+        body.send(head_of("POST", "/echo", {}, 10) + b"12345")
+        running.wait_event("begin echo")
+        slow.ask("/big")
+        status, headers = slow.head()
+        with frozen(flask.serving):
+            waiting = [opened.enter_context(Connection(address)) for _ in range(4)]
+            for connection in waiting:
+                connection.ask("/fast")
+            flask.signal()
+        running.wait_log("listener closed")
+        assert [connection.answer().body for connection in waiting] == [b"fast"] * 4
+        assert silent.receive() == b""
+        assert refuses(address)
+        assert running.hooks() == []
+        head.send(b"calhost\r\n\r\n")
+        line.send(b"st HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        body.send(b"67890")
+        running.open_gate("a")
+        running.open_gate("b")
+        bodies = [each.answer().body for each in (one, head, line, body)]
+        assert bodies == [b"from the pool", b"fast", b"fast", b"10 bytes"]
+        assert stream.answer().body.endswith(b"chunk 11\n")
+        assert running.hooks() == []
+        assert (status, slow.body(headers)) == (200, BIG)
+    flask.clean()
+    assert "clean, exit 0" in running.log
+
+
+def test_the_delay(live: Starter) -> None:
+    """During the delay readiness fails, liveness does not, and all else is served while a request runs; after it the
+    listener is closed.
+    """
+    flask = Flask(live, "--no-reload", settings={"LIFECYCLE_SHUTDOWN_DELAY": 2.0})
+    with Connection(flask.address) as one:
+        one.ask("/gate/a")
+        flask.running.wait_event("begin live a")
+        flask.signal()
+        flask.running.wait_log("-> DRAINING")
+        assert [get(flask.address, path).status for path in ("/readyz", "/livez", "/fast")] == [503, 200, 200]
+        flask.running.wait_log("listener closed")
+        assert refuses(flask.address)
+        flask.running.open_gate("a")
+        assert one.answer().body == b"passed a"
+    flask.clean()
+
+
+@pytest.mark.parametrize("form", ["SIGTERM", "reloader, SIGTERM to the parent", "reloader, SIGTERM to the child"])
+def test_storm(live: Starter, form: str) -> None:
+    """Of clients that connect without pause none loses a request."""
+    options, target = FORMS[form]
+    lost, answered = stop_in_storm(live, *options, target=target)
+    assert answered > 100
+    assert lost == []
+
+
+def stop_in_storm(live: Starter, *options: str, target: str, **more: object) -> tuple[list[str], int]:
+    flask = Flask(live, *options, target=target, **more)  # type: ignore[arg-type]
+    seen: list[Tally] = []
+    with storm(flask.address, flask.running.gone, clients=6, keep_alive=False) as tallies:
+        flask.signal()
+        flask.clean()
+    seen += tallies
+    return [loss for tally in seen for loss in tally.lost], sum(tally.answered for tally in seen)
+
+
+def test_storm_without_the_filter(live: Starter) -> None:
+    """Without the socket filter, under the reloader, the stop of a storm is clean as well."""
+    _lost, answered = stop_in_storm(live, *RELOAD, target="parent", plan={"fallback": True})
+    assert answered > 100
+
+
+def test_a_change_of_code_in_the_middle_of_a_request(live: Starter) -> None:
+    """A request that runs when the code changes is answered, the hooks run, and what came meanwhile is answered by the
+    next process; its stop runs the hooks once more, and nobody else does.
+    """
+    flask = Flask(live, *RELOAD, target="parent")
+    running = flask.running
+    with Connection(flask.address) as old, Connection(flask.address) as new:
+        old.ask("/pool/a")
+        running.wait_event("begin live a")
+        flask.change()
+        running.wait_log("shutdown begins: code change")
+        with Connection(flask.address) as new:
+            new.ask("/version")
+            assert running.hooks() == []
+            running.open_gate("a")
+            assert old.answer().body == b"from the pool"
+            assert new.answer().body == b"2"
+    assert running.hooks() == ["last", "first"]
+    flask.signal()
+    assert running.wait_gone() == 0
+    assert running.hooks() == ["last", "first"] * 2
+    assert len(running.told("made live")) == 3  # the parent and two children
+
+
+OPTIONS = {"threads": "threaded=True", "processes": "processes=4", "neither": ""}
+
+
+@pytest.mark.parametrize("kind", OPTIONS)
+def test_run_simple(live: Starter, kind: str) -> None:
+    """Under ``run_simple`` a stop answers what runs and what waits, with threads, with processes and with neither."""
+    script = SCRIPT.format(host="127.0.0.1", options=OPTIONS[kind])
+    flask = Flask(live, script=script)
+    running = flask.running
+    with Connection(flask.address) as one, Connection(flask.address) as two, Connection(flask.address):
+        one.ask("/gate/a")
+        running.wait_event("begin live a")
+        two.ask("/fast")
+        flask.signal()
+        running.wait_log("shutdown begins")
+        running.open_gate("a")
+        assert one.answer().body == b"passed a"
+        assert two.answer().body == b"fast"
+    flask.clean()
+
+
+def test_without_threads(live: Starter) -> None:
+    """Without threads what waits is answered when the listener is closed, and neither a silent client nor one that says
+    nothing further once it has its answer holds up the stop.
+    """
+    flask = Flask(live, "--no-reload", "--without-threads")
+    running = flask.running
+    with contextlib.ExitStack() as opened:
+        silent, one, two, piped = (opened.enter_context(Connection(flask.address)) for _ in range(4))
+        one.ask("/gate/a")
+        two.send(b"GET /fast HTTP/1.1\r\nHost: lo")
+        piped.send(head_of("GET", "/fast", {}, 0) * 2)
+        flask.signal()
+        assert silent.receive() == b""
+        running.wait_log("listener closed")
+        running.open_gate("a")
+        assert one.answer().body == b"passed a"
+        two.send(b"calhost\r\n\r\n")
+        assert [each.answer().body for each in (two, piped)] == [b"fast", b"fast"]
+        flask.clean()
+
+
+def test_silent_and_pipelining_clients_of_processes(live: Starter) -> None:
+    """With processes a silent client and one that sends more than it should do not hold up a stop."""
+    script = SCRIPT.format(host="127.0.0.1", options="processes=4")
+    flask = Flask(live, script=script)
+    with Connection(flask.address) as silent, Connection(flask.address) as piped:
+        piped.send(head_of("GET", "/fast", {}, 0) * 2)
+        assert piped.answer().body == b"fast"
+        flask.signal()
+        assert silent.receive() == b""
+        flask.clean()
+
+
+def test_processes_leave_signals_to_their_parent(live: Starter) -> None:
+    """A signal to all processes, as of Ctrl-C, lets those that answer a request do so; the hooks run in the parent."""
+    script = SCRIPT.format(host="127.0.0.1", options="processes=4")
+    flask = Flask(live, script=script, target="terminal")
+    with Connection(flask.address) as one:
+        one.ask("/gate/a")
+        flask.running.wait_event("begin live a")
+        flask.signal()
+        flask.running.wait_log("listener closed")
+        flask.running.open_gate("a")
+        assert one.answer().body == b"passed a"
+    flask.clean()
+
+
+def test_processes_that_hang_are_killed(live: Starter) -> None:
+    """What a process has not answered at the deadline is abandoned with it, and nothing is left behind."""
+    script = SCRIPT.format(host="127.0.0.1", options="processes=4")
+    flask = Flask(live, script=script, settings={"LIFECYCLE_GRACE_PERIOD": 2.0})
+    with Connection(flask.address) as one:
+        one.ask("/gate/never")
+        flask.running.wait_event("begin live never")
+        children = flask.children
+        assert children
+        flask.signal()
+        assert flask.running.wait_gone() == 1
+        wait_until(lambda: not any(Path(f"/proc/{child}").exists() for child in children), "the end of its processes")
+    assert flask.running.hooks() == ["last", "first"]
+
+
+def test_unix_socket(live: Starter, tmp_path: Path) -> None:
+    """On a Unix socket what is in the queue is answered, and the socket's path is gone."""
+    path = str(tmp_path / "socket")
+    script = SCRIPT.format(host=f"unix://{path}", options="threaded=True")
+    flask = Flask(live, script=script)
+    wait_until(lambda: get(path, "/fast").body == b"fast", "the first answer")
+    with contextlib.ExitStack() as opened:
+        silent = opened.enter_context(Connection(path))
+        piped = opened.enter_context(Connection(path))
+        piped.send(head_of("GET", "/fast", {}, 0) * 2)
+        assert piped.answer().body == b"fast"
+        with frozen(flask.running.popen.pid):
+            waiting = [opened.enter_context(Connection(path)) for _ in range(4)]
+            for connection in waiting:
+                connection.ask("/fast")
+            flask.signal()
+        assert [connection.answer().body for connection in waiting] == [b"fast"] * 4
+        assert silent.receive() == b""
+    flask.clean()
+    assert not Path(path).exists()
+    assert "listener closed (unix)" in flask.running.log
+
+
+@pytest.mark.parametrize("kind", ["threads", "neither"])
+def test_https(live: Starter, tmp_path: Path, kind: str) -> None:
+    """With TLS a stop answers what runs and what waits, and a client that does not shake hands holds up nobody."""
+    authority = Authority(tmp_path)
+    certificate, key = authority.issue("server"), tmp_path / "server.key"
+    options = f"{OPTIONS[kind]}, ssl_context=({str(certificate)!r}, {str(key)!r})".lstrip(", ")
+    flask = Flask(live, script=SCRIPT.format(host="127.0.0.1", options=options))
+    running = flask.running
+    address = parse_address(running.wait_log(r"Running on (https://\S+)")[1].replace("https", "http"))
+    context = ssl.create_default_context(cafile=str(authority.path))
+
+    def secure(sock: socket.socket) -> Connection:
+        sock.settimeout(PATIENCE)
+        return Connection(address, sock=context.wrap_socket(sock, server_hostname="localhost"))
+
+    def plain() -> socket.socket:
+        return socket.create_connection(address, PATIENCE)  # type: ignore[arg-type]
+
+    with contextlib.ExitStack() as opened:
+        one = opened.enter_context(secure(plain()))
+        one.ask("/gate/a")
+        running.wait_event("begin live a")
+        queued = [opened.enter_context(plain()) for _ in range(3)]
+        flask.signal()
+        running.wait_log("shutdown begins")
+        running.open_gate("a")
+        assert one.answer().body == b"passed a"
+        (two,) = (opened.enter_context(secure(sock)) for sock in queued[2:])
+        assert two.get("/fast").body == b"fast"
+        while queued[0].recv(100):  # an alert of TLS, and the end
+            pass
+        flask.clean()
+
+
+@pytest.mark.usefixtures("pid_namespace")
+def test_pid_1(live: Starter) -> None:
+    """As PID 1 with the reloader, and a /proc of another namespace, SIGTERM drains the child and ends both."""
+    command = ("-m", "flask", "--app", "live_app.py", "run", "--reload", "-p", "0")
+    running = start_foreign(live, command, prefix=UNSHARE)
+    running.target = child_of(running)
+    with Connection(running.address) as one:
+        one.ask("/gate/a")
+        running.wait_event("begin live a")
+        running.begin_stop()
+        running.open_gate("a")
+        assert one.answer().body == b"passed a"
+    assert running.wait_gone() == 0
+    assert running.hooks() == ["last", "first"]
+
+
+def test_a_syntax_error_after_a_change(live: Starter) -> None:
+    """When the changed code cannot be imported its error is shown, the next change mends it, and a stop is clean."""
+    flask = Flask(live, *RELOAD, target="parent", excuse="Traceback")
+    flask.change("def broken(:\n")
+    wait_until(lambda: answers(flask, 500), "the error's page")
+    write_app(flask.source, APP.format(version=3))
+    flask.wait_version(b"3")
+    assert flask.running.hooks() == ["last", "first"]
+    flask.signal()
+    assert flask.running.wait_gone() == 0
+    assert flask.running.hooks() == ["last", "first"] * 2
+
+
+def answers(flask: Flask, status: int) -> bool:
+    with contextlib.suppress(LostError, OSError):
+        return get(flask.address, "/version").status == status
+    return False
+
+
+@pytest.mark.parametrize("target", ["parent", "terminal"])
+def test_a_stop_while_the_code_is_broken(live: Starter, target: str) -> None:
+    """A process whose changed code cannot be imported ends by a signal all the same."""
+    flask = Flask(live, *RELOAD, target=target, excuse="Traceback")
+    flask.change("def broken(:\n")
+    wait_until(lambda: answers(flask, 500), "the error's page")
+    flask.signal()
+    assert flask.running.wait_gone() == 0
+    assert flask.running.hooks() == ["last", "first"]
+
+
+def test_a_stop_in_the_middle_of_a_change(live: Starter) -> None:
+    """A signal while a child drains for a change is a stop: the request is answered, and no other child follows."""
+    flask = Flask(live, *RELOAD, target="parent")
+    running = flask.running
+    with Connection(flask.address) as one:
+        one.ask("/gate/a")
+        running.wait_event("begin live a")
+        flask.change()
+        running.wait_log("shutdown begins: code change")
+        flask.signal()
+        running.wait_for(lambda: not flask.holds_listener(), "the listener to be closed")
+        assert refuses(flask.address)
+        running.open_gate("a")
+        assert one.answer().body == b"passed a"
+    flask.clean()
+    assert len(running.told("made live")) == 2  # the parent and one child
+
+
+def test_a_stop_while_the_next_child_starts(live: Starter) -> None:
+    """A signal while the next child is being imported reaches it when it serves: what waits for it is answered."""
+    flask = Flask(live, *RELOAD, target="parent")
+    running = flask.running
+    flask.change("import live_app\nlive_app.event('importing')\nlive_app.pass_gate('import')\n" + APP.format(version=2))
+    running.wait_event("importing")
+    with Connection(flask.address) as one:
+        one.ask("/version")
+        flask.signal()
+        assert not running.gone.wait(0.3)
+        running.open_gate("import")
+        assert one.answer().body == b"2"
+    assert running.wait_gone() == 0
+    assert running.hooks() == ["last", "first"] * 2
+
+
+def test_a_change_in_the_middle_of_a_stop(live: Starter) -> None:
+    """A change of code while the process stops changes nothing: the request is answered and the process ends."""
+    flask = Flask(live, *RELOAD, target="parent")
+    running = flask.running
+    with Connection(flask.address) as one:
+        one.ask("/gate/a")
+        running.wait_event("begin live a")
+        flask.signal()
+        running.wait_log("listener closed")
+        flask.change()
+        running.wait_log("Detected change")
+        running.open_gate("a")
+        assert one.answer().body == b"passed a"
+    flask.clean()
+    assert len(running.told("made live")) == 2
+
+
+def test_a_file_that_is_written_twice(live: Starter) -> None:
+    """An editor that writes a file again while the old code drains gets the last of both."""
+    flask = Flask(live, *RELOAD, target="parent")
+    running = flask.running
+    with Connection(flask.address) as one:
+        one.ask("/gate/a")
+        running.wait_event("begin live a")
+        flask.change()
+        running.wait_log("shutdown begins: code change")
+        write_app(flask.source, APP.format(version=3))
+        running.open_gate("a")
+        assert one.answer().body == b"passed a"
+    flask.wait_version(b"3")
+    assert running.hooks() == ["last", "first"]
+    flask.signal()
+    assert running.wait_gone() == 0
+
+
+def test_a_request_that_hangs_holds_up_a_change_no_longer_than_the_deadline(live: Starter) -> None:
+    """At the deadline the request is abandoned, the hooks run, and the next child serves the new code."""
+    flask = Flask(live, *RELOAD, target="parent", settings={"LIFECYCLE_GRACE_PERIOD": 2.0})
+    running = flask.running
+    with Connection(flask.address) as one:
+        one.ask("/gate/never")
+        running.wait_event("begin live never")
+        flask.change()
+        flask.wait_version(b"2")
+    assert "abandoned GET /gate/never" in running.log
+    assert running.hooks() == ["last", "first"]
+    flask.signal()
+    assert running.wait_gone() == 0
+
+
+@pytest.mark.parametrize("options", [("--no-reload",), RELOAD], ids=["alone", "reloader"])
+def test_ctrl_c_again(live: Starter, options: Sequence[str]) -> None:
+    """A second Ctrl-C forces the exit, of parent and child."""
+    flask = Flask(live, *options, target="terminal")
+    running = flask.running
+    with Connection(flask.address) as one:
+        one.ask("/gate/never")
+        running.wait_event("begin live never")
+        child = flask.children
+        flask.signal()
+        running.wait_log("listener closed")
+        assert not running.gone.wait(0.5)
+        flask.signal()
+        assert running.wait_gone() in (128 + signal.SIGINT, 128 + signal.SIGTERM)
+        assert not any(Path(f"/proc/{pid}").exists() for pid in child)
+
+
+def test_the_debugger(live: Starter) -> None:
+    """With the debugger an exception's page is an answer like any other, and its console works as ever."""
+    flask = Flask(live, "--debug", target="parent", excuse="raised on purpose")
+    running = flask.running
+    flask.change(APP.format(version=2) + BUG)
+    flask.wait_version(b"2")
+    with Connection(flask.address) as one:
+        one.ask("/bug/a")
+        running.wait_event("begin bug")
+        page = get(flask.address, "/bug/now").body.decode()
+        secret = re.search(r'SECRET = "(\w+)"', page)
+        frame = re.search(r'id="frame-(\d+)"', page)
+        pin = re.search(r"Debugger PIN: ([\d-]+)", running.log)
+        assert secret is not None
+        assert frame is not None
+        assert pin is not None
+        with Connection(flask.address) as console:
+            console.ask(f"/console?__debugger__=yes&cmd=pinauth&pin={pin[1]}&s={secret[1]}")
+            answer = console.answer()
+        assert b'"auth": true' in answer.body
+        cookie = answer.headers["set-cookie"].split(";")[0]
+        with Connection(flask.address) as console:
+            query = f"__debugger__=yes&cmd=40%2B2&frm={frame[1]}&s={secret[1]}"
+            console.ask(f"/console?{query}", Cookie=cookie)
+            assert b"42" in console.answer().body
+        flask.signal()
+        running.wait_log("listener closed")
+        running.open_gate("a")
+        answer = one.answer()
+        assert answer.status == 500
+        assert b"raised on purpose" in answer.body
+    assert running.wait_gone() == 0
+
+
+BUG = """
+@app.get("/bug/<gate>")
+def bug(gate):
+    from live_app import event, pass_gate
+    event("begin bug")
+    if gate != "now":
+        pass_gate(gate)
+    raise RuntimeError("raised on purpose")
+"""
