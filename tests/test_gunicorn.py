@@ -17,15 +17,18 @@ from typing import Any
 
 import pytest
 from gunicorn.errors import HaltServer
+from gunicorn.workers.sync import SyncWorker
 
 from flask_lifecycle import gunicorn as hooks
 from flask_lifecycle._config import Settings
 from flask_lifecycle._deadline import Clock, Deadline
 from flask_lifecycle._hooks import HookRecord
+from flask_lifecycle._parties import STARTED
 from flask_lifecycle._process import Process
 from flask_lifecycle.servers import _arbiter
 from flask_lifecycle.servers._arbiter import Listener, Master
 from flask_lifecycle.servers._board import ABSENT, CLEAN, DELAYED, DELAYING, GONE, SERVING, UNCLEAN, Board
+from flask_lifecycle.servers.found.gunicorn import find
 from flask_lifecycle.servers.gunicorn import Worker, closing_answers, warn_of_timeout
 from tests._fakes import BOUND, FakeMember, running, until, whole
 
@@ -768,3 +771,17 @@ def test_a_probe_port_that_is_taken(
     assert carried.carry(worker_of(board))
     until(lambda: member.machine.reached_ready)
     assert caplog.messages == ["[Errno 98] taken"]
+
+
+def test_a_worker_without_our_hooks_is_found() -> None:
+    """It is the one whose process this is, serves when it has loaded the application, and its master is none."""
+    mine, other = (SyncWorker.__new__(SyncWorker) for _ in range(2))
+    mine.pid, mine.booted = "[booting]", False
+    other.pid = os.getppid()
+    assert find() is None
+    mine.pid = os.getpid()
+    found = find()
+    assert found is not None
+    assert (found.name, found.promise, found.serving()) == ("gunicorn", STARTED, False)
+    mine.booted = True
+    assert found.serving()

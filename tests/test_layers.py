@@ -83,7 +83,7 @@ REQUIRED = {"flask", "werkzeug", "blinker", "click"}
 AT_HOME = {(f"servers/{name}.py", "waitress") for name in ("waitress", "_loop", "_channel", "found/waitress")}
 AT_HOME |= {(f"servers/{name}.py", "cheroot") for name in ("cheroot", "found/cheroot")}
 AT_HOME |= {(f"servers/{name}.py", "gevent") for name in ("gevent", "_greenlets", "found/gevent")}
-AT_HOME |= {(f"servers/found/{name}.py", name) for name in ("uvicorn", "uwsgi", "hypercorn", "mod_wsgi")}
+AT_HOME |= {(f"servers/found/{name}.py", name) for name in ("uvicorn", "uwsgi", "hypercorn", "mod_wsgi", "gunicorn")}
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,8 @@ from simple_websocket import Client, ConnectionClosed  # type: ignore[import-unt
 
 from ._client import PATIENCE, Connection, get
 from ._process import Running, Starter, wait_until
+from .test_gunicorn import address_of
+from .test_gunicorn import serve as serve_by_gunicorn
 
 HANDSHAKE = (
     "GET %s HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
@@ -30,9 +32,9 @@ def serve(live: Starter, excuse: str = "", **settings: Any) -> Running:
 
 
 @contextlib.contextmanager
-def connected(running: Running, path: str) -> Iterator[Client]:
+def connected(running: Running, path: str, address: tuple[str, int] | None = None) -> Iterator[Client]:
     """A websocket's client, which has had an echo."""
-    host, port = running.address
+    host, port = address or running.address
     daemon = functools.partial(threading.Thread, daemon=True)  # a failure is not to hold the tests
     client = Client.connect(f"ws://{host}:{port}{path}", thread_class=daemon)
     try:
@@ -168,6 +170,24 @@ def test_flask_run(live: Starter) -> None:
         assert closed_with(client) == (1001, "going away")
     assert running.wait_gone() == 0
     assert running.told("ended") < running.told("hooks")
+
+
+def test_gunicorn(live: Starter) -> None:
+    """In gunicorn's gthread workers with our hooks websockets are waited for while they are talked on, the one that
+    looks at `draining` ends by itself, and the hooks run after the last.
+    """
+    running = serve_by_gunicorn(live, "gthread", workers=1, app="websocket_app:app")
+    address = address_of(running)
+    with connected(running, "/until-drain", address) as ends, connected(running, "/deaf", address) as talks:
+        running.send(signal.SIGTERM)
+        assert ends.receive(timeout=PATIENCE) == "bye"
+        assert closed_with(ends) == (1001, "going away")
+        running.wait_log("listener closed")
+        talks.send("still here?")
+        assert talks.receive(timeout=PATIENCE) == "still here?"
+        talks.close(1000)
+    assert running.wait_gone() == 0
+    assert running.told("ended") + running.told("closed") < running.told("hooks")
 
 
 def test_waitress_has_no_websockets(live: Starter) -> None:

@@ -1,8 +1,9 @@
-"""Websockets that end in their own ways, or do not; see live_app.py for ``LIVE_HOME`` and ``LIVE_SETTINGS``."""
+"""Websockets that end in their own ways, or do not; see live_app.py for the variables ``LIVE_...``."""
 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import threading
 import time
@@ -15,6 +16,9 @@ from simple_websocket import ConnectionClosed, Server  # type: ignore[import-unt
 from flask_lifecycle import Lifecycle
 
 HOME = Path(os.environ["LIVE_HOME"])
+
+if json.loads(os.environ["LIVE_PLAN"]).get("logging"):
+    logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
 
 app = Flask(__name__)
 app.config.update(json.loads(os.environ["LIVE_SETTINGS"]))

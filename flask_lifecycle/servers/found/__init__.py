@@ -44,6 +44,7 @@ KINDS = (
     ("waitress.server", "waitress"),
     ("cheroot.server", "cheroot"),
     ("gevent.pywsgi", "gevent"),
+    ("gunicorn.workers.base", "gunicorn"),
     ("werkzeug.serving", "werkzeug"),
 )
 
