@@ -218,7 +218,7 @@ def test_a_stream_hears_of_the_drain(live: Starter, kind: str) -> None:
 
 def test_readiness_flips_in_all_workers(live: Starter, kind: str) -> None:
     """During the delay every worker refuses readiness, is alive, serves, and tells connections to close."""
-    running = serve(live, kind, settings={"LIFECYCLE_SHUTDOWN_DELAY": 2.0})
+    running = serve(live, kind, settings={"LIFECYCLE_SHUTDOWN_DELAY": 4.0})
     address = address_of(running)
     running.send(signal.SIGTERM)
     wait_draining(running)
@@ -227,7 +227,7 @@ def test_readiness_flips_in_all_workers(live: Starter, kind: str) -> None:
     answers = [get(address, "/fast") for _ in range(8)]
     assert [(answer.body, answer.says_close) for answer in answers] == [(b"fast", True)] * 8
     assert running.wait_gone() == 0
-    assert running.lasted >= 2.0
+    assert running.lasted >= 4.0
     assert len(running.hooks()) == 4
 
 
@@ -403,7 +403,7 @@ def test_a_request_that_hangs(live: Starter, kind: str) -> None:
         connection.ask("/gate/never")
         running.wait_event("begin live never")
         assert running.stop() == 1
-    assert running.lasted < 2.0 + 1.0  # gunicorn looks for its workers' ends each 0.1 s
+    assert running.lasted < 10.0  # of the 25 that gunicorn would give it
     assert running.hooks() == ["last", "first"]
     assert "abandoned GET /gate/never" in running.log
 
@@ -468,7 +468,7 @@ def test_graceful_timeout_that_is_too_short(live: Starter) -> None:
 def test_the_probe_listener_of_several_workers(live: Starter, kind: str) -> None:
     """All workers answer on one probe port, also while all are busy, and none of them stops for its sake."""
     probes = ("127.0.0.1", free_port())
-    running = serve(live, kind, settings={"LIFECYCLE_PROBE_PORT": probes[1], "LIFECYCLE_SHUTDOWN_DELAY": 1.0})
+    running = serve(live, kind, settings={"LIFECYCLE_PROBE_PORT": probes[1], "LIFECYCLE_SHUTDOWN_DELAY": 3.0})
     running.wait_for(lambda: running.log.count("probe listener on") == 2, "both probe listeners")
     assert [get(probes, "/readyz").status for _ in range(20)] == [200] * 20
     running.send(signal.SIGTERM)
