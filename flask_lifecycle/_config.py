@@ -222,7 +222,7 @@ class Settings:
 
 
 class Key:
-    """One row of the table: where a key goes, what it defaults to (as the README says it) and how it is read."""
+    """One row of the table: where a key goes, what it defaults to (as the documents say it) and how it is read."""
 
     def __init__(self, attribute: str, default: str, read: Callable[[str, Any], Any]) -> None:
         self.attribute = attribute

@@ -74,7 +74,7 @@ FULL_TESTS = {
     "bounded": ("test_bounds.py::test_request_longer_than_the_grace_period",),
 }
 CLOSED = "the listener is closed"
-BEST_EFFORT = "yes; [best effort](../README.md#closing-the-listener) on Linux before 5.7 and on other systems"
+BEST_EFFORT = "yes; [best effort](#closing-the-listener) on Linux before 5.7 and on other systems"
 NO_WEBSOCKETS = Cell("no, waitress has none")
 
 

@@ -241,7 +241,7 @@ def test_paths_as_they_are_sent(path: str) -> None:
 
 
 def test_every_default_is_said_as_it_is() -> None:
-    """The default that a key's row tells the README agrees with what is read without the key."""
+    """The default that a key's row tells the documents agrees with what is read without the key."""
     settings = read()
     for key, row in KEYS.items():
         if re.fullmatch(r"None|\d+(\.\d+)?|\".*\"", row.default):

@@ -12,6 +12,8 @@ from flask_lifecycle import _config
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+SETTINGS = (ROOT / "docs" / "settings.md").read_text(encoding="utf-8")
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 SERVE = (
     "python3 -m venv .venv && .venv/bin/pip install '.[waitress]'"
@@ -28,10 +30,10 @@ def _blocks(language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
 
 
-def _table(first_header: str) -> list[list[str]]:
-    """The rows of the table whose first column has this header, with the code marks taken off."""
-    lines = README.splitlines()
-    start = next(n for n, line in enumerate(lines) if line.startswith(f"| {first_header} |"))
+def _settings(document: str) -> list[list[str]]:
+    """The rows of the table of settings in a document, with the code marks taken off."""
+    lines = document.splitlines()
+    start = next(n for n, line in enumerate(lines) if line.startswith("| setting |"))
     rows = []
     for line in lines[start + 2 :]:
         if not line.startswith("|"):
@@ -45,14 +47,21 @@ PYTHON = _blocks("python")
 
 
 def test_the_table_of_settings_is_the_code_s() -> None:
-    """The README lists every setting of the package, in its order, with its default."""
-    documented = [(row[0], row[1]) for row in _table("setting")]
+    """``docs/settings.md`` lists every setting of the package, in its order, with its default."""
+    documented = [(row[0], row[1]) for row in _settings(SETTINGS)]
     assert documented == [(name, key.default) for name, key in _config.KEYS.items()]
+
+
+def test_the_most_used_settings_are_those_of_the_table() -> None:
+    """The README says of a few settings what ``docs/settings.md`` says of them."""
+    few = _settings(README.replace("docs/delay.md", "delay.md"))
+    assert few == [row for row in _settings(SETTINGS) if row in few]
+    assert len(few) == 6
 
 
 def test_every_setting_is_explained() -> None:
     """No row of the table of settings lacks its meaning."""
-    assert [row[0] for row in _table("setting") if len(row) != 3 or len(row[2]) < 15] == []
+    assert [row[0] for row in _settings(SETTINGS) if len(row) != 3 or len(row[2]) < 15] == []
 
 
 def test_the_defaults_that_are_written_are_the_ones_that_hold() -> None:
@@ -66,9 +75,11 @@ def test_the_defaults_that_are_written_are_the_ones_that_hold() -> None:
         assert getattr(settings, key.attribute) == written, name
 
 
-def test_no_setting_is_mentioned_that_does_not_exist() -> None:
-    """Every ``LIFECYCLE_*`` name in the README is a setting."""
-    assert set(re.findall(r"(?<![A-Z_])LIFECYCLE_[A-Z_]+", README)) <= set(_config.KEYS)
+@pytest.mark.parametrize("document", DOCUMENTS, ids=[path.name for path in DOCUMENTS])
+def test_no_setting_is_mentioned_that_does_not_exist(document: Path) -> None:
+    """Every ``LIFECYCLE_*`` name in the documents is a setting."""
+    named = re.findall(r"(?<![A-Z_])(?:FLASK_)?(LIFECYCLE_[A-Z_]+[A-Z])", document.read_text(encoding="utf-8"))
+    assert set(named) <= set(_config.KEYS)
 
 
 @pytest.mark.parametrize("command", [SERVE, TEST], ids=["serve", "test"])
