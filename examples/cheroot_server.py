@@ -2,7 +2,7 @@
 
 Serve it with either of ::
 
-    pip install 'flask-lifecycle[cheroot]'
+    pip install '/path/to/flask_lifecycle[cheroot]'
     python examples/cheroot_server.py
     flask --app examples/cheroot_server.py lifecycle run -p 8000 --server cheroot
 

@@ -2,7 +2,7 @@
 
 Serve it with either of ::
 
-    pip install 'flask-lifecycle[gevent]'
+    pip install '/path/to/flask_lifecycle[gevent]'
     python examples/gevent_server.py
     python -m gevent.monkey --module flask --app examples/gevent_server.py lifecycle run -p 8000 --server gevent
 
