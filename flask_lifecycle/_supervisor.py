@@ -91,6 +91,7 @@ class Supervisor:
         self._again = False  # another reload has been asked for meanwhile
         self._ending = False
         self._passed_on: set[int] = set()
+        self._kept_back: set[int] = set()  # signals to stop that the next one has not got
         self._manager = _Manager(os.environ.get("NOTIFY_SOCKET", ""))
         self._code = 0
 
@@ -150,6 +151,7 @@ class Supervisor:
                 self._failed(f"no process could be started: {error.strerror}")
                 return
             self._next.until = time.monotonic() + self._patience
+            self._kept_back.clear()
             self._manager.reloading()
             logger.info("reload: process %d starts", self._next.pid, extra={"lifecycle_pid": self._next.pid})
 
@@ -170,6 +172,8 @@ class Supervisor:
         """It serves now: let the one before leave."""
         before, self._current, self._next = self._current, child, None
         child.until = None
+        for number in self._kept_back:  # the one before leaves the listeners, so the stop would be nobody's
+            child.channel.send("signal", str(number))
         self._manager.reloaded(child.status)
         if before is not None:
             before.channel.send("leave", str(child.pid))
@@ -205,11 +209,14 @@ class Supervisor:
             for child in self._children.values():
                 # Not to one that is about to serve: if the service stops, it is told when that is known.
                 if child is self._next and not self._ending:
+                    self._kept_back |= {number} & _STOPPING
                     continue
                 if first and child.hears:
                     child.channel.send("signal", str(number))
                 else:
                     child.signal(number)
+            if number in _STOPPING and self._current is None and not self._ending:
+                self._end()  # there is nobody to say that it stops
 
     def _hear(self, child: _Child) -> None:
         messages = child.channel.receive()

@@ -404,6 +404,39 @@ def test_a_stop_while_the_next_one_starts(service: Service) -> None:
     assert "goes on serving" not in service.running.log
 
 
+def test_a_stop_as_the_next_one_takes_over(service: Service) -> None:
+    """A stop that the process before has not begun when the next one takes over is the next one's, too.
+
+    The one before is held up between the signal and its word ``stopping``; meanwhile the next one says ``ready``.
+    """
+    (first,) = service.pids
+    service.deploy("two", SLOW)
+    service.running.send(signal.SIGHUP)
+    service.running.wait_for(lambda: service.running.log.count("probes at") == 2, "it starts up")
+    service.stop_process(first)
+    service.running.send(signal.SIGTERM)
+    service.running.open_gate("warm")
+    service.running.wait_log(r"reload: process \d+ serves")
+    os.kill(first, signal.SIGCONT)
+    assert service.running.wait_gone() == 0
+    assert "forced" not in service.running.log
+
+
+def test_a_stop_while_nobody_serves(service: Service) -> None:
+    """Where the process before has died, a stop is for the next one, however far its start is."""
+    service.deploy("two", SLOW)
+    (first,) = service.pids
+    service.running.send(signal.SIGHUP)
+    service.running.wait_for(lambda: service.running.log.count("probes at") == 2, "it starts up")
+    os.kill(first, signal.SIGKILL)
+    service.running.wait_log(f"process {first} was killed by SIGKILL unasked")
+    service.running.send(signal.SIGTERM)
+    service.running.wait_log("shutdown begins: SIGTERM")
+    service.running.open_gate("warm")
+    assert service.running.wait_gone() == 128 + signal.SIGKILL
+    assert refuses(service.address)
+
+
 def test_a_reload_that_is_asked_for_twice(service: Service) -> None:
     """Who asks for a reload in the middle of one gets another one after it."""
     service.deploy("two", SLOW)
