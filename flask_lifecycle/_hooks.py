@@ -168,12 +168,13 @@ class Hooks:
         return next((hook.name for hook in self.records if hook.kind == "startup" and hook.outcome != "ok"), "")
 
 
-_hook_thread = threading.local()
+# Not a threading.local(), which all greenlets share that is made before gevent patches.
+_hook_threads: set[threading.Thread] = set()
 
 
 def inside_a_hook() -> bool:
     """Whether the calling thread is one in which a hook runs."""
-    return getattr(_hook_thread, "inside", False)
+    return threading.current_thread() in _hook_threads
 
 
 def run_hook(
@@ -188,14 +189,14 @@ def run_hook(
     raised: list[BaseException] = []
 
     def call() -> None:
-        _hook_thread.inside = True
+        _hook_threads.add(threading.current_thread())
         try:
             with context():
                 hook.function(*([argument] if hook.takes_context else []))
         except BaseException as error:  # SystemExit too: a hook does not end the process, it is part of its end
             raised.append(error)
         finally:
-            _hook_thread.inside = False
+            _hook_threads.discard(threading.current_thread())
             ended.set()
 
     began = clock.monotonic()

@@ -16,7 +16,6 @@ seldom, then those that came longest ago; so a flood of newcomers pushes out new
 from __future__ import annotations
 
 import itertools
-import os
 import threading
 import time
 import weakref
@@ -24,6 +23,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
+from ._fork import renew_in_children
 from ._inflight import _quoted
 from ._record import NamedTuple
 
@@ -215,4 +215,4 @@ def _after_fork() -> None:
         ledger.reset()
 
 
-os.register_at_fork(after_in_child=_after_fork)
+renew_in_children(_after_fork)

@@ -38,6 +38,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
 from . import _reloader
+from ._fork import is_to_be_patched, renew_in_children
 from ._hooks import HookRecord
 from ._inflight import Load
 from ._parties import STARTED, Member, Server, ServerInfo
@@ -138,9 +139,8 @@ class Process:
         self._undisturbed = threading.RLock()
         if signals:
             atexit.register(self._at_exit)
-            os.register_at_fork(
-                before=self._before_fork, after_in_parent=self._let_go_on, after_in_child=self._after_fork
-            )
+            os.register_at_fork(before=self._before_fork, after_in_parent=self._let_go_on)
+            renew_in_children(self._after_fork)
 
     def _before_fork(self) -> None:
         self._await_start()
@@ -176,7 +176,7 @@ class Process:
             from .servers.found import _threads
 
             _threads.leave_signals_to_parent(self._wanted())
-        else:
+        elif not is_to_be_patched():  # else this is called again when it has been
             self._look_out()
 
     def _renew(self) -> None:

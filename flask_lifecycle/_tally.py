@@ -84,9 +84,10 @@ class Tally:
 _tallies: weakref.WeakSet[Tally] = weakref.WeakSet()
 
 
-def _after_fork() -> None:
+def after_fork() -> None:
+    """Forget, in a forked child, what its parent has counted."""
     for tally in list(_tallies):
         tally.reset()
 
 
-os.register_at_fork(after_in_child=_after_fork)
+os.register_at_fork(after_in_child=after_fork)

@@ -93,6 +93,7 @@ class _Part:
             this_process.stop("gunicorn ends this worker", delay=False)
         this_process.coordinator.end_delay()
         self.carrier.leaving()
+        self.carrier.hang_up_waiting()
 
     def _last_of_group(self, deadline: Deadline) -> bool:
         return self.board.last(self.worker.age, deadline.remaining() / 2)

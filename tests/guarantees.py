@@ -111,6 +111,13 @@ _GUNICORN = of(
     hooks="idle_stop",
     bounded="a_request_that_hangs",
 )
+_GUNICORN_GEVENT = of(
+    "test_gunicorn_gevent.py",
+    under_way="what_is_under_way_is_answered",
+    together="all_workers_leave_together",
+    kernel="the_accept_queue_is_served workers_that_are_replaced_lose_nothing",
+    bounded="a_request_that_hangs kept_and_silent_connections_hold_no_stop",
+)
 _GUNICORN_ALONE = of(
     "test_gunicorn.py",
     busy="without_hooks_all_workers_have_the_probe_listener",
@@ -261,6 +268,21 @@ SERVERS = {
             "late": Cell("served until the accept queue is empty, then the listener is closed", _GUNICORN["kernel"]),
             "hooks": Cell("yes, once in each worker", _GUNICORN["hooks"]),
             "bounded": Cell("yes", _GUNICORN["bounded"]),
+        },
+    ),
+    "gunicorn's gevent worker": Server(
+        "gevent; the same line of configuration", "gunicorn:Worker", FULL, "the stop takes up to two seconds more",
+        {
+            "busy": Cell(f"{_YIELDS}, on a listener of its own too", _GUNICORN_GEVENT["together"]),
+            "readiness": Cell("yes, in all workers together", _GUNICORN_GEVENT["together"]),
+            "running": Cell("yes", _GUNICORN_GEVENT["under_way"]),
+            "held": Cell("yes", _GUNICORN_GEVENT["under_way"]),
+            "kernel": Cell(BEST_EFFORT, _GUNICORN_GEVENT["kernel"]),
+            "unsent": Cell("yes, it sends as the application produces them", _GUNICORN_GEVENT["under_way"]),
+            "websockets": Cell("not tested"),
+            "late": Cell("served for at most a second more", _GUNICORN_GEVENT["kernel"]),
+            "hooks": Cell("yes, once in each worker", _GUNICORN_GEVENT["under_way"]),
+            "bounded": Cell("yes", _GUNICORN_GEVENT["bounded"]),
         },
     ),
     "uvicorn": Server(

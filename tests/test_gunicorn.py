@@ -26,6 +26,7 @@ from flask_lifecycle._hooks import HookRecord
 from flask_lifecycle._parties import STARTED
 from flask_lifecycle._process import Process
 from flask_lifecycle.servers import _arbiter
+from flask_lifecycle.servers import gunicorn as carriers
 from flask_lifecycle.servers._arbiter import Listener, Master
 from flask_lifecycle.servers._board import ABSENT, CLEAN, DELAYED, DELAYING, GONE, SERVING, UNCLEAN, Board
 from flask_lifecycle.servers.found.gunicorn import find
@@ -785,3 +786,54 @@ def test_a_worker_without_our_hooks_is_found() -> None:
     assert (found.name, found.promise, found.serving()) == ("gunicorn", STARTED, False)
     mine.booted = True
     assert found.serving()
+
+
+# -- gevent workers ---------------------------------------------------------------------------------------------------
+
+
+def test_connections_that_wait_are_hung_up(board: Board, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When a gevent worker leaves, connections without a request are read no more once they have had their patience."""
+    now = [100.0]
+    monkeypatch.setattr(carriers, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    seen: list[Any] = []
+    ours, theirs = socket.socketpair()
+
+    def look(patience: float) -> bool:
+        """Whether the connection is at its end, so long after this."""
+        now[0] += patience
+        carrier._waiting.hang_up()  # type: ignore[union-attr]  # it is one of gevent
+        ours.setblocking(False)
+        try:
+            return ours.recv(1) == b""
+        except BlockingIOError:
+            return False
+
+    def handle(listener: Any, client: Any, addr: Any) -> None:
+        seen.append(look(1.9))
+        worker.handle_request(None, None, client, None)
+        seen.append(look(1.9))
+        worker.handle_http2(None, client, None)
+        worker.handle_request(None, None, client, None)
+        seen.append(look(2.1))
+
+    worker = SimpleNamespace(
+        age=1, sockets=[], tmp=LIFE, timeout_ctx=None, handle=handle,
+        handle_request=lambda *_: seen.append(look(9.0)), handle_http2=lambda *_: seen.append(look(9.0)),
+    )  # fmt: skip
+    carrier = Worker(worker, board, lambda: 1)
+    with ours, theirs:
+        worker.handle(None, ours, None)
+        assert seen == [False, False, False, False, False, True]
+        carrier._waiting._since[ours] = 0.0  # type: ignore[union-attr]
+        ours.close()
+        carrier._waiting.hang_up()  # type: ignore[union-attr]  # harmless
+
+
+def test_who_waits_holds_no_loop(board: Board, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that wait are looked at until gunicorn's loop has ended; a worker that is not gevent's has none."""
+    monkeypatch.setattr(carriers, "_PATIENCE", 0.0)
+    worker_of(board).hang_up_waiting()
+    carrier = worker_of(board, timeout_ctx=None, handle=None, handle_request=None)
+    assert carrier._waiting is not None
+    monkeypatch.setattr(carrier._waiting, "hang_up", carrier._left.set)
+    carrier.hang_up_waiting()

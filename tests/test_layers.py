@@ -30,6 +30,7 @@ LAYERS = {
     "_words": 1,
     "_inflight": 1,
     "_work": 1,
+    "_fork": 1,
     "_resource": 1,
     "_scheduler": 1,
     "_control": 1,

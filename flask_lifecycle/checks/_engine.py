@@ -47,6 +47,7 @@ from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
+from .._fork import renew_in_children
 from .._record import NamedTuple
 from .._scheduler import Scheduler
 from .._state import logger
@@ -515,5 +516,4 @@ def _after_fork() -> None:
         each.after_fork()
 
 
-if hasattr(os, "register_at_fork"):  # pragma: no branch  (there is no fork on Windows)
-    os.register_at_fork(after_in_child=_after_fork)
+renew_in_children(_after_fork)

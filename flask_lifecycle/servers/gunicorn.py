@@ -55,6 +55,10 @@ another one that ends later takes it. A byte on the page says that it has been d
 because the last worker was killed, the master does it with ``--preload``, and else says so and exits with 1. A worker
 that leaves alone, to be replaced, does nothing of this: the master says when it stops all, and whom.
 
+*A gevent worker* looks once a second whether it is to leave, and whether its connections have ended: a stop takes up
+to two seconds more. It accepts until then, so it need not accept once more what waits. gunicorn waits for silent
+connections, too; they have two seconds.
+
 Listeners that others go on using (socket activation, ``fd://``, a second master after SIGUSR2, ``reuse_port``) are
 neither filtered nor waited for. A Unix socket's path is removed when the delay is over, and its queue then served.
 """
@@ -84,6 +88,9 @@ from ._closing import CLOSING_BOUND
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
+# How long a connection may wait for a request once a worker leaves: gunicorn's own default of ``keepalive``.
+_PATIENCE = 2.0
+
 
 class Worker:
     """What the coordinator may ask of gunicorn in one of its workers; see :class:`flask_lifecycle._parties.Server`."""
@@ -103,6 +110,7 @@ class Worker:
         self._left = threading.Event()  # its loop has ended
         self._since = 0.0
         self._rest_accepted = False
+        self._waiting = Waiting(worker) if hasattr(worker, "timeout_ctx") else None
         # gunicorn closes its own before the hooks run, and would then take the worker for one that hangs.
         self._sign_of_life = os.dup(worker.tmp.fileno())
 
@@ -187,6 +195,11 @@ class Worker:
         self._since = self._since or time.monotonic()
         self._leaving.set()
 
+    def hang_up_waiting(self) -> None:
+        """Until gunicorn's loop has ended let nobody hold it who asks for nothing; blocks."""
+        while self._waiting is not None and not self._left.wait(_PATIENCE / 4):
+            self._waiting.hang_up()
+
     def left(self) -> None:
         """gunicorn's loop has ended. The listeners are closed now and not when the hooks have run: who came would wait
         for nothing.
@@ -206,6 +219,44 @@ class Worker:
     def mark(self, word: int) -> None:
         """Tell the master."""
         self.board.set(self._worker.age, word)
+
+
+class Waiting:
+    """The connections of a gevent worker on which no request is under way. When it leaves gunicorn waits for each of
+    them as long as ``keepalive`` says, which behind a balancer is longer than any grace period.
+    """
+
+    def __init__(self, worker: Any) -> None:
+        self._since: dict[socket.socket, float] = {}
+        self._handle, self._handle_request = worker.handle, worker.handle_request
+        self._handle_http2: Any = getattr(worker, "handle_http2", None)  # a release before it has none, and calls none
+        worker.handle, worker.handle_request, worker.handle_http2 = self._connection, self._request, self._http2
+
+    def hang_up(self) -> None:
+        """Read no more from those that have waited for so long: what is there already is answered."""
+        now = time.monotonic()
+        for sock, since in self._since.copy().items():
+            if now - since >= _PATIENCE:
+                with contextlib.suppress(OSError):  # it has gone
+                    # Not gevent's own, which makes an error of it for whoever waits.
+                    getattr(sock, "_sock", sock).shutdown(socket.SHUT_RD)
+
+    def _connection(self, listener: Any, client: socket.socket, addr: Any) -> None:
+        self._since[client] = time.monotonic()
+        try:
+            self._handle(listener, client, addr)
+        finally:
+            self._since.pop(client, None)
+
+    def _request(self, listener_name: Any, req: Any, client: socket.socket, addr: Any) -> Any:
+        self._since.pop(client, None)
+        answered = self._handle_request(listener_name, req, client, addr)
+        self._since[client] = time.monotonic()  # and not after an exception, which ends the connection
+        return answered
+
+    def _http2(self, listener: Any, client: socket.socket, *arguments: Any, **keywords: Any) -> None:
+        self._since.pop(client, None)  # it has streams, and says goodbye itself
+        self._handle_http2(listener, client, *arguments, **keywords)
 
 
 class _Accepted:
