@@ -52,6 +52,7 @@ import threading
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, Protocol
 
+from . import _sockets
 from ._state import ENDING, State, StateMachine, logger
 from .checks._health import READY, Health
 
@@ -65,23 +66,23 @@ class Channel:
     """One end of what a supervisor and a process say to each other. Sending never blocks."""
 
     def __init__(self, sock: socket.socket) -> None:
-        self._socket = sock
+        self.socket = sock
         self._rest = b""
         self._descriptors: list[int] = []
 
     def fileno(self) -> int:
-        return self._socket.fileno()
+        return self.socket.fileno()
 
     def send(self, word: str, text: str = "", descriptors: Sequence[int] = ()) -> None:
         """Say something, if anybody hears it."""
         line = json.dumps([word, text, len(descriptors)]).encode() + b"\n"
         with contextlib.suppress(OSError):
-            socket.send_fds(self._socket, [line], descriptors, socket.MSG_DONTWAIT)
+            socket.send_fds(self.socket, [line], descriptors, socket.MSG_DONTWAIT)
 
     def receive(self) -> list[tuple[str, str, list[int]]] | None:
         """What the other end has said: words, texts and descriptors; ``None`` when it has gone. Waits for it."""
         try:
-            data, descriptors, _flags, _address = socket.recv_fds(self._socket, 65536, _MOST_DESCRIPTORS)
+            data, descriptors, _flags, _address = socket.recv_fds(self.socket, 65536, _MOST_DESCRIPTORS)
         except ConnectionResetError:  # it has gone without having read everything
             return None
         for descriptor in descriptors:
@@ -98,7 +99,7 @@ class Channel:
         return messages
 
     def close(self) -> None:
-        self._socket.close()
+        self.socket.close()
 
 
 class Application(Protocol):
@@ -151,11 +152,18 @@ class Generation:
         sockets = [socket.socket(fileno=descriptor) for descriptor in descriptors]
         self.first = place == "first"
         self.probes = sockets.pop() if int(probes) else None
-        self.sockets = sockets
+        self.listeners = sockets
         self._ours = sockets[: int(ours)]
         self._serving = self.first
         self._left = False
         self._answered = threading.Event()
+        # The application is loaded with them open, and the server that sees to its own is made after that.
+        _sockets.close_in_children(self)
+
+    def sockets(self) -> list[socket.socket]:
+        """Those that a forked child must not keep open."""
+        probes = [self.probes] if self.probes is not None else []
+        return [*self.listeners, *probes, self._channel.socket]
 
     def begin(self, process: Process, app: Application, runner: Runner, tell: Callable[[], None]) -> None:
         """Take one's place; to be called before the server's loop.

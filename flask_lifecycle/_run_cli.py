@@ -157,7 +157,7 @@ def commands(load: Callable[[Any], tuple[Any, Served]]) -> dict[str, click.Comma
                 sys.exit(_supervise(server, host, port, given, descriptors, reload_on, reload_within))
             host = port = None
             given = {key: value for key, value in given.items() if key not in ("listen", "unix_socket", "reuse_port")}
-            given["sockets"] = generation.sockets
+            given["sockets"] = generation.listeners
             descriptors = ()
         app, served = load(info)
         show_log(sys.stderr)

@@ -39,6 +39,17 @@ SICK = """
 def database():
     raise HealthCheckError("no connection")
 """
+FORKS = """
+home = os.path.dirname(__file__)
+if not os.path.exists(home + "/child"):  # by the first process only
+    child = os.fork()
+    if child == 0:
+        import time
+        time.sleep(60)
+        os._exit(0)
+    with open(home + "/child", "w") as file:
+        file.write(str(child))
+"""
 SLOW = """
 @lifecycle.on_startup
 def warm_up():
@@ -90,6 +101,12 @@ class Service:
         os.kill(pid, signal.SIGSTOP)
         stat = Path(f"/proc/{pid}/stat")
         wait_until(lambda: stat.read_text().rpartition(")")[2].split()[0] == "T", "the process is stopped")
+
+
+def sockets_of(pid: int) -> list[str]:
+    """The sockets that a process has open."""
+    links = [os.readlink(link) for link in Path(f"/proc/{pid}/fd").iterdir()]
+    return [link for link in links if link.startswith("socket:")]
 
 
 @pytest.fixture
@@ -363,6 +380,21 @@ def test_a_process_that_dies(live: Starter) -> None:
     assert version == "two"
     os.kill(second, signal.SIGKILL)
     assert service.running.wait_gone() == 128 + signal.SIGKILL
+
+
+def test_a_child_that_the_application_forks_as_it_is_loaded(live: Starter) -> None:
+    """A forked child keeps none of the listeners, nor the channel: the address is free when the service has stopped."""
+    service = Service(live, "waitress", application=FORKS)
+    child = int((live.home / "child").read_text())
+    try:
+        wait_until(lambda: not sockets_of(child), "the child has no socket")
+        service.reload()
+        service.wait_alone()
+        assert service.running.stop() == 0
+        with socket.create_server(service.address):
+            pass
+    finally:
+        os.kill(child, signal.SIGKILL)
 
 
 def test_a_first_process_that_does_not_come_up(live: Starter) -> None:
