@@ -44,6 +44,14 @@ def has_bytes(sock: socket.socket) -> bool:
         return False
 
 
+def unread(sock: socket.socket) -> int:
+    """How many bytes wait to be read (an end of file is none), also of what only has the descriptor of a socket."""
+    try:
+        return int(struct.unpack("i", fcntl.ioctl(sock.fileno(), termios.FIONREAD, b"\0\0\0\0"))[0])
+    except (OSError, ValueError):
+        return 0
+
+
 def unsent(sock: socket.socket) -> int:
     """How many bytes the peer's kernel has not acknowledged (SIOCOUTQ); 0 where nobody tells or the peer is gone."""
     try:

@@ -220,6 +220,19 @@ def test_an_idle_connection_is_hung_up_unless_a_request_comes(loop: asyncio.Abst
         assert not subject.there
 
 
+def test_an_idle_connection_whose_client_has_gone_is_hung_up(loop: asyncio.AbstractEventLoop) -> None:
+    """The end of what a client sends is no request that would have to be waited for, nor is a socket that is closed."""
+    ours, theirs = socket.socketpair()
+    with ours:
+        theirs.close()
+        subject = Looping(loop, [], {Idle(ours): False}, alone=True)
+        assert subject.wait_idle(BOUND, 0.0)
+        assert not subject.there
+    subject.there = {Idle(ours): False}
+    assert subject.wait_idle(BOUND, 0.0)
+    assert not subject.there
+
+
 @pytest.mark.parametrize("alone", [True, False])
 def test_a_listener_of_a_loop_is_closed_when_nobody_comes(loop: asyncio.AbstractEventLoop, alone: bool) -> None:
     """Who waits in the accept queue is let in before the listener of a loop is closed, with the filter and without."""

@@ -29,7 +29,7 @@ from typing import Any
 
 from ..._inflight import RequestInfo
 from ..._parties import ACCEPTED, FULL
-from ..._sockets import has_input
+from ..._sockets import has_input, unread
 from .._closing import CLOSING_BOUND, QUIET_PERIOD, deafen, handshakes, log_closed
 from . import _TICK, Carried, Found, instances
 from ._attend import Attendance
@@ -130,7 +130,8 @@ class Loop(Found):
 
     def _hang_up(self, connection: Any) -> None:
         sock = self.transport(connection).get_extra_info("socket")
-        if self.doing(connection) is None and not has_input(sock):
+        # hypercorn keeps whose client has gone for its keep_alive_timeout: an end of file is no request.
+        if self.doing(connection) is None and not unread(sock):
             self.hang_up(connection)
 
     def transport(self, connection: Any) -> Any:
