@@ -222,14 +222,14 @@ def show_log(stream: TextIO) -> None:
 class DrainLine:
     """While a shutdown is under way, one line on a terminal says how it goes. Elsewhere it does nothing."""
 
-    def __init__(self, served: Served, stream: TextIO) -> None:
+    def __init__(self, served: Served, stream: TextIO | None) -> None:
         self._served = served
-        self._stream = stream
+        self._stream: Any = stream
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._draw, name="lifecycle-drain-line", daemon=True)
 
     def __enter__(self) -> None:
-        if self._stream.isatty():
+        if self._stream is not None and self._stream.isatty():  # None: it was closed
             self._thread.start()
 
     def __exit__(self, *exc_info: object) -> None:

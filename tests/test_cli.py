@@ -248,6 +248,13 @@ def test_no_line_without_a_terminal() -> None:
     assert stream.getvalue() == ""
 
 
+def test_no_line_without_a_stream() -> None:
+    """Where standard error was closed at the start it is none, and the command serves all the same."""
+    before = threading.active_count()
+    with DrainLine(FakeState(), None):
+        assert threading.active_count() == before
+
+
 def test_no_line_before_a_drain() -> None:
     """A command that ends without a drain leaves nothing but a cleared line, and its thread ends at once."""
     state, stream = FakeState(), Terminal()
