@@ -72,6 +72,10 @@ class FakeArbiter:
     def kill_worker(self, pid: int, signum: int) -> None:
         self.calls.append((pid, signum))
 
+    def kill_workers(self, signum: int) -> None:
+        for pid in self.WORKERS:
+            self.kill_worker(pid, signum)
+
     def stop(self, graceful: bool = True) -> None:
         self.calls.append(("stop", graceful))
 
@@ -332,13 +336,38 @@ def test_a_stop_from_signal_to_end(board: Board, listener: socket.socket) -> Non
     server.handle_term()
     server.stop()
     assert server.calls[0] in ("listener closed (no device)", "listener closed (quiet period)")
-    assert server.calls[1:] == ["halt", ("stop", True)]
+    assert server.calls[1:] == ["halt", (101, signal.SIGTERM), (102, signal.SIGTERM), ("stop", True)]
     assert master.exit_code == 1
     for age in (1, 2):
         board.set(age, CLEAN)
     assert master.exit_code == 0
     board.set(2, UNCLEAN)
     assert master.exit_code == 1
+
+
+def test_workers_that_end_at_once(board: Board, listener: socket.socket) -> None:
+    """Their end is seen before gunicorn looks, when the listener is closed, and none is told twice."""
+    server = FakeArbiter(listener, ages=(1,))
+    master = Master(server, board)
+    master.install()
+    board.set(1, CLEAN)
+    assert not master._step(0.0)
+    master._finished = True
+    looks = []
+
+    def look() -> None:
+        looks.append(listener.fileno())
+        if len(looks) == 3:
+            server.WORKERS.clear()
+
+    server.reap_workers = look  # type: ignore[method-assign]  # a fake's
+    server.stop()
+    server.kill_worker(101, signal.SIGTERM)
+    server.kill_worker(101, signal.SIGKILL)
+    master._tick(signal.SIGALRM, None)  # one that was due when the stop began
+    assert signal.getitimer(signal.ITIMER_REAL)[0] == 0.0
+    assert looks == [-1] * 3
+    assert (server.LISTENERS, server.calls) == ([], [(101, signal.SIGTERM), ("stop", True), (101, signal.SIGKILL)])
 
 
 def test_the_master_does_not_wait_for_ever(board: Board, listener: socket.socket) -> None:

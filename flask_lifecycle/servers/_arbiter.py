@@ -17,6 +17,8 @@ from ._closing import CLOSING_BOUND, QUIET_PERIOD, deafen, handshakes
 _TICK = 0.005
 # gunicorn 23 forgets a signal if five others wait already.
 _AGAIN = 1.0
+# gunicorn looks each 0.1 s whether its workers have gone, and once more: that is most of a stop that has nothing to do.
+_PROMPT = 0.3
 # A worker that is busy in C code may hear late that the delay begins.
 _LATE = 1.0
 
@@ -64,7 +66,7 @@ class Master:
         self._board = board
         self._pid = os.getpid()
         self._began = 0.0
-        self._finished = self._stopping = False
+        self._finished = self._stopping = self._told = False
         self._failure: Exception | None = None  # for which gunicorn itself would stop at once
         self._listeners: list[Listener] | None = None
         self._stopped: list[int] = []  # the ages of the workers that were to end clean
@@ -109,6 +111,8 @@ class Master:
 
     def kill_worker(self, pid: int, signum: int) -> None:
         """What gunicorn does to end a worker: it is to know that this comes from here."""
+        if self._told and signum == signal.SIGTERM:
+            return  # one is enough: a second would kill a worker whose interpreter is ending
         worker = self._server.WORKERS.get(pid)
         if worker is not None and signum == signal.SIGTERM:
             self._board.dismiss(worker.age)
@@ -138,15 +142,26 @@ class Master:
         """What gunicorn does to stop, whyever; a path that is removed already is not to be removed again."""
         self._stopping = True
         signal.setitimer(signal.ITIMER_REAL, 0.0)
-        gone = [each.listener for each in self._listeners or () if each.path is not None]
+        gone = [each.listener for each in self._listeners or ()]
         self._server.LISTENERS = [each for each in self._server.LISTENERS if each not in gone]
         for listener in gone:
             listener.close()
         self._board.stops(list(self._words()))
         if graceful and self._finished:
             self._stopped = self._taking_part()
+            if gone:  # else they are open until gunicorn closes them, and that it does first
+                self._await_prompt_ends()
             self._bound(self._board.limits[2])
         self._stop(graceful)
+
+    def _await_prompt_ends(self) -> None:
+        """Tell the workers to end, and look closely for a moment; gunicorn waits for those that take longer."""
+        self._server.kill_workers(signal.SIGTERM)
+        self._told = True
+        until = time.monotonic() + _PROMPT
+        while self._server.WORKERS and time.monotonic() < until:
+            time.sleep(_TICK)
+            self._server.reap_workers()
 
     def _bound(self, grace: float) -> None:
         """Wait for no worker longer than it may take: one that hangs while it loads has nobody else who ends it."""
