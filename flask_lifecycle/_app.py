@@ -300,6 +300,7 @@ class AppState:
                 return
             self._functions_over = True
             self._started_in = os.getpid()
+        self.tasks.fail_lost()
         self._look_at_tasks()  # without the lock: whoever hears of READY may send a probe
         if self.machine.ending:
             return

@@ -10,7 +10,9 @@ at least one sees that both are done, and the state machine takes the event once
 start-up ends: ``close`` and ``begin`` take the same lock, so either the start-up sees the task, or the task is refused.
 
 After a fork the child keeps the tasks of the thread that has forked, which goes on in it: one that was begun at import
-and is to end in the worker holds the worker's readiness.
+and is to end in the worker holds the worker's readiness. Those that another thread has begun are lost: nobody is there
+who would end them, and without what they make the child is not ready. They fail when the child's start-up is over,
+unless that has begun one of the same name anew.
 """
 
 from __future__ import annotations
@@ -35,6 +37,7 @@ class StartupTasks(WorkLedger):
     def reset(self) -> None:
         this = threading.current_thread()
         kept = {task: None for task in self.active if task.thread is this}
+        self._lost += [task for task in self.active if task not in kept]
         super().reset()
         self.active.update(kept)
         # Guards closed against begin. A signal handler, or a finalizer that the garbage collector calls, may end a task
@@ -44,6 +47,7 @@ class StartupTasks(WorkLedger):
 
     def __init__(self, records: list[HookRecord], clock: Callable[[], float] = time.monotonic) -> None:
         self.failures: list[StartupTask] = []
+        self._lost: list[StartupTask] = []  # in a fork
         self.records = records  # which those that fail go to
         self._listeners: list[weakref.WeakMethod[Callable[[], object]]] = []
         super().__init__(clock)
@@ -59,7 +63,18 @@ class StartupTasks(WorkLedger):
                     f"The startup task '{name}' begins when the start-up is over; begin it before, or use"
                     " set_not_ready() and set_ready()."
                 )
+            self._lost = [task for task in self._lost if task.name != name]
             return StartupTask(self, name, on_failure)
+
+    def fail_lost(self) -> None:
+        """Have those fail that a fork has separated from their threads."""
+        lost, self._lost = self._lost, []
+        for task in lost:
+            self.active[task] = None
+            task.fail(
+                f"the thread '{task.thread.name}' that began it is not in this process, which was forked meanwhile;"
+                " begin it in an on_startup function, or let it end before the fork"
+            )
 
     def close(self) -> bool:
         """Whether all are over; if so there can be no more."""

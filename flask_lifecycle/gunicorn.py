@@ -26,6 +26,7 @@ from typing import Any
 
 from ._deadline import Deadline
 from ._process import this_process
+from ._state import logger
 from .servers._arbiter import Master
 from .servers._board import ABSENT, CLEAN, SERVING, UNCLEAN, Board
 from .servers.gunicorn import Worker, closing_answers, warn_of_timeout
@@ -141,6 +142,20 @@ def when_ready(server: Any) -> None:
     _here.master.install()
     board = _here.board
     this_process.coordinator.last_of_group = lambda deadline: board.claim()  # what was warmed up here ends at its exit
+    if this_process.members():
+        _warn_of_threads()
+
+
+def _warn_of_threads() -> None:
+    """Say which threads the application, loaded before the fork, has started for the master alone."""
+    others = [thread.name for thread in threading.enumerate() if thread is not threading.main_thread()]
+    names = [name for name in others if not name.startswith("lifecycle-")]
+    if names:
+        logger.warning(
+            "threads that were started before the fork are in no worker: %s; start them in an on_startup function, or"
+            " load the application without --preload.",
+            ", ".join(names), extra={"lifecycle_threads": names},
+        )  # fmt: skip
 
 
 def pre_fork(server: Any, worker: Any) -> None:

@@ -606,6 +606,26 @@ def test_hooks_without_a_master_do_nothing() -> None:
     assert hooks._here.part is None
 
 
+def test_threads_of_the_master_alone_are_named(
+    process: tuple[Process, FakeMember], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One warning names the threads that an application has started in the master; ours and those of none are none."""
+    free = threading.Event()
+    threads = [threading.Thread(target=free.wait, args=(BOUND,), name=name) for name in ("poller", "lifecycle-lookout")]
+    for thread in threads:
+        thread.start()
+    hooks.when_ready(FakeArbiter())
+    monkeypatch.setattr(process[0], "_members", [])
+    hooks.when_ready(FakeArbiter())
+    free.set()
+    for thread in threads:
+        thread.join(BOUND)
+    assert [record.getMessage() for record in caplog.records] == [
+        "threads that were started before the fork are in no worker: poller; start them in an on_startup function, or"
+        " load the application without --preload."
+    ]
+
+
 def test_the_master_takes_over(process: tuple[Process, FakeMember], monkeypatch: pytest.MonkeyPatch) -> None:
     """It makes what is shared, clears the byte of each new worker, and leaves with what its workers say."""
     server = FakeArbiter()

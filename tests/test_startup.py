@@ -209,11 +209,9 @@ def test_ready_by_hand_after_a_failed_task() -> None:
 
 
 def test_a_task_that_ends_in_a_forked_child() -> None:
-    """A task of the thread that forks holds the child's readiness too; one of a thread that is left behind does not."""
+    """A task of the thread that forks holds the child's readiness too."""
     lifecycle = Lifecycle()
     task = lifecycle.startup_task("model")
-    with running(lambda: lifecycle.startup_task("left behind")):
-        pass
     app = make_app()
     lifecycle.init_app(app)
     child = os.fork()
@@ -222,6 +220,46 @@ def test_a_task_that_ends_in_a_forked_child() -> None:
         before = lifecycle.state
         task.done()
         os._exit((before, lifecycle.state) != (State.STARTING, State.READY))
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+@pytest.mark.parametrize("on_failure", ["shutdown", "not_ready"])
+def test_a_task_that_is_lost_in_a_fork(on_failure: str, caplog: pytest.LogCaptureFixture) -> None:
+    """A task whose thread is left behind fails in the child that serves, and goes on in the parent."""
+    lifecycle = Lifecycle()
+    tasks: list[Any] = []
+    thread = threading.Thread(target=lambda: tasks.append(lifecycle.startup_task("cache", on_failure=on_failure)))
+    thread.name = "warmer"
+    thread.start()
+    thread.join(BOUND)
+    app = make_app()
+    lifecycle.init_app(app)
+    child = os.fork()
+    if child == 0:
+        tasks[0].done()  # by whoever: it is lost
+        state_of(app).start()
+        said = [record.getMessage() for record in caplog.records if "failed after" in record.getMessage()]
+        told = len(said) == 1 and "the thread 'warmer' that began it is not in this process" in said[0]
+        stops = state_of(app).process.coordinator.begun
+        os._exit(not (told and lifecycle.state is not State.READY and stops is (on_failure == "shutdown")))
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    state_of(app).start()
+    tasks[0].done()
+    assert lifecycle.state is State.READY
+
+
+def test_a_lost_task_that_is_begun_anew() -> None:
+    """The start-up of the child may begin a lost task for itself."""
+    lifecycle = Lifecycle()
+    with running(lambda: lifecycle.startup_task("cache")):
+        pass
+    lifecycle.on_startup(name="cache")(lambda: lifecycle.startup_task("cache").done())
+    app = make_app()
+    lifecycle.init_app(app)
+    child = os.fork()
+    if child == 0:
+        state_of(app).start()
+        os._exit(lifecycle.state is not State.READY)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 

@@ -325,6 +325,18 @@ def test_a_start_that_fails_stops_the_master(live: Starter, kind: str) -> None:
     assert "Reason: Worker failed to boot." in running.log
 
 
+def test_a_task_of_a_thread_of_the_master(live: Starter) -> None:
+    """With ``--preload`` the workers fail for a startup task that only the master would end, and say why."""
+    running = live.start(
+        sys.executable, "-m", "gunicorn", "--no-control-socket", *KINDS["gthread"], "--config", CONFIG, "--preload",
+        "--bind", "127.0.0.1:0", "live_app:app", plan={"logging": True, "tasks": [["cache", "gate", "shutdown"]]},
+    )  # fmt: skip
+    assert running.wait_gone() == 3
+    assert running.log.count("threads that were started before the fork are in no worker: task-cache;") == 1
+    assert "startup task 'cache' failed" in running.log
+    assert "the thread 'task-cache' that began it is not in this process" in running.log
+
+
 def test_a_stop_while_workers_load(live: Starter, kind: str, tmp_path: Path) -> None:
     """What has come before any worker has loaded the application is answered, whoever gets the signal."""
     config = tmp_path / "slow.conf.py"
