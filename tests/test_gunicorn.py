@@ -824,17 +824,22 @@ def test_a_probe_port_that_is_taken(
 
 
 def test_a_worker_without_our_hooks_is_found() -> None:
-    """It is the one whose process this is, serves when it has loaded the application, and its master is none."""
+    """It is the one whose process this is, from when it loads the application, and serves when it has; neither its
+    master is one, nor a worker that could not load it.
+    """
     mine, other = (SyncWorker.__new__(SyncWorker) for _ in range(2))
     mine.pid, mine.booted = "[booting]", False
     other.pid = os.getppid()
     assert find() is None
     mine.pid = os.getpid()
-    found = find()
-    assert found is not None
+    assert find() is None
+    mine.app = SimpleNamespace(wsgi=find)
+    mine.load_wsgi()
+    found = mine.wsgi
     assert (found.name, found.promise, found.serving()) == ("gunicorn", STARTED, False)
     mine.booted = True
     assert found.serving()
+    assert find() is not None
 
 
 # -- gevent workers ---------------------------------------------------------------------------------------------------

@@ -11,13 +11,13 @@ from typing import Any
 
 from gunicorn.workers.base import Worker
 
-from . import Found, instances
+from . import Found, inside, instances
 
 
 def find() -> FoundGunicorn | None:
-    """The worker that this process is; ``None`` in the master."""
-    mine = os.getpid()
-    return next((FoundGunicorn(worker) for worker in instances(Worker) if worker.pid == mine), None)
+    """The worker that this process is; ``None`` in the master, and in a worker that could not load the application."""
+    mine = (worker for worker in instances(Worker) if worker.pid == os.getpid())
+    return next((FoundGunicorn(each) for each in mine if each.booted or inside(Worker.load_wsgi, self=each)), None)
 
 
 class FoundGunicorn(Found):
