@@ -18,7 +18,7 @@ from flask_lifecycle import _sockets
 from flask_lifecycle.servers import found
 from flask_lifecycle.servers.found.cheroot import find as find_cheroot
 from flask_lifecycle.servers.found.gevent import find as find_gevent
-from tests._fakes import BOUND, Served, served, until
+from tests._fakes import BOUND, Served, run_python, served, until
 from tests.live._client import Connection, get, head_of
 
 if TYPE_CHECKING:
@@ -218,6 +218,36 @@ def test_a_listener_of_others_is_left_to_them(monkeypatch: pytest.MonkeyPatch) -
         with copy, socket.create_connection(copy.getsockname()):
             until(lambda: _sockets.has_input(copy))
         assert subject.wait_idle(BOUND, 0.0)
+
+
+def test_werkzeug_leaves_what_another_process_has_as_well() -> None:
+    """A listener that came by ``fd=`` and that another process serves as well goes on taking connections there."""
+    code = """
+import os, socket, threading
+from werkzeug.serving import make_server
+from flask_lifecycle.servers.found import werkzeug
+shared = socket.create_server(("127.0.0.1", 0))
+asked, ask = os.pipe()
+if os.fork() == 0:
+    os.close(ask)
+    os.read(asked, 1)
+    shared.settimeout(10)
+    shared.accept()[0].sendall(b"served")
+    os._exit(0)
+server = make_server("127.0.0.1", 0, lambda environ, start: [], threaded=True, fd=shared.fileno())
+address = shared.getsockname()
+shared.close()
+threading.Thread(target=server.serve_forever, daemon=True).start()
+found = werkzeug.find()
+while not found._looping():
+    pass
+found.stop_accepting(10)
+os.write(ask, b"x")
+print(socket.create_connection(address, 10).recv(6).decode(), flush=True)
+os._exit(0)
+"""
+    result = run_python(code)
+    assert result.stdout == "served\n", result.stderr
 
 
 def test_a_listener_that_a_fork_has_as_well() -> None:

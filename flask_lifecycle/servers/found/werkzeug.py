@@ -44,7 +44,7 @@ from ... import _reloader, _sockets
 from ..._inflight import RequestInfo
 from ..._parties import FULL, STARTED
 from .. import _closing
-from . import Found, _threads, instances
+from . import Found, _threads, has_other_owners, instances
 
 _TICK = 0.005
 # How long a silent client may keep a loop without threads from coming to what a stop wants of it.
@@ -204,6 +204,13 @@ class _Listener:
     def _close_in_loop(self, actions: Callable[[], None]) -> None:
         self.server.service_actions = actions
         actions()
+        # By "fd=", from a master that has given it to others as well. The reloader's parent lets go of its own copy,
+        # and children that answer requests may have been forked before we saw the server.
+        if _reloader.role() != _reloader.CHILD and not self.forks and has_other_owners(self.server.socket):
+            self.go_deaf()
+            _closing.log_closed("left to another process")
+            self.closed.set()
+            return
         self.server.socket.setblocking(False)
         closing = _closing.ClosingListener(
             self.server.socket,
