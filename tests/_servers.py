@@ -243,6 +243,11 @@ class Redis(Server):
         with self.client(client_name=OBSERVER) as client:
             return sorted(entry["id"] for entry in client.client_list() if entry["name"] != OBSERVER)
 
+    def subscribers(self) -> set[str]:
+        """The ids of the connections that get what is broadcast."""
+        with self.client(client_name=OBSERVER) as client:
+            return {entry["id"] for entry in client.client_list() if entry["psub"] != "0"}
+
 
 class Worker(Server):
     """A Celery worker of an application that the tests have too.
@@ -253,6 +258,8 @@ class Worker(Server):
     def __init__(self, home: Path, broker: Redis, pool: str) -> None:
         super().__init__(home)
         self._pool = pool
+        self._broker = broker
+        self._others: set[str] = set()
         self.environ = {BROKER: broker.url, "PYTHONPATH": str(ROOT)}
 
     def command(self) -> list[str]:
@@ -264,9 +271,16 @@ class Worker(Server):
             *("--without-gossip", "--without-mingle", "--without-heartbeat"),
         ]
 
+    def start(self) -> None:
+        self._others = self._broker.subscribers()
+        super().start()
+
     def answers(self) -> bool:
-        """Whether it listens; its log tells, so that nothing has to be sent."""
-        return b" ready." in (self.home / "log").read_bytes()
+        """Whether it listens; its log and the broker tell, so that nothing has to be sent.
+
+        It says that it is ready before it subscribes to what is broadcast, and a ping that comes between is lost.
+        """
+        return b" ready." in (self.home / "log").read_bytes() and bool(self._broker.subscribers() - self._others)
 
     def stop(self) -> None:
         super().stop()

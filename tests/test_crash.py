@@ -322,8 +322,8 @@ def test_the_wait_of_the_main_thread_is_bounded() -> None:
     """A main thread that has crashed waits no longer than the grace period for a shutdown that hangs."""
     code, said, errors = program(
         """
-        from flask_lifecycle import _process
-        lifecycle = Lifecycle(app := make(LIFECYCLE_STOP_ON_CRASH=["MainThread"], LIFECYCLE_GRACE_PERIOD=0.2))
+        unhurried()
+        lifecycle = Lifecycle(app := make(LIFECYCLE_STOP_ON_CRASH=["MainThread"], LIFECYCLE_GRACE_PERIOD=0.5))
         serve(app)
         _process.this_process.coordinator._finish = lambda *a: threading.Event().wait(20)
         raise ValueError("boom")
