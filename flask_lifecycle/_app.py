@@ -300,6 +300,10 @@ class AppState:
                 return
             self._functions_over = True
             self._started_in = os.getpid()
+        if self.process.signals and not self.machine.ending:
+            # Before READY: who is sent work may be stopped, and whoever stops the server is to come to us. Before the
+            # gate: who waits there may fork next, and a child has what a thread imports only in part.
+            self.process.tell_server()
         self.tasks.fail_lost()
         self._look_at_tasks()  # without the lock: whoever hears of READY may send a probe
         if self.machine.ending:
@@ -310,9 +314,6 @@ class AppState:
             except OSError:
                 self.process.shutdown("the probe listener could not start", wait=False)
                 raise
-        if self.process.signals:
-            # Before the gate: who waits there may fork next, and a child has what a thread imports only in part.
-            self.process.tell_server()
         self.served_since = self.ledger.clock()
         self._gate.set()
         if self.process.signals:

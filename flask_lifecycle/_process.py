@@ -511,9 +511,9 @@ class Process:
         info = None if self._told_server else self.server_info()
         if info is not None:
             self._told_server = True
-            logger.info("%s", info, extra={"lifecycle_server": info.name, "lifecycle_promise": info.promise})
             if self._watched is not None:
-                self._watched.begin(self)
+                self._watched.begin(self)  # before the promise, which holds from then on
+            logger.info("%s", info, extra={"lifecycle_server": info.name, "lifecycle_promise": info.promise})
 
     def watch(self, after: float) -> PoolWatch:
         """The watch of the pool, one for all applications with the same patience in seconds."""

@@ -17,8 +17,10 @@ from typing import Any
 import pytest
 
 from flask_lifecycle._inflight import RequestInfo
-from flask_lifecycle.servers.found import _asyncio, granian, hypercorn
+from flask_lifecycle.servers import found
+from flask_lifecycle.servers.found import Found, _asyncio, granian, hypercorn
 from flask_lifecycle.servers.found.uvicorn import FoundUvicorn
+from tests._fakes import run_python, running
 
 BOUND = 10.0
 
@@ -52,6 +54,73 @@ def uvicorn(*connections: Any, fd: int | None = None) -> FoundUvicorn:
         servers=[types.SimpleNamespace(get_loop=lambda: None)],
     )
     return FoundUvicorn(server)
+
+
+class Asked:
+    """A lock that tells when so many have asked for it."""
+
+    def __init__(self, parties: int) -> None:
+        self._left = parties
+        self._lock = threading.RLock()
+        self.all = threading.Event()
+
+    def __enter__(self) -> None:
+        self._left -= 1
+        if not self._left:
+            self.all.set()
+        self._lock.acquire()
+
+    def __exit__(self, *_error: object) -> None:
+        self._lock.release()
+
+
+def test_two_that_search_find_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The look-out and the first request may search at once: the second waits for the first, and gets what it found.
+
+    Without that both would have found nothing yet, and each would make an object; the one that is put in place would
+    not be the one that is told to stop. The other interleaving, one after the other, never was a race.
+    """
+    searching, made = Asked(2), list[Found]()
+
+    def find() -> Found:
+        if not made:
+            assert searching.all.wait(BOUND)
+            made.append(Found())
+        return made[-1]
+
+    monkeypatch.setattr(found, "_searching", searching)
+    monkeypatch.setattr(found, "listens", lambda: True)
+    monkeypatch.setattr(found, "KINDS", (("sys", "uvicorn"),))
+    monkeypatch.setattr(sys.modules[FoundUvicorn.__module__], "find", find)
+    others: list[Found | None] = []
+    with running(lambda: others.append(found.find())):
+        mine = found.find()
+    assert others == [mine]
+    assert made == [mine]
+
+
+FORKED_IN_A_SEARCH = """
+import os, threading
+from flask_lifecycle.servers import found
+held = threading.Event()
+def search():
+    with found._searching:
+        held.set()
+        threading.Event().wait()
+threading.Thread(target=search, daemon=True).start()
+held.wait(10)
+child = os.fork()
+if child:
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+else:
+    os._exit(0 if found._searching.acquire(timeout=10) else 1)
+"""
+
+
+def test_a_child_that_is_forked_in_a_search_can_search() -> None:
+    """A thread that searches in the parent is not in the child, and nobody waits for it there."""
+    done = run_python(FORKED_IN_A_SEARCH, python=("-W", "ignore"))
+    assert done.stdout == "0\n", done.stderr
 
 
 def test_what_uvicorn_is_busy_with() -> None:

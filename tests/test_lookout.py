@@ -247,7 +247,9 @@ LINE = (
 
 
 def test_the_start_comes_with_the_server() -> None:
-    """A server that begins to serve begins the start-up, and one line tells which it is, before any request."""
+    """A server that begins to serve begins the start-up, before any request. From READY on a stop may come: by then the
+    server is known, and what has to be in place is.
+    """
     assert program(
         """
         lifecycle.on_startup(lambda: print("on_startup"))
@@ -257,7 +259,7 @@ def test_the_start_comes_with_the_server() -> None:
         until(lambda: logging.getLogger("flask_lifecycle") and app.extensions["lifecycle"]._gate.is_set())
         os._exit(0)
         """
-    ) == ["on_startup", "on_startup '<lambda>' done after 0.0 s", "state STARTING -> READY", LINE]
+    ) == ["on_startup", "on_startup '<lambda>' done after 0.0 s", LINE, "state STARTING -> READY"]
 
 
 def test_a_server_that_is_bound_does_not_serve() -> None:
@@ -273,7 +275,7 @@ def test_a_server_that_is_bound_does_not_serve() -> None:
         until(lambda: lifecycle.state is State.READY)
         os._exit(0)
         """
-    )[:2] == ["STARTING", "state STARTING -> READY"]
+    )[:2] == ["STARTING", LINE]
 
 
 def test_a_child_looks_for_itself() -> None:

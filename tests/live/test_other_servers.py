@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import socket
 import sys
@@ -64,10 +65,11 @@ def address_of(running: Running) -> tuple[str, int]:
     return "127.0.0.1", int(running.wait_log(ADDRESS)[1])
 
 
-def wait_promise(running: Running, name: str, promise: str) -> None:
-    """Wait until the one line is there that names the server and its promise."""
+def wait_promise(running: Running, name: str, promise: str, workers: int = 1) -> None:
+    """Wait until the one line of each worker is there that names the server and its promise."""
     words = {"full": "the full promise", "accepted": "accepted requests", "started": "requests that the application"}
-    running.wait_log(rf"server {name} \([^)]+\): {words[promise]}")
+    line = rf"server {name} \([^)]+\): {words[promise]}"
+    running.wait_for(lambda: len(re.findall(line, running.log)) == workers, f"{workers} lines {line!r}")
 
 
 class Traffic:
@@ -181,7 +183,7 @@ def test_uvicorns_workers_answer_what_they_have(live: Starter, stack: contextlib
     """Under a supervisor each worker answers what it has accepted, and runs its hooks once."""
     running = uvicorn(live, "a2wsgi", "--workers", "2")
     running.wait_for(lambda: (get(address_of(running), "/fast"), running.log.count("-> READY") == 2)[1], "both workers")
-    wait_promise(running, "uvicorn", "accepted")
+    wait_promise(running, "uvicorn", "accepted", workers=2)
     traffic = Traffic(running, stack, running_at_once=10)
     traffic.hold(queued=3)
     running.send(signal.SIGTERM)
@@ -343,7 +345,7 @@ def test_hypercorns_workers_answer_what_they_have(live: Starter, stack: contextl
     command = documented("hypercorn", free_port())
     running = start(live, *command, "--workers", "2", "--graceful-timeout", "1", settings=settings)
     running.wait_for(lambda: (get(address_of(running), "/fast"), running.log.count("-> READY") == 2)[1], "both workers")
-    wait_promise(running, "hypercorn", "accepted")
+    wait_promise(running, "hypercorn", "accepted", workers=2)
     traffic = Traffic(running, stack, running_at_once=4)
     traffic.hold(queued=3)
     running.send(signal.SIGTERM)
@@ -369,7 +371,7 @@ def test_granians_workers_answer_what_they_have(live: Starter, stack: contextlib
     settings = {"LIFECYCLE_SHUTDOWN_DELAY": 0.5}
     running = start(live, *documented("granian", free_port()), "--workers", "2", settings=settings)
     running.wait_for(lambda: (get(address_of(running), "/fast"), running.log.count("-> READY") == 2)[1], "both workers")
-    wait_promise(running, "granian", "accepted")
+    wait_promise(running, "granian", "accepted", workers=2)
     traffic = Traffic(running, stack, running_at_once=4, keep_alive=False)
     traffic.hold(queued=3)
     running.send(signal.SIGTERM)

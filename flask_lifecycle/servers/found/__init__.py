@@ -8,9 +8,10 @@ What they find has the verbs of :class:`flask_lifecycle._parties.Server`. One th
 inherits it from :class:`Found`: the listener stays open during the drain and the guard refuses new work, and the signal
 is given back to whoever had it.
 
-Nobody publishes the server object, so it is looked for among the objects of the garbage collector. Much here only
-reads, from the coordinator's thread, attributes that the server's own threads write; a look that comes at a bad moment
-is repeated at the next tick.
+Nobody publishes the server object, so it is looked for among the objects of the garbage collector, by one thread at a
+time: the look-out and the first request search at the same moment, and if each made an object of its own, one would be
+put in place and the other asked to stop. Much here only reads, from the coordinator's thread, attributes that the
+server's own threads write; a look that comes at a bad moment is repeated at the next tick.
 """
 
 from __future__ import annotations
@@ -48,16 +49,28 @@ KINDS = (
     ("werkzeug.serving", "werkzeug"),
 )
 
+# Held by who searches; an atexit function may, in a thread that does already.
+_searching = threading.RLock()
+
+
+def _after_fork() -> None:
+    global _searching
+    _searching = threading.RLock()  # a thread that is not in the child may have had the other
+
+
+os.register_at_fork(after_in_child=_after_fork)
+
 
 def find() -> Found | None:
     """The server that carries this process's applications, if it is of a kind that we know."""
     if not listens():
         return None  # a shell, a migration: spared the search, which takes as long as a request
-    for imported, kind in KINDS:
-        if imported in sys.modules:
-            found: Found | None = importlib.import_module(f".{kind}", __name__).find()
-            if found is not None:
-                return found
+    with _searching:
+        for imported, kind in KINDS:
+            if imported in sys.modules:
+                found: Found | None = importlib.import_module(f".{kind}", __name__).find()
+                if found is not None:
+                    return found
     return None
 
 
