@@ -77,19 +77,20 @@ def test_werkzeug_at_work(live: Starter) -> None:
 
 
 def test_waitress_that_somebody_else_started(live: Starter) -> None:
-    """The pool is found and counted; the probe itself is one of its requests there."""
+    """The pool is found and counted; the probe itself has a lane of its own."""
     command = (sys.executable, "-m", "waitress", "--listen=127.0.0.1:0", "--threads=2", "workers_app:app")
     running = live.start(*command, plan={"logging": True, "workers": {"max_age": 0.2}})
     running.wait_log(r"Serving on http")
-    with Connection(running.address) as connection:
+    with Connection(running.address) as connection, Connection(running.address) as other:
         connection.ask("/gate/all")
-        running.wait_event("begin live all")
+        other.ask("/gate/all")
+        running.wait_event("begin live all", times=2)
         wait_until(lambda: look(running)[0] == "fail", "an old request")
         _status, _output, observed = look(running)
         assert observed.pop("oldest") >= 0.2
         assert observed == {"queued": 0, "threads": 2, "busy": 2, "idle": 0}
         running.open_gate("all")
-        assert connection.answer().body == b"passed all"
+        assert connection.answer().body == other.answer().body == b"passed all"
     running.stop()
 
 
