@@ -20,7 +20,7 @@ from flask_lifecycle._inflight import RequestInfo
 from flask_lifecycle.servers import found
 from flask_lifecycle.servers.found import Found, _asyncio, granian, hypercorn
 from flask_lifecycle.servers.found.uvicorn import FoundUvicorn
-from tests._fakes import run_python, running
+from tests._fakes import run_python, running, until
 
 BOUND = 10.0
 
@@ -464,6 +464,22 @@ def test_granians_handler_tells_us_first(monkeypatch: pytest.MonkeyPatch) -> Non
     finalizers[0]()
     assert (process.held, subject.wait_idle(0.0, 0.0), list(subject.unfinished())) == (1, True, [])
     assert subject.end()
+
+
+def test_granians_main_thread_is_woken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A main thread that waits without a timeout runs its handlers all the same, until granian has returned."""
+    woken = threading.Event()
+    finalizers: list[Any] = []
+    monkeypatch.setattr(util, "Finalize", lambda thing, callback, exitpriority: finalizers.append(callback))
+    monkeypatch.setattr(granian, "_AWAKE", 0.01)
+    before = signal.signal(signal.SIGURG, lambda signum, frame: woken.set())
+    try:
+        granian.FoundGranian(granian._cell(handler_of(threading.Event()), "signal_event")).begin(Carrier())
+        assert woken.wait(BOUND)
+        finalizers[0]()
+        until(lambda: "lifecycle-granian" not in [thread.name for thread in threading.enumerate()])
+    finally:
+        signal.signal(signal.SIGURG, before)
 
 
 def test_a_granian_that_is_not_known_is_left_alone() -> None:

@@ -15,6 +15,8 @@ from typing import Any
 
 import pytest
 
+from tests._servers import children
+
 from ._client import Address, Connection, LostError, get, refuses
 from ._process import BIG, ROOT, Running, Starter
 
@@ -383,6 +385,32 @@ def test_granians_workers_answer_what_they_have(live: Starter, stack: contextlib
     assert running.wait_gone() == 0
     assert sorted(running.hooks()) == ["first", "first", "last", "last"]
     assert running.log.count(": clean, exit 0") == 2
+
+
+def test_granian_hears_what_another_thread_has_taken(live: Starter) -> None:
+    """A SIGTERM that came while a worker was frozen is taken by any of its threads, and handled all the same."""
+    running = start(live, *documented("granian", free_port()))
+    wait_promise(running, "granian", "accepted")
+    (worker,) = [pid for pid in children(running.target) if takes_sigterm(pid)]
+    os.kill(worker, signal.SIGSTOP)
+    tasks = Path(f"/proc/{worker}/task")
+    running.wait_for(lambda: all("T (" in (task / "status").read_text() for task in tasks.iterdir()), "a still worker")
+    running.send(signal.SIGTERM)
+    running.wait_for(lambda: has_signal(worker, "ShdPnd"), "the worker's signal")
+    os.kill(worker, signal.SIGCONT)
+    assert running.wait_gone() == 0
+    assert running.hooks() == ["last", "first"]
+
+
+def has_signal(pid: int, mask: str) -> bool:
+    """Whether SIGTERM is in one of the masks that the kernel tells of a process."""
+    line = re.search(rf"^{mask}:\s*(\w+)", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
+    return line is not None and bool(int(line[1], 16) & 1 << signal.SIGTERM - 1)
+
+
+def takes_sigterm(pid: int) -> bool:
+    """Whether a process handles SIGTERM; the one that keeps multiprocessing's resources ignores it."""
+    return has_signal(pid, "SigCgt")
 
 
 def test_granian_is_left_within_the_grace_period(live: Starter) -> None:

@@ -11,6 +11,10 @@ The handler was installed after ours, and cannot be taken back from a thread. Bu
 can be replaced: ours hands the signal to us. When the delay is over the real event is set, and granian does the rest
 while the coordinator waits. A finalizer of multiprocessing tells that granian's function has returned, and holds the
 process there until the hooks have run.
+
+The worker's main thread waits for that event without a timeout. A signal to the process may be taken by any thread, and
+then nothing ends that wait, in which the handler would run: the signal is lost, as it is under granian alone. So the
+main thread is woken now and then, by SIGURG, which means nothing here.
 """
 
 from __future__ import annotations
@@ -26,8 +30,12 @@ from typing import Any
 
 from ..._inflight import RequestInfo
 from ..._parties import ACCEPTED, STARTED
+from ..._signals import interrupt_main
 from . import Carried, Found, instances, warn_of_limit
 from ._attend import Attendance
+
+# How late a signal may be noticed that another thread has taken, in seconds.
+_AWAKE = 0.25
 
 _found: FoundGranian | None = None
 
@@ -80,6 +88,12 @@ class FoundGranian(Found):
             process.hold()
 
         util.Finalize(None, returned, exitpriority=100)
+        threading.Thread(target=self._keep_awake, name="lifecycle-granian", daemon=True).start()
+
+    def _keep_awake(self) -> None:
+        """Have the main thread run the handlers of signals that others have taken."""
+        while not self._returned.wait(_AWAKE) and callable(signal.getsignal(signal.SIGURG)):
+            interrupt_main(signal.SIGURG)
 
     def announce(self) -> None:
         self._attendance.closing = True
