@@ -785,7 +785,7 @@ def takes_keyword(*, context: Any) -> None: ...
         (
             lambda on: on(coroutine),
             TypeError,
-            f"on_{{kind}} was given the async function {coroutine!r}; register a plain one.",
+            "on_{kind} was given the async function {coroutine!r}; register a plain one.",
         ),
         (
             lambda on: [on(nothing) for _ in range(2)],
@@ -823,7 +823,7 @@ def takes_keyword(*, context: Any) -> None: ...
 )
 def test_hooks(kind: str, make: Callable[[Any], object], error: type[Exception], message: str) -> None:
     """A bad hook is refused where it is registered."""
-    with pytest.raises(error, match=whole(message.format(kind=kind))):
+    with pytest.raises(error, match=whole(message.format(kind=kind, coroutine=coroutine))):
         make(getattr(Lifecycle(), f"on_{kind}"))
 
 

@@ -22,7 +22,8 @@ SERVE = (
 TEST = (
     "apt-get update && apt-get install -y postgresql redis-server openssl haproxy nginx"
     " apache2 libapache2-mod-wsgi-py3 systemd chromium python3-venv"
-    " && python3 -m venv .venv && .venv/bin/pip install -e '.[dev,fleet]' && .venv/bin/python -m pytest"
+    " && python3 -m venv .venv && .venv/bin/pip install -e '.[dev,fleet]'"
+    " && .venv/bin/python -m pytest -n 2 --dist loadfile"
 )
 
 
@@ -95,7 +96,7 @@ def test_the_gate_s_command_is_the_readme_s() -> None:
     gate = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
     assert "-e '.[dev,fleet]'" in TEST
     assert "-e '.[dev,fleet]'" in gate
-    assert "-m pytest" in gate.splitlines()[-1]
+    assert "-m pytest -n 2 --dist loadfile" in gate.splitlines()[-1]
 
 
 @pytest.mark.parametrize("block", PYTHON, ids=range(len(PYTHON)))
