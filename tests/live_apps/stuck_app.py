@@ -29,7 +29,8 @@ def server() -> Any:
 
 @app.get("/hang-loop")  # type: ignore[untyped-decorator]
 def hang_loop() -> str:
-    server()._post(lambda: live_app.pass_gate("all"))
+    post = server()._loop.post if server().name == "waitress" else server()._post
+    post(lambda: live_app.pass_gate("all"))
     return "it hangs"
 
 
