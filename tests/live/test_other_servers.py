@@ -15,8 +15,6 @@ from typing import Any
 
 import pytest
 
-from tests._servers import children
-
 from ._client import Address, Connection, LostError, get, refuses
 from ._process import BIG, ROOT, Running, Starter
 
@@ -391,7 +389,9 @@ def test_granian_hears_what_another_thread_has_taken(live: Starter) -> None:
     """A SIGTERM that came while a worker was frozen is taken by any of its threads, and handled all the same."""
     running = start(live, *documented("granian", free_port()))
     wait_promise(running, "granian", "accepted")
-    (worker,) = [pid for pid in children(running.target) if takes_sigterm(pid)]
+    parent = running.target
+    children = [int(child) for child in Path(f"/proc/{parent}/task/{parent}/children").read_text().split()]
+    (worker,) = [pid for pid in children if takes_sigterm(pid)]
     os.kill(worker, signal.SIGSTOP)
     tasks = Path(f"/proc/{worker}/task")
     running.wait_for(lambda: all("T (" in (task / "status").read_text() for task in tasks.iterdir()), "a still worker")
