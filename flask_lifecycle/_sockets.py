@@ -23,6 +23,8 @@ FAREWELL_IN_ALL = 30.0
 ACK_TICK = 0.005
 # The state of a connection that is over, as the first byte of TCP_INFO; <netinet/tcp.h>.
 _TCP_CLOSE = b"\x07"
+# In struct tcp_info, <linux/tcp.h>: tcpi_bytes_received, a number of 64 bits.
+_BYTES_RECEIVED = 128
 
 
 def has_input(sock: socket.socket) -> bool:
@@ -71,6 +73,20 @@ def _was_reset(sock: socket.socket) -> bool:
         return sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1) == _TCP_CLOSE
     except (OSError, AttributeError):  # a Unix socket; a system that does not tell
         return False
+
+
+def tcp_info(sock: Any, kind: str, offset: int) -> int | None:
+    """A number out of the kernel's ``struct tcp_info``; ``None`` where nobody tells: no TCP, or closed."""
+    try:
+        info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, offset + struct.calcsize(kind))
+        return int(struct.unpack_from(kind, info, offset)[0])
+    except (OSError, ValueError, AttributeError, struct.error):
+        return None
+
+
+def bytes_received(sock: Any) -> int | None:
+    """How many bytes have ever come on a connection; ``None`` where nobody tells."""
+    return tcp_info(sock, "=Q", _BYTES_RECEIVED)
 
 
 def hang_up(sock: socket.socket) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from .. import _sockets
@@ -46,13 +46,30 @@ class Bound:
             _sockets.unlink(self.path, self.identity)
 
 
-def bind(host: str | None, port: int | None, options: dict[str, Any], backlog: int) -> list[Bound]:
-    """Listen on what the options say, which it takes out of them.
+def bind(host: str | None, port: int | None, options: Mapping[str, Any], backlog: int) -> list[Bound]:
+    """Listen on what the options say.
 
     :raises ValueError: it is said twice, or is no address.
     :raises OSError: it cannot be listened on; then nothing is left bound.
     """
-    listen, unix, given = (options.pop(name, None) or () for name in OPTIONS)
+    addresses, given = where(host, port, options)
+    found = [Bound(_again(sock, backlog), given=sock) for sock in given]
+    for address in addresses:
+        try:
+            found.append(Bound(bind_one(address, backlog)))
+        except (OSError, ValueError) as error:
+            for bound in found:
+                bound.close_unserved(held_back=False)
+            raise (_sockets.bind_error(error, address) if isinstance(error, OSError) else error) from None
+    return found
+
+
+def where(host: str | None, port: int | None, options: Mapping[str, Any]) -> tuple[list[str], list[socket.socket]]:
+    """The addresses to listen on, or the sockets that are given.
+
+    :raises ValueError: it is said twice.
+    """
+    listen, unix, given = (options.get(name) or () for name in OPTIONS)
     addresses = listen.split() if isinstance(listen, str) else [a for entry in listen for a in entry.split()]
     if (addresses or unix or given) and (host is not None or port is not None):
         raise ValueError(
@@ -64,15 +81,7 @@ def bind(host: str | None, port: int | None, options: dict[str, Any], backlog: i
         addresses.append(f"{UNIX}{os.path.abspath(unix)}")
     if not given and not addresses:
         addresses.append(join(host or "127.0.0.1", 5000 if port is None else port))
-    found = [Bound(_again(sock, backlog), given=sock) for sock in given]
-    for address in addresses:
-        try:
-            found.append(Bound(bind_one(address, backlog)))
-        except (OSError, ValueError) as error:
-            for bound in found:
-                bound.close_unserved(held_back=False)
-            raise (_sockets.bind_error(error, address) if isinstance(error, OSError) else error) from None
-    return found
+    return addresses, list(given)
 
 
 def _again(sock: socket.socket, backlog: int) -> socket.socket:
@@ -96,25 +105,28 @@ def split(address: str) -> tuple[str, int]:
     return host.strip("[]") or "127.0.0.1", int(port)
 
 
-def bind_one(address: str, backlog: int) -> socket.socket:
+def bind_one(address: str, backlog: int, *, shared: bool = False) -> socket.socket:
     """A socket that listens on an address.
 
+    :param shared: whether others of this user may listen there as well (``SO_REUSEPORT``).
     :raises OSError: it cannot be listened on.
     """
-    where: Any
+    place: Any
     if address.startswith(UNIX):
-        where = address.removeprefix(UNIX)
+        place = address.removeprefix(UNIX)
         # Left behind by a process that was killed.
-        _sockets.unlink(where, _sockets.socket_identity(where))
+        _sockets.unlink(place, _sockets.socket_identity(place))
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     else:
-        family, kind, where = _sockets.resolve(*split(address))
+        family, kind, place = _sockets.resolve(*split(address))
         sock = socket.socket(family, kind)
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.bind(where)
+        if shared:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        sock.bind(place)
         sock.listen(backlog)
     except OSError:
         sock.close()

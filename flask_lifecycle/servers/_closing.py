@@ -29,15 +29,15 @@ is, so accepting until empty and closing has no race.
 
 from __future__ import annotations
 
-import ctypes
 import socket
 import struct
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from .._sockets import has_input, unlink
 from .._state import logger
-from . import _reuseport
+from . import _bpf, _reuseport
 from ._diag import in_state
 
 # Not in the socket module: <asm-generic/socket.h>
@@ -96,14 +96,7 @@ def bind_to_no_device(sock: socket.socket) -> bool:
 
 def attach_syn_filter(sock: socket.socket) -> bool:
     """Drop what would begin a connection; ``False`` where that is not permitted."""
-    code = b"".join(struct.pack("=HBBI", *instruction) for instruction in _SYN_FILTER)
-    buffer = ctypes.create_string_buffer(code, len(code))
-    program = struct.pack("@HP", len(_SYN_FILTER), ctypes.addressof(buffer))  # struct sock_fprog
-    try:
-        sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, program)
-    except OSError:
-        return False
-    return True
+    return _bpf.attach(sock, _SO_ATTACH_FILTER, _SYN_FILTER)
 
 
 def handshakes(listener: socket.socket) -> bool | None:
@@ -228,3 +221,34 @@ class ClosingListener:
                 self._starved = self._tried - self._began < self._patience
                 return False
         return True
+
+
+class ClosingListeners:
+    """The listeners of one server on their way to being closed. For its loop; any thread may wait for ``done``."""
+
+    def __init__(self) -> None:
+        self.done = threading.Event()
+        self._left: list[ClosingListener] = []
+
+    @property
+    def under_way(self) -> bool:
+        """Whether :meth:`step` is to be called, each ``CLOSING_TICK``."""
+        return bool(self._left)
+
+    @property
+    def begun(self) -> bool:
+        """Whether they are being closed, or are closed or left to somebody else."""
+        return self.under_way or self.done.is_set()
+
+    def begin(self, listeners: Iterable[ClosingListener]) -> None:
+        """Close these; if there are none, that is done."""
+        self._left.extend(listeners)
+        if not self._left:
+            self.done.set()
+
+    def step(self) -> None:
+        """Take each a step further."""
+        if self._left:
+            self._left = [listener for listener in self._left if not listener.step()]
+            if not self._left:
+                self.done.set()

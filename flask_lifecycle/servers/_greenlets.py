@@ -105,8 +105,7 @@ class Conductor:
         self._loop: Any = None
         self._woken = Event()
         self._posted: deque[Callable[[], None]] = deque()
-        self._closing: list[_closing.ClosingListener] = []
-        self._closed = threading.Event()
+        self._closing = _closing.ClosingListeners()
         self._linger: float | None = None  # not None: a drain is on, since _drained
         self._drained = 0.0
         self._idle = threading.Event()
@@ -116,7 +115,7 @@ class Conductor:
 
     def stop_accepting(self, timeout: float) -> None:
         self.post(lambda: self._begin_closing(timeout))
-        self._closed.wait(timeout)
+        self._closing.done.wait(timeout)
 
     def wait_idle(self, timeout: float, linger: float) -> bool:
         self.post(lambda: self._begin_drain(linger))
@@ -153,37 +152,35 @@ class Conductor:
         while not self._ended:
             while self._posted:
                 self._posted.popleft()()
-            if self._closing:
-                self._closing = [listener for listener in self._closing if not listener.step()]
-                if not self._closing:
-                    self._closed.set()
+            self._closing.step()
             self._look()
             self._woken.wait(self._tick())
             self._woken.clear()
 
     def _tick(self) -> float:
-        if self._closing:
+        if self._closing.under_way:
             return _closing.CLOSING_TICK
         # There is always a timer, because a hub with nothing to wait for is an error (LoopExit).
         return 1.0 if self._linger is None else _DRAIN_TICK
 
     def hand_over(self) -> None:
         """Leave the listeners to another process, with all that waits in them."""
-        if not self._closing and not self._closed.is_set():
+        if not self._closing.begun:
             for listener in self._listeners():
                 listener.leave("left to another process")
-            self._closed.set()
+            self._closing.done.set()
 
     def _begin_closing(self, patience: float) -> None:
-        if self.held_back or self._closed.is_set():
+        if self.held_back or self._closing.done.is_set():
             self.hand_over()
             return
+        closing = []
         for listener in self._listeners():
             if listener.given:
                 listener.leave("left to its giver")
                 continue
             listener.stop_accepting()
-            self._closing.append(
+            closing.append(
                 _closing.ClosingListener(
                     listener.server.socket,
                     accept=listener.accept_one,
@@ -195,8 +192,7 @@ class Conductor:
                     patience=patience,
                 )
             )
-        if not self._closing:
-            self._closed.set()
+        self._closing.begin(closing)
 
     def _begin_drain(self, linger: float) -> None:
         self._drained = self._drained or time.monotonic()
@@ -212,7 +208,7 @@ class Conductor:
                 self.closed(handler)  # it was there before it was tracked, and has ended
             elif handler.stage in ("silent", "idle", "sending"):
                 self._look_at(handler, now, self._linger, self._drained)
-        if not self._closing and self._closed.is_set() and not self.handlers:
+        if self._closing.done.is_set() and not self.handlers:
             self._idle.set()
 
     @staticmethod

@@ -79,13 +79,12 @@ class Loop:
         self.listeners: list[Listener] = []
         self.farewells: set[Channel] = set()
         self.last_accept = 0.0
-        self.closed = threading.Event()  # all listeners
+        self.closing = _closing.ClosingListeners()
         self.idle = threading.Event()  # no connection is left
         self.waker: Waker | None = None
         self._map = channel_map
         self._lanes_lock = threading.Lock()  # guards the making of a lane
         self._posted: deque[Callable[[], None]] = deque()
-        self._closing: list[_closing.ClosingListener] = []
         self._linger: float | None = None  # not None: a drain is on
         self._next_look = 0.0  # seconds until the next scan must come, if nothing wakes the loop before
         self._ended = False
@@ -108,7 +107,7 @@ class Loop:
             self.waker.wake()
 
     def close_listeners(self, patience: float) -> None:
-        """Begin to close the listeners; ``closed`` tells when that is done."""
+        """Begin to close the listeners; ``closing.done`` tells when that is so."""
         self.post(lambda: self._begin_closing(patience))
 
     def hang_up(self, linger: float) -> None:
@@ -144,8 +143,7 @@ class Loop:
             wasyncore.loop(timeout=self._tick(), use_poll=use_poll, map=self._map, count=1)
             while self._posted:
                 self._posted.popleft()()
-            if self._closing:
-                self._step_listeners()
+            self.closing.step()
             if self._linger is not None:
                 self._scan(self._linger)
             elif self.farewells:
@@ -154,7 +152,7 @@ class Loop:
     def _tick(self) -> float:
         if self._posted:
             return 0.0
-        if self._closing:
+        if self.closing.under_way:
             return _closing.CLOSING_TICK
         if self._linger is not None:
             return self._next_look
@@ -199,19 +197,20 @@ class Loop:
 
     def hand_over(self) -> None:
         """Between two ticks, so what has been accepted has its channel; what has not is still in the kernel's queue."""
-        if self._closing or self.closed.is_set():
+        if self.closing.begun:
             return  # too late
         self.hold_back()
         for listener in self.listeners:
             if not listener.given:
                 wasyncore.dispatcher.close(listener.server)  # our copy: a listener is closed with its last one
             _closing.log_closed("left to another process")
-        self.closed.set()
+        self.closing.done.set()
 
     def _begin_closing(self, patience: float) -> None:
         if self.held_back:
             self.hand_over()
             return
+        closing = []
         for listener in self.listeners:
             if listener.given:
                 # Whoever gave it goes on using it, or hands it to the next process: what waits in it is theirs.
@@ -219,7 +218,7 @@ class Loop:
                 _closing.log_closed("left to its giver")
                 continue
             server = listener.server
-            self._closing.append(
+            closing.append(
                 _closing.ClosingListener(
                     server.socket,
                     accept=lambda server=server: self._accept(server),  # type: ignore[misc]
@@ -230,8 +229,7 @@ class Loop:
                     patience=patience,
                 )
             )
-        if not self._closing:
-            self.closed.set()
+        self.closing.begin(closing)
 
     @staticmethod
     def leave(listener: Listener) -> None:
@@ -243,11 +241,6 @@ class Loop:
         before = len(server.active_channels)
         server.handle_accept()
         return len(server.active_channels) > before
-
-    def _step_listeners(self) -> None:
-        self._closing = [listener for listener in self._closing if not listener.step()]
-        if not self._closing:
-            self.closed.set()
 
     def _scan(self, linger: float) -> None:
         """One look at every channel of a drain: hang up the idle ones, and say so when there is none left."""
@@ -265,7 +258,7 @@ class Loop:
                 channel.hang_up()
             self._next_look = max(_closing.CLOSING_TICK, min(self._next_look, left))
         self._end_farewells(linger)
-        if not self._closing and self.closed.is_set() and not self.channels():
+        if self.closing.done.is_set() and not self.channels():
             self.idle.set()
 
     def _end_farewells(self, patience: float) -> None:

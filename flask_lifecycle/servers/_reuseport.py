@@ -19,13 +19,12 @@ if it were alone.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import socket
 import struct
 from typing import Any
 
 from .. import _sockets
-from . import _diag
+from . import _binding, _bpf, _diag
 
 _BACKLOG = 1024
 # Not in the socket module: <asm-generic/socket.h>
@@ -45,41 +44,18 @@ def listen(host: str | None, port: int | None, options: dict[str, Any]) -> list[
     addresses = str(options.get("listen") or "").split()
     if addresses and (host is not None or port is not None):
         raise ValueError("A host or port cannot be combined with 'listen'; give one of them.")
-    pairs = [_split(address) for address in addresses] or [(host or "127.0.0.1", 5000 if port is None else port)]
+    named = [(name.replace("*", "0.0.0.0"), number) for name, number in map(_binding.split, addresses)]
     opened: list[socket.socket] = []
-    for pair in pairs:
+    for name, number in named or [(host or "127.0.0.1", 5000 if port is None else port)]:
         try:
-            opened.append(_bind(*pair))
+            opened.append(_binding.bind_one(_binding.join(name, number), _BACKLOG, shared=True))
         except OSError as error:
             for sock in opened:
                 sock.close()
-            raise _sockets.bind_error(error, "{}:{}".format(*pair)) from None
-    return opened
-
-
-def _split(address: str) -> tuple[str, int]:
-    host, _, port = address.rpartition(":")
-    if not port.isdecimal() or int(port) > 65535:
-        raise ValueError(f"'{address}' is no address to listen on; write it as 127.0.0.1:5000 or [::1]:5000.")
-    return host.strip("[]").replace("*", "0.0.0.0") or "127.0.0.1", int(port)
-
-
-def _bind(host: str, port: int) -> socket.socket:
-    family, kind, where = _sockets.resolve(host, port)
-    sock = socket.socket(family, kind)
-    try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        if family == socket.AF_INET6:
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        sock.bind(where)
-        sock.listen(_BACKLOG)
+            raise _sockets.bind_error(error, f"{name}:{number}") from None
         with contextlib.suppress(OSError):  # there is none
-            sock.setsockopt(socket.SOL_SOCKET, _SO_DETACH_REUSEPORT_BPF, 0)
-    except OSError:
-        sock.close()
-        raise
-    return sock
+            opened[-1].setsockopt(socket.SOL_SOCKET, _SO_DETACH_REUSEPORT_BPF, 0)
+    return opened
 
 
 def has_one_sibling(sock: socket.socket) -> bool:
@@ -106,11 +82,4 @@ def _listeners(sock: socket.socket) -> int:
 
 def deal_to(sock: socket.socket, index: int) -> bool:
     """Let new connections of the group go to the listener with an index; ``False`` where that cannot be done."""
-    code = struct.pack("=HBBI", _RETURN, 0, 0, index)
-    buffer = ctypes.create_string_buffer(code, len(code))
-    program = struct.pack("@HP", 1, ctypes.addressof(buffer))  # struct sock_fprog
-    try:
-        sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_REUSEPORT_CBPF, program)
-    except OSError:
-        return False
-    return True
+    return _bpf.attach(sock, _SO_ATTACH_REUSEPORT_CBPF, [(_RETURN, 0, 0, index)])

@@ -150,8 +150,7 @@ class Cheroot:
         self._connections: dict[_Connection, None] = {}
         self._posted: deque[Callable[[], None]] = deque()
         self._starved_until = 0.0
-        self._closing: list[_closing.ClosingListener] = []
-        self._closed = threading.Event()
+        self._closing = _closing.ClosingListeners()
         self._linger: float | None = None  # not None: a drain is on, since _drained
         self._drained = 0.0
         self._next_look = 0.0
@@ -190,7 +189,7 @@ class Cheroot:
 
     def stop_accepting(self, timeout: float) -> None:
         self._post(lambda: self._begin_closing(timeout))
-        self._closed.wait(timeout)
+        self._closing.done.wait(timeout)
 
     def wait_idle(self, timeout: float, linger: float) -> bool:
         self._post(lambda: self._begin_drain(linger))
@@ -247,14 +246,11 @@ class Cheroot:
                 os.read(self._wake_read, 4096)
         while self._posted:
             self._posted.popleft()()
-        if self._closing:
-            self._closing = [listener for listener in self._closing if not listener.step()]
-            if not self._closing:
-                self._closed.set()
+        self._closing.step()
         self._look()
 
     def _timeout(self) -> float:
-        if self._closing:
+        if self._closing.under_way:
             return _closing.CLOSING_TICK
         # Half a second is cheroot's own, for idle connections that expire.
         return 0.5 if self._linger is None else self._next_look
@@ -321,11 +317,11 @@ class Cheroot:
 
     def _hand_over(self) -> None:
         """Between two ticks; what has not been accepted is still in the kernel's queue."""
-        if self._closing or self._closed.is_set():
+        if self._closing.begun:
             return  # too late
         for listener in self._listeners:
             self._leave(listener, "left to another process")
-        self._closed.set()
+        self._closing.done.set()
 
     def _leave(self, listener: _Listener, method: str) -> None:
         if not self._held_back:
@@ -334,16 +330,17 @@ class Cheroot:
         _closing.log_closed(method)
 
     def _begin_closing(self, patience: float) -> None:
-        if self._held_back or self._closed.is_set():
+        if self._held_back or self._closing.done.is_set():
             self._hand_over()
             return
+        closing = []
         for listener in self._listeners:
             bound = listener.bound
             if bound.given is not None:
                 self._leave(listener, "left to its giver")
                 continue
             self._selector.unregister(bound.socket)
-            self._closing.append(
+            closing.append(
                 _closing.ClosingListener(
                     bound.socket,
                     accept=listener.accept_one,
@@ -354,8 +351,7 @@ class Cheroot:
                     patience=patience,
                 )
             )
-        if not self._closing:
-            self._closed.set()
+        self._closing.begin(closing)
 
     def _begin_drain(self, linger: float) -> None:
         self._drained = self._drained or time.monotonic()
@@ -385,7 +381,7 @@ class Cheroot:
                 self._next_look = min(self._next_look, max(_closing.CLOSING_TICK, left))
             elif farewell or not _sockets.has_input(connection.socket):
                 self._drop(connection)
-        if linger is not None and not self._closing and self._closed.is_set() and not self._connections:
+        if linger is not None and self._closing.done.is_set() and not self._connections:
             self._idle.set()
 
     def _release(self) -> None:

@@ -131,7 +131,7 @@ class Waitress:
 
     def stop_accepting(self, timeout: float) -> None:
         self._loop.close_listeners(timeout)
-        self._loop.closed.wait(timeout)
+        self._loop.closing.done.wait(timeout)
 
     def wait_idle(self, timeout: float, linger: float) -> bool:
         self._loop.hang_up(linger)

@@ -55,8 +55,6 @@ from ._upgrade import LentSocket, Unanswered
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
-_OPTIONS = ("listen", "unix_socket", "sockets")
-
 
 def create(
     app: WSGIApplication,
@@ -67,25 +65,11 @@ def create(
 ) -> Werkzeug:
     """Make the server, bound and listening. Probes need no lane: no request ever queues for a thread."""
     for option in options:
-        if option not in _OPTIONS:
+        if option not in _binding.OPTIONS:
             raise ValueError(
                 f"werkzeug has no option '{option}'; it takes 'host', 'port', 'listen', 'unix_socket' and 'sockets'."
             )
-    addresses = options.get("listen") or []
-    addresses = addresses.split() if isinstance(addresses, str) else [a for entry in addresses for a in entry.split()]
-    unix = options.get("unix_socket")
-    given = list(options.get("sockets", ()))
-    if (addresses or unix or given) and (host is not None or port is not None):
-        raise ValueError(
-            "A host or port cannot be combined with 'listen', 'sockets' or 'unix_socket'; give one of them."
-        )
-    if given and (addresses or unix):
-        raise ValueError("'sockets' cannot be combined with 'listen' or 'unix_socket'; give one of them.")
-    if unix:
-        addresses.append(f"{_binding.UNIX}{os.path.abspath(unix)}")
-    if not given and not addresses:
-        addresses = [_binding.join(host or "127.0.0.1", 5000 if port is None else port)]
-    return Werkzeug(app, addresses, given)
+    return Werkzeug(app, *_binding.where(host, port, options))
 
 
 def _address(sock: socket.socket) -> str:
@@ -121,8 +105,7 @@ class Werkzeug:
         os.close(ended_write)  # so that its read end is always ready, with an end of file
         os.set_blocking(self._wake_write, False)
         self._posted: deque[Callable[[], None]] = deque()
-        self._closing: list[_closing.ClosingListener] = []
-        self._closed = threading.Event()
+        self._closing = _closing.ClosingListeners()
         self._held_back = False  # nobody is accepted: the listeners are another process's, as yet or from now on
         self._ended = False
         self._changed = threading.Condition()  # guards connections
@@ -157,7 +140,7 @@ class Werkzeug:
 
     def stop_accepting(self, timeout: float) -> None:
         self._post(lambda: self._begin_closing(timeout))
-        self._closed.wait(timeout)
+        self._closing.done.wait(timeout)
 
     def wait_idle(self, timeout: float, linger: float) -> bool:
         deadline = time.monotonic() + timeout
@@ -225,17 +208,14 @@ class Werkzeug:
         for descriptor in listening:
             poll.register(descriptor, select.POLLIN)
         # At most a second, so that a signal which another thread took is not left lying.
-        for descriptor, _event in poll.poll(int((_closing.CLOSING_TICK if self._closing else 1.0) * 1000)):
+        for descriptor, _event in poll.poll(int((_closing.CLOSING_TICK if self._closing.under_way else 1.0) * 1000)):
             if descriptor == self._wake_read:
                 os.read(self._wake_read, 4096)
             else:
                 listening[descriptor].accept_one()
         while self._posted:
             self._posted.popleft()()
-        if self._closing:
-            self._closing = [listener for listener in self._closing if not listener.step()]
-            if not self._closing:
-                self._closed.set()
+        self._closing.step()
 
     def _take_over(self, ours: Collection[socket.socket]) -> None:
         self._held_back = False
@@ -246,19 +226,19 @@ class Werkzeug:
 
     def _hand_over(self) -> None:
         """Between two ticks, so what has been accepted has its thread; what has not is still in the kernel's queue."""
-        if self._closing or self._closed.is_set():
+        if self._closing.begun:
             return  # too late
         self._held_back = True
         for listener in self._listeners:
             listener.server_close()  # our copy: a listener is closed with its last one
             _closing.log_closed("left to another process")
-        self._closed.set()
+        self._closing.done.set()
 
     def _begin_closing(self, patience: float) -> None:
         if self._held_back:
             self._hand_over()
             return
-        self._closing = [
+        closing = [
             _closing.ClosingListener(
                 listener.socket,
                 accept=listener.accept_one,
@@ -276,8 +256,7 @@ class Werkzeug:
             if listener.given is not None:
                 listener.server_close()  # our duplicate
                 _closing.log_closed("left to its giver")
-        if not self._closing:
-            self._closed.set()
+        self._closing.begin(closing)
 
     def _release(self) -> None:
         with self._changed:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import signal
 import socket
-import struct
 import sys
 import threading
 from collections.abc import Container, Iterable, Sequence
@@ -21,6 +20,8 @@ from types import FrameType
 from typing import Any
 
 from werkzeug.serving import WSGIRequestHandler
+
+from ... import _sockets
 
 _IN_THREAD = ThreadingMixIn.process_request_thread.__code__
 _IN_TURN = BaseServer.process_request.__code__
@@ -33,7 +34,6 @@ THREAD_NAME = "(process_request_thread)"
 
 # In struct tcp_info, linux/tcp.h.
 _LAST_DATA_RECV = 8 + 11 * 4
-_BYTES_RECEIVED = 128
 
 
 class Connection:
@@ -81,7 +81,7 @@ class Connection:
 
     def is_over(self, seconds: float) -> bool:
         """Whether nothing has come from the client for so long, if it has its answer; ``True`` where nobody tells."""
-        milliseconds = _tcp_info(self.sock, "=I", _LAST_DATA_RECV) if self.answered else None
+        milliseconds = _sockets.tcp_info(self.sock, "=I", _LAST_DATA_RECV) if self.answered else None
         return milliseconds is None or milliseconds >= seconds * 1000
 
     def release(self) -> None:
@@ -95,15 +95,7 @@ def _bytes_received(sock: Any) -> int:
     """How much a client has sent. With TLS and Unix sockets a request counts from its first whole line on."""
     if hasattr(sock, "context"):
         return 0
-    return _tcp_info(sock, "=Q", _BYTES_RECEIVED) or 0
-
-
-def _tcp_info(sock: Any, kind: str, offset: int) -> int | None:
-    try:
-        info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, offset + struct.calcsize(kind))
-        return int(struct.unpack_from(kind, info, offset)[0])
-    except (OSError, ValueError, AttributeError, struct.error):  # closed, or no TCP
-        return None
+    return _sockets.bytes_received(sock) or 0
 
 
 def connections(servers: Container[Any]) -> list[Connection]:

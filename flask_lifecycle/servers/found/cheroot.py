@@ -17,7 +17,6 @@ nothing left to be cut. What is done before:
 from __future__ import annotations
 
 import socket
-import struct
 import sys
 import threading
 import time
@@ -37,8 +36,6 @@ from . import Found, has_other_owners, inside, instances
 _TICK = 0.01
 # The main thread leaves its loop at once; one in another thread has to be told to, or it would hold the interpreter.
 _OWN_END = 0.5
-# In struct tcp_info, linux/tcp.h: tcpi_bytes_received, a number of 64 bits.
-_BYTES_RECEIVED = 128
 
 
 def find() -> FoundCheroot | None:
@@ -68,9 +65,11 @@ class FoundCheroot(Found):
 
     def stop_accepting(self, timeout: float) -> None:
         until = time.monotonic() + timeout
-        closing = [each for server in self._servers if (each := self._closing(server, timeout)) is not None]
+        closing = _closing.ClosingListeners()
+        closing.begin(each for server in self._servers if (each := self._closing(server, timeout)) is not None)
         pause = threading.Event()
-        while (closing := [each for each in closing if not each.step()]) and time.monotonic() < until:
+        while closing.under_way and time.monotonic() < until:
+            closing.step()
             pause.wait(_closing.CLOSING_TICK)
 
     def _closing(self, server: Any, patience: float) -> _closing.ClosingListener | None:
@@ -175,12 +174,8 @@ def _kept(server: Any) -> list[Any]:
 
 
 def _is_silent(sock: socket.socket) -> bool:
-    """Whether not one byte has ever come."""
-    try:
-        info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _BYTES_RECEIVED + 8)
-        return not struct.unpack_from("=Q", info, _BYTES_RECEIVED)[0]
-    except (OSError, struct.error):  # a Unix socket, or closed meanwhile
-        return False
+    """Whether not one byte has ever come; of a Unix socket nobody tells."""
+    return _sockets.bytes_received(sock) == 0
 
 
 def _responds(frame: FrameType | None) -> bool:

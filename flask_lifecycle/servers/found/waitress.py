@@ -91,7 +91,7 @@ class FoundWaitress(Found):
         for loop in self._taken():
             loop.close_listeners(timeout)
         for loop in self._taken():
-            loop.closed.wait(max(0.0, deadline - time.monotonic()))
+            loop.closing.done.wait(max(0.0, deadline - time.monotonic()))
 
     def wait_idle(self, timeout: float, linger: float) -> bool:
         deadline = time.monotonic() + timeout
