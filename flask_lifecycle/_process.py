@@ -25,7 +25,6 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import functools
 import logging
 import os
 import signal
@@ -37,7 +36,6 @@ import weakref
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
-from . import _reloader
 from ._fork import is_to_be_patched, renew_in_children
 from ._hooks import HookRecord
 from ._inflight import Load
@@ -51,6 +49,7 @@ if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication
 
     from ._handover import Generation
+    from ._run_simple import RunSimple
     from ._stuck import PoolWatch
     from .checks._health import Health
     from .servers import Runner
@@ -62,9 +61,6 @@ T = TypeVar("T")
 # GNU timeout signals its child and then the child's group: the same event, microseconds later. The time is taken where
 # the signal is read, which a busy interpreter delays; nobody presses Ctrl-C twice within a tenth of a second.
 _SAME_SIGNAL = 0.1
-# How often is looked whether run_simple serves: soon after the start, and later.
-_SOON = 0.005
-_AT_TIMES = 0.25
 # What Werkzeug's reloader leaves a child with that is to be replaced by the next.
 _RELOAD = 3
 # A loop over jobs that looks at the drain is on its way out when the shutdown is over, and is not to be interrupted in
@@ -143,28 +139,17 @@ class Process:
             renew_in_children(self._after_fork)
 
     def _before_fork(self) -> None:
-        self._await_start()
+        if self._run_simple is not None:
+            self._run_simple.await_start()
         self._undisturbed.acquire(timeout=_UNDISTURBED)
-
-    def _await_start(self) -> None:
-        """Where each request has a process of its own, let none be forked before the start-up is over.
-
-        It would start for itself.
-        """
-        if self._finder is None or not _reloader.forks_to_answer() or not _reloader.role():
-            return
-        pause = threading.Event()
-        while not self.coordinator.begun:
-            if not self._finder.is_alive() and all(member.served_since is not None for member in self.members()):
-                return
-            pause.wait(_SOON)
 
     def _let_go_on(self) -> None:
         with contextlib.suppress(RuntimeError):  # not ours: it was waited for in vain
             self._undisturbed.release()
 
     def _after_fork(self) -> None:
-        answers = self._adopted is not None and _reloader.forks_to_answer()
+        run_simple = self._run_simple
+        answers = run_simple is not None and run_simple.answers()
         self._forked = True
         self._lock = threading.RLock()
         self._undisturbed = threading.RLock()
@@ -172,10 +157,10 @@ class Process:
         self._renew()
         for member in self.members():
             member.after_fork(answers=answers)
-        if answers:
+        if run_simple is not None and answers:
             from .servers.found import _threads
 
-            _threads.leave_signals_to_parent(self._wanted())
+            _threads.leave_signals_to_parent(run_simple.signals())
         elif not is_to_be_patched():  # else this is called again when it has been
             self._look_out()
 
@@ -183,12 +168,8 @@ class Process:
         self.coordinator = Coordinator(self.members, self._find_server, self._keep, self._leave)
         self._first_signal = 0.0
         self._watched: Found | None = None
-        self._adopted: FoundWerkzeug | None = None  # found where run_simple serves, and kept
-        self._reloader: _reloader.Parent | None = None  # in its parent
-        self._finder: threading.Thread | None = None
-        self._awaited: int | None = None  # a signal that came while a reloader's child was about to serve
+        self._run_simple: RunSimple | None = None
         self._came: set[int] = set()  # the signals
-        self._reloads = False  # whether this is a reloader's child, to which its parent hands signals on as well
         self._code: int | None = None  # what to leave with by force, where it is settled
         self._searched = False  # whether known_load() has looked for one
         self._told_server = False
@@ -220,10 +201,8 @@ class Process:
         self._signals.update(signals)
         if in_main_thread():
             self.take_signals()
-            if self.relay.installed and (self._finder is None or not self._finder.is_alive()):
-                self.relay.open_way()
-                self._finder = threading.Thread(target=self._find_run_simple, name="lifecycle-finder", daemon=True)
-                self._finder.start()
+            if self.relay.installed:
+                self._look_out_for_run_simple()
         else:
             logger.warning(
                 "init_app was called outside the main thread, where no signal handler can be installed;"
@@ -268,62 +247,18 @@ class Process:
         """Take over the signals of the applications, again where somebody has taken them since. For the main thread."""
         self.relay.install(self._signals)
 
-    def _find_run_simple(self) -> None:
-        """Wait until ``run_simple`` serves, and take over what is to be taken over there."""
-        pause, seconds = threading.Event(), _SOON
-        coordinator = self.coordinator
-        while self.relay.installed and not (coordinator.owned or coordinator.begun):
-            # It is run_simple that sets it; a look at the environment is all that anybody else pays.
-            if os.environ.get("WERKZEUG_SERVER_FD") is None or not self._meet_run_simple():
-                seconds = min(seconds * 1.2, _AT_TIMES)
-            elif self._adopted is not None or self._reloader is not None:
-                return
-            else:
-                seconds = _SOON
-            pause.wait(seconds)
+    def _look_out_for_run_simple(self) -> None:
+        if self._run_simple is None:
+            from ._run_simple import RunSimple  # tests, which take no signals, do not pay for it
 
-    def _meet_run_simple(self) -> bool:
-        """Take over what is to be taken over; ``False`` if it is not to be expected soon."""
-        role = _reloader.role()
-        if not role:
-            return _reloader.child_begins()
-        wanted = self._wanted()
-        if role != _reloader.ALONE:
-            if not _reloader.has_replaced(signal.SIGTERM):
-                return True
-        elif signal.getsignal(signal.SIGINT) != signal.default_int_handler:
-            wanted = set()  # the program has plans of its own with Ctrl-C
-        else:
-            wanted &= {signal.SIGINT}
-        if role == _reloader.PARENT:
-            self._reloader = _reloader.Parent(self._grace, lambda: self.relay.run_in_main(lambda: sys.exit(0)))
-        elif not self._adopt(role == _reloader.CHILD):
-            return False
-        if wanted:
-            self.relay.run_in_main_by_way(lambda: self.relay.replace(wanted))
-        if self._awaited is not None:
-            self._begin(signal_name(self._awaited), self._awaited)
-        return True
+            self._run_simple = RunSimple(self, self._find_werkzeug, self._server_leaves)
+        self._run_simple.look_out()
 
-    def _wanted(self) -> set[int]:
-        """The signals that stop an application under ``run_simple``."""
-        given = [member.settings.signals for member in self.members()]
-        ours = (signal.SIGTERM, signal.SIGINT)
-        return {signum for signals in given for signum in (ours if signals is None else signals)}
-
-    def _adopt(self, reloads: bool) -> bool:
+    def _find_werkzeug(self) -> FoundWerkzeug | None:
         with self._undisturbed:
             from .servers.found import werkzeug
 
-            server = werkzeug.find()
-        if server is None:
-            return False
-        self._reloads = reloads
-        server.watch_end(functools.partial(self._server_leaves, reloads))
-        self._adopted = server
-        for each in self.members():
-            threading.Thread(target=each.see_to_start, name="lifecycle-startup", daemon=True).start()
-        return True
+            return werkzeug.find()
 
     def _server_leaves(self, reloads: bool) -> None:
         """``run_simple`` closes its server in the main thread. Returns when the process may go on to leave."""
@@ -340,15 +275,13 @@ class Process:
         if reloads and report is not None and coordinator.signal is not None:
             raise SystemExit(report.exit_code)  # whoever stops the process does not want another child
 
-    def _grace(self) -> float:
-        return min((member.settings.grace_period for member in self.members()), default=0.0)
-
     # -- stopping -------------------------------------------------------------------------------------------------
 
     def receive(self, signum: int) -> None:
         """A signal has come; called in the relay's thread, which must not log: a stalled handler would stop it."""
-        if self._reloader is not None:
-            self._reloader.receive(signum)
+        run_simple = self._run_simple
+        if run_simple is not None and run_simple.parent is not None:
+            run_simple.parent.receive(signum)
         elif signum != signal.SIGURG:  # which is for a reloader's parent, and not for a child that has it from there
             self._receive(signum)
 
@@ -356,15 +289,16 @@ class Process:
         coordinator = self.coordinator
         now = time.monotonic()
         first, self._first_signal = self._first_signal, self._first_signal or now
-        again = signum in self._came or not self._reloads
+        run_simple = self._run_simple
+        again = signum in self._came or run_simple is None or not run_simple.reloads
         self._came.add(signum)
         if coordinator.begun:
             if first and again and now - first >= _SAME_SIGNAL and not coordinator.done.is_set():
                 self._force(signum)
             # The first signal after shutdown() joins it, as shutdown() joins a signal's.
             coordinator.signal = coordinator.signal or signum
-        elif not first and self._is_about_to_serve():
-            self._awaited = signum
+        elif not first and run_simple is not None and run_simple.keeps(signum):
+            pass  # until it serves
         elif not coordinator.owned and not self._serving():
             self._first_signal = 0.0
             self.relay.run_in_main(lambda: self._give_back(signum, 128 + signum))
@@ -379,12 +313,6 @@ class Process:
         self._first_signal = self._first_signal or time.monotonic()
         if not self.coordinator.begun:
             self._begin(signal_name(signum), signum)
-
-    def _is_about_to_serve(self) -> bool:
-        """Whether this is a reloader's child that will be the one to answer what waits in the listener's queue."""
-        if self._adopted is not None or os.environ.get("WERKZEUG_RUN_MAIN") is None:
-            return False
-        return not self.coordinator.owned and _reloader.child_begins()
 
     def shutdown(self, reason: str, wait: bool) -> ShutdownReport | None:
         """Begin the shutdown, or join the one that is under way.
@@ -475,10 +403,11 @@ class Process:
         return self._busy() or self._find_server() is not None
 
     def _find_server(self) -> Found | None:
-        if self.coordinator.owned or not self.signals or self._reloader is not None:
+        if self.coordinator.owned or not self.signals:
             return None
-        if self._adopted is not None:
-            return self._adopted
+        run_simple = self._run_simple
+        if run_simple is not None and (run_simple.parent is not None or run_simple.server is not None):
+            return run_simple.server
         from .servers import found  # whoever serves by run() does not pay for it
 
         return found.find()

@@ -60,6 +60,7 @@ LAYERS = {
     "_doctor": 5,
     "_operator_cli": 5,
     "_run_cli": 7,
+    "_run_simple": 5,
     "_supervisor": 6,
     "_handover": 5,
     "servers": 5,
