@@ -144,6 +144,8 @@ def test_two_loops(app: App) -> None:
             connection.ask("/wait")
         subject.announce()
         subject.stop_accepting(BOUND)
+        assert all(app.begun.acquire(timeout=BOUND) for _ in both)
+        until(lambda: bool(subject.unfinished()))
         assert len(subject.unfinished()) == 1  # one runs in each loop, and the last one waits
         app.gate.set()
         assert [connection.answer().says_close for connection in connections] == [True] * 3
