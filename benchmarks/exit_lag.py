@@ -50,7 +50,7 @@ def child(kind: str) -> None:
         sys.exit(lifecycle.run(app, port=0, server=server).exit_code)
 
     logging.basicConfig(level=logging.INFO)
-    importlib.import_module(f"flask_lifecycle.servers.{server}")
+    importlib.import_module(f"flask_lifecycle._servers.{server}")
     importlib.import_module("waitress.server" if server == "waitress" else "werkzeug.serving")
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))
     print("listening on http://127.0.0.1:0", file=sys.stderr, flush=True)

@@ -43,11 +43,11 @@ def row(outcome: Outcome) -> str:
 
 def record(outcome: Outcome) -> dict[str, object]:
     """The same for programs."""
-    told = outcome._asdict() | {"steady": len(outcome.steady), "rolling": len(outcome.rolling)}
+    found = outcome._asdict() | {"steady": len(outcome.steady), "rolling": len(outcome.rolling)}
     for name, share in (("p50", 0.5), ("p99", 0.99)):
-        told[f"steady_{name}"] = quantile(outcome.steady, share)
-        told[f"rolling_{name}"] = quantile(outcome.rolling, share)
-    return told
+        found[f"steady_{name}"] = quantile(outcome.steady, share)
+        found[f"rolling_{name}"] = quantile(outcome.rolling, share)
+    return found
 
 
 def parse() -> argparse.Namespace:
@@ -59,7 +59,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--delay", default="1", help="LIFECYCLE_SHUTDOWN_DELAY")
     parser.add_argument("--rate", type=float, default=700.0, help="requests a second")
     parser.add_argument("--together", action="store_true", help="all balancers at once, in front of the same instances")
-    parser.add_argument("--no-net-admin", action="store_true", help="instances cannot make their listeners deaf")
+    parser.add_argument("--no-net-admin", action="store_true", help="instances cannot stop their listeners accepting")
     parser.add_argument("--redispatch", action="store_true", help="HAProxy tries another server; not its default")
     parser.add_argument("--signal", default="SIGTERM", help="what stops an instance; SIGKILL shows what a loss is")
     parser.add_argument("--seed", type=int, default=1)

@@ -8,7 +8,7 @@
 number of theirs is an option, as the lag of a cluster and the length of requests are whoever's who asks. ``check``
 prints the model beside real stops behind HAProxy and Envoy, each with the difference in standard errors; it takes ten
 minutes, HAProxy and the ``fleet`` extra. ``plot`` draws the picture of docs/delay.md, and takes the ``model`` extra.
-How the model works is told in ``_fleet_model/simulation.py``.
+``_fleet_model/simulation.py`` explains the model.
 """
 
 from __future__ import annotations

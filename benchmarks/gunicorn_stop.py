@@ -1,15 +1,18 @@
-"""From SIGTERM to gone, idle: gunicorn with our hooks beside gunicorn alone.
+"""From SIGTERM to gone: gunicorn with our hooks beside gunicorn alone, idle or with a connection that waits.
 
 gunicorn alone serves the same application without the extension. Both are measured in turns, in one run::
 
     python benchmarks/gunicorn_stop.py [--rounds N] [--workers N] [--worker-class sync|gthread]
+        [--connection none|kept|silent]
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import re
 import signal
+import socket
 import statistics
 import subprocess
 import sys
@@ -21,6 +24,7 @@ from flask import Flask
 
 ROOT = Path(__file__).resolve().parent.parent
 CLASSES = ("sync", "gthread")
+CONNECTIONS = ("none", "kept", "silent")
 
 
 def alone() -> Flask:
@@ -37,7 +41,18 @@ def hooked() -> Flask:
     return app
 
 
-def stop(worker_class: str, workers: int, make: str) -> float:
+def connect(port: int, connection: str) -> socket.socket | None:
+    """Open a connection that waits: after an answer, or without a byte sent."""
+    if connection == "none":
+        return None
+    sock = socket.create_connection(("127.0.0.1", port))
+    if connection == "kept":
+        sock.sendall(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+        sock.recv(65536)
+    return sock
+
+
+def stop(worker_class: str, workers: int, make: str, connection: str) -> float:
     """Milliseconds from SIGTERM until the master is gone; it is up and has had a moment to come to rest."""
     config = ROOT / "examples" / "gunicorn" / "gunicorn.conf.py" if make == "hooked" else "/dev/null"
     process = subprocess.Popen(
@@ -53,20 +68,26 @@ def stop(worker_class: str, workers: int, make: str) -> float:
     assert process.stderr is not None
     with process.stderr as stderr:
         try:
-            booted = 0
+            booted = port = 0
             while booted < workers:
                 line = stderr.readline()
                 if not line:
                     sys.exit(f"gunicorn ({worker_class}, {make}) did not start")
                 booted += "Booting worker with pid" in line
+                if found := re.search(r"Listening at: http://127\.0\.0\.1:(\d+)", line):
+                    port = int(found[1])
             drain = threading.Thread(target=stderr.read)
             drain.start()
             time.sleep(1.0)
+            waiting = connect(port, connection)
+            time.sleep(0.2)
             since = time.perf_counter()
             process.send_signal(signal.SIGTERM)
             code = process.wait(60)
             lag = (time.perf_counter() - since) * 1000
             drain.join()
+            if waiting is not None:
+                waiting.close()
             if code:
                 sys.exit(f"gunicorn ({worker_class}, {make}) left with {code}, not with 0")
             return lag
@@ -85,13 +106,14 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--worker-class", choices=CLASSES, action="append")
+    parser.add_argument("--connection", choices=CONNECTIONS, default="none")
     options = parser.parse_args()
     print(f"{f'ms, {options.rounds} rounds':36}{'median':>9}{'best':>9}{'worst':>9}{'ratio':>8}")
     for worker_class in options.worker_class or CLASSES:
         lags: dict[str, list[float]] = {"alone": [], "hooked": []}
         for _ in range(options.rounds):
             for make, of_kind in lags.items():
-                of_kind.append(stop(worker_class, options.workers, make))
+                of_kind.append(stop(worker_class, options.workers, make, options.connection))
         baseline = statistics.median(lags["alone"])
         row(f"gunicorn alone, {worker_class}", lags["alone"], baseline)
         row(f"gunicorn with our hooks, {worker_class}", lags["hooked"], baseline)

@@ -1,14 +1,14 @@
 """Requests refused and lost while a service is restarted under load, with no balancer in front of it.
 
-``flask lifecycle run`` on waitress is restarted over and over: in place by ``--reload-on SIGHUP``, with socket
-activation, where this script keeps the listener as systemd does, and by two processes with ``--reuse-port``, of which
-the next one is started before the one before is stopped. Clients ask without a rest, by GET and by POST with bodies,
-for work that takes 50 ms: on a new connection each time, and on connections that they keep, with pauses of up to 0.3 s.
+``flask lifecycle run`` on waitress is restarted over and over: in place by ``--reload-on SIGHUP``, and with
+socket activation, where this script keeps the listener as systemd does. Clients ask without a rest, by GET and by POST
+with bodies, for work that takes 50 ms: on a new connection each time, and on connections that they keep, with pauses of
+up to 0.3 s.
 They look whether a kept one has been closed before they use it again. It may be closed at the very moment at which they
 ask, which HTTP/1.1 cannot prevent: such a request has got no byte of an answer, is counted apart (*closed*), and is
 sent again on a new connection, as clients do (RFC 9110, 9.2.2). Takes about four minutes::
 
-    python benchmarks/handover.py [--restarts N] [--clients N] [--way reload] [--way activation] [--way reuse-port]
+    python benchmarks/handover.py [--restarts N] [--clients N] [--way reload] [--way activation]
 """
 
 from __future__ import annotations
@@ -238,32 +238,9 @@ class Activation:
         self._listener.close()
 
 
-class ReusePort:
-    """Two processes at one address, for a while."""
-
-    def __init__(self, home: Path) -> None:
-        self._home = home
-        self.port = 0
-        self._start()
-        self.port = int(self._process.wait_for(r"listening on http://127.0.0.1:(\d+)"))
-
-    def _start(self) -> None:
-        self._process = Process(self._home, *COMMAND, *OPTIONS, "-p", str(self.port), "--reuse-port")
-        self._process.wait_for("-> READY")
-
-    def restart(self) -> None:
-        before = self._process
-        self._start()
-        before.stop()
-
-    def end(self) -> None:
-        self._process.stop()
-
-
-WAYS: dict[str, tuple[str, type[Reload | Activation | ReusePort]]] = {
+WAYS: dict[str, tuple[str, type[Reload | Activation]]] = {
     "reload": ("--reload-on SIGHUP", Reload),
     "activation": ("socket activation", Activation),
-    "reuse-port": ("--reuse-port", ReusePort),
 }
 
 

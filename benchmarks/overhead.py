@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parent.parent
 WARM_UP = 100
 BARE, WITH, EVERYTHING = "bare", "lifecycle", "everything"
-# All that runs beside requests; nobody looks at the status page meanwhile.
+# Everything that runs beside requests; the status page is not open.
 ALL_ON = {
     "LIFECYCLE_DETAILS": "token",
     "LIFECYCLE_LOG_REMOTE_ADDR": True,

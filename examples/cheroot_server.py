@@ -1,12 +1,12 @@
-"""cheroot, started by this program itself: the stop is found and drained all the same.
+"""cheroot, started by this program itself: the shutdown is graceful with ``init_app`` alone.
 
-Serve it with either of ::
+Serve it with one of ::
 
     pip install '/path/to/flask_lifecycle[cheroot]'
     python examples/cheroot_server.py
     flask --app examples/cheroot_server.py lifecycle run -p 8000 --server cheroot
 
-ask for ``localhost:8000/slow`` and send SIGTERM meanwhile: the answer comes, says close, and then the pool is closed.
+request ``localhost:8000/slow`` and send SIGTERM meanwhile: the request is answered, and then the pool is closed.
 """
 
 from __future__ import annotations

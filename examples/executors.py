@@ -1,11 +1,11 @@
-"""Work that goes on when the request has been answered: the stop waits for it as it waits for requests.
+"""Work that continues after the request is answered: a shutdown waits for it, as for requests.
 
 Serve it with ::
 
     flask --app examples/executors.py lifecycle run -p 8000
 
-then ``curl -X POST localhost:8000/reports/may`` and press Ctrl-C in the first terminal: the report is written, then the
-pool closed, and the exit code is 0. ``pool.submit`` alone would have it forgotten.
+then ``curl -X POST localhost:8000/reports/may``, and press Ctrl-C in the first terminal: the report is written, then
+the pool is closed, and the exit code is 0. With ``pool.submit`` alone the report would be lost.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ def write_report(name: str, seconds: float) -> None:
 
 @app.post("/reports/<name>")
 def report(name: str) -> tuple[dict[str, str], int]:
-    """Hand the work to the executor: it counts from here on, also while it waits there for a thread."""
+    """Submit the work to an executor. It is a work item from now on, also while it waits for a thread."""
     lifecycle.submit(pool, write_report, name, request.args.get("seconds", 5.0, type=float))
     return {"accepted": name}, 202
 
 
 @app.post("/mails/<name>")
 def mail(name: str) -> tuple[dict[str, str], int]:
-    """Or to a thread: the token is made before the thread, so that there is no moment at which neither counts."""
+    """Start a thread. The work item begins before the thread, so a shutdown in between waits for it too."""
     token = lifecycle.work("mail", to=name)
     threading.Thread(target=send_mail, args=(token, name)).start()
     return {"accepted": name}, 202
@@ -53,5 +53,5 @@ def send_mail(token: Work, name: str) -> None:
 
 @lifecycle.on_shutdown
 def close_pool() -> None:
-    """Runs when all of it is done."""
+    """Runs when all work is done."""
     pool.shutdown()

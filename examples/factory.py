@@ -1,11 +1,10 @@
-"""An application factory: one extension object, any number of applications.
+"""An application factory: one ``Lifecycle`` object for any number of applications.
 
 Serve it with ::
 
     flask --app examples/factory.py lifecycle run -p 8000
 
-Settings may come from the environment: ``FLASK_LIFECYCLE_GRACE_PERIOD=8`` sets
-``LIFECYCLE_GRACE_PERIOD``.
+Settings may come from the environment: ``FLASK_LIFECYCLE_GRACE_PERIOD=8`` sets ``LIFECYCLE_GRACE_PERIOD``.
 """
 
 from __future__ import annotations
@@ -46,7 +45,7 @@ def warm_cache() -> None:
 
 @lifecycle.check("cache", critical=False)
 def cache_is_warm() -> dict[str, int]:
-    """A check may return data; this one warns and does not make the application unready."""
+    """A check may return data. This one is not critical: it only warns."""
     if not cache:
         raise RuntimeError("the cache is empty")
     return {"entries": len(cache)}
@@ -54,5 +53,5 @@ def cache_is_warm() -> dict[str, int]:
 
 @lifecycle.on_shutdown(timeout=2)
 def save_cache(context: ShutdownContext) -> None:
-    """A function that takes an argument is told why, and how many seconds are left."""
+    """The argument, if a function takes one, has the reason and the remaining seconds."""
     logger.warning("saving because of %s, %.1f s left", context.reason, context.remaining())

@@ -1,13 +1,13 @@
-"""gevent's WSGI server, started by this program itself, with the standard library patched first of all.
+"""gevent's WSGI server, started by this program itself, after patching the standard library.
 
-Serve it with either of ::
+Serve it with one of ::
 
     pip install '/path/to/flask_lifecycle[gevent]'
     python examples/gevent_server.py
     python -m gevent.monkey --module flask --app examples/gevent_server.py lifecycle run -p 8000 --server gevent
 
-ask for ``localhost:8000/slow`` and send SIGTERM meanwhile: the answer comes, says close, and then the pool is closed.
-Where all threads are greenlets nobody is answered, not even a probe, while one of them computes without a pause.
+request ``localhost:8000/slow`` and send SIGTERM meanwhile: the request is answered, and then the pool is closed. While
+one greenlet computes without yielding, no request or probe is answered.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ lifecycle = Lifecycle(app)
 
 @app.get("/slow")
 def slow() -> dict[str, float]:
-    """Take a second, in which others are answered: the sleep is gevent's."""
+    """Take a second. Other requests run meanwhile, because the sleep is gevent's."""
     time.sleep(1.0)
     return {"slept": 1.0}
 

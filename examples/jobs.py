@@ -1,12 +1,11 @@
-"""A loop over jobs, beside a web server or alone: SIGTERM lets the job under way end, and the rest stays for the next.
+"""A job loop, with a web server or without: on SIGTERM the current job finishes, and the others stay in the spool.
 
-A job is a file ``*.job`` in the directory ``$SPOOL``. Run the loop in a process of its own, or with a server, by ::
+A job is a file ``*.job`` in the directory ``$SPOOL``. Run the loop in its own process, or with a server::
 
     SPOOL=/tmp/spool python examples/jobs.py
     SPOOL=/tmp/spool flask --app examples/jobs.py lifecycle run -p 8000
 
-Without a server a process that has done some work is drained by SIGTERM like one that serves; one that has done none
-is ended by it at once.
+Without a server, a process that has begun a work item handles SIGTERM gracefully; before that, SIGTERM ends it at once.
 """
 
 from __future__ import annotations
@@ -30,18 +29,17 @@ logger = logging.getLogger("jobs")
 
 
 def loop() -> None:
-    """Take job after job until the shutdown begins."""
+    """Process jobs until the shutdown begins."""
     while not lifecycle.draining.wait(PAUSE):
         for path in sorted(SPOOL.glob("*.job"))[:1]:
-            # Another look behind the token: the shutdown may have passed between the first and the token, and then it
-            # has seen no work.
+            # Check again inside: a whole shutdown fits between the first check and work(), and sees no work then.
             with lifecycle.work("job", file=path.name):
                 if not lifecycle.draining.is_set():
                     handle(path)
 
 
 def handle(path: Path) -> None:
-    """The job: a file that holds how many seconds it takes."""
+    """A job is a file that contains how many seconds it takes."""
     logger.warning("%s begins", path.name)
     time.sleep(float(path.read_text() or 1))
     path.unlink()
@@ -50,7 +48,7 @@ def handle(path: Path) -> None:
 
 @lifecycle.on_startup
 def start() -> None:
-    """Beside a server the loop has a thread, which need not be waited for: the jobs are."""
+    """With a server, the loop runs in a thread. A shutdown waits for the jobs, so the thread may be a daemon."""
     threading.Thread(target=loop, name="jobs", daemon=True).start()
 
 

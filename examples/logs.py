@@ -1,11 +1,11 @@
-"""The log as lines of JSON, with what the package says in ``extra``: keys ``lifecycle_*``.
+"""JSON logs with the fields of the package (``extra``): keys ``lifecycle_*``.
 
-Serve it with either of ::
+Serve it with one of ::
 
     LOGS=json flask --app examples/logs.py lifecycle run -p 8000
     LOGS=structlog flask --app examples/logs.py lifecycle run -p 8000
 
-The first way needs nothing, the second structlog. Each change is logged once, and nothing for a probe or a request.
+The second needs structlog. Each change is logged once; probes and requests are not logged.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from flask_lifecycle import Lifecycle
 
 
 class JSONFormatter(logging.Formatter):
-    """A record and its fields in one line."""
+    """One line of JSON for a record and its fields."""
 
     def format(self, record: logging.LogRecord) -> str:
         line = {"event": record.getMessage(), "level": record.levelname.lower(), "logger": record.name}
@@ -33,7 +33,7 @@ class JSONFormatter(logging.Formatter):
 
 
 def structlog_formatter() -> logging.Formatter:
-    """The same by structlog, for the records of those who do not log by it."""
+    """The same with structlog, for records of the standard library's logging."""
     return stdlib.ProcessorFormatter(
         foreign_pre_chain=[stdlib.add_log_level, stdlib.add_logger_name, stdlib.ExtraAdder()],
         processors=[

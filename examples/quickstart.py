@@ -1,11 +1,8 @@
-"""The main job: probes that tell the truth and a stop that loses nothing.
+"""Health probes and graceful shutdown.
 
-Serve it with either of ::
-
-    flask --app examples/quickstart.py lifecycle run -p 8000
-    python examples/quickstart.py
-
-then ``curl localhost:8000/healthcheck``; ask for ``/slow`` and press Ctrl-C meanwhile.
+Serve it with ``flask --app examples/quickstart.py lifecycle run -p 8000``. Request ``/healthcheck``, then ``/slow``,
+and press Ctrl-C while ``/slow`` runs: it is answered. With ``FLASK_LIFECYCLE_SHUTDOWN_DELAY=5`` in the environment the
+process serves for another five seconds while ``/readyz`` answers 503, so that a load balancer can notice.
 """
 
 from __future__ import annotations
@@ -22,6 +19,7 @@ from flask import Flask, request
 from flask_lifecycle import Lifecycle
 
 app = Flask(__name__)
+app.config.from_prefixed_env()  # FLASK_LIFECYCLE_SHUTDOWN_DELAY=5 sets LIFECYCLE_SHUTDOWN_DELAY, and so on
 lifecycle = Lifecycle(app)
 pool = ThreadPoolExecutor(max_workers=2, thread_name_prefix="work")
 
@@ -33,7 +31,7 @@ def index() -> dict[str, object]:
 
 @app.get("/slow")
 def slow() -> dict[str, float]:
-    """Take a while, by default five seconds; the pool stays open until this has been answered."""
+    """Take five seconds by default; the pool stays open until this request is answered."""
     seconds = request.args.get("seconds", 5.0, type=float)
     pool.submit(time.sleep, seconds).result()
     return {"slept": seconds}
@@ -41,7 +39,7 @@ def slow() -> dict[str, float]:
 
 @lifecycle.check("database", timeout=2)
 def database() -> None:
-    """Ready only while the database answers; an exception or two seconds of silence say no."""
+    """The application is ready while the database answers. An exception, or no answer within two seconds, fails."""
     connection = sqlite3.connect(":memory:")
     try:
         connection.execute("SELECT 1")

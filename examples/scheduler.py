@@ -1,12 +1,12 @@
-"""Jobs of APScheduler 3: the one that runs when the process stops is finished, and no other begins.
+"""APScheduler 3: a running job finishes before the process exits, and no new one begins.
 
 It needs APScheduler. Serve it with ::
 
     pip install 'APScheduler<4'
     flask --app examples/scheduler.py lifecycle run -p 8000
 
-and press Ctrl-C when a job has begun. Each process that serves has a scheduler of its own: where there are several,
-give the jobs a process of theirs.
+and press Ctrl-C when a job has begun. Each serving process has its own scheduler. If you run several, move the jobs
+into a separate process.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ scheduler = BackgroundScheduler()
 @scheduler.scheduled_job("interval", seconds=SECONDS / 2, max_instances=2)  # type: ignore[untyped-decorator]  # it has no types
 @lifecycle.work("clean up")
 def clean_up() -> None:
-    """Each call is a piece of work, which the stop waits for."""
+    """Each call is a work item, and a shutdown waits for it."""
     app.logger.warning("job begins")
     time.sleep(SECONDS)
     app.logger.warning("job ends")
@@ -42,12 +42,12 @@ def start() -> None:
 
 @lifecycle.on_drain
 def pause() -> None:
-    """No new job from the moment on when the shutdown begins."""
+    """Start no new jobs when the shutdown begins."""
     if scheduler.running:
         scheduler.pause()
 
 
 @lifecycle.on_shutdown(name="scheduler")
 def stop() -> None:
-    """Runs when the jobs are done; it waits for those that an executor's queue still held. Not if `start` failed."""
+    """Runs when the jobs are done, and waits for those still queued. Does not run if `start` failed."""
     scheduler.shutdown()

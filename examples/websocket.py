@@ -1,13 +1,13 @@
-"""A websocket that notices the drain, says good-bye and ends by itself.
+"""A websocket that closes when the shutdown begins.
 
-It needs Flask-Sock, and Werkzeug's server, as waitress has no websockets. Serve it with ::
+It needs Flask-Sock, and Werkzeug's server, because waitress does not support websockets. Serve it with ::
 
     pip install flask-sock
     flask --app examples/websocket.py lifecycle run -p 8000 --server werkzeug
 
-and open one in the console of a browser: ``new WebSocket("ws://localhost:8000/echo")``. A websocket is one long
-request: it is in flight until its function returns. Without the look at ``lifecycle.draining`` it would hold the stop
-until the deadline, be cut off there and make the exit code 1.
+and connect from a browser's console: ``new WebSocket("ws://localhost:8000/echo")``. A websocket is one long request: it
+is in flight until its function returns. Without a check of ``lifecycle.draining`` it lasts until the deadline, is cut
+off, and the exit code is 1.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from simple_websocket import Server  # type: ignore[import-untyped]  # it has no
 
 from flask_lifecycle import Lifecycle
 
-# How long a websocket may take to notice, in seconds.
+# Seconds until a websocket notices the shutdown.
 PERIOD = 0.5
-GOING_AWAY = 1001  # the close code of RFC 6455 for a server that stops
+GOING_AWAY = 1001  # close code of RFC 6455 for a server that stops
 
 app = Flask(__name__)
 lifecycle = Lifecycle(app)
@@ -29,7 +29,7 @@ sock = Sock(app)
 
 @sock.route("/echo")  # type: ignore[untyped-decorator]  # it has no types
 def echo(ws: Server) -> None:
-    """Send back what comes, until the client leaves (Flask-Sock catches that) or the shutdown begins."""
+    """Echo messages until the client leaves (Flask-Sock handles that) or the shutdown begins."""
     while not lifecycle.draining.is_set():
         message = ws.receive(timeout=PERIOD)
         if message is not None:

@@ -19,16 +19,16 @@ Serve it with ``flask --app app lifecycle run``, or ``sys.exit(lifecycle.run(app
 
 from __future__ import annotations
 
+from ._core.hooks import HookRecord, ShutdownContext
+from ._core.inflight import RequestInfo
+from ._core.report import PhaseRecord, ShutdownReport, shutdown_complete
+from ._core.server import ServerInfo
+from ._core.startup import StartupTask
+from ._core.state import State, state_changed
+from ._core.work import Work, WorkInfo
 from ._extension import Lifecycle
-from ._hooks import HookRecord, ShutdownContext
-from ._inflight import RequestInfo
-from ._parties import ServerInfo
-from ._probers import ProberInfo
-from ._report import PhaseRecord, ShutdownReport, shutdown_complete
-from ._startup import StartupTask
-from ._state import State, state_changed
-from ._views import probe_refused
-from ._work import Work, WorkInfo
+from ._probes.clients import ProberInfo
+from ._probes.endpoints import probe_refused
 from .checks import (
     Check,
     CheckContext,

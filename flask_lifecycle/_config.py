@@ -14,21 +14,24 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 PREFIX = "LIFECYCLE_"
-# The delay that ends when it may.
+# Adaptive shutdown delay.
 AUTO = "auto"
 
 # Where the workers' files are, in prometheus_client's multiprocess mode: a variable of the environment.
 MULTIPROC_DIR = "PROMETHEUS_MULTIPROC_DIR"
-# Where the probe listener answers scrapes: the path that Prometheus asks unless it is told another.
+# Where the probe listener answers scrapes: the path that Prometheus asks by default.
 METRICS_PATH = "/metrics"
+
+# In the environ: the probes of all applications that one request to a shared probe listener asks.
+TOGETHER = "flask_lifecycle.together"
 
 # The orchestrator's default patience is 30 s (Kubernetes' terminationGracePeriodSeconds); the rest is room for preStop.
 GRACE_PERIOD = 25.0
-# Five seconds is what endpoint removal usually takes to reach every kube-proxy; outside a cluster nobody has to notice.
+# Five seconds is what endpoint removal usually takes to reach every kube-proxy; outside a cluster there is none.
 KUBERNETES_DELAY = 5.0
 # The failureThreshold of Kubernetes and the fall of HAProxy.
 DELAY_PROBES = 3
-# Longer than a balancer takes from hearing that an instance is not ready to no longer sending to it.
+# Longer than a balancer takes from seeing that an instance is not ready to no longer sending to it.
 DELAY_QUIET = 1.0
 # Three probes of a balancer that asks each four seconds, and the quiet; of the default grace period it leaves ten.
 DELAY_MAX = 15.0
@@ -39,6 +42,15 @@ PROBE_TIMEOUT = 5.0
 
 # The default of Kubernetes' terminationMessagePath, of which it shows 4,096 bytes.
 TERMINATION_LOG = "/dev/termination-log"
+# No timeout is longer: threading takes at most 292 years, and a float no integer of 400 digits.
+LONGEST = 365 * 86400.0
+# Nothing that a process waits for in a stop takes longer, nor what is asked of it before.
+LONGEST_TIME = 7 * 86400.0
+_MOST_PROBES = 1000
+# What a request line, a header or a name of a host can hold.
+_LONGEST_TEXT = 1000
+_LONGEST_HOST = 253
+_PATH_MAX = 4096
 # Where the token can stop the process: 16 random letters and digits are 95 bits, 16 hexadecimal digits still 64.
 SHORTEST_TOKEN = 16
 
@@ -67,7 +79,6 @@ class Settings:
     grace_period: float = GRACE_PERIOD
     shutdown_delay: float | str = 0.0
     delay_probes: int = DELAY_PROBES
-    delay_quiet: float = DELAY_QUIET
     delay_min: float = 0.0
     delay_max: float = DELAY_MAX
     hook_reserve: float = HOOK_RESERVE
@@ -76,7 +87,7 @@ class Settings:
     exit: str = "code"
     ready: str = "auto"
     drain_policy: str = "auto"
-    probe_host: str = "0.0.0.0"
+    probe_host: str | None = None  # that of the main listener
     probe_port: int | None = None
     details: str = "never"
     token: str | None = None
@@ -124,13 +135,14 @@ class Settings:
         :raises ValueError: a value is out of range, or a ``LIFECYCLE_*`` key is unknown.
         :raises TypeError: a value is of the wrong type.
         """
-        given = {k: v for k, v in config.items() if isinstance(k, str) and k.startswith(PREFIX)}
+        given = given_keys(config)
         for key in given:
             if key not in KEYS:
                 raise ValueError(_unknown(key))
         values = {KEYS[key].attribute: KEYS[key].read(key, value) for key, value in given.items()}
         values.setdefault("shutdown_delay", default_delay(os.environ))
         values.setdefault("report_file", default_report_file(os.environ))
+        values.setdefault("probe_host", default_probe_host(os.environ))
         grace: float = values.setdefault("grace_period", GRACE_PERIOD)
         values.setdefault("hook_reserve", min(HOOK_RESERVE, grace / 5))
         longest: float = values.setdefault("delay_max", min(DELAY_MAX, grace * 3 / 5))
@@ -157,22 +169,21 @@ class Settings:
         """Refuse what an automatic delay would always take its maximum with."""
         if self.shutdown_delay != AUTO:
             return
-        for key, seconds in (("LIFECYCLE_DELAY_MIN", self.delay_min), ("LIFECYCLE_DELAY_QUIET", self.delay_quiet)):
-            if seconds > self.delay_max:
-                raise ValueError(
-                    f"'{key}' ({seconds:g} s) is more than 'LIFECYCLE_DELAY_MAX' ({self.delay_max:g} s); lower it,"
-                    " or raise the maximum."
-                )
+        if self.delay_min > self.delay_max:
+            raise ValueError(
+                f"'LIFECYCLE_DELAY_MIN' ({self.delay_min:g} s) is more than 'LIFECYCLE_DELAY_MAX'"
+                f" ({self.delay_max:g} s); lower it, or raise the maximum."
+            )
         if self.readiness_on_drain == "keep":
             raise ValueError(
-                "'LIFECYCLE_SHUTDOWN_DELAY' is 'auto', which waits until probers have been told, but"
-                " 'LIFECYCLE_READINESS_ON_DRAIN' is 'keep', by which nobody is; set the delay to a number of seconds."
+                "'LIFECYCLE_SHUTDOWN_DELAY' is 'auto', which waits until failing probes have been seen, but"
+                " 'LIFECYCLE_READINESS_ON_DRAIN' is 'keep', so none fails; set the delay to a number of seconds."
             )
         if self.status_codes.get("fail", 503) < 400:
             raise ValueError(
-                "'LIFECYCLE_SHUTDOWN_DELAY' is 'auto', which waits until probers have been told, but"
-                f" 'LIFECYCLE_STATUS_CODES' tells them with {self.status_codes['fail']}, which says that all is well;"
-                " give 'fail' a status from 400 on."
+                "'LIFECYCLE_SHUTDOWN_DELAY' is 'auto', which waits until failing probes have been seen, but"
+                f" 'LIFECYCLE_STATUS_CODES' answers them with {self.status_codes['fail']}, which means success;"
+                " give 'fail' a status of 400 or more."
             )
 
     @property
@@ -183,8 +194,8 @@ class Settings:
     def _check_token(self) -> None:
         if self.probe_port is not None and self.token and len(self.token) < SHORTEST_TOKEN:
             raise ValueError(
-                f"'LIFECYCLE_TOKEN' has fewer than {SHORTEST_TOKEN} characters, and stops the process for whoever"
-                " guesses it and reaches the probe listener; set it to a long secret."
+                f"'LIFECYCLE_TOKEN' has fewer than {SHORTEST_TOKEN} characters, and a client that guesses"
+                " it and reaches the probe listener can stop the process; set it to a long secret."
             )
         if self.details == "token" and not self.token:
             raise ValueError(
@@ -200,7 +211,7 @@ class Settings:
             )
 
     def _check_metrics(self, environ: Mapping[str, str]) -> None:
-        """Refuse metrics that nobody could read."""
+        """Refuse metrics that no client could read."""
         if not self.metrics:
             return
         if self.probe_port is None and MULTIPROC_DIR not in environ:
@@ -221,6 +232,11 @@ class Settings:
         return {name: self.url_prefix + path for name, path in self.paths.items()}
 
 
+def given_keys(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys that are ours, with their values."""
+    return {k: v for k, v in config.items() if isinstance(k, str) and k.startswith(PREFIX)}
+
+
 class Key:
     """One row of the table: where a key goes, what it defaults to (as the documents say it) and how it is read."""
 
@@ -228,6 +244,30 @@ class Key:
         self.attribute = attribute
         self.default = default
         self.read = read
+
+
+def is_seconds(value: Any, *, zero: bool = False, most: float = LONGEST) -> bool:
+    """Whether this is a number of seconds that can be waited for: more than zero, and no more than ``most``.
+
+    :param zero: whether zero is one, too.
+    """
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return number and (value >= 0 if zero else value > 0) and bool(value <= most)
+
+
+def bound(value: Any, most: float = LONGEST) -> str:
+    """What an error adds for a finite number that is too large."""
+    too_large = isinstance(value, (int, float)) and most < value < math.inf
+    return f" and at most {most:.0f}" if too_large else ""
+
+
+def shown(value: Any) -> str:
+    """A value as it may be put into a sentence: it may be anything, of any length."""
+    try:
+        text = ascii(value)
+    except Exception:  # an integer of more digits than Python writes, or an object whose __repr__ fails
+        text = f"this {type(value).__name__}"
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def default_delay(environ: Mapping[str, str]) -> float:
@@ -238,6 +278,11 @@ def default_delay(environ: Mapping[str, str]) -> float:
 def default_report_file(environ: Mapping[str, str]) -> str | None:
     """Where Kubernetes looks for what a container says last; it is written only if it is there."""
     return TERMINATION_LOG if environ.get("KUBERNETES_SERVICE_HOST") else None
+
+
+def default_probe_host(environ: Mapping[str, str]) -> str | None:
+    """A kubelet asks at the pod's address; elsewhere the probes are open to no more than the application is."""
+    return "0.0.0.0" if environ.get("KUBERNETES_SERVICE_HOST") else None
 
 
 def parse_signal(value: Any) -> signal.Signals:
@@ -252,7 +297,9 @@ def parse_signal(value: Any) -> signal.Signals:
     elif isinstance(value, int) and not isinstance(value, bool) and value in set(signal.Signals):
         found = signal.Signals(value)
     if found is None:
-        raise ValueError(f"'LIFECYCLE_SIGNALS' names {value!r}, which is no signal here; use names such as 'SIGTERM'.")
+        raise ValueError(
+            f"'LIFECYCLE_SIGNALS' names {shown(value)}, which is no signal here; use names such as 'SIGTERM'."
+        )
     if found in _UNCATCHABLE:
         raise ValueError(f"'LIFECYCLE_SIGNALS' names '{found.name}', which no process can catch; leave it out.")
     return found
@@ -266,13 +313,15 @@ def _unknown(key: str) -> str:
 
 
 def _seconds(*, zero: bool) -> Callable[[str, Any], float]:
-    bound = "zero or more" if zero else "more than zero"
+    least = "zero or more" if zero else "more than zero"
 
     def read(key: str, value: Any) -> float:
         if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise TypeError(f"'{key}' must be a number of seconds, not {value!r}.")
-        if not math.isfinite(value) or value < 0 or (value == 0 and not zero):
-            raise ValueError(f"'{key}' must be a finite number of seconds, {bound}, not {value!r}.")
+            raise TypeError(f"'{key}' must be a number of seconds, not {shown(value)}.")
+        if not is_seconds(value, zero=zero, most=LONGEST_TIME):
+            raise ValueError(
+                f"'{key}' must be a finite number of seconds, {least}{bound(value, LONGEST_TIME)}, not {shown(value)}."
+            )
         return float(value)
 
     return read
@@ -281,14 +330,14 @@ def _seconds(*, zero: bool) -> Callable[[str, Any], float]:
 def _delay(key: str, value: Any) -> float | str:
     if isinstance(value, str):
         if value != AUTO:
-            raise ValueError(f"'{key}' must be a number of seconds or 'auto', not {value!r}.")
+            raise ValueError(f"'{key}' must be a number of seconds or 'auto', not {shown(value)}.")
         return value
     return _seconds(zero=True)(key, value)
 
 
 def _count(key: str, value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"'{key}' must be a whole number from 1 on, not {value!r}.")
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= _MOST_PROBES:
+        raise ValueError(f"'{key}' must be a whole number from 1 to {_MOST_PROBES}, not {shown(value)}.")
     return value
 
 
@@ -300,7 +349,7 @@ def _choice(*options: str) -> Callable[[str, Any], str]:
     def read(key: str, value: Any) -> str:
         if value not in options:
             listed = ", ".join(f"'{option}'" for option in options)
-            raise ValueError(f"'{key}' must be one of {listed}, not {value!r}.")
+            raise ValueError(f"'{key}' must be one of {listed}, not {shown(value)}.")
         return str(value)
 
     return read
@@ -312,21 +361,22 @@ def _signals(key: str, value: Any) -> tuple[signal.Signals, ...] | None:
     if isinstance(value, (str, int)):
         value = [value]
     if not isinstance(value, (list, tuple, set, frozenset)):
-        raise TypeError(f"'{key}' must be a list of signal names or numbers, not {value!r}.")
+        raise TypeError(f"'{key}' must be a list of signal names or numbers, not {shown(value)}.")
     return tuple(dict.fromkeys(parse_signal(item) for item in value))
 
 
 def _host(key: str, value: Any) -> str:
-    if not isinstance(value, str) or not value:
-        raise TypeError(f"'{key}' must be an address to listen on, such as '0.0.0.0' or '::', not {value!r}.")
-    return value
+    good = isinstance(value, str) and 0 < len(value) <= _LONGEST_HOST
+    if not good or not value.isprintable() or any(map(str.isspace, value)):
+        raise TypeError(f"'{key}' must be an address to listen on, such as '0.0.0.0' or '::', not {shown(value)}.")
+    return str(value)
 
 
 def _port(key: str, value: Any) -> int | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= 65535:
-        raise ValueError(f"'{key}' must be a port from 0 (any free one) to 65535, or None, not {value!r}.")
+        raise ValueError(f"'{key}' must be a port from 0 (any free one) to 65535, or None, not {shown(value)}.")
     return value
 
 
@@ -337,12 +387,16 @@ def _token(key: str, value: Any) -> str | None:
         raise ValueError(
             f"'{key}' has a blank around it or a line break in it; leave it out, as no header can hold it."
         )
+    if value and len(value) > _LONGEST_TEXT:
+        raise ValueError(f"'{key}' has more than {_LONGEST_TEXT} characters, which no server takes in a header.")
     return value or None
 
 
 def read_path(key: str, value: Any) -> str:
     if not isinstance(value, str) or not re.fullmatch(_PATH, value) or value.rstrip("/") == "":
-        raise ValueError(f"'{key}' must hold paths such as '/livez', not {value!r}.")
+        raise ValueError(f"'{key}' must hold paths such as '/livez', not {shown(value)}.")
+    if len(value) > _LONGEST_TEXT:
+        raise ValueError(f"'{key}' holds a path of more than {_LONGEST_TEXT} characters, which no server takes.")
     return value.rstrip("/")
 
 
@@ -352,25 +406,33 @@ def _prefix(key: str, value: Any) -> str:
 
 def _paths(key: str, value: Any) -> dict[str, str]:
     if not isinstance(value, Mapping):
-        raise TypeError(f"'{key}' must be a mapping from a probe to its path, not {value!r}.")
+        raise TypeError(f"'{key}' must be a mapping from a probe to its path, not {shown(value)}.")
     for name in value:
         if name not in PATHS:
-            raise ValueError(f"'{key}' names the probe {name!r}; the probes are {', '.join(map(repr, PATHS))}.")
+            raise ValueError(f"'{key}' names the probe {shown(name)}; the probes are {', '.join(map(repr, PATHS))}.")
     paths = PATHS | {name: read_path(key, path) for name, path in value.items()}
     if len(set(paths.values())) < len(paths):
         raise ValueError(f"'{key}' gives two probes the same path; each needs its own.")
     return paths
 
 
+def _is_path(value: str) -> bool:
+    """Whether the kernel takes this for a path: not empty, not too long, with no NUL and no lone surrogate."""
+    try:
+        return "\0" not in value and 0 < len(os.fsencode(value)) < _PATH_MAX
+    except UnicodeEncodeError:
+        return False
+
+
 def _directory(key: str, value: Any) -> str | None:
-    if value is not None and (not isinstance(value, str) or not value or "\0" in value):
-        raise TypeError(f"'{key}' must be the path of a directory or None, not {value!r}.")
+    if value is not None and not (isinstance(value, str) and _is_path(value)):
+        raise TypeError(f"'{key}' must be the path of a directory or None, not {shown(value)}.")
     return value
 
 
 def _flag(key: str, value: Any) -> bool:
     if not isinstance(value, bool):
-        raise TypeError(f"'{key}' must be True or False, not {value!r}.")
+        raise TypeError(f"'{key}' must be True or False, not {shown(value)}.")
     return value
 
 
@@ -378,7 +440,8 @@ def _patterns(key: str, value: Any) -> tuple[str, ...]:
     patterns = [value] if isinstance(value, str) else [] if value is None else value
     if not isinstance(patterns, (list, tuple, set, frozenset)) or not all(isinstance(item, str) for item in patterns):
         raise TypeError(
-            f"'{key}' must be a list of patterns of thread names such as ['MainThread', 'consumer-*'], not {value!r}."
+            f"'{key}' must be a list of patterns of thread names such as ['MainThread', 'consumer-*'], not"
+            f" {shown(value)}."
         )
     if "" in patterns:
         raise ValueError(f"'{key}' holds an empty pattern, which no thread has for a name; use '*' for all.")
@@ -388,24 +451,28 @@ def _patterns(key: str, value: Any) -> tuple[str, ...]:
 def read_status_codes(key: str, value: Any) -> dict[str, int]:
     """A mapping from ``pass``, ``warn`` and ``fail`` to HTTP status codes."""
     if not isinstance(value, Mapping):
-        raise TypeError(f"'{key}' must be a mapping such as {{'fail': 500}}, not {value!r}.")
+        raise TypeError(f"'{key}' must be a mapping such as {{'fail': 500}}, not {shown(value)}.")
     for status, code in value.items():
         if status not in ("pass", "warn", "fail"):
             raise ValueError(f"'{key}' names the status {status!r}; the statuses are 'pass', 'warn' and 'fail'.")
         if isinstance(code, bool) or not isinstance(code, int) or not 200 <= code <= 599:
-            raise ValueError(f"'{key}' must give '{status}' an HTTP status from 200 to 599, not {code!r}.")
+            raise ValueError(f"'{key}' must give '{status}' an HTTP status from 200 to 599, not {shown(code)}.")
     return dict(value)
 
 
 def read_headers(key: str, value: Any) -> dict[str, str]:
     """A mapping from the names of headers to their values."""
     if not isinstance(value, Mapping):
-        raise TypeError(f"'{key}' must be a mapping from header names to strings, not {value!r}.")
+        raise TypeError(f"'{key}' must be a mapping from header names to strings, not {shown(value)}.")
     for name, text in value.items():
         if not isinstance(name, str) or not re.fullmatch(_TOKEN, name):
-            raise ValueError(f"'{key}' names the header {name!r}, which is no header name; use one such as 'X-Node'.")
+            raise ValueError(
+                f"'{key}' names the header {shown(name)}, which is no header name; use one such as 'X-Node'."
+            )
         if not isinstance(text, str) or not text.isprintable() or not text.isascii():
-            raise ValueError(f"'{key}' must give '{name}' one line of printable ASCII, not {text!r}.")
+            raise ValueError(f"'{key}' must give '{name}' one line of printable ASCII, not {shown(text)}.")
+        if len(name) + len(text) > _LONGEST_TEXT:
+            raise ValueError(f"'{key}' gives '{name[:50]}' more than {_LONGEST_TEXT} characters; shorten it.")
         if name.lower() in ("content-length", "transfer-encoding", "connection"):
             raise ValueError(f"'{key}' names the header '{name}', which is the server's to set; leave it out.")
     return dict(value)
@@ -414,13 +481,15 @@ def read_headers(key: str, value: Any) -> dict[str, str]:
 def _report_file(key: str, value: Any) -> str | None:
     if value is None:
         return None
-    if not isinstance(value, (str, os.PathLike)) or not (path := os.fspath(value)) or not isinstance(path, str):
-        raise TypeError(f"'{key}' must be the path of a file or None, not {value!r}.")
+    if not isinstance(value, (str, os.PathLike)) or not isinstance(path := os.fspath(value), str) or not _is_path(path):
+        raise TypeError(f"'{key}' must be the path of a file or None, not {shown(value)}.")
     path = os.path.abspath(path)  # of the directory that the process is in now
     if not os.path.isdir(os.path.dirname(path)) or os.path.isdir(path):
         raise ValueError(
             f"'{key}' names '{path}', which is no file in a directory that exists; create it, or name another."
         )
+    if os.path.islink(path) and os.path.exists(path) and not os.path.isfile(path):
+        raise ValueError(f"'{key}' names '{path}', a link to a pipe or a device, which is not followed; name a file.")
     return path
 
 
@@ -430,7 +499,6 @@ KEYS: dict[str, Key] = {
     "LIFECYCLE_GRACE_PERIOD": Key("grace_period", "25.0", _seconds(zero=False)),
     "LIFECYCLE_SHUTDOWN_DELAY": Key("shutdown_delay", _DELAY, _delay),
     "LIFECYCLE_DELAY_PROBES": Key("delay_probes", "3", _count),
-    "LIFECYCLE_DELAY_QUIET": Key("delay_quiet", "1.0", _seconds(zero=True)),
     "LIFECYCLE_DELAY_MIN": Key("delay_min", _DELAY, _seconds(zero=True)),
     "LIFECYCLE_DELAY_MAX": Key(
         "delay_max", "the smaller of 15.0 and three fifths of the grace period", _seconds(zero=False)
@@ -445,7 +513,11 @@ KEYS: dict[str, Key] = {
     "LIFECYCLE_EXIT": Key("exit", '"code"', _choice("code", "signal")),
     "LIFECYCLE_READY": Key("ready", '"auto"', _choice("auto", "manual")),
     "LIFECYCLE_DRAIN_POLICY": Key("drain_policy", '"auto"', _choice("auto", "serve", "reject")),
-    "LIFECYCLE_PROBE_HOST": Key("probe_host", '"0.0.0.0"', _host),
+    "LIFECYCLE_PROBE_HOST": Key(
+        "probe_host",
+        '"0.0.0.0" if KUBERNETES_SERVICE_HOST is set, else the host of the main listener, or 127.0.0.1 if unknown',
+        _host,
+    ),
     "LIFECYCLE_PROBE_PORT": Key("probe_port", "None", _port),
     "LIFECYCLE_DETAILS": Key("details", '"never"', _choice("never", "token", "always")),
     "LIFECYCLE_TOKEN": Key("token", "None", _token),

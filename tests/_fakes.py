@@ -6,7 +6,6 @@ import contextlib
 import os
 import queue
 import re
-import socket
 import subprocess
 import sys
 import threading
@@ -17,19 +16,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flask import Flask
+from werkzeug import Request
 from werkzeug.test import create_environ
 
-from flask_lifecycle import RequestInfo, ShutdownReport, servers
-from flask_lifecycle._app import AppState
+from flask_lifecycle import RequestInfo, ShutdownReport, _servers
+from flask_lifecycle._app import Application
 from flask_lifecycle._config import Settings
-from flask_lifecycle._deadline import Clock
-from flask_lifecycle._hooks import Hooks
-from flask_lifecycle._inflight import Ledger, Load
-from flask_lifecycle._parties import FULL, Notice
-from flask_lifecycle._shutdown import Coordinator
-from flask_lifecycle._startup import StartupTasks
-from flask_lifecycle._state import Event, State, StateMachine
-from flask_lifecycle._work import WorkLedger
+from flask_lifecycle._core.deadline import Clock
+from flask_lifecycle._core.feature import Feature
+from flask_lifecycle._core.hooks import Hooks
+from flask_lifecycle._core.inflight import Ledger, Load
+from flask_lifecycle._core.server import ALL_CONNECTIONS, AdaptiveDelay
+from flask_lifecycle._core.shutdown import End, Shutdown, StopRequest
+from flask_lifecycle._core.startup import StartupTasks
+from flask_lifecycle._core.state import Event, State, StateMachine
+from flask_lifecycle._core.work import WorkLedger
+from flask_lifecycle._probes.listener import respond
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
@@ -108,44 +110,51 @@ class FakeMember:
         self.tasks = StartupTasks(self.hooks.records)
         self.served = 0
         self.reports: list[ShutdownReport] = []
-        self.notice: Notice | None = None
-        self.draining = threading.Event()
+        self.adaptive_delay: AdaptiveDelay | None = None
         self.started = True
         self.served_since: float | None = None
         self.refused = 0
-        self.withdrawn = 0
         self.health: Any = None
-        self.probe_socket: socket.socket | None = None
+        self.probe_listener: Any = None
 
     def context(self) -> AbstractContextManager[Any]:
         return contextlib.nullcontext()
 
-    def begin_drain(self, reason: str) -> None:
-        self.machine.apply(Event.DRAIN, reason)
-        self.draining.set()
+    def begin_drain(self, request: StopRequest) -> None:
+        self.machine.apply(Event.DRAIN, request.reason)
 
     def refuse(self) -> None:
         self.refused += 1
 
-    def withdraw(self) -> None:
-        self.withdrawn += 1
+    def listener_closed(self) -> None:
+        pass
 
-    def told(self, report: ShutdownReport) -> None:
+    def stopped(self, report: ShutdownReport) -> None:
         self.reports.append(report)
 
     def start(self) -> None:
         self.machine.apply(Event.STARTED)
 
-    def see_to_start(self) -> None:
+    def ensure_started(self) -> None:
         self.start()
 
-    def open_probe_listener(self) -> None:
+    def open(self) -> None:
         pass
 
-    def start_probe_listener(self) -> None:
+    def open_or_fail(self) -> bool:
+        self.open()
+        return True
+
+    def begin_serving(self) -> None:
         pass
 
-    def close_probe_listener(self) -> None:
+    def attach_server(self) -> None:
+        pass
+
+    def check_setup(self) -> None:
+        pass
+
+    def start_checks(self) -> None:
         pass
 
     def after_fork(self, *, answers: bool = False) -> None:
@@ -157,7 +166,7 @@ class FakeMember:
     def end(self) -> None:
         pass
 
-    def lane(self, path: str) -> str | None:
+    def probe_worker(self, path: str) -> str | None:
         return None
 
 
@@ -166,8 +175,10 @@ class FakeServer:
 
     name = "fake"
     means = "made by a test"
-    promise = FULL
+    guarantee = ALL_CONNECTIONS
     advice = ""
+    start_error = 1
+    stays = False
 
     def __init__(self, ours: bool = True) -> None:
         self.ours = ours
@@ -176,10 +187,10 @@ class FakeServer:
         self.pool = Load(0)
         self.canaries: list[Callable[[], None]] = []  # those that have not come back
         self.takes_canaries: bool | None = True
-        self.lane: Callable[[str], str | None] | None = None
+        self.probe_worker: Callable[[str], str | None] | None = None
 
-    def use_lanes(self, lane: Callable[[str], str | None]) -> None:
-        self.lane = lane
+    def use_probe_workers(self, probe_worker: Callable[[str], str | None]) -> None:
+        self.probe_worker = probe_worker
 
     def announce(self) -> None:
         self.calls.append(("announce",))
@@ -197,7 +208,7 @@ class FakeServer:
     def load(self) -> Load | None:
         return self.pool
 
-    def canary(self, done: Callable[[], None]) -> bool | None:
+    def ping(self, done: Callable[[], None]) -> bool | None:
         if self.takes_canaries:
             self.canaries.append(done)
         return self.takes_canaries
@@ -205,34 +216,43 @@ class FakeServer:
     def stop(self) -> None:
         self.calls.append(("stop",))
 
+    def end(self) -> bool:
+        return False
+
     @property
     def verbs(self) -> list[str]:
         return [call[0] for call in self.calls]
 
 
-def coordinate(clock: Clock | None, *members: Any, **arguments: Any) -> Coordinator:
-    """A coordinator of these members."""
-    return Coordinator(lambda: members, clock=clock, **arguments)
+def coordinate(clock: Clock | None, *members: Any, keep: Any = None, leave: Any = None, **arguments: Any) -> Shutdown:
+    """A shutdown of these applications, which calls ``keep`` and ``leave`` at its end."""
+    end: Any = End()
+    end.keep, end.leave = keep or end.keep, leave or end.leave
+    return Shutdown(lambda: members, end=end, clock=clock, **arguments)
 
 
-def finish(coordinator: Coordinator) -> ShutdownReport:
+def finish(shutdown: Shutdown) -> ShutdownReport:
     """Wait for the end of a shutdown, its thread included."""
-    assert coordinator.done.wait(BOUND), f"the shutdown is stuck in phase '{coordinator.phase}'"
-    assert coordinator.thread is not None
-    coordinator.thread.join(BOUND)
-    return coordinator.wait()
+    assert shutdown.done.wait(BOUND), f"the shutdown is stuck in phase '{shutdown.phase}'"
+    assert shutdown.thread is not None
+    shutdown.thread.join(BOUND)
+    return shutdown.wait()
 
 
 def enter(ledger: Ledger, path: str = "/work", result: Iterable[bytes] = (b"x",)) -> Any:
-    """Begin a request that goes through the middleware into this ledger; close what is returned to end it."""
-    from flask_lifecycle._inflight import count_requests
+    """Begin a request that goes through the middleware into this ledger; close what is returned to end it.
+
+    The ledger keeps it, because a body that is dropped has ended.
+    """
+    from flask_lifecycle._core.inflight import count_requests
 
     def app(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         return result
 
-    return count_requests(app, ledger, lambda path: None, lambda: True)(
-        create_environ(path), lambda *_: lambda _data: None
-    )
+    counted = count_requests(app, ledger, lambda path: None, lambda: True)
+    body = counted(create_environ(path), lambda *_: lambda _data: None)
+    vars(ledger).setdefault("kept", []).append(body)
+    return body
 
 
 def make_app(**config: Any) -> Flask:
@@ -248,17 +268,34 @@ def make_app(**config: Any) -> Flask:
     return app
 
 
-def state_of(app: Flask) -> AppState:
+def state_of(app: Flask) -> Application:
     """What the extension keeps for an application."""
-    state: AppState = app.extensions["lifecycle"]
+    state: Application = app.extensions["lifecycle"]
     return state
 
 
-def use_clock(app: Flask, clock: Clock) -> Coordinator:
+class LastReport(Feature):
+    """The report of the process before this one, in place of a file."""
+
+    def __init__(self, app: Flask, report: Any) -> None:
+        self.last = report
+        state_of(app).features["report file"] = self
+
+
+def listener_of(app: Flask) -> WSGIApplication:
+    """What the probe listener of an application serves, without its socket."""
+
+    def answer(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        return respond([state_of(app).probes], Request(environ))(environ, start_response)
+
+    return answer
+
+
+def use_clock(app: Flask, clock: Clock) -> Shutdown:
     """Give the process of a testing application another clock."""
-    coordinator = state_of(app).process.coordinator
-    coordinator.clock = clock
-    return coordinator
+    shutdown = state_of(app).process.shutdown
+    shutdown.clock = shutdown.progress.clock = shutdown.delay.clock = shutdown.hooks.clock = clock
+    return shutdown
 
 
 @contextlib.contextmanager
@@ -299,14 +336,12 @@ class Served:
             self.runner.announce()
             self.runner.stop_accepting(BOUND)
             self.runner.wait_idle(0.0, 0.0)
-            loop = getattr(self.runner, "_loop", None)  # of waitress
-            until(lambda: getattr(loop, "draining", True))
 
 
 @contextlib.contextmanager
 def served(server: str, app: WSGIApplication, **options: Any) -> Iterator[Served]:
     """Serve an application on a free port until the test is over, and drain it then."""
-    subject = Served(servers.create(server, app, None, None, lambda path: None, {"listen": "127.0.0.1:0", **options}))
+    subject = Served(_servers.create(server, app, None, None, {"listen": "127.0.0.1:0", **options}))
     with running(subject.runner.serve, server):
         try:
             yield subject
@@ -324,7 +359,12 @@ def run_python(
     return subprocess.run(
         [sys.executable, *python, "-c", code, *arguments],
         cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT), **(environ or {})},
+        env={
+            **os.environ,
+            "PYTHONPATH": str(ROOT),
+            "PYTHONUNBUFFERED": "1",
+            **(environ or {}),
+        },  # some leave by os._exit
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,

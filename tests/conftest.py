@@ -1,17 +1,23 @@
-"""What every test gives back: its threads and the process's signal handlers."""
+"""The marker that a test has of its folder, and what every test gives back: threads and signal handlers."""
 
 from __future__ import annotations
 
+import compileall
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Generator, Iterator
+from pathlib import Path
 
 import pytest
 
 # The default of LIFECYCLE_SHUTDOWN_DELAY depends on it, and a test may well run inside a cluster.
 os.environ.pop("KUBERNETES_SERVICE_HOST", None)
+
+# Some tests start a pytest of their own, which is not to run with the options of this one.
+os.environ.pop("PYTEST_ADDOPTS", None)
 
 # A shell without job control starts what it puts into the background with SIGINT ignored, and every process that is
 # started from here would inherit that; a handler is not inherited, its child begins with the default.
@@ -21,6 +27,35 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 _WATCHED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 # How long a thread that has been told to end may take, in seconds.
 _PATIENCE = 5.0
+
+# Tests without a marker start no server in a process of its own and need nothing but what pip installs.
+_MARKERS = {"live": "live", "verify": "live", "parity": "live", "services": "services", "fleet": "fleet"}
+
+# More than a thousand processes import the same modules. Where the environment forbids it no process would write their
+# bytecode, and each would compile them again, the tests themselves as well.
+sys.dont_write_bytecode = False
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Compile what the processes import, once, before pytest-xdist starts its own."""
+    if not hasattr(config, "workerinput"):
+        for folder in ("flask_lifecycle", "tests/live_apps"):
+            compileall.compile_dir(Path(__file__).parent.parent / folder, quiet=2)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark every test by its folder, before tests are selected by their markers.
+
+    Live tests are distributed one by one. The others stay together with those of their file, because a server object
+    that one leaves to the garbage collector could be found by one of another file.
+    """
+    for item in items:
+        marker = _MARKERS.get(item.path.parent.name)
+        if marker:
+            item.add_marker(marker)
+        if marker != "live":
+            item.add_marker(pytest.mark.xdist_group(str(item.path)))
 
 
 @pytest.hookimpl(wrapper=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import math
 import socket
@@ -15,9 +16,11 @@ from typing import Any
 import pytest
 from flask import Flask
 
-from flask_lifecycle import Check, HealthCheckError, Lifecycle
-from flask_lifecycle.servers import create
-from tests._fakes import ROOT, make_app, run_python, running, state_of, whole
+from flask_lifecycle import Check, HealthCheckError, Lifecycle, checks
+from flask_lifecycle._config import KEYS
+from flask_lifecycle._operators.duration import parse_duration
+from flask_lifecycle._servers import create
+from tests._fakes import BOUND, ROOT, make_app, run_python, running, state_of, whole
 
 NAN = math.nan
 
@@ -30,6 +33,98 @@ def nothing() -> None: ...
 
 
 async def coroutine() -> None: ...
+
+
+# -- absurd values ------------------------------------------------------------------------------------------------
+
+ABSURD = (10**400, 10**5000, -(10**400), 1e10, 1e300, math.inf, -math.inf, NAN, True, "\0", "\ud800", "x" * 100_000)
+
+
+def refused(set_it: Callable[[], object]) -> bool:
+    """Whether a value is refused, in one sentence of bounded length that can be written anywhere."""
+    try:
+        set_it()
+    except (TypeError, ValueError) as error:
+        text = str(error)
+        assert text.endswith(".")
+        assert len(text) < 500
+        assert "digits" not in text
+        text.encode()
+        return True
+    return False
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_absurd_settings_are_refused(key: str) -> None:
+    """A value that would break a thread, a file or a header later is refused at once, whatever the setting."""
+    right = {
+        "LIFECYCLE_STOP_ON_CRASH": ("\0", "\ud800", "x" * 100_000),  # patterns, by which no thread is called
+        **dict.fromkeys(
+            ("LIFECYCLE_CASE_INSENSITIVE", "LIFECYCLE_LOG_PROBES", "LIFECYCLE_SELF_TEST", "LIFECYCLE_LOG_REMOTE_ADDR"),
+            (True,),
+        ),
+        "LIFECYCLE_METRICS": (True,),
+    }.get(key, ())
+    for value in ABSURD:
+        config = {key: value, "LIFECYCLE_PROBE_PORT": 0} if key == "LIFECYCLE_METRICS" else {key: value}
+        assert refused(functools.partial(make, config)) is (value not in right), (key, type(value))
+
+
+def make(config: dict[str, Any]) -> Lifecycle:
+    """An application with these settings."""
+    return Lifecycle(make_app(**config))
+
+
+def test_the_bound_of_a_time_is_named() -> None:
+    """An error for a time that is too long says how long it may be."""
+    with pytest.raises(ValueError, match=whole(
+        "'LIFECYCLE_GRACE_PERIOD' must be a finite number of seconds, more than zero and at most 604800, not"
+        " 10000000000.0."
+    )):  # fmt: skip
+        make({"LIFECYCLE_GRACE_PERIOD": 1e10})
+    with pytest.raises(ValueError, match=whole(
+        "The timeout of the check 'db' must be a number of seconds greater than zero and at most 31536000, not"
+        " 10000000000.0."
+    )):  # fmt: skip
+        Lifecycle().check("db", timeout=1e10)(nothing)
+
+
+def register_check(lifecycle: Lifecycle, options: dict[str, Any]) -> None:
+    lifecycle.check("db", **options)(nothing)
+
+
+@pytest.mark.parametrize("value", ABSURD, ids=range(len(ABSURD)))
+def test_absurd_arguments_are_refused(value: Any) -> None:
+    """So is each time and number that a registration takes."""
+    lifecycle = Lifecycle()
+    times = ("timeout", "ttl", "fail_ttl", "interval", "fail_for", "fail_after", "recover_after")
+    for option in times:
+        assert refused(functools.partial(register_check, lifecycle, {option: value})), option
+    assert refused(lambda: lifecycle.check("db", interval=1, fail_interval=value)(nothing))
+    for register in (lifecycle.on_startup, lifecycle.on_drain, lifecycle.on_shutdown):
+        assert refused(functools.partial(register, timeout=value))
+    assert refused(lambda: lifecycle.resource(timeout=value)(nothing))
+    assert refused(lambda: lifecycle.resource(close_timeout=value)(nothing))
+    for check in (
+        lambda: checks.Heartbeat("beat", max_age=value),
+        lambda: checks.TCPCheck("localhost", value),
+        lambda: checks.TCPCheck("localhost", 80, limit=value),
+        lambda: checks.HTTPCheck("http://localhost/", limit=value),
+        lambda: parse_duration("for", value, 86400.0),
+    ):
+        assert refused(check), check
+
+
+def test_a_wait_of_any_length() -> None:
+    """A wait that is longer than the system can count is a very long one."""
+    lifecycle = Lifecycle(app := make_app())
+    stopping = threading.Thread(target=lifecycle.shutdown)
+    stopping.start()
+    for timeout in (10**400, 1e10, math.inf):
+        assert lifecycle.draining.wait(timeout)
+        assert not lifecycle.wait_ready(timeout)
+    stopping.join(BOUND)
+    assert app.extensions
 
 
 # -- settings -----------------------------------------------------------------------------------------------------
@@ -129,23 +224,17 @@ SECONDS = "must be a finite number of seconds"
             "'LIFECYCLE_DELAY_MIN' (5 s) is more than 'LIFECYCLE_DELAY_MAX' (4 s); lower it, or raise the maximum.",
         ),
         (
-            {"LIFECYCLE_SHUTDOWN_DELAY": "auto", "LIFECYCLE_DELAY_QUIET": 15.5},
-            ValueError,
-            "'LIFECYCLE_DELAY_QUIET' (15.5 s) is more than 'LIFECYCLE_DELAY_MAX' (6 s); lower it, or raise the"
-            " maximum.",
-        ),
-        (
             {"LIFECYCLE_SHUTDOWN_DELAY": "auto", "LIFECYCLE_READINESS_ON_DRAIN": "keep"},
             ValueError,
-            "'LIFECYCLE_SHUTDOWN_DELAY' is 'auto', which waits until probers have been told, but"
-            " 'LIFECYCLE_READINESS_ON_DRAIN' is 'keep', by which nobody is; set the delay to a number of seconds.",
+            "'LIFECYCLE_SHUTDOWN_DELAY' is 'auto', which waits until failing probes have been seen, but"
+            " 'LIFECYCLE_READINESS_ON_DRAIN' is 'keep', so none fails; set the delay to a number of seconds.",
         ),
         (
             {"LIFECYCLE_SHUTDOWN_DELAY": "auto", "LIFECYCLE_STATUS_CODES": {"fail": 200}},
             ValueError,
-            "'LIFECYCLE_SHUTDOWN_DELAY' is 'auto', which waits until probers have been told, but"
-            " 'LIFECYCLE_STATUS_CODES' tells them with 200, which says that all is well; give 'fail' a status from 400"
-            " on.",
+            "'LIFECYCLE_SHUTDOWN_DELAY' is 'auto', which waits until failing probes have been seen, but"
+            " 'LIFECYCLE_STATUS_CODES' answers them with 200, which means success; give 'fail' a status of 400"
+            " or more.",
         ),
         (
             {"LIFECYCLE_REPORT_FILE": 5},
@@ -182,19 +271,18 @@ SECONDS = "must be a finite number of seconds"
         (
             {"LIFECYCLE_DELAY_PROBES": 0},
             ValueError,
-            "'LIFECYCLE_DELAY_PROBES' must be a whole number from 1 on, not 0.",
+            "'LIFECYCLE_DELAY_PROBES' must be a whole number from 1 to 1000, not 0.",
         ),
         (
             {"LIFECYCLE_DELAY_PROBES": True},
             ValueError,
-            "'LIFECYCLE_DELAY_PROBES' must be a whole number from 1 on, not True.",
+            "'LIFECYCLE_DELAY_PROBES' must be a whole number from 1 to 1000, not True.",
         ),
         (
             {"LIFECYCLE_DELAY_PROBES": 2.5},
             ValueError,
-            "'LIFECYCLE_DELAY_PROBES' must be a whole number from 1 on, not 2.5.",
+            "'LIFECYCLE_DELAY_PROBES' must be a whole number from 1 to 1000, not 2.5.",
         ),
-        ({"LIFECYCLE_DELAY_QUIET": -1}, ValueError, f"'LIFECYCLE_DELAY_QUIET' {SECONDS}, zero or more, not -1."),
         ({"LIFECYCLE_DELAY_MIN": NAN}, ValueError, f"'LIFECYCLE_DELAY_MIN' {SECONDS}, zero or more, not nan."),
         ({"LIFECYCLE_DELAY_MAX": 0}, ValueError, f"'LIFECYCLE_DELAY_MAX' {SECONDS}, more than zero, not 0."),
         (
@@ -258,8 +346,8 @@ SECONDS = "must be a finite number of seconds"
         (
             {"LIFECYCLE_TOKEN": "x" * 15, "LIFECYCLE_PROBE_PORT": 0},
             ValueError,
-            "'LIFECYCLE_TOKEN' has fewer than 16 characters, and stops the process for whoever guesses it and reaches"
-            " the probe listener; set it to a long secret.",
+            "'LIFECYCLE_TOKEN' has fewer than 16 characters, and a client that guesses it and reaches the probe"
+            " listener can stop the process; set it to a long secret.",
         ),
         *(
             (
@@ -308,7 +396,7 @@ SECONDS = "must be a finite number of seconds"
             (
                 {"LIFECYCLE_URL_PREFIX": prefix},
                 ValueError,
-                f"'LIFECYCLE_URL_PREFIX' must hold paths such as '/livez', not {prefix!r}.",
+                f"'LIFECYCLE_URL_PREFIX' must hold paths such as '/livez', not {prefix!a}.",
             )
             for prefix in ("ops", "/ops?x", "/<ops>", 3, "/größe", "/a b", "/50%")
         ),
@@ -411,7 +499,7 @@ SECONDS = "must be a finite number of seconds"
             (
                 {"LIFECYCLE_HEADERS": {name: "a"}},
                 ValueError,
-                f"'LIFECYCLE_HEADERS' names the header {name!r}, which is no header name; use one such as 'X-Node'.",
+                f"'LIFECYCLE_HEADERS' names the header {name!a}, which is no header name; use one such as 'X-Node'.",
             )
             for name in ("", "X Node", "X-Node:", "X-Größe", 3, "X-Node\r\nX")
         ),
@@ -419,7 +507,7 @@ SECONDS = "must be a finite number of seconds"
             (
                 {"LIFECYCLE_HEADERS": {"X-Node": text}},
                 ValueError,
-                f"'LIFECYCLE_HEADERS' must give 'X-Node' one line of printable ASCII, not {text!r}.",
+                f"'LIFECYCLE_HEADERS' must give 'X-Node' one line of printable ASCII, not {text!a}.",
             )
             for text in ("a\r\nb", "größe", 3, None, b"a", "\x00")
         ),
@@ -578,7 +666,7 @@ def test_run_of_an_application_that_has_none() -> None:
             (
                 lambda lifecycle, option=option, value=value: lifecycle.check("db", **{option: value})(nothing),
                 ValueError,
-                f"The {option} of the check 'db' must be a whole number from 1, not {value!r}.",
+                f"The {option} of the check 'db' must be a whole number from 1 to 1000000, not {value!r}.",
             )
             for option in ("fail_after", "recover_after")
             for value in (0, 1.5, True, None)
@@ -600,22 +688,23 @@ def test_run_of_an_application_that_has_none() -> None:
         (
             lambda lifecycle: lifecycle.check("db", scope="shared", groups=("ready", "live"))(nothing),
             ValueError,
-            "The check 'db' is shared and in the group 'live': restarting every replica mends nothing that they share;"
-            " take it out of 'live'.",
+            "The check 'db' is shared and in the group 'live': restarting every replica does not repair what they"
+            " share; take it out of 'live'.",
         ),
         *(
             (
                 lambda lifecycle, group=group: lifecycle.check("db", groups=(group,))(nothing),
                 ValueError,
-                f"The check 'db' names the group {group!r}, which there is not; the groups are 'live', 'ready',"
-                " 'startup', and lifecycle.group() makes more.",
+                f"The check 'db' names the group {group!r}, which does not exist; the groups are 'live', 'ready',"
+                " 'startup', and lifecycle.group() adds more.",
             )
             for group in ("redy", "healthcheck", "")
         ),
         (
             lambda lifecycle: [lifecycle.check("db")(nothing) for _ in range(2)],
             ValueError,
-            "There is a check 'db' already; give this one another name.",
+            "The check 'db' is registered already; give this one another name. If a factory registers it for each"
+            " application, register it once, outside the factory.",
         ),
     ],
 )
@@ -685,12 +774,12 @@ def test_checks(make: Callable[[Lifecycle], object], kind: type[Exception], mess
         (
             lambda lifecycle: [lifecycle.group("own", path=path) for path in ("/one", "/two")],
             ValueError,
-            "There is a group 'own' already; give this one another name.",
+            "The group 'own' is configured already; give this one another name.",
         ),
         (
             lambda lifecycle: [lifecycle.group(name, path="/own") for name in ("one", "two")],
             ValueError,
-            "There is a group at '/own' already; give 'two' another path.",
+            "The path '/own' has a group already; give 'two' another path.",
         ),
     ],
 )
@@ -790,7 +879,8 @@ def takes_keyword(*, context: Any) -> None: ...
         (
             lambda on: [on(nothing) for _ in range(2)],
             ValueError,
-            "There is an on_{kind} function 'nothing' already; pass name='...' to tell them apart.",
+            "There is an on_{kind} function 'nothing' already; pass name='...' to tell them apart, or, if a factory"
+            " registers it for each application, register it once, outside the factory.",
         ),
         (
             lambda on: on(takes_two),
@@ -849,7 +939,7 @@ def test_run_outside_the_main_thread() -> None:
 
     with running(call):
         pass
-    assert not state_of(app).process.coordinator.owned
+    assert not state_of(app).process.owner
 
 
 def test_run_after_a_shutdown() -> None:
@@ -866,7 +956,7 @@ def test_run_twice() -> None:
     """run() while run() is serving is an error."""
     app = make_app()
     lifecycle = Lifecycle(app)
-    state_of(app).process.coordinator.owned = True
+    state_of(app).process.owner = "run"
     message = "run() is serving already; to serve several applications combine them into one."
     with pytest.raises(RuntimeError, match=whole(message)):
         lifecycle.run(app)
@@ -876,14 +966,20 @@ SERVERS = [
     (
         {"server": "gunicron"},
         ValueError,
-        "There is no server 'gunicron'; did you mean 'cheroot'?"
-        " One can be run by: waitress, werkzeug, cheroot, gevent.",
+        "There is no server 'gunicron'; did you mean 'gunicorn'? The server 'gunicorn' starts itself, and init_app is"
+        " enough there; start it by 'gunicorn app:app' with 'from flask_lifecycle.gunicorn import *' in"
+        " 'gunicorn.conf.py'. The servers that can be run here are waitress, werkzeug, cheroot, gevent.",
+    ),
+    (
+        {"server": "nonsense"},
+        ValueError,
+        "There is no server 'nonsense'. The servers that can be run here are waitress, werkzeug, cheroot, gevent.",
     ),
     (
         {"server": "werkzeg"},
         ValueError,
         "There is no server 'werkzeg'; did you mean 'werkzeug'?"
-        " One can be run by: waitress, werkzeug, cheroot, gevent.",
+        " The servers that can be run here are waitress, werkzeug, cheroot, gevent.",
     ),
     (
         {"server": "waitress", "treads": 8},
@@ -898,7 +994,7 @@ SERVERS = [
     (
         {"server": "werkzeug", "threads": 8},
         ValueError,
-        "werkzeug has no option 'threads'; it takes 'host', 'port', 'listen', 'unix_socket' and 'sockets'.",
+        "werkzeug has no option 'threads'; it takes listen, unix_socket, sockets.",
     ),
     (
         {"server": "werkzeug", "port": 80, "unix_socket": "/tmp/x"},
@@ -931,18 +1027,18 @@ SERVERS = [
     (
         {"server": "cheroot", "timeout": "long"},
         ValueError,
-        "cheroot's option 'timeout' is to be a number, and not 'long'.",
+        "cheroot's option 'timeout' must be a number, not 'long'.",
     ),
-    ({"server": "cheroot", "threads": 0}, ValueError, "cheroot's option 'threads' is to be more than 0, and not 0."),
+    ({"server": "cheroot", "threads": 0}, ValueError, "cheroot's option 'threads' must be more than 0, not 0."),
     (
         {"server": "gevent", "threads": 8},
         ValueError,
-        "gevent has no option 'threads'; it takes 'host', 'port', 'listen', 'unix_socket', 'sockets' and 'backlog'.",
+        "gevent has no option 'threads'; it takes backlog, listen, unix_socket, sockets.",
     ),
     (
         {"server": "gevent", "backlog": "many"},
         ValueError,
-        "gevent's option 'backlog' is to be a number, and not 'many'.",
+        "gevent's option 'backlog' must be a number, not 'many'.",
     ),
 ]
 
@@ -954,7 +1050,7 @@ def test_servers(arguments: dict[str, Any], kind: type[Exception], message: str)
     lifecycle = Lifecycle(app)
     with pytest.raises(kind, match=whole(message)):
         lifecycle.run(app, **arguments)
-    assert not state_of(app).process.coordinator.owned
+    assert not state_of(app).process.owner
 
 
 def test_an_option_with_a_value_that_waitress_refuses() -> None:
@@ -984,7 +1080,7 @@ def test_waitress_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "waitress" else real(name))
     message = "The server 'waitress' is not installed; install it with: pip install 'flask-lifecycle[waitress]'"
     with pytest.raises(RuntimeError, match=whole(message)):
-        create("waitress", wsgi, None, None, lambda path: None, {})
+        create("waitress", wsgi, None, None, {})
 
 
 # -- the command line ---------------------------------------------------------------------------------------------
@@ -1009,22 +1105,22 @@ def flask(directory: Path, *arguments: str, **environ: str) -> subprocess.Comple
     ("arguments", "message"),
     [
         (
-            ["--server", "gunicron"],
-            "There is no server 'gunicron'; did you mean 'cheroot'?"
-            " One can be run by: waitress, werkzeug, cheroot, gevent.",
+            ["--server", "waitres"],
+            "There is no server 'waitres'; did you mean 'waitress'?"
+            " The servers that can be run here are waitress, werkzeug, cheroot, gevent.",
         ),
         (["-o", "treads=8"], "waitress has no option 'treads'; did you mean 'threads'?"),
         (["-o", "treads"], "Invalid value for '--option' / '-o': 'treads' is not of the form KEY=VALUE."),
         (["-o", "=8"], "Invalid value for '--option' / '-o': '=8' is not of the form KEY=VALUE."),
         (["-p", "70000"], "Invalid value for '--port' / '-p': 70000 is not in the range 0<=x<=65535."),
-        (["--threads", "0"], "Invalid value for '--threads': 0 is not in the range x>=1."),
+        (["--threads", "0"], "Invalid value for '--threads': 0 is not in the range 1<=x<=10000."),
         (
             ["-p", "0", "--listen", "127.0.0.1:0"],
             "A host or port cannot be combined with 'listen', 'sockets' or 'unix_socket'; give one of them.",
         ),
         (
             ["--server", "werkzeug", "--threads", "8"],
-            "werkzeug has no option 'threads'; it takes 'host', 'port', 'listen', 'unix_socket' and 'sockets'.",
+            "werkzeug has no option 'threads'; it takes listen, unix_socket, sockets.",
         ),
     ],
 )
@@ -1036,9 +1132,21 @@ def test_command_line(tmp_path: Path, arguments: list[str], message: str) -> Non
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize("register", ["check('again')", "on_shutdown(name='again')"])
+def test_command_line_registered_twice(tmp_path: Path, register: str) -> None:
+    """A check or hook that is registered twice goes to stderr as one sentence, with exit 2 and no traceback."""
+    twice = f"lifecycle.{register}(lambda: None)\n" * 2
+    (tmp_path / "app.py").write_text(APP.replace("\nLifecycle(app)", "\nlifecycle = Lifecycle(app)") + twice)
+    code = "import sys; from flask.cli import main; sys.argv[0] = 'flask'; main()"
+    done = run_python(code, "--app", str(tmp_path / "app.py"), "lifecycle", "run")
+    assert done.returncode == 2
+    assert {"'again'", "already;"} <= set(done.stderr.splitlines()[-1].split())
+    assert "Traceback" not in done.stderr
+
+
 @pytest.mark.parametrize("which", ["main", "probe"])
 def test_command_line_port_taken(tmp_path: Path, which: str) -> None:
-    """A port that is taken goes to stderr as one sentence, with exit 2 and no traceback."""
+    """A port that is taken goes to stderr as one sentence, with exit 1 and no traceback."""
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
         environ = {"BAD_LIFECYCLE_PROBE_HOST": "127.0.0.1", "BAD_LIFECYCLE_PROBE_PORT": str(port)}
@@ -1049,7 +1157,7 @@ def test_command_line_port_taken(tmp_path: Path, which: str) -> None:
         "probe": f"The probe listener cannot listen on 127.0.0.1:{port} (Address already in use);"
         " set 'LIFECYCLE_PROBE_PORT' to a free port, or to 0 for any.",
     }[which]
-    assert (done.returncode, done.stdout) == (2, "")
+    assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.splitlines()[-1] == f"Error: {message}"
     assert "Traceback" not in done.stderr
 

@@ -23,7 +23,6 @@ def test_defaults() -> None:
         grace_period=25.0,
         shutdown_delay=0.0,
         delay_probes=3,
-        delay_quiet=1.0,
         delay_min=0.0,
         delay_max=15.0,
         hook_reserve=5.0,
@@ -32,7 +31,7 @@ def test_defaults() -> None:
         exit="code",
         ready="auto",
         drain_policy="auto",
-        probe_host="0.0.0.0",
+        probe_host=None,
         probe_port=None,
         details="never",
         token=None,
@@ -109,7 +108,7 @@ def test_the_minimum_of_an_automatic_delay(monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.mark.parametrize(("grace", "longest"), [(25, 15.0), (100, 15.0), (10, 6.0), (1, 0.6)])
 def test_the_maximum_of_an_automatic_delay(grace: float, longest: float) -> None:
     """It is the smaller of fifteen seconds and three fifths of the grace period, and what the delay may take."""
-    settings = read(GRACE_PERIOD=grace, SHUTDOWN_DELAY="auto", DELAY_QUIET=0)
+    settings = read(GRACE_PERIOD=grace, SHUTDOWN_DELAY="auto")
     assert (settings.delay_max, settings.longest_delay) == (longest, longest)
     assert read(GRACE_PERIOD=grace, SHUTDOWN_DELAY=0.25).longest_delay == 0.25
 

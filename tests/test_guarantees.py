@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 import subprocess
 import sys
 import types
@@ -20,13 +21,14 @@ each_server = pytest.mark.parametrize("name", SERVERS)
 @pytest.fixture(scope="module")
 def collected() -> Mapping[str, list[str]]:
     """The live tests, by file and function, each with the parameters that it runs with."""
+    collect = ("-m", "pytest", "--collect-only", "-q", "-n0", "-m", "", "-p", "no:cacheprovider")
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider", "tests/live"],
+        [sys.executable, *collect, "tests/live", "tests/services"],
         cwd=ROOT, capture_output=True, text=True, timeout=120, check=True,
     )  # fmt: skip
     found: dict[str, list[str]] = {}
     for line in done.stdout.splitlines():
-        name, _, parameters = line.removeprefix("tests/live/").partition("[")
+        name, _, parameters = re.sub(r"^tests/\w+/", "", line).partition("[")
         found.setdefault(name, []).append(parameters.removesuffix("]"))
     return found
 
@@ -49,14 +51,13 @@ def shows(test: str, server: Server, collected: Mapping[str, list[str]]) -> bool
     return bool(variants) and (not named or any(server.parameter in each for each in named))
 
 
-@each_server
-def test_every_yes_is_shown(name: str, collected: Mapping[str, list[str]]) -> None:
+def test_every_yes_is_shown(collected: Mapping[str, list[str]]) -> None:
     """What is kept is kept in a live test that there is, and every test that is named is one of this server."""
-    server = SERVERS[name]
-    unshown = [each for each, cell in server.cells.items() if cell.words.startswith("yes") and not cell.tests]
-    tests = {test for cell in server.cells.values() for test in cell.tests}
-    assert unshown == []
-    assert [test for test in sorted(tests) if not shows(test, server, collected)] == []
+    for name, server in SERVERS.items():
+        unshown = [each for each, cell in server.cells.items() if cell.words.startswith("yes") and not cell.tests]
+        tests = {test for cell in server.cells.values() for test in cell.tests}
+        assert (name, unshown) == (name, [])
+        assert (name, [test for test in sorted(tests) if not shows(test, server, collected)]) == (name, [])
 
 
 @each_server
@@ -69,13 +70,13 @@ def test_every_guarantee_has_its_cell(name: str) -> None:
 def test_the_promise_is_the_code_s(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The level that ``lifecycle.server`` and the line at the start tell is the one that the cells add up to."""
     server = SERVERS[name]
-    assert level(server) == server.promise
+    assert level(server) == server.guarantee
     if server.kind:
         module, _, kind = server.kind.partition(":")
         monkeypatch.setitem(sys.modules, "uwsgi", types.ModuleType("uwsgi"))  # which only uWSGI itself has
-        code = getattr(importlib.import_module(f"flask_lifecycle.servers.{module}"), kind)
-        sys.modules.pop("flask_lifecycle.servers.found.uwsgi", None)
-        assert code.promise == server.promise
+        code = getattr(importlib.import_module(f"flask_lifecycle._servers.{module}"), kind)
+        sys.modules.pop("flask_lifecycle._servers.uwsgi", None)
+        assert code.guarantee == server.guarantee
 
 
 @pytest.mark.parametrize("document", TABLES)
@@ -86,16 +87,12 @@ def test_the_tables_are_up_to_date(document: str) -> None:
     assert replaced(text, TABLES[document]()) == text
 
 
-def test_a_test_that_is_not_one_is_found(collected: Mapping[str, list[str]]) -> None:
+def test_a_test_that_is_not_one_is_found() -> None:
     """A test that does not exist, or does not run on the server, shows nothing."""
+    collected = {"a.py::test_both": ["waitress-1", "waitress-serve-1"], "a.py::test_one": ["waitress"]}
     ours, theirs = SERVERS["waitress"], SERVERS["waitress by itself"]
-    both, one = "test_stop.py::test_slow_reader", "test_stop.py::test_report_of_run"
-    assert [shows(test, server, collected) for server in (ours, theirs) for test in (both, one)] == [
-        True,
-        True,
-        True,
-        False,
-    ]
-    assert not shows("test_stop.py::test_nothing", ours, collected)
-    assert not shows("test_stop.py::test_slow_reader[nothing]", ours, collected)
-    assert shows("test_stop.py::test_slow_reader[waitress-serve-/big]", theirs, collected)
+    assert [shows("a.py::test_both", each, collected) for each in (ours, theirs)] == [True, True]
+    assert [shows("a.py::test_one", each, collected) for each in (ours, theirs)] == [True, False]
+    assert not shows("a.py::test_nothing", ours, collected)
+    assert not shows("a.py::test_both[nothing]", ours, collected)
+    assert shows("a.py::test_both[waitress-serve-1]", theirs, collected)

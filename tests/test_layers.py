@@ -13,79 +13,23 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "flask_lifecycle"
 
-# A unit is a module, or a package with all its submodules, which may import each other.
-LAYERS = {
-    "_state": 0,
-    "_reloader": 0,
-    "_record": 0,
-    "_tally": 0,
-    "_stacks": 0,
-    "_config": 0,
-    "_sockets": 0,
-    "_callbacks": 0,
-    "_deadline": 0,
-    "_duration": 0,
-    "_rhythm": 0,
-    "_audience": 0,
-    "_words": 1,
-    "_inflight": 1,
-    "_work": 1,
-    "_fork": 1,
-    "_resource": 1,
-    "_scheduler": 1,
-    "_control": 1,
-    "_hooks": 1,
-    "_crash": 2,
-    "checks": 2,
-    "_access_log": 1,
-    "_activation": 1,
-    "_self_test": 1,
-    "_signals": 1,
-    "_probe_server": 1,
-    "_startup": 2,
-    "_report": 2,
-    "_control_dir": 2,
-    "_operators": 3,
-    "_probers": 2,
-    "_receipt": 3,
-    "_parties": 3,
-    "_shutdown": 4,
-    "_notice": 3,
-    "_advice": 3,
-    "_hangup": 3,
-    "_render": 3,
-    "_remote": 1,
-    "_status_table": 2,
-    "_status_watch": 3,
-    "_doctor": 5,
-    "_operator_cli": 5,
-    "_run_cli": 7,
-    "_run_simple": 5,
-    "_supervisor": 6,
-    "_handover": 5,
-    "servers": 5,
-    "_stuck": 5,
-    "_systemd": 5,
-    "_page": 3,
-    "_registration": 3,
-    "_figures": 5,
-    "_status": 6,
-    "metrics": 6,
-    "_views": 6,
-    "_process": 6,
-    "_cli": 6,
-    "_app": 7,
-    "gunicorn": 7,
-    "_extension": 8,
-    "__init__": 9,
-}
+# From top to bottom. A unit is a module, or a folder with all that is in it, whose modules may import each other.
+ROWS = (
+    {"__init__"},
+    {"_extension"},
+    {"_app", "_cli", "gunicorn"},
+    {"_status", "metrics", "_operators", "_monitors", "_restart", "_verify"},
+    {"_probes"},
+    {"checks", "_servers", "_doctor"},
+    {"_core"},
+    {"_config"},
+)
+LAYERS = {unit: len(ROWS) - row for row, units in enumerate(ROWS) for unit in units}
 # Flask itself brings the other three, so they cost nothing and are always there.
 REQUIRED = {"flask", "werkzeug", "blinker", "click"}
-# A file that is imported only once its own package is wanted may import it at the top.
-AT_HOME = {(f"servers/{name}.py", "waitress") for name in ("waitress", "_loop", "_channel", "found/waitress")}
-AT_HOME |= {(f"servers/{name}.py", "cheroot") for name in ("cheroot", "found/cheroot")}
-AT_HOME |= {(f"servers/{name}.py", "gevent") for name in ("gevent", "_greenlets", "found/gevent")}
-AT_HOME |= {(f"servers/found/{name}.py", name) for name in ("uvicorn", "uwsgi", "hypercorn", "mod_wsgi", "gunicorn")}
+# What is imported only once a server is there may import that server at the top, by the first part of its path.
+AT_HOME = {name: {name} for name in ("cheroot", "gevent", "gunicorn", "mod_wsgi", "uwsgi", "waitress")}
+AT_HOME |= {"asgi": {"uvicorn", "hypercorn", "granian"}}
 
 
 @dataclass(frozen=True)
@@ -147,11 +91,18 @@ def _violations(file: str, source: str) -> list[str]:
                 found.append(f"{where}: {unit} (layer {layer}) imports {other}")
         elif not (item.at_module_level and item.at_run_time):
             continue
-        elif top == "flask" and layer <= 5:
+        elif top == "flask" and layer < LAYERS["_probes"]:
             found.append(f"{where}: {unit} (layer {layer}) imports flask at module level")
-        elif top not in sys.stdlib_module_names | REQUIRED and (path.as_posix(), top) not in AT_HOME:
+        elif top not in sys.stdlib_module_names | REQUIRED | _at_home(path):
             found.append(f"{where}: {unit} imports the optional package {top} at module level")
     return found
+
+
+def _at_home(path: Path) -> set[str]:
+    """The optional packages that a file may import at the top."""
+    if path.parts[0] != "_servers" or len(path.parts) < 2:
+        return set()
+    return AT_HOME.get(path.parts[1].removesuffix(".py"), set())
 
 
 FILES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))
@@ -164,24 +115,24 @@ def test_every_module_has_a_layer() -> None:
 
 @pytest.mark.parametrize("file", FILES)
 def test_imports_point_down(file: str) -> None:
-    """A module imports lower layers only, no Flask below layer 6, optional ones in functions."""
+    """A module imports lower layers only, no Flask below the probes, optional ones in functions."""
     assert _violations(file, (PACKAGE / file).read_text(encoding="utf-8")) == []
 
 
 @pytest.mark.parametrize(
     ("file", "source", "complaint"),
     [
-        ("_state.py", "from ._shutdown import x", "_state (layer 0) imports _shutdown"),
-        ("_state.py", "from . import _shutdown", "_state (layer 0) imports _shutdown"),
-        ("_state.py", "import flask_lifecycle._config", "_state (layer 0) imports _config"),
-        ("_state.py", "from flask_lifecycle import State", "_state (layer 0) imports __init__"),
-        ("_state.py", "def f():\n    from . import _cli", "_state (layer 0) imports _cli"),
-        ("servers/_closing.py", "from .. import _process", "servers (layer 5) imports _process"),
-        ("checks/__init__.py", "from flask import g", "checks (layer 2) imports flask at module"),
+        ("_core/state.py", "from ..checks import x", "_core (layer 2) imports checks"),
+        ("_core/state.py", "from .. import _servers", "_core (layer 2) imports _servers"),
+        ("_config.py", "import flask_lifecycle.checks", "_config (layer 1) imports checks"),
+        ("_core/state.py", "from flask_lifecycle import State", "_core (layer 2) imports __init__"),
+        ("_core/state.py", "def f():\n    from .. import _cli", "_core (layer 2) imports _cli"),
+        ("_servers/listener.py", "from ..checks import x", "_servers (layer 3) imports checks"),
+        ("checks/__init__.py", "from flask import g", "checks (layer 3) imports flask at module"),
         (
-            "_views.py",
+            "_servers/cheroot.py",
             "try:\n    import waitress\nexcept ImportError:\n    pass",
-            "_views imports the optional package waitress at module level",
+            "_servers imports the optional package waitress at module level",
         ),
     ],
 )
@@ -194,17 +145,17 @@ def test_a_violation_is_found(file: str, source: str, complaint: str) -> None:
 @pytest.mark.parametrize(
     ("file", "source"),
     [
-        ("_shutdown.py", "from ._state import State"),
+        ("_core/shutdown.py", "from .state import State"),
         (
-            "servers/waitress.py",
-            "import waitress\nfrom . import _closing\nfrom .._state import State",
+            "_servers/waitress/__init__.py",
+            "import waitress\nfrom .. import listener\nfrom ..._core.state import State",
         ),
-        ("servers/__init__.py", "def f():\n    from .waitress import x\n    import waitress"),
+        ("_servers/__init__.py", "def f():\n    from .waitress import x\n    import waitress"),
         (
-            "_inflight.py",
+            "_core/inflight.py",
             "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from flask import Flask",
         ),
-        ("_inflight.py", "def f():\n    import flask"),
+        ("_core/inflight.py", "def f():\n    import flask"),
     ],
 )
 def test_what_is_allowed_is_not_a_violation(file: str, source: str) -> None:

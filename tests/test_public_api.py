@@ -59,7 +59,7 @@ SIGNATURES = {
     "resource": "(self, function=None, *, name=None, timeout=None, close_timeout=None)",
     "startup_task": "(self, name, *, on_failure='shutdown')",
     "submit": "(self, executor, function, /, *arguments, **keywords)",
-    "tokens": "(self, stacks=False)",
+    "work_items": "(self, stacks=False)",
     "wait_ready": "(self, timeout=None)",
     "work": "(self, name, /, **info)",
     "remaining": "(self)",

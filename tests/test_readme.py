@@ -19,12 +19,7 @@ SERVE = (
     "python3 -m venv .venv && .venv/bin/pip install '.[waitress]'"
     " && .venv/bin/flask --app examples/quickstart.py lifecycle run -p 8000"
 )
-TEST = (
-    "apt-get update && apt-get install -y postgresql redis-server openssl haproxy nginx"
-    " apache2 libapache2-mod-wsgi-py3 systemd chromium python3-venv"
-    " && python3 -m venv .venv && .venv/bin/pip install -e '.[dev,fleet]'"
-    " && .venv/bin/python -m pytest -n 2 --dist loadfile"
-)
+TEST = "python3 -m venv .venv && .venv/bin/pip install -e '.[dev]' && .venv/bin/python -m pytest"
 
 
 def _blocks(language: str) -> list[str]:
@@ -51,13 +46,6 @@ def test_the_table_of_settings_is_the_code_s() -> None:
     """``docs/settings.md`` lists every setting of the package, in its order, with its default."""
     documented = [(row[0], row[1]) for row in _settings(SETTINGS)]
     assert documented == [(name, key.default) for name, key in _config.KEYS.items()]
-
-
-def test_the_most_used_settings_are_those_of_the_table() -> None:
-    """The README says of a few settings what ``docs/settings.md`` says of them."""
-    few = _settings(README.replace("docs/delay.md", "delay.md"))
-    assert few == [row for row in _settings(SETTINGS) if row in few]
-    assert len(few) == 6
 
 
 def test_every_setting_is_explained() -> None:
@@ -91,12 +79,10 @@ def test_the_two_commands_are_near_the_top(command: str) -> None:
     assert README[: README.index(command)].count("\n") < 40
 
 
-def test_the_gate_s_command_is_the_readme_s() -> None:
-    """``.ci/run`` installs and tests as the README tells its reader to."""
-    gate = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
-    assert "-e '.[dev,fleet]'" in TEST
-    assert "-e '.[dev,fleet]'" in gate
-    assert "-m pytest -n 2 --dist loadfile" in gate.splitlines()[-1]
+def test_the_gate_runs_the_readme_s_command() -> None:
+    """``.ci/run`` takes the command from the README, and finds that one."""
+    assert "grep -m 1 'python -m pytest' README.md" in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    assert next(line for line in README.splitlines() if "python -m pytest" in line) == TEST
 
 
 @pytest.mark.parametrize("block", PYTHON, ids=range(len(PYTHON)))

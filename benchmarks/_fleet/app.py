@@ -1,4 +1,4 @@
-"""The application of a fleet: each answer can be told from every other, so that a client sees a wrong one."""
+"""The application of a fleet: each answer is unique, so a client notices a wrong one."""
 
 from __future__ import annotations
 

@@ -155,7 +155,7 @@ class Nginx(Balancer):
             await asyncio.sleep(0.02)
 
     async def wait_back(self, instance: Instance) -> None:
-        """It does not tell. What was refused last was so before now."""
+        """Unknown. The last refusal was before now."""
         await asyncio.sleep(FAIL_TIMEOUT + 0.1)
 
 

@@ -56,7 +56,7 @@ class Connection:
         return int(head[9:12]), body
 
     async def _send(self, parts: tuple[bytes, ...]) -> None:
-        with contextlib.suppress(OSError):  # an answer may have come all the same; if not, reading it tells
+        with contextlib.suppress(OSError):  # an answer may have come; if not, reading it fails
             for n, part in enumerate(parts):
                 if n:
                     await asyncio.sleep(PAUSE)

@@ -71,7 +71,7 @@ class Pod:
         self._life = asyncio.create_task(self._live())
 
     async def delete(self) -> None:
-        """The end of the pod; whoever calls takes it out of the endpoints."""
+        """End the pod; the caller removes it from the endpoints."""
         # The kubelet still asks for readiness, of which nothing follows any more, and no longer for liveness.
         readiness = asyncio.create_task(self._keep_asking(self._spec.readiness, lambda passes: None))
         self._life.cancel()
@@ -108,13 +108,13 @@ class Pod:
             return
         failed = asyncio.Event()
 
-        def tell(passes: bool) -> None:
+        def report(passes: bool) -> None:
             if not passes:
                 failed.set()
 
         asking = (
             asyncio.create_task(self._keep_asking(self._spec.readiness, self._set_ready)),
-            asyncio.create_task(self._keep_asking(self._spec.liveness, tell)),
+            asyncio.create_task(self._keep_asking(self._spec.liveness, report)),
         )
         try:
             await failed.wait()
@@ -122,14 +122,14 @@ class Pod:
             for task in asking:
                 task.cancel()
 
-    async def _keep_asking(self, probe: Probe, tell: Callable[[bool], None]) -> None:
-        """Tell each time when as many answers in a row as it takes say the same."""
+    async def _keep_asking(self, probe: Probe, report: Callable[[bool], None]) -> None:
+        """Report each time when enough answers in a row agree."""
         row, last = 0, False
         while True:
             passes = await self._passes(probe)
             row, last = (row + 1 if passes == last else 1), passes
             if row == (probe.successes if passes else probe.failures):
-                tell(passes)
+                report(passes)
             await asyncio.sleep(probe.period)
 
     async def _passes(self, probe: Probe) -> bool:
@@ -155,7 +155,7 @@ class Pod:
         self.ends.append(code)
 
     async def _pre_stop(self, hook: float | Sequence[str] | None) -> None:
-        """Bounded by the grace period; what comes of it matters to nobody."""
+        """Bounded by the grace period; its result is ignored."""
         if hook is None:
             return
         if isinstance(hook, float):

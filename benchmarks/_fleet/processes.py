@@ -29,7 +29,7 @@ class FleetError(Exception):
 
 
 def free_port() -> int:
-    """A port that nobody listens on, and nobody will be given by the kernel."""
+    """A port without a listener, which the kernel gives to no other process."""
     while True:
         port = random.choice(_PORTS)
         with contextlib.suppress(OSError), socket.socket() as sock:
@@ -117,7 +117,7 @@ class Instance(Process):
     """The application on one server.
 
     :param delay: ``LIFECYCLE_SHUTDOWN_DELAY``.
-    :param capable: whether it may make its listener deaf (``CAP_NET_ADMIN``), if we may.
+    :param capable: whether it may stop its listener from accepting (``CAP_NET_ADMIN``), if this process may.
     """
 
     def __init__(

@@ -151,9 +151,9 @@ def make_target(plan: Plan, home: Path) -> Target:
 class Roll:
     """One run of a plan."""
 
-    def __init__(self, plan: Plan, tell: Callable[[str], None]) -> None:
+    def __init__(self, plan: Plan, log: Callable[[str], None]) -> None:
         self.plan = plan
-        self.tell = tell
+        self.log = log
         self.restarts = 0
         self.windows: list[tuple[float, float]] = []
 
@@ -186,7 +186,7 @@ class Roll:
 
     async def _restart_all(self, target: Target, loads: Sequence[Load]) -> None:
         steady = int(self.plan.requests * STEADY)
-        told = 0
+        logged = 0
         while self.restarts < self.plan.restarts:
             # Spread over the whole run, if that is longer than what they take.
             share = (self.plan.requests - 2 * steady) * self.restarts // self.plan.restarts
@@ -195,10 +195,10 @@ class Roll:
             begun = time.monotonic()
             self.restarts += await target.restart()
             self.windows.append((begun, time.monotonic()))
-            if self.restarts // 10 > told:
-                told = self.restarts // 10
+            if self.restarts // 10 > logged:
+                logged = self.restarts // 10
                 lost = sum(len(load.lost) for load in loads)
-                self.tell(f"{self.restarts} restarts, {sum(load.sent for load in loads)} requests, {lost} lost")
+                self.log(f"{self.restarts} restarts, {sum(load.sent for load in loads)} requests, {lost} lost")
 
     def _outcome(self, kind: str, load: Load, target: Target, begun: float, lasted: float) -> Outcome:
         plan = self.plan

@@ -4,7 +4,7 @@ Behind HAProxy with one try, on new connections, what is lost in each stop is co
 rate, interval of the checks and delay. Requests come at the times of a Poisson process, whatever becomes of those
 before: clients that wait for their answers would send least when most is lost, as a connection that is ignored takes a
 second. Behind Envoy, which keeps connections and tries once, how many of them are idle is not known, so that the model
-tells two bounds: without any, and with more than are needed.
+gives two bounds: without any, and with more than needed.
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ def draw(file: Path, measured: Sequence[Mapping[str, Any]], fleets: Fleets) -> N
 
 
 def _losses(axes: Any, measured: Sequence[Mapping[str, Any]], fleets: Fleets) -> None:
-    # Nobody comes back before the last balancer has learned: a start that is quick makes up for a delay that is short.
+    # No replica comes back before the last balancer has noticed: a quick start makes up for a short delay.
     checked = fleets["balancers"](2000)._replace(start=Spread(60.0, 60.0))
     # On average a few routers lose what many do.
     deleted = fleets["kubernetes"](2000)._replace(routers=5)
@@ -57,7 +57,7 @@ def _losses(axes: Any, measured: Sequence[Mapping[str, Any]], fleets: Fleets) ->
         axes.errorbar([row["delay"] for row in rows], values, errors, fmt="o", color=color, capsize=3, markersize=4)
     axes.set(yscale="log", ylim=(_LEAST, 30), xlim=(-0.3, 15.3))
     axes.set(xlabel="delay, s", ylabel="lost in a stop, where 1 request/s\ngoes to the replica")
-    axes.set_title("Lost where nobody tries again (points: measured)", fontsize=9)
+    axes.set_title("Lost without retries (points: measured)", fontsize=9)
     axes.legend(fontsize=7, loc="upper right")
     axes.grid(alpha=0.3)
 

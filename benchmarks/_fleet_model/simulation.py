@@ -4,7 +4,7 @@ A fleet of replicas gets requests from *routers* (balancers, or the proxies of n
 replicas alike. Requests arrive as a Poisson process at each router. A deploy replaces every replica once, by the rule
 of ``maxSurge`` and ``maxUnavailable``, or in place, where the successor begins when its predecessor has gone.
 
-A replica that is told to stop goes on serving for the delay, then closes its listener and drains. Each router learns
+A replica that gets the stop signal serves during the delay, then closes its listener and drains. Each router learns
 of the stop at a moment of its own:
 
 - by *checks*, at the ``threshold``-th that fails, of which the first one comes after a part of the period that is
@@ -120,7 +120,7 @@ class Outcome(NamedTuple):
     """What a deploy has cost; requests are counted from its begin to its end.
 
     :param again: refused, and answered by another replica.
-    :param refused: lost, as nobody listened any more.
+    :param refused: lost, because nothing listened any more.
     :param raced: lost in a kept connection that was being closed.
     :param cut: lost at the deadline.
     :param seconds: until the last new replica counts.
@@ -173,7 +173,7 @@ class Deploy:
         self._routers = min(fleet.routers, _ROUTERS)
         self._traffic = fleet.rate * fleet.replicas / self._routers  # of each
         self._known = [fleet.replicas] * self._routers  # replicas to which each sends
-        self._closed = [0] * self._routers  # and at which nobody listens
+        self._closed = [0] * self._routers  # and at which nothing listens
         self._since = [0.0] * self._routers
         self._tried = 0.0  # refused requests that were to be expected
         self._again = self._refused = self._raced = self._cut = 0
@@ -265,10 +265,10 @@ class Deploy:
         return checked + fleet.lag.draw(rng)
 
     def _auto(self, learned: list[float], each: float) -> float:
-        """When nothing new has come for a while, and whoever checks has been told."""
+        """When no new request has come for a while, and all checkers have noticed."""
         fleet, rng = self.fleet, self._rng
-        told = max(learned) if fleet.checks and not fleet.lag.median else 0.0
-        floor = max(fleet.least, told)
+        noticed = max(learned) if fleet.checks and not fleet.lag.median else 0.0
+        floor = max(fleet.least, noticed)
         last = 0.0
         while last < AUTO_MAX:
             rate = each * sum(moment > last for moment in learned)

@@ -8,9 +8,9 @@ bind = "127.0.0.1:8000"
 workers = 2
 worker_class = "gthread"
 threads = 4
-# From the end of the delay on: LIFECYCLE_GRACE_PERIOD less LIFECYCLE_SHUTDOWN_DELAY, or gunicorn kills first. The
-# master leaves only then, so what supervises it waits for LIFECYCLE_GRACE_PERIOD and a second more.
+# Starts after the delay: at least LIFECYCLE_GRACE_PERIOD minus LIFECYCLE_SHUTDOWN_DELAY, or gunicorn kills workers. The
+# supervisor of the master must wait for LIFECYCLE_GRACE_PERIOD and a second more.
 graceful_timeout = 25
-# Longer than the balancer keeps an idle connection: after gunicorn's own 2 s it would close one on which a request is
-# just being sent.
+# Longer than the load balancer keeps idle connections. With gunicorn's default of 2 s, gunicorn closes connections on
+# which the load balancer is just sending a request.
 keepalive = 120

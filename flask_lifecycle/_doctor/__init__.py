@@ -1,10 +1,11 @@
-"""What ``flask lifecycle doctor`` does: hold the files of a deployment against the settings of the application.
+"""``flask lifecycle doctor``: checks the files of a deployment against the settings of the application.
 
-Files are read into values that know their line (``_source``), those into one small model of a workload, whatever the
-orchestrator (``_model``; ``_kubernetes``, ``_compose``, ``_systemd``), and a table of rules (``_rules``) says what is
-wrong with it. Nothing of that needs an application that runs, or Flask; ``_command`` is the command at the rim.
+Files are read into values that know their line (``source``), and those into one small model of a workload, whatever the
+orchestrator (``model``; ``kubernetes``, ``compose``, ``docker``, ``systemd``, ``gunicorn``). A table of rules
+(``rules``) finds what is wrong with it. Nothing of this needs a running application, or Flask; ``command`` is the
+command.
 
-What the files say is taken for what it is, never guessed: a variable that something else will replace, a command that
-is a script, or a container that may be somebody else's is not judged, or a warning says so. Nothing in a file is run,
-and nothing in it is printed as it is, since a name may hold what a terminal takes for a command.
+The rules guess nothing: a variable that another tool replaces, a command that is a script, or a container that may not
+be the application is not checked, or a warning says so. Nothing in a file is run, and all text is escaped before it is
+printed, because a name may contain control sequences of a terminal.
 """

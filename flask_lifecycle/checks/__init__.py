@@ -1,8 +1,12 @@
-"""Health checks: what they are, the engine that runs them, and ready-made ones.
+"""Health checks: the engine that runs them, and ready-made ones.
 
-The engine's theory of operation is at the head of ``_engine.py``, what a probe makes of its checks at that of
-``_health.py``. The ready-made checks are imported when they are first asked for, and what they need when they first
-run: an application that uses none pays for none.
+From ``@lifecycle.check`` to a response: ``Registry.add`` (``_registry.py``) keeps the :class:`Check` (``_check.py``). A
+probe calls ``Health.report`` (``_health.py``), which lets the state decide first, and then ``Engine.run``
+(``_engine.py``). That starts a thread for each check, whose return value ``as_result`` (``_returned.py``) turns into a
+:class:`CheckResult`, and returns a :class:`CheckReport` for each. ``_probes/render.py`` makes the body of the
+:class:`HealthReport`.
+
+The ready-made checks, and the packages they need, are imported lazily.
 """
 
 from __future__ import annotations
@@ -10,8 +14,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from ._check import Check, CheckContext, CheckResult, HealthCheckError
-from ._engine import CheckReport
+from ._check import Check, CheckContext, CheckReport, CheckResult, HealthCheckError
 from ._health import Group, HealthReport, Transition, check_changed, health_changed
 
 if TYPE_CHECKING:

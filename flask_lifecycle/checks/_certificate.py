@@ -1,13 +1,13 @@
-"""From when to when a certificate is valid, read from its DER bytes.
+"""The validity of a certificate, read from its DER bytes.
 
-The standard library decodes a certificate only after it has verified it, which an expired one never is, and the
-packages that decode any are large. What is wanted here are two times at a fixed place (RFC 5280, section 4.1)::
+The standard library decodes a certificate only after it has verified it, which fails for an expired one, and packages
+that decode any certificate are large. Here only two times at a fixed place are needed (RFC 5280, section 4.1)::
 
     Certificate ::= SEQUENCE { tbsCertificate, ... }
     TBSCertificate ::= SEQUENCE { [0] version (may be missing), serialNumber, signature, issuer, validity, ... }
     Validity ::= SEQUENCE { notBefore, notAfter }
 
-Nothing is verified, and what is not read is not looked at.
+Nothing is verified.
 """
 
 from __future__ import annotations
@@ -17,28 +17,19 @@ import re
 from collections.abc import Iterator
 from datetime import datetime, timezone
 
-from .._record import NamedTuple
-
 _PEM = re.compile(rb"-----BEGIN (?:X509 |TRUSTED )?CERTIFICATE-----([^-]*)-----END ")
 _VERSION, _UTC_TIME, _GENERALIZED_TIME = 0xA0, 0x17, 0x18
 
 
-class Validity(NamedTuple):
-    """The two times between which a certificate may be used."""
-
-    begins: datetime
-    ends: datetime
-
-
 def read_pem(data: bytes) -> list[bytes]:
-    """Each certificate of a PEM file as DER; keys and what else there is are passed over."""
+    """Each certificate of a PEM file as DER; keys and other content are skipped."""
     return [base64.b64decode(block) for block in _PEM.findall(data)]
 
 
-def validity(der: bytes) -> Validity:
-    """The validity of a certificate.
+def validity(der: bytes) -> tuple[datetime, datetime]:
+    """When the validity of a certificate begins and ends.
 
-    :raises ValueError: it is none.
+    :raises ValueError: it is not a certificate.
     """
     try:
         _tag, certificate = next(_elements(der))
@@ -47,7 +38,7 @@ def validity(der: bytes) -> Validity:
         begins, ends = (_time(tag, content.decode("ascii")) for tag, content in _elements(fields[3]))
     except (IndexError, StopIteration, ValueError) as error:
         raise ValueError("not a certificate") from error
-    return Validity(begins, ends)
+    return begins, ends
 
 
 def _elements(data: bytes) -> Iterator[tuple[int, bytes]]:
@@ -56,7 +47,7 @@ def _elements(data: bytes) -> Iterator[tuple[int, bytes]]:
     while at < len(data):
         tag, length = data[at], data[at + 1]
         at += 2
-        if length & 0x80:  # then it is the number of bytes in which the length is written
+        if length & 0x80:  # then it is the number of bytes of the length itself
             size = length & 0x7F
             length = int.from_bytes(data[at : at + size], "big")
             at += size
@@ -70,7 +61,7 @@ def _time(tag: int, text: str) -> datetime:
     if tag == _UTC_TIME:
         text = ("19" if text >= "50" else "20") + text  # two digits of the year, RFC 5280, section 4.1.2.5.1
     elif tag != _GENERALIZED_TIME:
-        raise ValueError("no time")
+        raise ValueError("not a time")
     if not re.fullmatch(r"[0-9]{14}Z", text):
-        raise ValueError("no time of a certificate")
+        raise ValueError("not a time of a certificate")
     return datetime.strptime(text, "%Y%m%d%H%M%SZ").replace(tzinfo=timezone.utc)

@@ -1,4 +1,4 @@
-"""What a check is, what it may return, and what it may raise."""
+"""A check, the result it may return, the error it may raise, and the report that a probe makes of it."""
 
 from __future__ import annotations
 
@@ -9,13 +9,15 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from .._callbacks import name_of, takes_context
-from .._record import NamedTuple
-from .._state import State
+from .._config import bound, is_seconds, shown
+from .._core.callbacks import name_of, takes_context
+from .._core.state import State
 
-# Two seconds is what hellofresh/health-go gives a check; a kubelet waits for one unless it is told to wait longer.
+# More runs in a row take years.
+_MOST_RUNS = 1_000_000
+# hellofresh/health-go gives a check two seconds; a kubelet waits one second by default.
 DEFAULT_TIMEOUT = 2.0
-# So that a storm of probes is no load on what is checked; AppsFlyer's and Dropwizard's caches begin at the same second.
+# Frequent probes must not load what is checked; the caches of AppsFlyer's and Dropwizard's libraries start at a second.
 DEFAULT_TTL = 1.0
 
 STATUSES = ("pass", "warn", "fail")
@@ -25,24 +27,26 @@ STATUSES = ("pass", "warn", "fail")
 class Check:
     """One registered health check. Times are seconds.
 
-    :param name: how it is called in logs, details and URLs; unique within a :class:`~flask_lifecycle.Lifecycle`.
-    :param function: called in an application context, in a thread of its own, never twice at once. It may take one
-        argument, the :class:`CheckContext`, and it may be ``async``. It passes by returning nothing, a mapping of what
-        it observed, or a :class:`CheckResult`; it fails by raising.
-    :param timeout: how long it may take. Past that it is reported as failing, "hanging since".
+    :param name: its name in logs, details and URLs; unique within a :class:`~flask_lifecycle.Lifecycle`.
+    :param function: called in an application context, in its own thread, never twice at once. It may take one
+        argument, the :class:`CheckContext`, and it may be ``async``. It passes by returning nothing or a mapping of
+        what it observed, or returns a :class:`CheckResult`; it fails by raising. A response, or a tuple as views
+        return it, fails if its status is 400 or more. Any other return value fails.
+    :param timeout: how long it may take. After that it is reported as failing, "hanging since".
     :param critical: whether its failure fails the probe (503) or only warns (200, ``warn``).
     :param groups: which probes ask it: ``live``, ``ready``, ``startup`` and your own. ``/healthcheck`` asks all. Put
         nothing into ``live`` that depends on anything outside the process: its failure gets the process killed, which
-        mends no database.
-    :param ttl: how long a good result is answered without running the check again.
-    :param fail_ttl: the same of a bad one; by default as ``ttl``.
-    :param interval: run it in the background each so many seconds, so that probes only read.
+        repairs no database.
+    :param ttl: how long a good result is cached.
+    :param fail_ttl: how long a failure is cached; by default as ``ttl``.
+    :param interval: run it in the background every ``interval`` seconds, so that probes only read its result.
     :param fail_interval: the same while it fails; by default as ``interval``.
-    :param fail_after: so many failures in a row before it counts as failing. The very first result counts at once.
-    :param recover_after: so many good results in a row before it counts as well again.
-    :param fail_for: and so many seconds since the first of those failures.
-    :param scope: ``"shared"`` for what all replicas depend on: its failure warns, but takes no instance out of
-        rotation, because that would take out all of them. ``"local"`` for what is wrong with this instance alone.
+    :param fail_after: how many failures in a row until its status becomes ``fail``. The very first result counts at
+        once.
+    :param recover_after: how many good results in a row until it recovers.
+    :param fail_for: how many seconds must have passed since the first of those failures.
+    :param scope: ``"shared"`` for what all replicas depend on: its failure warns but takes no instance out of
+        rotation, because that would take out all of them. ``"local"`` for what concerns this instance alone.
     :param affects: the paths that do not work without it, for the details.
     """
 
@@ -83,19 +87,21 @@ class Check:
             raise ValueError(f"The check '{self.name}' has a fail_interval but no interval; give it both.")
         for option in ("fail_after", "recover_after"):
             value = getattr(self, option)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= _MOST_RUNS:
                 raise ValueError(
-                    f"The {option} of the check '{self.name}' must be a whole number from 1, not {value!r}."
+                    f"The {option} of the check '{self.name}' must be a whole number from 1 to {_MOST_RUNS}, not"
+                    f" {shown(value)}."
                 )
 
     def _check_seconds(self, option: str, *, zero: bool) -> None:
         value = getattr(self, option)
         if value is None and option != "ttl":
             return
-        if not is_number(value) or value < 0 or (value == 0 and not zero):
-            bound = "zero or more" if zero else "greater than zero"
+        if not is_seconds(value, zero=zero):
+            least = "zero or more" if zero else "greater than zero"
             raise ValueError(
-                f"The {option} of the check '{self.name}' must be a number of seconds {bound}, not {value!r}."
+                f"The {option} of the check '{self.name}' must be a number of seconds {least}{bound(value)}, not"
+                f" {shown(value)}."
             )
 
     def _check_groups(self) -> None:
@@ -109,14 +115,14 @@ class Check:
             raise ValueError(f"The scope of the check '{self.name}' must be 'local' or 'shared', not {self.scope!r}.")
         if self.scope == "shared" and "live" in self.groups:
             raise ValueError(
-                f"The check '{self.name}' is shared and in the group 'live': restarting every replica mends nothing"
-                " that they share; take it out of 'live'."
+                f"The check '{self.name}' is shared and in the group 'live': restarting every replica does not repair"
+                " what they share; take it out of 'live'."
             )
 
     @property
     def coroutine(self) -> Callable[..., Any] | None:
         """Its function, or the method of its object, if that is a coroutine function."""
-        call = getattr(self.function, "__call__", None)  # noqa: B004  the method itself is asked for
+        call = getattr(self.function, "__call__", None)  # noqa: B004  the method itself is wanted
         return next((f for f in (self.function, call) if f is not None and inspect.iscoroutinefunction(f)), None)
 
     @classmethod
@@ -125,40 +131,48 @@ class Check:
         known = [option.name for option in fields(cls) if option.init and option.name != "function"]
         for option in options:
             if option not in known:
-                import difflib  # for this sentence alone
+                import difflib  # only for this error
 
                 near = difflib.get_close_matches(option, known, n=1, cutoff=0.0)[0]
                 raise TypeError(f"A check has no option '{option}'; did you mean '{near}'?")
-        if not callable(check if not isinstance(check, cls) else check.function):
+        function = check.function if isinstance(check, cls) else check
+        if not callable(function):
             raise TypeError(f"The check {check!r} is not callable; register a function, or an object with __call__.")
         named = {key: getattr(check, key) for key in known if hasattr(check, key)}
         named |= {"name": named.get("name") or name_of(check)} | options
-        return cls(function=check.function if isinstance(check, cls) else check, **named)
+        return cls(function=function, **named)
 
 
 def is_status_code(value: Any) -> bool:
-    """Whether this is a status of HTTP that a probe can be answered with."""
+    """Whether a probe can be answered with this as its HTTP status."""
     return isinstance(value, int) and 200 <= value <= 599
 
 
 def is_number(value: Any) -> bool:
     """Whether this is a finite number."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    try:
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:  # an integer that no float can hold
+        return False
 
 
 def check_timeout(what: str, timeout: Any) -> None:
-    """Refuse a timeout that is not a positive, finite number of seconds."""
-    if not is_number(timeout) or timeout <= 0:
-        raise ValueError(f"The timeout of the {what} must be a number of seconds greater than zero, not {timeout!r}.")
+    """Reject a timeout that is not a positive number of seconds, of a year at most."""
+    if not is_seconds(timeout):
+        raise ValueError(
+            f"The timeout of the {what} must be a number of seconds greater than zero{bound(timeout)}, not"
+            f" {shown(timeout)}."
+        )
 
 
-class CheckContext(NamedTuple):
-    """What a check may ask about the application that it runs for.
+@dataclass(frozen=True, slots=True)
+class CheckContext:
+    """The application that a check runs for, as the check may see it.
 
     :param state: of the application.
     :param reason: why it is in this state.
-    :param in_flight: how many requests it has not finished.
-    :param remaining: seconds left of the grace period, ``None`` when no shutdown has begun.
+    :param in_flight: how many requests have not ended.
+    :param remaining: seconds left of the grace period, ``None`` before a shutdown.
     """
 
     state: State
@@ -167,32 +181,33 @@ class CheckContext(NamedTuple):
     remaining: float | None
 
 
-class CheckResult(NamedTuple):
-    """What a check saw.
+@dataclass(frozen=True, slots=True)
+class CheckResult:
+    """The result that a check may return.
 
     :param status: ``"pass"``, ``"warn"`` or ``"fail"``.
-    :param output: one sentence for whoever may see details; no hosts, users or DSNs.
+    :param output: one sentence for callers allowed to see details; without hosts, users or DSNs.
     :param observed: what it observed, by name.
-    :param value: the one figure that matters, in ``unit``.
+    :param value: the one number that matters, in ``unit``.
     """
 
     status: str = "pass"
     output: str = ""
-    observed: Mapping[str, Any] = {}
+    observed: Mapping[str, Any] = field(default_factory=dict)
     value: float | int | str | None = None
     unit: str = ""
 
 
 class HealthCheckError(Exception):
-    """Raised by a check that fails: the message is for the public, what it is raised ``from`` for the log.
+    """Raised by a check that fails: the message is public, the exception it is raised ``from`` is only logged.
 
-    :param causes: what is wrong, by name, or one after the other: texts or exceptions.
-    :param status_code: of the probe that fails because of this one, in place of the configured one.
-    :param response: the body of that probe's answer, in place of the report: a mapping or a text.
-    :raises ValueError: ``status_code`` is no status of HTTP.
+    :param causes: what is wrong, by name or as a list: texts or exceptions.
+    :param status_code: of the probe that fails because of this error, instead of the configured one.
+    :param response: the body of that probe's response, instead of the report: a mapping or a text.
+    :raises ValueError: ``status_code`` is not an HTTP status.
     """
 
-    # For subclasses that do not call __init__, or have values of their own.
+    # For subclasses that do not call __init__, or have their own values.
     causes: Mapping[str, Any] | Sequence[Any] = ()
     status_code: int | None = None
     response: Any = None
@@ -215,46 +230,78 @@ class HealthCheckError(Exception):
         self.response = self.response if response is None else response
 
 
-def as_result(returned: Any) -> CheckResult:
-    """What a check's return value says.
+@dataclass(frozen=True, slots=True)
+class CheckReport:
+    """The result of one check, as a probe reports it.
 
-    :raises ValueError: it is a result with a status that there is not.
-    :raises TypeError: it is a coroutine or a generator: nothing of the check has run.
+    :param check: the check itself, with its options.
+    :param status: ``pass``, ``warn`` or ``fail``, after debouncing and ``critical``.
+    :param duration: seconds that the last run took, or has taken so far.
+    :param time: when it ended, in seconds since the epoch; now, if it still runs.
+    :param result: what it returned.
+    :param error: what it raised.
+    :param hanging: whether it is past its timeout.
+    :param damped: how many results in a row have contradicted ``status`` without changing it yet.
     """
-    if inspect.iscoroutine(returned) or inspect.isgenerator(returned):
-        returned.close()
-        kind = "coroutine" if inspect.iscoroutine(returned) else "generator"
-        raise TypeError(f"The check returned a {kind}, of which nothing has run; register an 'async def' itself.")
-    if isinstance(returned, CheckResult):
-        if returned.status not in STATUSES:
-            raise ValueError(f"A check's status must be one of {', '.join(STATUSES)}, not {returned.status!r}.")
-        output = returned.output
-        return returned._replace(output="" if output is None else text_of(output))
-    if returned is False or (isinstance(returned, tuple) and returned[:1] == (False,)):
-        # As other packages have it, also with a text behind; that is not known to be for the public.
-        return CheckResult("fail", "the check returned False")
-    return CheckResult(observed=returned) if isinstance(returned, Mapping) else CheckResult()
+
+    check: Check
+    status: str
+    duration: float
+    time: float
+    result: CheckResult = field(default_factory=CheckResult)
+    error: BaseException | None = None
+    hanging: bool = False
+    damped: int = 0
+
+    @property
+    def name(self) -> str:
+        """The name of the check."""
+        return self.check.name
+
+    @property
+    def output(self) -> str:
+        """The text for callers allowed to see details."""
+        if self.hanging:
+            return f"hanging since {self.duration:.1f} s"
+        return public_text(self.error) if self.error is not None else self.result.output
+
+    @property
+    def causes(self) -> dict[str, str]:
+        """The causes of its failure, by name."""
+        return public_causes(self.error)
+
+
+@dataclass(eq=False, repr=False)
+class CheckHistory:
+    """What is kept of a check beside its last result.
+
+    :param durations: seconds that its last runs took, oldest first.
+    :param changed: when its status changed last, in seconds since the epoch; 0 before the first result.
+    """
+
+    durations: tuple[float, ...]
+    changed: float
 
 
 def text_of(value: Any) -> str:
-    """Anything as text that can be sent; what cannot say what it is, by its type."""
+    """Any value as text that can be sent; its type, if it cannot be converted."""
     try:
         text = str(value)
     except Exception:
         text = type(value).__name__
-    return text.encode("utf-8", "backslashreplace").decode()  # a file's name may hold half of a surrogate pair
+    return text.encode("utf-8", "backslashreplace").decode()  # a file name may hold half of a surrogate pair
 
 
 def public_text(error: BaseException) -> str:
-    """What may be told of an exception: its author's words if they were meant for it, else no more than its type."""
-    words = text_of(error) if isinstance(error, HealthCheckError) else ""
-    return words or type(error).__name__
+    """The public text of an exception: the message of a ``HealthCheckError``, else only the type."""
+    message = text_of(error) if isinstance(error, HealthCheckError) else ""
+    return message or type(error).__name__
 
 
 def public_causes(error: BaseException | None, depth: int = 5) -> dict[str, str]:
-    """What a failure consists of, by name: the causes of a ``HealthCheckError``, the members of an exception group."""
+    """The causes of a failure, by name: those of a ``HealthCheckError``, or the members of an exception group."""
     found: dict[str, str] = {}
-    for name, cause in _causes(error) if depth else ():  # a cause may be its own
+    for name, cause in _causes(error) if depth else ():  # a cause may contain itself
         found[name] = public_text(cause) if isinstance(cause, BaseException) else text_of(cause)
         inner = public_causes(cause, depth - 1) if isinstance(cause, BaseException) else {}
         found |= {f"{name}.{key}": text for key, text in inner.items()}
@@ -262,11 +309,11 @@ def public_causes(error: BaseException | None, depth: int = 5) -> dict[str, str]
 
 
 def _causes(error: BaseException | None) -> list[tuple[str, Any]]:
-    """The direct causes by name. Of what fails to tell them there are none: a probe answers all the same."""
+    """The direct causes by name; none if reading them fails, because the probe must be answered."""
     with contextlib.suppress(Exception):
         causes: Any = error.causes if isinstance(error, HealthCheckError) else getattr(error, "exceptions", ())
         if isinstance(causes, Mapping):
-            # A dict's items are listed in one step: it may be what the application goes on writing to.
+            # list() takes a dict's items in one step: the application may go on writing to it.
             return [(text_of(name), cause) for name, cause in list(causes.items())]
         if isinstance(causes, Sequence) and not isinstance(causes, (str, bytes)):
             return [(str(number), cause) for number, cause in enumerate(list(causes), 1)]

@@ -1,67 +1,68 @@
-"""What an application says of its health: the groups of checks, the table of states, and the changes.
+"""What an application reports about its health: its groups of checks, its state, and the changes of both.
 
-A *group* is what a probe asks. ``live``, ``ready`` and ``startup`` are always there, ``healthcheck`` asks everything,
-and an application may have its own. What each says depends on the state first and on its checks second:
+Groups
+------
+
+A probe asks a group. Four always exist, ``/healthcheck`` asks all checks, and an application may add groups. The state
+decides first, the checks second:
 
 ===========  ===========================================================================================
-live         the checks of the group alone, and with ``LIFECYCLE_STUCK_AFTER`` whether the pool of workers is
-             stuck; a drain does not change it, and nothing else is in it by itself
+live         the checks of the group, and with ``LIFECYCLE_STUCK_AFTER`` whether the worker pool is stuck;
+             a drain does not change it, and nothing else is in it by default
 startup      ``fail`` until the start-up is over
 ready        ``fail`` unless the state is READY
-healthcheck  as ``ready``, of all checks and of the pool
-own groups   their checks alone, whatever the state; ``fail`` in a drain, as readiness
-component    one check by its own URL: that check alone, as in an own group
+healthcheck  as ``ready``, of all checks and of the worker pool
+own groups   their checks, whatever the state; ``fail`` in a drain, as readiness
+component    one check by its own URL: only that check, as in an own group
 ===========  ===========================================================================================
 
-A check with ``scope="shared"`` warns in the four groups that are always there, because they are what takes an instance
-out of rotation or restarts it. In an application's own group, and asked by its own URL, it says what it is.
+A check with ``scope="shared"`` only warns in the four standard groups, because they take an instance out of rotation or
+restart it. In an application's own group, and by its own URL, it fails.
+
+Changes
+-------
+
+Each change of the state, of a check and of the worker pool is recorded when it takes effect, under the lock of what
+changes. It is listed among the transitions, and the health as a whole is computed right there. The signals are sent
+later, without a lock.
+
+Interleaving: two checks change at once, first one that only warns, then one that fails. If the health were computed
+when the signals are sent, the first thread would see both changes and name its own check for the failure of the other.
+Recorded one after the other, "pass" becomes "warn" by the first check and "fail" by the second, whichever thread sends
+first. ``health_changed`` is sent in this order, by one thread at a time, so a receiver may get it before the change of
+the check or state that it comes from.
 """
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import functools
 import threading
 import time
-import weakref
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Mapping
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from typing import Any
 
 from blinker import Namespace
 
-from .._record import NamedTuple
-from .._state import ENDING, State, StateMachine, send
-from ._check import Check
-from ._engine import App, CheckReport, Engine, overall, renewed_in_children
-
-if TYPE_CHECKING:  # a Protocol takes its time at the import
-
-    class Pool(Protocol):
-        """What is asked of the pool of workers; see ``_stuck.py``."""
-
-        listeners: weakref.WeakSet[Any]
-
-        @property
-        def status(self) -> str:
-            """What it said last."""
-
-        def report(self) -> CheckReport:
-            """How it is now, as a check would say it."""
-
-        def known(self) -> CheckReport:
-            """What it said last."""
-
+from .._core.fork import renew_in_children
+from .._core.state import ENDING, State, StateMachine, send
+from ._check import Check, CheckReport
+from ._engine import App, Engine
+from ._outbox import Outbox
 
 _signals = Namespace()
 
 check_changed = _signals.signal(
     "lifecycle-check-changed",
-    doc="""Sent once for each change of a check, after damping. The sender is the application; ``check`` is its name,
-    ``old`` (empty at the first result) and ``new`` are ``pass``, ``warn`` or ``fail``, ``reason`` may be told.""",
+    doc="""Sent once for each change of a check, after debouncing. The sender is the application; ``check`` is its name,
+    ``old`` (empty at the first result) and ``new`` are ``pass``, ``warn`` or ``fail``, ``reason`` is public.""",
 )
 health_changed = _signals.signal(
     "lifecycle-health-changed",
-    doc="""Sent once for each change of what ``/healthcheck`` says. The sender is the application; ``old`` and ``new``
-    are ``pass``, ``warn`` or ``fail``, ``reason`` says which change of a state or a check it comes from.""",
+    doc="""Sent once for each change of the status of ``/healthcheck``. The sender is the application; ``old`` and
+    ``new`` are ``pass``, ``warn`` or ``fail``, ``reason`` names the change of a state or check that caused it.""",
 )
 
 LIVE, READY, STARTUP, ALL = "live", "ready", "startup", "healthcheck"
@@ -69,12 +70,12 @@ ALWAYS = (LIVE, READY, STARTUP, ALL)
 
 
 class Group:
-    """What one probe asks, and how it answers.
+    """The checks that one probe asks, and how it answers.
 
-    :param name: what checks name in their ``groups``.
-    :param path: where it is asked, below ``LIFECYCLE_URL_PREFIX``; ``None`` for those of ``LIFECYCLE_PATHS``.
-    :param status_codes: by status; what is not given stays as ``LIFECYCLE_STATUS_CODES`` has it.
-    :param headers: sent with every answer, over ``LIFECYCLE_HEADERS``.
+    :param name: the name that checks list in their ``groups``.
+    :param path: its path below ``LIFECYCLE_URL_PREFIX``; ``None`` for those of ``LIFECYCLE_PATHS``.
+    :param status_codes: by status; missing ones are taken from ``LIFECYCLE_STATUS_CODES``.
+    :param headers: sent with every response, over ``LIFECYCLE_HEADERS``.
     :param details: ``never``, ``token`` or ``always``; by default ``LIFECYCLE_DETAILS``.
     :param renderer: makes the body from the whole :class:`HealthReport`.
     """
@@ -96,14 +97,16 @@ class Group:
         self.renderer = renderer
 
 
-class HealthReport(NamedTuple):
-    """What a probe is going to be answered.
+@dataclasses.dataclass(frozen=True, slots=True)
+class HealthReport:
+    """The answer to a probe.
 
     :param group: the name of the group that was asked.
-    :param component: the one check that was asked for, if it was.
+    :param component: the one check that was asked, if it was.
     :param status: ``pass``, ``warn`` or ``fail``.
-    :param state: of the application, and ``reason``: why it is in it.
-    :param checks: what they say, in the order of their registration; none where the state alone decides.
+    :param state: of the application.
+    :param reason: why it is in this state.
+    :param checks: their reports, in the order of registration; none where the state alone decides.
     :param draining: whether it fails because of the drain.
     :param details: whether the caller may see more than the status.
     """
@@ -118,10 +121,14 @@ class HealthReport(NamedTuple):
     details: bool = False
 
 
-class Transition(NamedTuple):
+@dataclasses.dataclass(frozen=True, slots=True)
+class Transition:
     """A change of the health of an application.
 
     :param subject: ``state``, ``health`` or a check, as ``check database``.
+    :param old: the state or status before.
+    :param new: the state or status after.
+    :param reason: why it changed.
     :param time: when, in seconds since the epoch.
     :param age: how many seconds ago.
     """
@@ -140,8 +147,8 @@ class Health:
     :param app: the application as its checks see it.
     :param checks: gives the registered checks.
     :param sender: of the signals.
-    :param timeout: seconds that a probe waits for its checks in all.
-    :param keep: whether readiness outlives the beginning of a drain, until :meth:`withdraw`.
+    :param timeout: seconds that a probe waits for all its checks together.
+    :param keep: whether readiness passes after the beginning of a drain, until :meth:`end_readiness`.
     """
 
     def __init__(
@@ -154,35 +161,30 @@ class Health:
         *,
         keep: bool,
     ) -> None:
-        self.engine = Engine(app, checks, self._check_changed)
+        self.engine = Engine(app, checks, self.check_changed, self.record_check)
+        # The report of the worker pool; with True it looks at the pool, else it is the last known one.
+        self.pool: Callable[[bool], CheckReport] | None = None
         self._sender = sender
         self._machine = machine
         self._timeout = timeout
         self._keep = keep
-        self._stays = False
+        self._handed_over = False
+        self._listed: deque[tuple[str, str, str, str, float, float]] = deque(maxlen=100)
         self.after_fork()
-        renewed_in_children.add(self)
-        self._said = "fail"
-        self._ring: deque[tuple[str, str, str, str, float, float]] = deque(maxlen=100)  # appending is atomic
-        self._pool: Pool | None = None
+        renew_in_children(self.after_fork)
 
     def after_fork(self) -> None:
-        """Another thread may have held it when this child was forked."""
-        self._lock = threading.Lock()  # guards _said
+        """Start anew: no check has run in this child, and another thread may have held the lock."""
+        # Guards _state, _statuses, _listed and _keep. A finalizer may change the state in a thread that holds it.
+        self._lock = threading.RLock()
+        self._state = self._machine.state
+        self._statuses: dict[int, str] = {}  # of the checks and of the pool, by the id of the check
+        self._outbox = Outbox()
 
-    def watch_pool(self, pool: Pool) -> None:
-        """Let liveness, and whatever asks for everything, depend on whether the workers get on."""
-        self._pool = pool
-        pool.listeners.add(self)
-
-    def pool_changed(self, check: Check, old: str, new: str, reason: str) -> None:
-        """The pool is stuck, or gets on again. Told to receivers, so in a thread that they may block."""
-        self._check_changed(check, old, new, reason)
-
-    # -- what a probe is told -------------------------------------------------------------------------------------
+    # -- answering probes -----------------------------------------------------------------------------------------
 
     def report(self, group: str, component: str | None = None, exclude: Collection[str] = ()) -> HealthReport:
-        """What a group says now. Blocks for its checks as long as their timeouts and the probe's allow."""
+        """Report a group. Blocks for its checks as long as their timeouts and the probe's allow."""
 
         def wanted(check: Check) -> bool:
             if component is not None:
@@ -191,99 +193,119 @@ class Health:
 
         while True:
             state, reason = self._machine.state, self._machine.reason
-            refusing = self._refuses(group, component)
-            if refusing is not None:
-                return HealthReport(group, component, "fail", state, reason, draining=refusing)
-            if group == STARTUP and self._machine.ending:  # it has started; that stays true
+            failure = self._failure(group, component)
+            if failure:
+                return HealthReport(group, component, "fail", state, reason, draining=failure == "drain")
+            if group == STARTUP and self._machine.ending:  # it has started; that remains true
                 return HealthReport(group, component, "pass", state, reason)
-            checks = self.engine.run(wanted, self._timeout, hurried=group != LIVE)
-            if self._pool is not None and group in (LIVE, ALL) and component is None:
-                checks += (self._pool.report(),)
-            # A drain that began while a check was waited for makes another answer true.
-            if self._refuses(group, component) is None:
+            checks = self.engine.run(wanted, self._timeout, releasable=group != LIVE)
+            if self.pool is not None and group in (LIVE, ALL) and component is None:
+                checks += (self.pool(True),)
+            # If a drain began while a check ran, the answer is another one.
+            if not self._failure(group, component):
                 if group in ALWAYS and component is None:
                     checks = _weigh_all(checks)
                 return HealthReport(group, component, overall(each.status for each in checks), state, reason, checks)
 
     def known(self) -> tuple[CheckReport, ...]:
-        """What every check has said last, as ``/healthcheck`` tells it; runs none, and waits for none."""
+        """The last reports of all checks, as ``/healthcheck`` shows them; runs none, and waits for none."""
         known = _weigh_all(self.engine.known())
-        return known if self._pool is None else (*known, self._pool.known())
+        return known if self.pool is None else (*known, self.pool(False))
 
-    def _refuses(self, group: str, component: str | None = None) -> bool | None:
-        """Whether the state alone makes a group fail: ``True`` because of a drain, ``False`` for another reason."""
-        state = self._machine.state
+    def known_status(self, group: str) -> str:
+        """The status of a group by the last reports, without running a check."""
+        if self._failure(group):
+            return "fail"
+        reports = [each for each in self.known() if group == ALL or group in each.check.groups]
+        return overall(each.status for each in reports)
+
+    def _failure(self, group: str, component: str | None = None, state: State | None = None) -> str:
+        """Why the state alone makes a group fail: ``"drain"``, ``"state"``, or empty if it does not."""
+        state = state or self._machine.state
         if group == LIVE:
-            return None
+            return ""
         if state in ENDING and group != STARTUP:
-            return None if self._keep and (self._machine.was_ready or group not in ALWAYS) else True
+            return "" if self._keep and (self._machine.was_ready or group not in ALWAYS) else "drain"
         if component is not None:
-            return None
+            return ""
         if group == STARTUP:
-            return False if state is State.STARTING else None
-        return False if group in (READY, ALL) and state is not State.READY else None
-
-    def outlive(self) -> None:
-        """Readiness is that of another process as well, and a drain does not change it."""
-        self._keep = self._stays = True
-
-    def withdraw(self) -> None:
-        """From now on readiness fails in a drain, whatever the policy; whoever waits for a check is answered."""
-        self._keep = self._stays
-        self.engine.hurry()
-        self._update("nobody is let in any more")
+            return "state" if state is State.STARTING else ""
+        return "state" if group in (READY, ALL) and state is not State.READY else ""
 
     # -- changes --------------------------------------------------------------------------------------------------
 
-    def state_changed(self, old: State, new: State, reason: str) -> None:
-        """The state of the application has changed."""
-        self._record("state", old.value, new.value, reason)
+    def hand_over_readiness(self) -> None:
+        """Another process serves at the same address: readiness is also its own, and a drain does not change it."""
+        self._keep = self._handed_over = True
+
+    def end_readiness(self) -> None:
+        """From now on readiness fails in a drain, whatever the policy; waiting probes are answered."""
+        with self._changing("readiness has ended"):
+            self._keep = self._handed_over
+        self.engine.release()
+        self._outbox.flush()
+
+    def record_state(self, old: State, new: State, reason: str) -> None:
+        """Record that the state of the application changes. Does not block."""
+        with self._changing(f"state {new.value}"):
+            self._state = new
+            self._list("state", old.value, new.value, reason)
+
+    def state_changed(self, new: State) -> None:
+        """Act on a change of the state, and send ``health_changed``."""
         if new in ENDING and not self._keep:
-            self.engine.hurry()
+            self.engine.release()
         if new is State.STOPPING:
             self.engine.stop()
-        self._update(f"state {new.value}")
+        self._outbox.flush()
 
-    def _check_changed(self, check: Check, old: str, new: str, reason: str) -> None:
-        """What counts of a check has changed."""
-        self._record(f"check {check.name}", old, new, reason)
+    def record_check(self, check: Check, old: str, new: str, reason: str) -> None:
+        """Record that the status of a check, or of the worker pool, changes. Does not block."""
+        with self._changing(f"check {check.name}"):
+            self._statuses[id(check)] = _weigh(check, new)
+            self._list(f"check {check.name}", old, new, reason)
+
+    def check_changed(self, check: Check, old: str, new: str, reason: str) -> None:
+        """Send ``check_changed``, and ``health_changed`` if the health has changed. Receivers may block."""
         send(check_changed, self._sender, check=check.name, old=old, new=new, reason=reason)
-        self._update(f"check {check.name}")
+        self._outbox.flush()
 
-    def _update(self, reason: str) -> None:
+    @contextlib.contextmanager
+    def _changing(self, reason: str) -> Iterator[None]:
+        """Hold the lock for a change, and list what it makes of the health as a whole."""
         with self._lock:
-            old, new = self._said, self.standing(ALL)
-            self._said = new
-        if old != new:
-            self._record("health", old, new, reason)
-            send(health_changed, self._sender, old=old, new=new, reason=reason)
+            old = self._overall()
+            yield
+            new = self._overall()
+            if new != old:
+                self._list("health", old, new, reason)
+                self._outbox.put(functools.partial(send, health_changed, self._sender, old=old, new=new, reason=reason))
 
-    def standing(self, group: str) -> str:
-        """What a group says by what is known now, without running a check."""
-        if self._refuses(group) is not None:
-            return "fail"
-        known = [weigh(*each) for each in self.engine.standing() if group == ALL or group in each[0].groups]
-        if self._pool is not None and group in (LIVE, ALL):
-            known.append(self._pool.status)
-        return overall(known)
+    def _overall(self) -> str:
+        return "fail" if self._failure(ALL, state=self._state) else overall(self._statuses.values())
 
-    def _record(self, *what: str) -> None:
-        subject, old, new, reason = what
-        self._ring.append((subject, old, new, reason, time.time(), time.monotonic()))
+    def _list(self, subject: str, old: str, new: str, reason: str) -> None:
+        self._listed.append((subject, old, new, reason, time.time(), time.monotonic()))
 
     def transitions(self) -> tuple[Transition, ...]:
         """The last hundred, oldest first."""
-        now = time.monotonic()
+        with self._lock:  # a change that is being recorded is in effect already
+            listed, now = self._listed.copy(), time.monotonic()
         return tuple(
-            Transition(subject, old, new, reason, at, now - since)
-            for subject, old, new, reason, at, since in self._ring.copy()
+            Transition(subject, old, new, reason, at, now - since) for subject, old, new, reason, at, since in listed
         )
 
 
-def weigh(check: Check, status: str) -> str:
-    """What a check's status is to a probe that decides about this instance."""
+def overall(statuses: Iterable[str]) -> str:
+    """The worst of statuses: ``fail`` before ``warn`` before ``pass``."""
+    found = set(statuses)
+    return "fail" if "fail" in found else "warn" if "warn" in found else "pass"
+
+
+def _weigh(check: Check, status: str) -> str:
+    """The status of a check in a probe that decides about this instance."""
     return "warn" if status == "fail" and check.scope == "shared" else status
 
 
 def _weigh_all(checks: Iterable[CheckReport]) -> tuple[CheckReport, ...]:
-    return tuple(each._replace(status=weigh(each.check, each.status)) for each in checks)
+    return tuple(dataclasses.replace(each, status=_weigh(each.check, each.status)) for each in checks)

@@ -1,4 +1,4 @@
-"""Which checks and groups there are."""
+"""The registered checks and groups."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class Registry:
         self._groups = {name: Group(name) for name in ALWAYS}
         self._set: set[str] = set()  # the groups that lifecycle.group() was called for
         self.renderer: Callable[[HealthReport], Any] | None = None  # of every group that has none of its own
-        self._watchers: list[weakref.WeakMethod[Callable[[], Any]]] = []
-        self._judges: list[weakref.WeakMethod[Callable[[dict[str, Group]], Any]]] = []
+        self._validators: list[weakref.WeakMethod[Callable[[dict[str, Group]], Any]]] = []
+        self._listeners: list[weakref.WeakMethod[Callable[[], Any]]] = []
 
     def checks(self) -> tuple[Check, ...]:
         return tuple(self._checks.values())
@@ -29,56 +29,57 @@ class Registry:
     def groups(self) -> dict[str, Group]:
         return self._groups
 
-    def watch(self, judge: Callable[[dict[str, Group]], Any], watcher: Callable[[], Any]) -> None:
-        """Call methods as long as their object lives: a judge of the groups, now and before there is another; a watcher
-        after each registration.
+    def watch(self, validate: Callable[[dict[str, Group]], Any], changed: Callable[[], Any]) -> None:
+        """Call two methods while their object lives: one validates the groups, now and before one is added; the other
+        is called after each registration.
 
-        :raises ValueError: the judge refuses a group.
+        :raises ValueError: the first method rejects a group.
         """
-        judge(self._groups)
-        self._judges.append(weakref.WeakMethod(judge))
-        self._watchers.append(weakref.WeakMethod(watcher))
+        validate(self._groups)
+        self._validators.append(weakref.WeakMethod(validate))
+        self._listeners.append(weakref.WeakMethod(changed))
 
     def add(self, check: Check) -> None:
-        """Register a check; the next probe sees it.
+        """Register a check; the next probe runs it.
 
-        :raises ValueError: the name is taken, or there is no such group.
+        :raises ValueError: the name is taken, or a group does not exist.
         """
         with self._lock:
             if check.name in self._checks:
-                raise ValueError(f"There is a check '{check.name}' already; give this one another name.")
+                raise ValueError(
+                    f"The check '{check.name}' is registered already; give this one another name. If a factory"
+                    " registers it for each application, register it once, outside the factory."
+                )
             known = [name for name in self._groups if name != ALL]
             for group in check.groups:
                 if group not in known:
                     raise ValueError(
-                        f"The check '{check.name}' names the group {group!r}, which there is not; the groups are"
-                        f" {', '.join(map(repr, known))}, and lifecycle.group() makes more."
+                        f"The check '{check.name}' names the group {group!r}, which does not exist; the groups are"
+                        f" {', '.join(map(repr, known))}, and lifecycle.group() adds more."
                     )
             self._checks = self._checks | {check.name: check}
-        self._tell()
+        self._publish()
 
     def set_group(self, group: Group) -> None:
-        """Add a group, or say how one of those that are always there answers.
+        """Add a group, or configure one of the standard groups.
 
-        :raises ValueError: there is one of this name already, or of this path.
+        :raises ValueError: the name or the path is taken.
         """
         with self._lock:
             if group.name in self._set:
-                cure = "say all of it in one call" if group.name in ALWAYS else "give this one another name"
-                raise ValueError(f"There is a group '{group.name}' already; {cure}.")
+                cure = "configure it in one call" if group.name in ALWAYS else "give this one another name"
+                raise ValueError(f"The group '{group.name}' is configured already; {cure}.")
             if any(other.path == group.path is not None for other in self._groups.values()):
-                raise ValueError(f"There is a group at '{group.path}' already; give '{group.name}' another path.")
+                raise ValueError(f"The path '{group.path}' has a group already; give '{group.name}' another path.")
             groups = self._groups | {group.name: group}
-            for reference in self._judges:
-                judge = reference()
-                if judge is not None:
-                    judge(groups)
+            for reference in self._validators:
+                if (validate := reference()) is not None:
+                    validate(groups)
             self._groups = groups
             self._set.add(group.name)
-        self._tell()
+        self._publish()
 
-    def _tell(self) -> None:
-        for reference in self._watchers:
-            watcher = reference()
-            if watcher is not None:
-                watcher()
+    def _publish(self) -> None:
+        for reference in self._listeners:
+            if (changed := reference()) is not None:
+                changed()

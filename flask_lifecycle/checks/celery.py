@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
 import time
 from typing import TYPE_CHECKING, Any
 
+from .._config import bound, is_seconds, shown
 from ._check import CheckResult, HealthCheckError
 
 if TYPE_CHECKING:
@@ -13,29 +13,26 @@ if TYPE_CHECKING:
 
 __all__ = ["CeleryCheck"]
 
-# What a run may take beyond waiting for replies, in seconds: connecting, and kombu's Redis transport, which
-# notices only once a second that it has waited long enough.
+# Seconds that a run may take beyond waiting for replies: connecting, and kombu's Redis transport, which looks at the
+# time only once a second.
 MARGIN = 2.0
 
 
 class CeleryCheck:
-    """At least so many Celery workers answer a ping within the time that they have for it.
+    """At least ``minimum`` Celery workers answer a ping in time.
 
-    Too few answers are not proof of too few workers. A worker of the ``solo`` pool answers only between two
-    tasks, so it is silent while it is busy; those of the other pools answer while they work. Brokers
-    without broadcasts, such as Amazon SQS, pass no ping on. As the answers of missing workers are waited for, run it in
-    the background or rarely.
+    Missing answers do not prove missing workers. A worker of the ``solo`` pool answers only between two tasks; workers
+    of the other pools answer while they work. Brokers without broadcasts, such as Amazon SQS, do not deliver pings.
+    Missing answers take the whole ``reply_timeout``, so run this check in the background or rarely.
 
     A ping takes two connections of Celery's pool: one for the replies, and the producer's. With a ``broker_pool_limit``
-    of 1 it would wait for itself for ever, so the check fails instead.
-
-    A broker that hangs holds the check, and a connection of Celery's pool, until the ``socket_timeout`` in
-    ``broker_transport_options``, if there is one.
+    of 1 it would deadlock, so the check fails instead. A broker that hangs blocks the check, and a connection of
+    Celery's pool, until the ``socket_timeout`` in ``broker_transport_options``, if there is one.
 
     :param app: the Celery application.
-    :param minimum: how many workers have to answer; with these the check is over, so more are not counted.
-    :param reply_timeout: seconds that they have; one is Celery's own default. The check's own timeout is two
-        seconds longer unless it is set.
+    :param minimum: how many workers must answer; the check ends with these and counts no more.
+    :param reply_timeout: seconds that they have; one is Celery's own default. The check's own timeout is two seconds
+        longer unless it is set.
     """
 
     scope = "shared"
@@ -43,7 +40,7 @@ class CeleryCheck:
     def __init__(
         self, app: Celery, *, minimum: int = 1, reply_timeout: float = 1.0, name: str = "celery workers"
     ) -> None:
-        _accept(app, minimum, reply_timeout)
+        _validate(app, minimum, reply_timeout)
         self.name = name
         self.timeout = reply_timeout + MARGIN
         self._app = app
@@ -64,8 +61,8 @@ class CeleryCheck:
             raise HealthCheckError(
                 "No connection of Celery's pool became free in time; raise 'broker_pool_limit'."
             ) from error
-        except Exception as error:  # each transport has its own errors, and not all are wrapped by kombu
-            raise HealthCheckError("The broker of Celery did not answer; the log says why.") from error
+        except Exception as error:  # each transport has its own errors, and kombu does not wrap all of them
+            raise HealthCheckError("The broker of Celery did not answer; the log has the reason.") from error
         observed = {"answered": answered, "minimum": self._minimum}
         if answered >= self._minimum:
             return CheckResult("pass", observed=observed, value=answered)
@@ -73,7 +70,7 @@ class CeleryCheck:
         return CheckResult("fail", output, observed, answered)
 
     def _ping(self, connection: Any) -> int:
-        """How many answered; a stale connection, as after a restart of the broker, is replaced once."""
+        """The number of answers; a stale connection, as after a restart of the broker, is replaced once."""
         try:
             return self._count(connection)
         except connection.recoverable_connection_errors:
@@ -81,19 +78,19 @@ class CeleryCheck:
             return self._count(connection)
 
     def _count(self, connection: Any) -> int:
-        # Left to itself, kombu tries to connect until after the broker_connection_timeout, 4 s unless set.
+        # By default kombu tries to connect until the broker_connection_timeout, 4 s unless set.
         connection.ensure_connection(max_retries=1, interval_start=0, interval_step=0, timeout=self._reply_timeout)
         end = time.monotonic() + self._reply_timeout
         answered = 0
-        # A worker that was busy answers an earlier ping now, and kombu counts that as one of the answers that it waits
-        # for but does not return it. So what comes back too early with too few answers is asked for again.
+        # A worker that was busy may answer an earlier ping now. kombu counts that answer but does not return it, so a
+        # ping that returns too early with too few answers is repeated.
         while answered < self._minimum and (left := end - time.monotonic()) > 0:
             answers = self._app.control.ping(connection=connection, timeout=left, limit=self._minimum)
-            answered = max(answered, len(answers or ()))  # none at all may be None
+            answered = max(answered, len(answers or ()))  # None if there are none
         return answered
 
 
-def _accept(app: Any, minimum: Any, reply_timeout: Any) -> None:
+def _validate(app: Any, minimum: Any, reply_timeout: Any) -> None:
     try:
         from celery import Celery
     except ImportError:
@@ -101,7 +98,9 @@ def _accept(app: Any, minimum: Any, reply_timeout: Any) -> None:
     if not isinstance(app, Celery):
         raise TypeError(f"'app' must be a Celery application, not {type(app).__name__!r}.")
     if isinstance(minimum, bool) or not isinstance(minimum, int) or minimum < 1:
-        raise ValueError(f"'minimum' must be a whole number of workers, at least 1, not {minimum!r}.")
-    number = isinstance(reply_timeout, (int, float)) and not isinstance(reply_timeout, bool)
-    if not number or not math.isfinite(reply_timeout) or reply_timeout <= 0:
-        raise ValueError(f"'reply_timeout' must be a number of seconds greater than zero, not {reply_timeout!r}.")
+        raise ValueError(f"'minimum' must be a whole number of workers, at least 1, not {shown(minimum)}.")
+    if not is_seconds(reply_timeout):
+        raise ValueError(
+            f"'reply_timeout' must be a number of seconds greater than zero{bound(reply_timeout)}, not"
+            f" {shown(reply_timeout)}."
+        )

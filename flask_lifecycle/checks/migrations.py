@@ -1,11 +1,11 @@
-"""A check that the database is where this release's migrations end, by way of Alembic.
+"""A check that the database has the migrations of this release, by Alembic.
 
-It compares what Alembic would: the revisions that the database's version table names, with the heads of the scripts. It
-does so on a connection of the application's pool and does not run ``env.py``, as Alembic's own commands do, because
-that opens an engine of its own and sets up logging anew.
+It compares the revisions in the database's version table with the heads of the scripts, as Alembic does. It uses a
+connection of the application's pool and does not run ``env.py``, as Alembic's commands do, because that creates its own
+engine and configures logging again.
 
-Two sets of heads can differ although nothing is left to do: a branch that another one depends on is not named in the
-database any more. So what decides is which scripts have been applied, dependencies included.
+Two sets of heads can differ although no migration is pending: the database no longer lists a branch that another one
+depends on. So the check decides by the scripts that have been applied, dependencies included.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from ._check import CheckResult, HealthCheckError
-from .sql import NOT_ASKED, accept, ask, engine_of, lends
+from .sql import NOT_ASKED, engine_of, has_own_connections, query, validate
 
 if TYPE_CHECKING:
     from alembic.config import Config
@@ -24,26 +24,26 @@ if TYPE_CHECKING:
 
 __all__ = ["MigrationsCheck"]
 
-# What env.py may hand to Alembic's context.configure() to name another version table.
+# The options of Alembic's context.configure() that name another version table.
 TABLE = ("version_table", "version_table_schema")
 
 
 class MigrationsCheck:
-    """The database has all the migrations of this release, and none that it does not know.
+    """The database has all migrations of this release, and none that the release does not know.
 
-    It belongs into the start-up: an instance waits there until the migrations have run. An older release that starts
-    again after a newer one has migrated fails as well; register it with ``critical=False`` if it should start.
-    The scripts are read once. A version table with another name than Alembic's is known from Flask-Migrate
+    By default it belongs to the start-up: an instance waits there until the migrations have run. An older release that
+    starts after a newer one has migrated fails as well; register the check with ``critical=False`` if it should start.
+    The scripts are read once. The name of the version table is taken from Flask-Migrate
     (``Migrate(..., version_table=...)``) or from the options ``version_table`` and ``version_table_schema`` of a
-    ``Config``. Of several binds, the default database alone is looked at. What :class:`~.sql.DatabaseCheck` says of
-    pools holds here too.
+    ``Config``. With several binds it checks only the default database. The limits of :class:`~.sql.DatabaseCheck`
+    for pools hold here too.
 
     :param db: a synchronous SQLAlchemy ``Engine``, or the ``db`` of Flask-SQLAlchemy.
-    :param directory: the directory that holds ``versions``, as a path or as Alembic's ``ScriptDirectory``, or an
-        Alembic ``Config``. If left out, it is what Flask-Migrate is configured for in the current application.
+    :param directory: the directory that contains ``versions``, as a path or as Alembic's ``ScriptDirectory``, or an
+        Alembic ``Config``; by default the directory of Flask-Migrate in the current application.
     """
 
-    # Not "shared", though the database is: the scripts are those of this instance, and so is the difference.
+    # Not "shared", though the database is: the scripts belong to this instance.
     scope = "local"
     groups = ("startup",)
 
@@ -54,8 +54,8 @@ class MigrationsCheck:
         directory: str | os.PathLike[str] | Config | ScriptDirectory | None = None,
         name: str = "migrations",
     ) -> None:
-        accept(db, None)
-        _accept_directory(directory)
+        validate(db, None)
+        _validate_directory(directory)
         self.name = name
         self._db = db
         self._directory = os.fspath(directory) if isinstance(directory, os.PathLike) else directory
@@ -63,17 +63,16 @@ class MigrationsCheck:
 
     def __call__(self) -> CheckResult:
         engine = engine_of(self._db, None)
-        if not lends(engine):
+        if not has_own_connections(engine):
             return CheckResult(output=NOT_ASKED)
         source = _of_flask_migrate() if self._directory is None else self._directory
         if source not in self._read:
             self._read[source] = _scripts(source)
         scripts, table = self._read[source]
-        return _compare(ask(engine, lambda connection: _heads(connection, table)), scripts)
+        return _compare(query(engine, lambda connection: _heads(connection, table)), scripts)
 
 
-def _accept_directory(directory: Any) -> None:
-    """Refuse what no scripts can be read from."""
+def _validate_directory(directory: Any) -> None:
     try:
         from alembic.config import Config
         from alembic.script import ScriptDirectory
@@ -97,16 +96,16 @@ def _of_flask_migrate() -> Any:
             f"Flask-Migrate is not set up in the application '{current_app.name}';"
             " call Migrate(app, db), or give the check a 'directory'."
         )
-        raise HealthCheckError("It is not configured where the migrations are.") from error
+        raise HealthCheckError("The directory of the migrations is not configured.") from error
 
 
 def _scripts(source: Any) -> tuple[ScriptDirectory, dict[str, Any]]:
-    """The scripts, and what is special about the version table."""
+    """The scripts, and the options of the version table."""
     try:
         scripts, table = _open(source)
         scripts.get_heads()  # reads all of them
-    except Exception as error:  # they are Python files, so what they raise may be anything
-        raise HealthCheckError("The migrations of this release cannot be read; the log says why.") from error
+    except Exception as error:  # they are Python files and may raise anything
+        raise HealthCheckError("The migrations of this release cannot be read; the log has the reason.") from error
     return scripts, {key: table[key] for key in TABLE if table.get(key)}
 
 
@@ -134,12 +133,12 @@ def _compare(heads: set[str], scripts: ScriptDirectory) -> CheckResult:
     revisions = {script.revision for script in scripts.walk_revisions()}
     unknown = heads - revisions
     known = tuple(heads & revisions)
-    # Down to the base and along dependencies too, other than walk_revisions().
+    # Down to the base and along dependencies, unlike walk_revisions().
     applied = {script.revision for script in scripts.iterate_revisions(known, "base")} if known else set()
     pending = revisions - applied
     observed = {"database": sorted(heads), "scripts": sorted(scripts.get_heads()), "pending": len(pending)}
     if unknown:
-        del observed["pending"]  # nobody here knows what the unknown ones contain
+        del observed["pending"]  # the unknown ones may contain them
         output = (
             f"Revisions of the database that this release does not know: {len(unknown)};"
             " deploy the release that knows them, or downgrade the database."

@@ -1,14 +1,14 @@
-"""Checks of what is reached over the network, by the standard library alone.
+"""Network checks, by the standard library alone.
 
-What they have in common is one bound on the whole: connecting (to every address of the name), the TLS handshake,
-sending and reading share ``limit`` seconds. A timeout of a socket is a bound on one wait, and a server that sends a
-byte a second would never reach it. Only the resolver cannot be bounded from here; what bounds it is the check's own
-timeout, which is therefore set to half a second more than ``limit``.
+One limit holds for the whole check: connecting (to each address of the name), the TLS handshake, sending and reading
+share ``limit`` seconds. The timeout of a socket limits only one wait, and a server that sends a byte a second would
+never reach it. Only the resolver cannot be limited here. The check's own timeout limits it, and is therefore half a
+second more than ``limit``.
 
-The checks are ``scope = "shared"``: what they ask is asked by every replica, and a service that takes all its replicas
-out of rotation because a dependency is down has turned a part of an outage into the whole of it.
+The checks are ``scope = "shared"``: every replica asks the same service, and taking all replicas out of rotation turns
+a partial outage into a full one.
 
-No host, port, path or user is ever a part of what they report; errors of the library are chained for the log.
+Reports contain no host, port, path or user; the library's errors are chained for the log.
 """
 
 from __future__ import annotations
@@ -28,23 +28,23 @@ from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
-from . import _arguments, _certificate
+from . import _certificate, _validation
 from ._check import CheckResult, HealthCheckError
 
 if TYPE_CHECKING:
     import os
 
-# With the half second for the resolver this is the engine's own default of two seconds.
+# With the half second for the resolver this is the engine's default of two seconds.
 LIMIT = 1.5
 _FOR_THE_RESOLVER = 0.5
-# What a socket takes for a timeout ends somewhere, and a probe has been given up long before.
+# The timeout of a socket has an upper bound, and no probe waits that long.
 LONGEST = 3600.0
-# Of an answer, head and body together. A health page has a few kilobytes, and nobody may fill our memory.
+# Head and body together. A health page has a few kilobytes; a server must not be able to fill our memory.
 MOST_READ = 1 << 20
 
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110, section 5.6.2
 _FIELD_VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
-# They say where the request ends, or that the connection does, which is ours to say.
+# They define where the request and the connection end, which the check decides.
 _OUR_FIELDS = ("connection", "content-length", "transfer-encoding")
 
 _REASONS: tuple[tuple[type[Exception], str], ...] = (
@@ -59,20 +59,20 @@ _REASONS: tuple[tuple[type[Exception], str], ...] = (
 
 
 class HTTPCheck:
-    """Ask an upstream over HTTP or HTTPS, and look at the status of its answer.
+    """Sends a request over HTTP or HTTPS and checks the status of the response.
 
-    One request on a connection of its own (``Connection: close``). Redirects are not followed, so nobody else decides
-    which host is asked; a redirect is a status like any other. Proxies of the environment are not used. The certificate
-    of an upstream is verified.
+    Each run uses a new connection (``Connection: close``). Redirects are not followed, so only the configuration
+    decides which host is asked; a redirect is a status like any other. Proxies of the environment are not used.
+    Certificates are verified.
 
     :param url: ``http://`` or ``https://``; a user and password in it are sent as basic authentication and never shown.
-    :param method: ``HEAD`` spares the upstream the body.
-    :param statuses: the status or statuses that are well.
-    :param contains: a text (UTF-8) or bytes that the body must contain, within the first mebibyte of the answer.
+    :param method: ``HEAD`` saves the upstream the body.
+    :param statuses: the status or statuses that pass.
+    :param contains: a text (UTF-8) or bytes that the body must contain, within the first mebibyte of the response.
         Without it no body is read.
     :param headers: sent with the request, for example ``{"Authorization": "Bearer ..."}``; never shown.
     :param limit: seconds for everything but the resolver.
-    :param context: for certificates of an authority of your own, or a client certificate.
+    :param context: for certificates of your own authority, or a client certificate.
     :param name: of the check. It is shown, so it should not be the URL.
     """
 
@@ -90,7 +90,7 @@ class HTTPCheck:
         context: ssl.SSLContext | None = None,
         name: str = "upstream",
     ) -> None:
-        _arguments.positive("limit", limit, "a number of seconds", LONGEST)
+        _validation.positive("limit", limit, "a number of seconds", LONGEST)
         self.name = name
         self.timeout = limit + _FOR_THE_RESOLVER
         self._limit = limit
@@ -105,26 +105,24 @@ class HTTPCheck:
     def __call__(self) -> CheckResult:
         began = time.monotonic()
         with _reasons(self._limit), _connect(self._host, self._port, self._limit) as connection:
-            connection.secure(self._context, self._host)
+            if self._context is not None:
+                connection.secure(self._context, self._host)
             connection.send(self._request)
             response = http.client.HTTPResponse(connection, method=self._method)  # type: ignore[arg-type]
             with contextlib.closing(response):
                 response.begin()
-                self._look_at(response)
+                if response.status not in self._statuses:
+                    raise HealthCheckError(f"The answer has the status {response.status}, which is not expected.")
+                if self._contains is not None and not _contains(response, self._contains):
+                    raise HealthCheckError("The answer does not contain the expected text.")
         took = round((time.monotonic() - began) * 1000, 1)
         return CheckResult(observed={"status": response.status}, value=took, unit="ms")
 
-    def _look_at(self, response: http.client.HTTPResponse) -> None:
-        if response.status not in self._statuses:
-            raise HealthCheckError(f"The answer has the status {response.status}, which is not expected.")
-        if self._contains is not None and not _contains(response, self._contains):
-            raise HealthCheckError("The answer does not contain the expected text.")
-
 
 class TCPCheck:
-    """Connect to a port, and close the connection without having sent anything.
+    """Connects to a port, and closes the connection without sending anything.
 
-    This shows that something listens, no more: the kernel completes the handshake also for a process that hangs.
+    This only shows that a process listens: the kernel completes the handshake even if that process hangs.
 
     :param host: a name or an address; of several addresses one must answer.
     :param limit: seconds for everything but the resolver.
@@ -133,11 +131,11 @@ class TCPCheck:
     scope = "shared"
 
     def __init__(self, host: str, port: int, *, limit: float = LIMIT, name: str = "tcp") -> None:
-        _arguments.positive("limit", limit, "a number of seconds", LONGEST)
+        _validation.positive("limit", limit, "a number of seconds", LONGEST)
         self.name = name
         self.timeout = limit + _FOR_THE_RESOLVER
-        self._host = _arguments.host_name("host", host)
-        self._port = _arguments.port_number(port)
+        self._host = _validation.host_name("host", host)
+        self._port = _validation.port_number(port)
         self._limit = limit
 
     def __call__(self) -> CheckResult:
@@ -147,21 +145,21 @@ class TCPCheck:
 
 
 class DNSCheck:
-    """Resolve a name as every other connection of this process does (``getaddrinfo``: hosts file, cache, DNS).
+    """Resolves a name as every other connection of this process does (``getaddrinfo``: hosts file, cache, DNS).
 
-    The resolver has no timeout that a caller could set; give the check's own ``timeout`` to ``add_check``. A resolver
-    that hangs is then reported as hanging, and not asked again before it has come back.
+    The resolver has no timeout that a caller can set; give the check's own ``timeout`` to ``add_check``. A resolver
+    that hangs is reported as hanging, and not asked again before it returns.
 
     :param hostname: the name.
     :param expected: addresses or networks ("10.0.0.0/8"). The check fails if the name has an address outside of them,
-        as when a name of the inside is answered by a resolver of the outside.
+        for example if a public resolver answers for an internal name.
     """
 
     scope = "shared"
 
     def __init__(self, hostname: str, *, expected: str | Iterable[str] | None = None, name: str = "dns") -> None:
         self.name = name
-        self._hostname = _arguments.host_name("hostname", hostname)
+        self._hostname = _validation.host_name("hostname", hostname)
         self._expected = None if expected is None else _check_networks(expected)
 
     def __call__(self) -> CheckResult:
@@ -169,23 +167,22 @@ class DNSCheck:
             found = socket.getaddrinfo(self._hostname, None, type=socket.SOCK_STREAM)
         addresses = {ipaddress.ip_address(address[0]) for *_rest, address in found}
         if self._expected is not None:
-            strange = [each for each in addresses if not any(each in network for network in self._expected)]
-            if strange:
-                raise HealthCheckError(f"{len(strange)} of {len(addresses)} addresses of the name are not expected.")
+            outside = [each for each in addresses if not any(each in network for network in self._expected)]
+            if outside:
+                raise HealthCheckError(f"{len(outside)} of {len(addresses)} addresses of the name are not expected.")
         return CheckResult(observed={"addresses": len(addresses)}, value=len(addresses), unit="addresses")
 
 
 class CertificateCheck:
-    """See how long a certificate is valid: the one that a host shows, or those in a PEM file.
+    """Checks how long a certificate is valid: the one that a host sends, or those in a PEM file.
 
-    It is about the dates and nothing else. Neither who signed the certificate nor which host it is for is verified, so
-    that of an expired or self-signed one the date can be told as well (:class:`HTTPCheck` verifies). Of a host it sees
-    the certificate of the host itself, not those of the authorities between; of a file all, and the first to expire
-    counts. A host that asks for TLS only after some conversation (STARTTLS), or that ends the handshake of a client
-    without a certificate, cannot be looked at.
+    It only reads the dates and verifies neither the issuer nor the host, so it also reports an expired or self-signed
+    certificate (:class:`HTTPCheck` verifies). Of a host it reads the host's own certificate, not those of the
+    authorities in between; of a file it reads all, and the first to expire counts. It cannot read a host that starts
+    TLS only after some conversation (STARTTLS), or that rejects clients without a certificate.
 
-    :param host: a name, which is also asked for in the handshake (SNI), or an address.
-    :param path: a PEM file, in place of the host; what else it holds is passed over.
+    :param host: a name, which is also sent in the handshake (SNI), or an address.
+    :param path: a PEM file, instead of the host; other content of the file is skipped.
     :param warn_days: warn when fewer days are left; 14 is Spring Boot's default.
     :param fail_days: fail when fewer days are left, or with ``None`` only when it has expired.
     :param limit: seconds for everything but the resolver.
@@ -206,29 +203,29 @@ class CertificateCheck:
     ) -> None:
         if (host is None) == (path is None):
             raise TypeError("A CertificateCheck takes a 'host' or the 'path' of a file; give one of them.")
-        _arguments.positive("limit", limit, "a number of seconds", LONGEST)
+        _validation.positive("limit", limit, "a number of seconds", LONGEST)
         self.name = name
         self.timeout = limit + _FOR_THE_RESOLVER
         if path is not None:
             self.scope = "local"
-        self._host = None if host is None else _arguments.host_name("host", host)
-        self._port = _arguments.port_number(port)
-        self._path = "" if path is None else _arguments.file_path(path)
-        self._warn, self._fail = _arguments.thresholds("days", warn_days, fail_days, "a number of days", falling=True)
+        self._host = None if host is None else _validation.host_name("host", host)
+        self._port = _validation.port_number(port)
+        self._path = "" if path is None else _validation.file_path(path)
+        self._warn, self._fail = _validation.thresholds("days", warn_days, fail_days, "a number of days", falling=True)
         self._limit = limit
 
     def __call__(self) -> CheckResult:
         certificates = self._in_file() if self._host is None else self._of_host(self._host)
         try:
-            validities = [_certificate.validity(der) for der in certificates]
+            begins, ends = zip(*map(_certificate.validity, certificates), strict=True)
         except ValueError as error:
             raise HealthCheckError("The certificate cannot be read.") from error
-        return self._judge(max(each.begins for each in validities), min(each.ends for each in validities))
+        return self._result(max(begins), min(ends))
 
-    def _judge(self, begins: datetime, ends: datetime) -> CheckResult:
+    def _result(self, begins: datetime, ends: datetime) -> CheckResult:
         now = datetime.now(timezone.utc)
         days = (ends - now).total_seconds() / 86400
-        status = _arguments.judge(days, self._warn, self._fail, falling=True)
+        status = _validation.status_of(days, self._warn, self._fail, falling=True)
         output = "" if status == "pass" else f"The certificate expires in {days:.1f} days; renew it."
         if days <= 0:
             status, output = "fail", f"The certificate expired {-days:.1f} days ago; renew it."
@@ -238,17 +235,20 @@ class CertificateCheck:
         return CheckResult(status, output, observed, round(days, 1), "days")
 
     def _of_host(self, host: str) -> list[bytes]:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # nothing is sent over this connection, so trust any host
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
         with _reasons(self._limit), _connect(host, self._port, self._limit) as connection:
-            connection.secure(_trusting_anybody(), host)
+            connection.secure(context, host)
             return [connection.peer_certificate()]
 
     def _in_file(self) -> list[bytes]:
         try:
-            certificates = _certificate.read_pem(_arguments.read_beginning(self._path, MOST_READ))
+            certificates = _certificate.read_pem(_validation.read_beginning(self._path, MOST_READ))
         except (OSError, ValueError) as error:
-            raise HealthCheckError("The file of the certificate cannot be read.") from error
+            raise HealthCheckError("The certificate file cannot be read.") from error
         if not certificates:
-            raise HealthCheckError("The file holds no certificate.")
+            raise HealthCheckError("The file contains no certificate.")
         return certificates
 
 
@@ -286,24 +286,24 @@ def _check_networks(expected: str | Iterable[str]) -> list[Any]:
 
 
 def _prepare(url: Any, method: Any, headers: Mapping[str, str]) -> tuple[str, int, bool, bytes]:
-    """Where to connect, whether by TLS, and the whole request. No error repeats the URL: it may hold a password."""
-    # urlsplit takes line ends out without a word, and a blank would end the target of the request.
+    """The host, the port, whether to use TLS, and the request. No error repeats the URL: it may hold a password."""
+    # urlsplit silently removes line ends, and a blank would end the target of the request.
     if not isinstance(url, str) or not re.fullmatch(r"[\x21-\x7e]+", url):
-        raise ValueError("The URL must be a string of printable ASCII characters without blanks; quote what is not.")
+        raise ValueError("The URL must be a string of printable ASCII characters without blanks; quote all others.")
     try:
         parts = urlsplit(url)
         port = parts.port
-    except ValueError:  # its text holds a part of the URL
-        raise ValueError("The URL cannot be understood; '/', '@', '?' and '#' in a password must be quoted.") from None
+    except ValueError:  # its text contains a part of the URL
+        raise ValueError("The URL is not valid; quote '/', '@', '?' and '#' in a password.") from None
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ValueError("The URL must begin with 'http://' or 'https://' and name a host.")
     if not isinstance(method, str) or not re.fullmatch(r"[A-Z]+", method):
         raise ValueError(f"The method must be written in capital letters, as 'GET', not {method!r}.")
     secure = parts.scheme == "https"
-    host = _arguments.host_name("host", parts.hostname)
-    port = _arguments.port_number((443 if secure else 80) if port is None else port)
+    host = _validation.host_name("host", parts.hostname)
+    port = _validation.port_number((443 if secure else 80) if port is None else port)
     fields = {"Host": parts.netloc.rpartition("@")[2], "User-Agent": "flask_lifecycle", "Accept": "*/*"}
-    fields["Accept-Encoding"] = "identity"  # a text is not found in what is compressed
+    fields["Accept-Encoding"] = "identity"  # 'contains' cannot search a compressed body
     if parts.username or parts.password:
         user = f"{unquote(parts.username or '')}:{unquote(parts.password or '')}"
         fields["Authorization"] = f"Basic {base64.b64encode(user.encode()).decode()}"
@@ -315,14 +315,14 @@ def _prepare(url: Any, method: Any, headers: Mapping[str, str]) -> tuple[str, in
 
 
 def _fields(ours: dict[str, str], given: Mapping[str, str]) -> Iterator[str]:
-    """The lines of the head; what is given takes the place of ours. No error repeats what may be a secret."""
+    """The header lines; given headers replace ours. No error repeats a value, which may be a secret."""
     for name, value in given.items():
         if not isinstance(name, str) or not _TOKEN.fullmatch(name):
-            raise ValueError("A name in 'headers' is none; it has letters, digits and hyphens only, and no value.")
+            raise ValueError("A name in 'headers' is not valid; use letters, digits and hyphens, and no value.")
         if not isinstance(value, str) or not _FIELD_VALUE.fullmatch(value):
             raise ValueError(f"The value of the header '{name}' must be one line of Latin-1 characters.")
         if name.lower() in _OUR_FIELDS:
-            raise ValueError(f"The header '{name}' is set by the check itself; leave it out.")
+            raise ValueError(f"The check sets the header '{name}' itself; leave it out.")
     replaced = {name.lower() for name in given}
     kept = {name: value for name, value in ours.items() if name.lower() not in replaced}
     return (f"{name}: {value}" for name, value in (kept | dict(given)).items())
@@ -333,21 +333,13 @@ def _fields(ours: dict[str, str], given: Mapping[str, str]) -> Iterator[str]:
 
 @functools.cache
 def _trusting_context() -> ssl.SSLContext:
-    """The authorities of the machine; loading them takes longer than most requests, so once for all checks."""
+    """The machine's authorities. Loading them takes longer than most requests, so all checks share one context."""
     return ssl.create_default_context()
-
-
-def _trusting_anybody() -> ssl.SSLContext:
-    """For a look at a certificate; nothing is ever sent over such a connection."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.check_hostname = False
-    context.verify_mode = ssl.CERT_NONE
-    return context
 
 
 @contextlib.contextmanager
 def _reasons(limit: float) -> Iterator[None]:
-    """Turn what goes wrong on the network into a sentence for the public, and the error into its cause."""
+    """Turn a network error into a public sentence, with the error as its cause."""
     try:
         yield
     except TimeoutError as error:
@@ -359,7 +351,6 @@ def _reasons(limit: float) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _connect(host: str, port: int, limit: float) -> Iterator[_Connection]:
-    """A connection to a host, for a while."""
     addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     with _Connection(limit) as connection:
         connection.open_first(addresses)
@@ -367,9 +358,9 @@ def _connect(host: str, port: int, limit: float) -> Iterator[_Connection]:
 
 
 class _Connection(io.RawIOBase):
-    """A socket with one deadline for all that is done with it, and a bound on what is read.
+    """A socket with one deadline for all its operations, and a limit for what is read.
 
-    It is what ``http.client`` reads an answer from; at the bound it is at its end.
+    ``http.client`` reads a response from it; at the limit the response ends.
     """
 
     def __init__(self, limit: float) -> None:
@@ -386,7 +377,7 @@ class _Connection(io.RawIOBase):
     def open_first(self, addresses: list[tuple[Any, ...]]) -> None:
         """Connect to the first address that answers.
 
-        Each gets an equal part of what is left, so that one from which nothing comes back (an IPv6 address without a
+        Each gets an equal share of the remaining time, so that one that never answers (an IPv6 address without a
         route) does not use up the time of the others.
         """
         *others, last = addresses
@@ -404,29 +395,26 @@ class _Connection(io.RawIOBase):
         self._sock.settimeout(self._left() / share)
         self._sock.connect(where)
 
-    def secure(self, context: ssl.SSLContext | None, host: str) -> None:
-        """Make a TLS connection of it, unless the context is ``None``. The timeout holds for the whole handshake."""
-        if context is not None:
-            self._sock.settimeout(self._left())
-            self._sock = context.wrap_socket(self._sock, server_hostname=host)
+    def secure(self, context: ssl.SSLContext, host: str) -> None:
+        """Start TLS. The timeout holds for the whole handshake."""
+        self._sock.settimeout(self._left())
+        self._sock = context.wrap_socket(self._sock, server_hostname=host)
 
     def peer_certificate(self) -> bytes:
-        """What the other side has shown, verified or not, as DER."""
+        """The host's certificate as DER, verified or not."""
         return self._sock.getpeercert(binary_form=True) or b""
 
     def send(self, data: bytes) -> None:
-        """Send all of it."""
         self._sock.settimeout(self._left())
         self._sock.sendall(data)
 
     def close(self) -> None:
-        """Let go of the socket; twice is harmless."""
         if self._sock is not None:
             self._sock.close()
         super().close()
 
     def makefile(self, _mode: str) -> io.BufferedReader:
-        """What ``http.client`` asks of a socket."""
+        """The method of a socket that ``http.client`` calls."""
         return io.BufferedReader(self)
 
     def readable(self) -> bool:
@@ -440,7 +428,7 @@ class _Connection(io.RawIOBase):
 
 
 def _contains(response: http.client.HTTPResponse, wanted: bytes) -> bool:
-    """Read until the text is there, or the end. What has been searched is not searched again."""
+    """Read until the text is found, or to the end, searching no part twice."""
     body = bytearray()
     while data := response.read1(65536):
         begin = max(0, len(body) - len(wanted) + 1)

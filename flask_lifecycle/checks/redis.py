@@ -1,7 +1,6 @@
 """A check that Redis answers, through the application's own client and pool.
 
-No library is imported here: the client brings it along, and its errors are told apart by the names of their classes,
-which valkey-py shares with redis-py.
+No library is imported here: the check tells errors apart by their class names, which valkey-py shares with redis-py.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from ._check import CheckResult, HealthCheckError
 
 __all__ = ["RedisCheck"]
 
-# By the name of the error's class, or of the nearest one that it inherits from.
+# By the name of the error's class, or of the nearest base class.
 SENTENCES = {
     "BusyLoadingError": "Redis is still loading its data.",
     "ReadOnlyError": "Redis is read-only; the client talks to a replica.",
@@ -21,60 +20,60 @@ SENTENCES = {
     "AuthenticationError": "Redis does not accept the credentials of the client.",
     "NoPermissionError": "Redis does not allow the client to PING.",
     "MaxConnectionsError": "All connections of the pool are in use;"
-    " look for ones that are not given back, or raise 'max_connections'.",
+    " look for ones that are not returned, or raise 'max_connections'.",
     "TimeoutError": "Redis did not answer in time.",
     "ConnectionError": "Redis cannot be reached.",
 }
-OTHERWISE = "Redis answered with an error; the log says which."
+OTHERWISE = "Redis answered with an error; the log has it."
 
 
 class RedisCheck:
-    """Redis answers PING on a connection of the client's own pool, which gets it back.
+    """Redis answers PING on the application's own client. So does a replica, although it takes no writes.
 
-    A replica answers PING as well, although it takes no writes. How long it takes to say that a server is down or
-    hangs is the client's to decide: redis-py from 6 on repeats a command for about four seconds by default, and
-    before that the check is reported as hanging. To be told sooner, give the client a ``socket_timeout`` below
-    the timeout of the check and a ``Retry`` that ends in time.
+    The client decides how long it takes to report a server that is down or hangs: redis-py from version 6 on retries a
+    command for about four seconds by default, and the check is reported as hanging before that. For a quicker result
+    give the client a ``socket_timeout`` below the timeout of the check, and a ``Retry`` that ends in time.
 
-    :param client: a synchronous client, made by redis-py or a library like it; or a function that gives one, called
-        for each run, in the application context. It should be the client of the application, and is not closed.
+    :param client: a synchronous client of redis-py or a compatible library, or a function that returns one, called
+        for each run in the application context. Use the client of the application; it is not closed.
     """
 
     scope = "shared"
 
     def __init__(self, client: Any, *, name: str = "redis") -> None:
         self.name = name
-        self._give: Callable[[], Any]
+        self._client: Callable[[], Any]
         if callable(client) and not isinstance(client, type) and not hasattr(client, "ping"):
-            self._give = client
+            self._client = client
         else:
-            _accept(client)
-            self._give = lambda: client
+            _validate(client)
+            self._client = lambda: client
 
     def __call__(self) -> CheckResult:
-        client = self._give()
-        _accept(client)
+        client = self._client()
+        _validate(client)
         try:
             answered = client.ping()
-        except Exception as error:  # redis-py's errors have no base in common: those of a cluster are apart
+        except Exception as error:  # redis-py's errors have no common base class: those of a cluster are separate
             raise HealthCheckError(_sentence(error)) from error
         if not answered:
             raise HealthCheckError("Redis answered PING with something else than PONG.")
         return CheckResult()
 
 
-def _accept(client: Any) -> None:
-    """Refuse what is no client that can be asked."""
+def _validate(client: Any) -> None:
     if isinstance(client, type):
         raise TypeError(f"'client' is the class {client.__name__!r}; give the client that the application uses.")
     if not callable(getattr(client, "ping", None)):
-        raise TypeError(f"'client' must be a Redis client or a function that gives one, not {type(client).__name__!r}.")
+        raise TypeError(
+            f"'client' must be a Redis client or a function that returns one, not {type(client).__name__!r}."
+        )
     if any(".asyncio" in cls.__module__ for cls in type(client).__mro__):
-        raise TypeError("'client' is an asynchronous one, which a check cannot await; give it a synchronous client.")
+        raise TypeError("'client' is asynchronous, and a check cannot await it; give it a synchronous client.")
 
 
 def _sentence(error: Exception) -> str:
-    if str(error).startswith("MISCONF"):  # a plain ResponseError; Redis refuses PING as well then
+    if str(error).startswith("MISCONF"):  # a plain ResponseError; Redis then refuses PING as well
         return "Redis takes no writes because it cannot save its data."
     names = [cls.__name__ for cls in type(error).__mro__]
     return next((SENTENCES[name] for name in names if name in SENTENCES), OTHERWISE)

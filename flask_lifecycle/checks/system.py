@@ -1,37 +1,36 @@
 """Checks of the machine: disk, paths, a maintenance file, memory.
 
-They are ``scope = "local"``, because another replica may well have what this one lacks. No path is ever a part of what
-they report.
+They are ``scope = "local"``, because another replica may have what this one lacks. Their reports contain no paths.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import stat
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
-from .._record import NamedTuple
-from . import _arguments
+from . import _validation
 from ._check import CheckResult, HealthCheckError
 
-# As Spring Boot has it: below that a log file or a temporary file may be the last.
+# The default of Spring Boot.
 FAIL_FREE = 10 << 20
-# As django-health-check has it, for disk and for memory.
+# The default of django-health-check, for disk and for memory.
 WARN_SHARE = 0.9
 
 _SHARE = "a share of the whole"
 
 
 class DiskCheck:
-    """See how full the file system of a path is.
+    """Checks how full the file system of a path is.
 
-    What counts is the space for processes without privileges, as in ``df``. A file system with space that has no room
-    for another file (inodes) fails as well.
+    It counts the space for unprivileged processes, as ``df`` does. It also fails if the file system has space but no
+    free inodes.
 
-    :param path: anything on that file system.
+    :param path: any path on that file system.
     :param warn_free: warn when fewer bytes are free.
     :param fail_free: fail when fewer bytes are free; by default 10 MiB, as in Spring Boot.
     :param warn_share: warn when this share is used; by default 0.9, as in django-health-check.
@@ -51,22 +50,22 @@ class DiskCheck:
         name: str = "disk",
     ) -> None:
         self.name = name
-        self._path = _arguments.file_path(path)
-        self._free = _arguments.thresholds("free", warn_free, fail_free, "a number of bytes", falling=True)
-        self._share = _arguments.thresholds("share", warn_share, fail_share, _SHARE, 1)
+        self._path = _validation.file_path(path)
+        self._free = _validation.thresholds("free", warn_free, fail_free, "a number of bytes", falling=True)
+        self._share = _validation.thresholds("share", warn_share, fail_share, _SHARE, 1)
 
     def __call__(self) -> CheckResult:
         try:
             disk = os.statvfs(self._path)
         except OSError as error:
-            raise HealthCheckError("The disk cannot be looked at.") from error
+            raise HealthCheckError("The disk cannot be read.") from error
         used, free = (disk.f_blocks - disk.f_bfree) * disk.f_frsize, disk.f_bavail * disk.f_frsize
         share = used / (used + free) if used + free else 1.0
-        by_free = _arguments.judge(free, *self._free, falling=True)
-        by_share = _arguments.judge(share, *self._share)
+        by_free = _validation.status_of(free, *self._free, falling=True)
+        by_share = _validation.status_of(share, *self._share)
         status, output = "pass", ""
-        if disk.f_files and not disk.f_favail:  # some file systems have no table of files to fill, and say zero of zero
-            status, output = "fail", "The disk has no room for another file."
+        if disk.f_files and not disk.f_favail:  # file systems without an inode table report zero of zero
+            status, output = "fail", "The disk has no free inodes."
         elif {by_free, by_share} != {"pass"}:
             status = "fail" if "fail" in (by_free, by_share) else "warn"
             output = f"The disk is {_percent(share):g} % full, {_size(free)} are free."
@@ -75,13 +74,13 @@ class DiskCheck:
 
 
 class PathCheck:
-    """See that a path is there, and is what it should be.
+    """Checks that a path exists and is of the right kind.
 
     :param path: links are followed.
-    :param kind: ``"exists"``, ``"file"`` (a regular one), ``"directory"``, ``"mount"`` (something is mounted there; not
-        seen is a directory bound to another of the same file system) or ``"writable"``: a directory in which a file
-        can be made, written to the disk, and removed again. A mount is also shown by a marker, a file that is only on
-        what is mounted: ``PathCheck("/data/.mounted", kind="file")``.
+    :param kind: ``"exists"``, ``"file"`` (a regular one), ``"directory"``, ``"mount"`` (a mount point; a bind mount
+        within one file system is not detected) or ``"writable"``: a directory in which a file can be created, synced
+        to the disk and removed. You can also check a mount by a marker file on the mounted file system:
+        ``PathCheck("/data/.mounted", kind="file")``.
     """
 
     scope = "local"
@@ -90,7 +89,7 @@ class PathCheck:
         if kind not in _KINDS:
             raise ValueError(f"'kind' must be one of {', '.join(map(repr, _KINDS))}, not {kind!r}.")
         self.name = name
-        self._path = _arguments.file_path(path)
+        self._path = _validation.file_path(path)
         self._kind = kind
 
     def __call__(self) -> None:
@@ -99,7 +98,7 @@ class PathCheck:
         except (FileNotFoundError, NotADirectoryError) as error:
             raise HealthCheckError("The path does not exist.") from error
         except OSError as error:
-            raise HealthCheckError("The path cannot be looked at.") from error
+            raise HealthCheckError("The path cannot be read.") from error
         is_kind, sentence = _KINDS[self._kind]
         if not is_kind(mode, self._path):
             raise HealthCheckError(sentence)
@@ -107,13 +106,13 @@ class PathCheck:
             self._write()
 
     def _write(self) -> None:
-        # Where the file system can, the file never has a name: so nothing is left behind by a process that is killed,
-        # and nobody can put a link in its place. Elsewhere it is made exclusively, and unlinked at once.
+        # Where the file system allows it, the file never has a name: a killed process leaves nothing behind, and no
+        # link can take its place. Elsewhere it is created exclusively and unlinked at once.
         try:
             with tempfile.TemporaryFile(dir=self._path, prefix=".lifecycle-") as file:
                 file.write(b"\0" * 4096)
                 file.flush()
-                os.fsync(file.fileno())  # a quota, or a full disk behind a network, is found out only here
+                os.fsync(file.fileno())  # only this reports a quota, or a full disk of a network file system
         except OSError as error:
             raise HealthCheckError("The directory cannot be written to.") from error
 
@@ -128,12 +127,11 @@ _KINDS: dict[str, tuple[Callable[[int, str], bool], str]] = {
 
 
 class MaintenanceFileCheck:
-    """Keep the instance out of rotation while a file exists, by ``touch`` and ``rm``, without HTTP.
+    """Keeps the instance out of rotation while a file exists, by ``touch`` and ``rm``, without HTTP.
 
-    Its first line is the reason, and public: of at most 200 characters, unprintable ones left out. An empty file, a
-    directory or one that this process may not read does as well, without a reason. If it cannot be told whether the
-    file exists (a directory above it is closed to this process) the check fails too: rather out of rotation at the
-    first start than in rotation when somebody relies on the file.
+    The first line of the file is the public reason: at most 200 characters, without unprintable ones. An empty file, a
+    directory or an unreadable file works too, without a reason. If the process may not look for the file (it cannot
+    enter a directory above it), the check fails as well, so the mistake shows at the first start.
     """
 
     scope = "local"
@@ -142,7 +140,7 @@ class MaintenanceFileCheck:
 
     def __init__(self, path: str | os.PathLike[str], *, name: str = "maintenance") -> None:
         self.name = name
-        self._path = _arguments.file_path(path)
+        self._path = _validation.file_path(path)
 
     def __call__(self) -> CheckResult:
         try:
@@ -150,12 +148,12 @@ class MaintenanceFileCheck:
         except (FileNotFoundError, NotADirectoryError):
             return CheckResult()
         except OSError as error:
-            raise HealthCheckError("The maintenance file cannot be looked for.") from error
+            raise HealthCheckError("The maintenance file cannot be read.") from error
         return CheckResult("fail", self._reason() or "Out of rotation for maintenance.")
 
     def _reason(self) -> str:
         try:
-            text = _arguments.read_beginning(self._path, 1024).decode("utf-8", "replace")
+            text = _validation.read_beginning(self._path, 1024).decode("utf-8", "replace")
         except OSError:
             return ""
         first, *_others = text.splitlines() or [""]
@@ -163,14 +161,15 @@ class MaintenanceFileCheck:
 
 
 class MemoryCheck:
-    """See how much of the memory that this process may have is used.
+    """Checks how much of the memory available to this process is used.
 
-    In a control group with a limit (a container) it is that limit, and what the whole group uses of it. Groups are
-    nested; the one counts that is nearest to its limit. What the kernel can take back at once (inactive file cache) is
-    not counted as used, as in Kubernetes. Without any limit it is the memory of the machine.
+    In a control group with a limit (a container) that is the limit of the group and what the whole group uses. Of
+    nested groups the one nearest to its limit counts. Inactive file cache does not count as used, as in Kubernetes,
+    because the kernel can reclaim it at once. Without a limit it is the memory of the machine. Control groups of
+    version 1 are not read.
 
-    Warns only, unless ``fail_share`` is given: an instance that is taken out of rotation for its memory leaves its
-    requests to the others, which have no more. Where nothing can be read it warns.
+    It only warns, unless ``fail_share`` is given: taking an instance out of rotation for its memory moves its requests
+    to other instances, which have no more. It also warns if the memory cannot be read.
 
     :param warn_share: warn when this share is used; by default 0.9, as in django-health-check.
     :param fail_share: fail when this share is used.
@@ -183,21 +182,22 @@ class MemoryCheck:
         self, *, warn_share: float | None = WARN_SHARE, fail_share: float | None = None, name: str = "memory"
     ) -> None:
         self.name = name
-        self._share = _arguments.thresholds("share", warn_share, fail_share, _SHARE, 1)
+        self._share = _validation.thresholds("share", warn_share, fail_share, _SHARE, 1)
 
     def __call__(self) -> CheckResult:
         memory = _memory(Path(self._root))
         if memory is None:
-            return CheckResult("warn", "The memory in use cannot be read here.")
-        status = _arguments.judge(memory.share, *self._share)
+            return CheckResult("warn", "The memory in use cannot be read.")
+        status = _validation.status_of(memory.share, *self._share)
         percent = _percent(memory.share)
         output = "" if status == "pass" else f"{percent:g} % of {_size(memory.limit)} of memory are used."
         observed = {"used_percent": percent, "used_bytes": memory.used, "limit_bytes": memory.limit, "of": memory.whose}
         return CheckResult(status, output, observed, percent, "%")
 
 
-class _Memory(NamedTuple):
-    """How much is used of how much, in bytes, and whose it is: ``"cgroup"`` or ``"host"``."""
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Memory:
+    """Used and available bytes, and whose they are: ``"cgroup"`` or ``"host"``."""
 
     used: int
     limit: int
@@ -208,26 +208,13 @@ class _Memory(NamedTuple):
         return self.used / self.limit
 
 
-class _Version(NamedTuple):
-    """What the two versions of control groups call things."""
-
-    file_system: str
-    limit: str
-    usage: str
-    cache: str
-
-
-_V1 = _Version("cgroup", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
-_V2 = _Version("cgroup2", "memory.max", "memory.current", "inactive_file")
-
-
 def _memory(root: Path) -> _Memory | None:
-    """The memory that binds this process; ``None`` where it cannot be told. ``root`` is where /proc and /sys are."""
+    """The memory that limits this process; ``None`` if it cannot be read. ``root`` is where /proc and /sys are."""
     host = _host(root)
     groups = [
         memory
-        for version, directory in _group_directories(root)
-        if (memory := _group(version, directory)) and (host is None or memory.limit < host.limit)
+        for directory in _group_directories(root)
+        if (memory := _group(directory)) and (host is None or memory.limit < host.limit)
     ]
     return max(groups, key=lambda memory: memory.share, default=host)
 
@@ -238,48 +225,25 @@ def _host(root: Path) -> _Memory | None:
     return _Memory((total - available) * 1024, total * 1024, "host") if total else None
 
 
-def _group(version: _Version, directory: Path) -> _Memory | None:
-    """A group's own limit and use; ``None`` without a limit ("max", and a number above all memory in version 1)."""
-    limit, usage = _number(directory / version.limit), _number(directory / version.usage)
+def _group(directory: Path) -> _Memory | None:
+    """The limit and use of a control group; ``None`` without a limit ("max")."""
+    limit, usage = _number(directory / "memory.max"), _number(directory / "memory.current")
     if not limit or usage is None:
         return None
-    cache = _fields(directory / "memory.stat").get(version.cache, 0)
+    cache = _fields(directory / "memory.stat").get("inactive_file", 0)
     return _Memory(max(0, usage - cache), limit, "cgroup")
 
 
-def _group_directories(root: Path) -> Iterator[tuple[_Version, Path]]:
-    """The directory of our group and of each group around it, as far as they can be seen from here.
+def _group_directories(root: Path) -> list[Path]:
+    """The directory of our control group and of each group around it.
 
-    Both versions may be mounted, one of them without the memory controller; what has no files of it is passed over.
+    In a container the path of the group may start outside of what is mounted. Then only the top directory exists, which
+    is the container's own group.
     """
-    for line in _lines(root / "proc/self/cgroup"):
-        _id, _, rest = line.partition(":")
-        controllers, _, group = rest.partition(":")
-        version = _V1 if "memory" in controllers.split(",") else None if controllers else _V2
-        mount = version and _mount(root, version)
-        if version is None or mount is None:
-            continue
-        mounted, top = mount
-        inside = os.path.relpath(group or "/", mounted)
-        if inside.startswith("..") or group.startswith("/.."):
-            inside = "."  # outside of what is mounted: in a container that is its own group, and all that can be seen
-        directory = top / inside
-        while directory != top:
-            yield version, directory
-            directory = directory.parent
-        yield version, top
-
-
-def _mount(root: Path, version: _Version) -> tuple[str, Path] | None:
-    """Which group is mounted where. A line is: id parent device group where options... - type source options."""
-    for line in _lines(root / "proc/self/mountinfo"):
-        before, _, after = line.partition(" - ")
-        left, right = before.split(), after.split()
-        if len(left) < 5 or len(right) < 3 or right[0] != version.file_system:
-            continue
-        if version is _V2 or "memory" in right[2].split(","):
-            return left[3], root / left[4].lstrip("/")
-    return None
+    top = root / "sys/fs/cgroup"
+    group = next((line[3:] for line in _lines(root / "proc/self/cgroup") if line.startswith("0::")), "")
+    directory = top / group.lstrip("/")
+    return [each for each in (directory, *directory.parents) if each.is_relative_to(top)]
 
 
 def _lines(path: Path) -> list[str]:
@@ -294,7 +258,7 @@ def _number(path: Path) -> int | None:
 
 
 def _fields(path: Path) -> dict[str, int]:
-    """Lines of a name and a number, with or without a unit behind it."""
+    """Lines of a name and a number, with or without a unit."""
     words = (line.split() for line in _lines(path))
     return {word[0]: int(word[1]) for word in words if len(word) > 1 and word[1].isdecimal()}
 
@@ -304,7 +268,7 @@ def _percent(share: float) -> float:
 
 
 def _size(count: float) -> str:
-    """A number of bytes, for people."""
+    """A number of bytes, readable."""
     for unit in ("bytes", "KiB", "MiB"):
         if count < 1024:
             return f"{count:.0f} {unit}"

@@ -109,6 +109,11 @@ class Connection:
             raise LostError(f"end of file in {where}")
         self._left += data
 
+    def wait_for(self, data: bytes) -> None:
+        """Read until these bytes have come; they stay to be read."""
+        while data not in self._left:
+            self._more(f"an answer without {data!r}")
+
     def _line(self, where: str) -> bytes:
         while b"\r\n" not in self._left:
             self._more(where)
@@ -225,9 +230,7 @@ class Tally:
 
 
 def storm_client(address: tuple[str, int], gone: threading.Event, tally: Tally, keep_alive: bool) -> None:
-    """Ask for ``/fast`` again and again until a connection is refused; every answer and every loss
-    is noted.
-    """
+    """Ask for ``/fast`` again and again until a connection is refused; every answer and every loss is noted."""
     while (sock := connect_unless_gone(address, gone)) is not None:
         with Connection(address, sock=sock) as connection:
             try:

@@ -7,8 +7,10 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import random
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -18,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ._client import PATIENCE, Address
+from ._client import PATIENCE, Address, get, refuses
 
 APPS = Path(__file__).parent.parent / "live_apps"
 ROOT = APPS.parent.parent
@@ -44,18 +46,49 @@ def waitress_serve(app: str, threads: int | None, options: Sequence[str]) -> lis
     return ["-m", "waitress", *pool, *where, f"{app.removesuffix('.py')}:app"]
 
 
-# Servers that know nothing of the package, by the names that the tests have for them.
+# Servers that know nothing of the package and take the options of ``flask lifecycle run``.
 THEIRS = {"waitress-serve": waitress_serve}
+_UVICORN = ("--interface", "wsgi", "--host", "127.0.0.1", "--port", "{port}", "live_app:app")
+# Those that do not, with ``init_app`` alone.
+ALONE = {
+    "flask-run": ("-m", "flask", "--app", "live_app.py", "run", "--no-reload", "-p", "{port}"),
+    "cheroot-alone": ("started_by_others.py", "cheroot", "{port}"),
+    "cheroot-command": ("-m", "cheroot", "live_app:app", "--bind", "127.0.0.1:{port}", "--threads", "4"),
+    "gevent-alone": ("started_by_others.py", "gevent", "{port}"),
+    "uvicorn": ("-m", "uvicorn", *_UVICORN),
+    "uvicorn-native": ("-c", "import sys; sys.modules['a2wsgi'] = None; import uvicorn; uvicorn.main()", *_UVICORN),
+    "hypercorn": ("-m", "hypercorn", "--workers", "0", "--bind", "127.0.0.1:{port}", "wsgi:live_app:app"),
+    "granian": ("-m", "granian", "--interface", "wsgi", "--port", "{port}", "live_app:app"),
+}
 
 
 @dataclass(frozen=True)
 class Event:
-    """A line of the event file; ``when`` is ``time.monotonic``, which all processes of a machine
-    share.
-    """
+    """A line of the event file; ``when`` is ``time.monotonic``, which all processes of a machine share."""
 
     when: float
     text: str
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What a process has of the machine; ``peak`` is the most memory that it ever had, in KB."""
+
+    peak: int
+    threads: int
+    descriptors: int
+
+
+def free_port() -> int:
+    """A port on which no process listens, below those that a kernel chooses for connections and for port 0.
+
+    Other tests run meanwhile: what the kernel had chosen it could choose once more, before the server has it.
+    """
+    while True:
+        port = random.randrange(10_000, 32_000)
+        with contextlib.suppress(OSError), socket.socket() as sock:
+            sock.bind(("", port))
+            return port
 
 
 def wait_until(true: Callable[[], bool], what: str) -> None:
@@ -98,6 +131,7 @@ class Running:
         self.signalled_at = self.gone_at = 0.0
         self.gone = threading.Event()
         self.keyboard: int | None = None
+        self.given: Address | None = None  # where it was told to listen, if its log does not say
         if terminal:
             self.popen = self._start_on_terminal(command, env)
         else:
@@ -108,12 +142,7 @@ class Running:
         self._watcher.start()
 
     def _start(
-        self,
-        command: Sequence[str],
-        env: dict[str, str],
-        stdin: int,
-        output: int,
-        fds: Sequence[int],
+        self, command: Sequence[str], env: dict[str, str], stdin: int, output: int, fds: Sequence[int]
     ) -> subprocess.Popen[bytes]:
         return subprocess.Popen(command, env=env, cwd=APPS, stdin=stdin, stdout=output, stderr=output, pass_fds=fds)
 
@@ -210,7 +239,7 @@ class Running:
     @property
     def addresses(self) -> list[Address]:
         """Where the process listens, in the order of its log."""
-        return [parse_address(match[1]) for match in LISTENING.finditer(self.log)]
+        return [self.given] if self.given else [parse_address(match[1]) for match in LISTENING.finditer(self.log)]
 
     @property
     def address(self) -> tuple[str, int]:
@@ -256,10 +285,19 @@ class Running:
         stat = Path(f"/proc/{self.target}/stat").read_text()
         return stat.rpartition(")")[2].split()[0]
 
+    def resources(self) -> Resources:
+        """Return what the process has of the machine."""
+        lines = [line.split() for line in Path(f"/proc/{self.target}/status").read_text().splitlines()]
+        numbers = {line[0]: int(line[1]) for line in lines if line[0] in ("VmHWM:", "Threads:")}
+        return Resources(numbers["VmHWM:"], numbers["Threads:"], len(os.listdir(f"/proc/{self.target}/fd")))
+
+    def processor_time(self) -> float:
+        """Return the seconds of a processor that the process has used."""
+        fields = Path(f"/proc/{self.target}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
     def end(self) -> None:
-        """End the process if it is still there, and fail if it printed a traceback that nobody
-        excused.
-        """
+        """End the process if it is still there, and fail if it printed a traceback that nobody excused."""
         if not self.gone.is_set():
             if self.target != self.popen.pid:
                 os.kill(self.target, signal.SIGKILL)
@@ -322,13 +360,15 @@ class Starter:
         prefix: Sequence[str] = (),
         **more: Any,
     ) -> Running:
-        """Serve on a free port, by ``flask lifecycle run`` or a server of :data:`THEIRS`, and wait until it is ready.
+        """Serve on a free port, by ``flask lifecycle run`` or another server, and wait until it is ready.
 
         :param server: one of ours, or one that knows nothing of the package and gets Ctrl-C as well as SIGTERM.
         :param threads: how many for work, where the server has a pool of them.
         :param listeners: how many to wait for; with 0 do not wait at all.
         :param prefix: a command to start it by.
         """
+        if server in ALONE:
+            return self._serve_alone(server, prefix, more)
         if not {"--listen", "--unix-socket", "-p", "--fd"} & set(options):
             options = ("-p", "0", *options)
         if server in THEIRS:
@@ -344,6 +384,18 @@ class Starter:
         if listeners:
             running.wait_for(lambda: len(running.addresses) >= listeners, "all its listeners")
             running.wait_log("STARTING -> READY")
+        return running
+
+    def _serve_alone(self, server: str, prefix: Sequence[str], more: dict[str, Any]) -> Running:
+        address = ("127.0.0.1", free_port())
+        command = [word.format(port=address[1]) for word in ALONE[server]]
+        more["plan"] = {"logging": True, **(more.get("plan") or {})}
+        running = self.start(*prefix, sys.executable, *command, **more)
+        running.given = address
+        running.wait_for(lambda: not refuses(address), "its listener")
+        # Some are detected with the first request.
+        running.wait_for(lambda: get(address, "/readyz").status == 200, "readiness")
+        running.wait_log("a shutdown answers ")
         return running
 
     def end(self) -> None:

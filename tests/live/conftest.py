@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,10 +20,16 @@ def server(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(params=["waitress", "werkzeug", "waitress-serve"])
-def full_server(request: pytest.FixtureRequest) -> str:
-    """Name a server that keeps the full promise, whoever started it; a test of the promise runs on each."""
+def lossless_server(request: pytest.FixtureRequest) -> str:
+    """Name a server that guarantees all connections; the test runs on each."""
     name: str = request.param
     return name
+
+
+# Replaces that fixture where servers that are not its own may differ.
+each_lossless_server = pytest.mark.parametrize(
+    "lossless_server", ["waitress", "waitress-serve", "werkzeug", "cheroot", "gevent"]
+)
 
 
 @pytest.fixture
@@ -33,3 +40,10 @@ def live(tmp_path: Path) -> Iterator[Starter]:
     starter = Starter(tmp_path)
     yield starter
     starter.end()
+
+
+@pytest.fixture
+def stack() -> Iterator[contextlib.ExitStack]:
+    """Close the connections of a test at its end."""
+    with contextlib.ExitStack() as stack:
+        yield stack

@@ -11,41 +11,24 @@ import pytest
 
 from ._client import Connection, get
 from ._process import Running, Starter
-
-TERM_AND_INT = [signal.SIGTERM, signal.SIGINT]
-
-
-def test_request_longer_than_the_grace_period(live: Starter, full_server: str) -> None:
-    """A request that outlasts the grace period is named in the log; the hooks have run, the process
-    is gone in time, exit 1.
-    """
-    running = live.serve(full_server, settings={"LIFECYCLE_GRACE_PERIOD": 2.0})
-    with Connection(running.address) as connection:
-        connection.ask("/gate/never")
-        running.wait_event("begin live never")
-        assert running.stop() == 1
-    assert "abandoned GET /gate/never [/gate/<gate>] after" in running.log
-    assert "1 abandoned" in running.log
-    assert running.hooks() == ["last", "first"]
-    assert running.shutdown_took <= 2.5
-    assert running.lasted < 7.0
+from .conftest import each_lossless_server
 
 
 def test_reader_longer_than_the_grace_period(live: Starter, server: str) -> None:
     """A client that never reads its answer is given up at the deadline, and named in the log."""
-    running = live.serve(server, settings={"LIFECYCLE_GRACE_PERIOD": 2.0})
+    running = live.serve(server, settings={"LIFECYCLE_GRACE_PERIOD": 1.0})
     with Connection(running.address, small=True) as connection:
         connection.ask("/big")
         connection.head()
         assert running.stop() == 1
     assert "abandoned GET /big after" in running.log
     assert running.hooks() == ["last", "first"]
-    assert running.shutdown_took <= 2.5
+    assert running.shutdown_took <= 1.5
 
 
 def test_queue_longer_than_the_grace_period(live: Starter) -> None:
     """Requests that no thread has taken until the deadline count as abandoned too."""
-    settings = {"LIFECYCLE_GRACE_PERIOD": 2.0}
+    settings = {"LIFECYCLE_GRACE_PERIOD": 1.0}
     running = live.serve("waitress", threads=1, settings=settings)
     with contextlib.ExitStack() as stack:
         for _ in range(3):
@@ -60,22 +43,20 @@ def test_queue_longer_than_the_grace_period(live: Starter) -> None:
     assert running.hooks() == ["last", "first"]
 
 
-def test_delay_counts_into_the_grace_period(live: Starter, server: str) -> None:
-    """The delay is a part of the grace period: a request that never ends does not add the one to
-    the other.
-    """
-    settings = {"LIFECYCLE_GRACE_PERIOD": 3.0, "LIFECYCLE_SHUTDOWN_DELAY": 1.5}
-    running = live.serve(server, settings=settings)
+def test_delay_counts_into_the_grace_period(live: Starter) -> None:
+    """The delay is a part of the grace period: a request that never ends does not add the one to the other."""
+    settings = {"LIFECYCLE_GRACE_PERIOD": 1.5, "LIFECYCLE_SHUTDOWN_DELAY": 1.0}
+    running = live.serve("waitress", settings=settings)
     with Connection(running.address) as connection:
         connection.ask("/gate/never")
         running.wait_event("begin live never")
         assert running.stop() == 1
-    assert running.shutdown_took <= 3.5
+    assert running.shutdown_took <= 2.0
 
 
-def test_report_names_what_was_abandoned(live: Starter, server: str) -> None:
+def test_report_names_what_was_abandoned(live: Starter) -> None:
     """The report of `run` names the abandoned request and is not clean."""
-    plan = {"run": {"server": server}, "logging": True}
+    plan = {"run": {"server": "waitress"}, "logging": True}
     settings = {"LIFECYCLE_GRACE_PERIOD": 1.5}
     running = live.start(sys.executable, "live_app.py", plan=plan, settings=settings)
     running.wait_log("STARTING -> READY")
@@ -88,12 +69,10 @@ def test_report_names_what_was_abandoned(live: Starter, server: str) -> None:
     assert (report["clean"], report["exit_code"]) == (False, 1)
 
 
-def test_hook_raises(live: Starter, server: str) -> None:
-    """A hook that raises is named in the log with its traceback; the others run, and the exit code
-    is 1.
-    """
+def test_hook_raises(live: Starter) -> None:
+    """A hook that raises is named in the log with its traceback; the others run, and the exit code is 1."""
     hooks = [["first", "ok", None], ["bad", "raise", None], ["last", "ok", None]]
-    running = live.serve(server, plan={"hooks": {"shutdown": hooks}}, excuse="ValueError: boom")
+    running = live.serve("waitress", plan={"hooks": {"shutdown": hooks}}, excuse="ValueError: boom")
     assert running.stop() == 1
     assert running.hooks() == ["last", "bad", "first"]
     assert "on_shutdown 'bad' failed after" in running.log
@@ -102,26 +81,24 @@ def test_hook_raises(live: Starter, server: str) -> None:
 
 
 @pytest.mark.parametrize("timeout", [0.5, None])
-def test_hook_hangs(live: Starter, server: str, timeout: float | None) -> None:
+def test_hook_hangs(live: Starter, timeout: float | None) -> None:
     """A hook that hangs is named in the log; the others run, and the process is gone within the
     grace period, exit 1.
     """
     hooks = [["first", "ok", None], ["bad", "hang", timeout], ["last", "ok", None]]
     plan = {"hooks": {"shutdown": hooks}}
-    running = live.serve(server, plan=plan, settings={"LIFECYCLE_GRACE_PERIOD": 3.0})
+    running = live.serve("waitress", plan=plan, settings={"LIFECYCLE_GRACE_PERIOD": 1.5})
     assert running.stop() == 1
     assert running.hooks() == ["last", "bad", "first"]
     assert "on_shutdown 'bad' hung: not back after" in running.log
-    assert running.shutdown_took <= 3.5
+    assert running.shutdown_took <= 2.0
     assert running.lasted < 8.0
 
 
-def test_drain_hook_hangs(live: Starter, server: str) -> None:
-    """An on_drain function that hangs neither keeps a request from its answer nor the process past
-    its grace period.
-    """
+def test_drain_hook_hangs(live: Starter) -> None:
+    """An on_drain function that hangs neither keeps a request from its answer nor the process past its grace period."""
     hooks = {"drain": [["bad", "hang", None], ["good", "ok", None]]}
-    running = live.serve(server, plan={"hooks": hooks}, settings={"LIFECYCLE_GRACE_PERIOD": 3.0})
+    running = live.serve("waitress", plan={"hooks": hooks}, settings={"LIFECYCLE_GRACE_PERIOD": 1.5})
     with Connection(running.address) as connection:
         connection.ask("/gate/a")
         running.wait_event("begin live a")
@@ -133,7 +110,7 @@ def test_drain_hook_hangs(live: Starter, server: str) -> None:
     assert "on_drain 'bad' hung: not back after" in running.log
     assert sorted(running.hooks("drain")) == ["bad", "good"]
     assert running.hooks() == ["last", "first"]
-    assert running.shutdown_took <= 3.5
+    assert running.shutdown_took <= 2.0
 
 
 def force(running: Running, first: int, second: int) -> None:
@@ -143,26 +120,23 @@ def force(running: Running, first: int, second: int) -> None:
     assert running.stop(second) == 128 + second
 
 
-@pytest.mark.parametrize("first", TERM_AND_INT)
-@pytest.mark.parametrize("second", TERM_AND_INT)
-def test_second_signal(live: Starter, full_server: str, first: int, second: int) -> None:
-    """A second signal forces the exit at once with 128 + its number, and the log names what was
-    abandoned.
-    """
-    running = live.serve(full_server, settings={"LIFECYCLE_GRACE_PERIOD": 60.0})
+@each_lossless_server
+def test_second_signal(live: Starter, lossless_server: str) -> None:
+    """A second signal forces the exit at once with 128 + its number, and the log names what was abandoned."""
+    running = live.serve(lossless_server, settings={"LIFECYCLE_GRACE_PERIOD": 60.0})
     with Connection(running.address) as connection:
         connection.ask("/gate/never")
         running.wait_event("begin live never")
-        force(running, first, second)
-    assert f"forced by {signal.Signals(second).name}: abandoned 1" in running.log
+        force(running, signal.SIGTERM, signal.SIGINT)
+    assert "forced by SIGINT: abandoned 1" in running.log
     assert "abandoned GET /gate/never [/gate/<gate>] after" in running.log
     assert running.lasted < 5.0
 
 
-def test_second_signal_while_a_hook_hangs(live: Starter, server: str) -> None:
+def test_second_signal_while_a_hook_hangs(live: Starter) -> None:
     """A second signal forces the exit also while a hook hangs."""
     plan = {"hooks": {"shutdown": [["bad", "hang", None]]}}
-    running = live.serve(server, plan=plan, settings={"LIFECYCLE_GRACE_PERIOD": 60.0})
+    running = live.serve("waitress", plan=plan, settings={"LIFECYCLE_GRACE_PERIOD": 60.0})
     running.send(signal.SIGTERM)
     running.wait_event("shutdown bad")
     assert not running.gone.wait(0.2)
@@ -178,11 +152,9 @@ def test_second_signal_in_the_delay(live: Starter, server: str) -> None:
     assert running.lasted < 5.0
 
 
-def test_same_signal_twice_at_once_is_one(live: Starter, server: str) -> None:
-    """The same signal twice within a moment, as GNU timeout sends it, is one signal: the request is
-    answered.
-    """
-    running = live.serve(server)
+def test_same_signal_twice_at_once_is_one(live: Starter) -> None:
+    """The same signal twice within a moment, as GNU timeout sends it, is one signal: the request is answered."""
+    running = live.serve("waitress")
     with Connection(running.address) as connection:
         connection.ask("/gate/a")
         running.wait_event("begin live a")
@@ -194,12 +166,12 @@ def test_same_signal_twice_at_once_is_one(live: Starter, server: str) -> None:
     assert running.wait_gone() == 0
 
 
-def test_thread_that_holds_the_interpreter_open(live: Starter, server: str) -> None:
+def test_thread_that_holds_the_interpreter_open(live: Starter) -> None:
     """A thread of the application that never ends is named in the log and does not keep the process
     past its grace period.
     """
     plan = {"hooks": {"startup": [["stubborn", "thread", None]]}}
-    running = live.serve(server, plan=plan, settings={"LIFECYCLE_GRACE_PERIOD": 2.0})
+    running = live.serve("waitress", plan=plan, settings={"LIFECYCLE_GRACE_PERIOD": 1.0})
     running.stop()
     assert running.lasted < 7.0
     assert "non-daemon threads still run: stubborn" in running.log

@@ -30,6 +30,28 @@ def ready(running: Running) -> tuple[int, Any]:
     return answer.status, json.loads(answer.body)
 
 
+def test_failures_as_views_return_them(live: Starter, server: str) -> None:
+    """A check that says in a view's manner that it fails does fail, async and in the background as well; what says
+    neither is a mistake that the log names once for each check.
+    """
+    running = live.serve(server, app=APP, settings=DETAILS, plan={"returned": True}, excuse="check '")
+    told = {}
+    for name in ("tuple", "response", "mapping", "list", "text"):
+        for _ in range(2):
+            answer = get(running.address, f"/returned/{name}")
+            checks = json.loads(answer.body)["checks"]
+            assert (answer.status, [checks[each][0]["status"] for each in (name, f"{name}-later")]) == (
+                503,
+                ["fail"] * 2,
+            )
+        told[name] = checks[name][0]["output"]
+    assert (told["tuple"], told["response"], told["mapping"]) == ("down", "status 503", "fail")
+    assert told["list"].startswith("The check returned an object of type 'list', which means neither pass nor fail;")
+    assert running.stop() == 0
+    assert [running.log.count(f"check '{name}': The check returned") for name in told] == [0, 0, 0, 1, 1]
+    assert [running.log.count(f"check '{name}-later': The check returned") for name in told] == [0, 0, 0, 1, 1]
+
+
 def test_a_hung_check_costs_one_thread(live: Starter, server: str) -> None:
     """However often a hung check is asked, it costs one thread, its probe fails, and liveness and work go on; when it
     is back the probe is too.

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import os
 import re
 import signal
-import socket
 import sys
 import threading
 from collections.abc import Iterator
@@ -16,13 +16,14 @@ from typing import Any
 import pytest
 
 from ._client import Connection, Tally, get, storm_client
-from ._process import BIG, ROOT, Running, Starter, wait_until
+from ._process import BIG, ROOT, Running, Starter, free_port, wait_until
+from ._traffic import is_accepted
 
 CONFIG = str(ROOT / "examples" / "gunicorn" / "gunicorn.conf.py")
 FALLBACK = """
 from flask_lifecycle.gunicorn import *
-from flask_lifecycle.servers import _arbiter
-_arbiter.deafen = lambda sock: None
+from flask_lifecycle._servers import listener
+listener.refuse_connections = lambda sock: None
 """
 # A worker that has its handlers, and takes its time to load the application.
 SLOW_TO_LOAD = """
@@ -39,25 +40,46 @@ def slow(worker):
     load(worker)
 base.Worker.load_wsgi = slow
 """
+# A worker that is signalled when its application is there and our hook has not been called yet.
+NEARLY_LOADED = """
+import os, time
+from flask_lifecycle import gunicorn as hooks
+from flask_lifecycle.gunicorn import *
+from gunicorn.app.wsgiapp import WSGIApplication
+home, kill, load = os.environ["LIVE_HOME"], os.kill, WSGIApplication.load
+def event(text):
+    with open(f"{home}/events", "a") as events:
+        events.write(f"{time.monotonic():.6f} {text}\\n")
+def slow(self):
+    app = load(self)
+    event("loaded")
+    while not os.path.exists(f"{home}/gate-load"):
+        time.sleep(0.005)
+    return app
+def reported(pid, number):
+    kill(pid, number)
+    event(f"sent {int(number)}")
+def post_worker_init(worker):
+    hooks.post_worker_init(worker)
+    event("initialized")
+WSGIApplication.load, os.kill = slow, reported
+"""
 KINDS = {
     "sync": ("--worker-class", "sync", "--threads", "1"),
-    "gthread": ("--worker-class", "gthread", "--threads", "4"),
+    "gthread": ("--worker-class", "gthread"),
     "gevent": ("--worker-class", "gevent"),
 }
 
 
-@pytest.fixture(params=["sync", "gthread"])  # test_gunicorn_gevent.py has those of the third
+@pytest.fixture(params=["sync", "gthread"])
 def kind(request: pytest.FixtureRequest) -> str:
     """Name the class of workers; a test that asks for it runs on each."""
     name: str = request.param
     return name
 
 
-@pytest.fixture(params=[(), ("--preload",)], ids=["", "preload"])
-def preload(request: pytest.FixtureRequest) -> tuple[str, ...]:
-    """Have the master load the application, or each worker."""
-    options: tuple[str, ...] = request.param
-    return options
+each_kind = pytest.mark.parametrize("kind", KINDS)  # instead of those two
+each_loading = pytest.mark.parametrize("preload", [(), ("--preload",)], ids=["worker", "preload"])
 
 
 def serve(
@@ -66,6 +88,7 @@ def serve(
     *options: str,
     config: str | None = CONFIG,
     workers: int = 2,
+    threads: int = 4,
     bind: str = "127.0.0.1:0",
     app: str = "live_app:app",
     plan: dict[str, Any] | None = None,
@@ -76,7 +99,9 @@ def serve(
     running = live.start(
         sys.executable, "-m", "gunicorn", "--no-control-socket", *KINDS[kind],
         *(("--config", config) if config else ()),
-        "--workers", str(workers), "--bind", bind, *options, app,
+        *(("--threads", str(threads)) if kind == "gthread" else ()),
+        "--workers", str(workers), "--bind", bind, *options,
+        app,
         plan={"logging": True, **(plan or {})}, **more,
     )  # fmt: skip
     if ready:
@@ -118,21 +143,6 @@ def begun(running: Running, reason: str, delay: float) -> int:
     return len(re.findall(rf"shutdown begins: {reason} \(grace period [\d.]+ s, delay {delay:.1f} s\)", running.log))
 
 
-def is_accepted(connection: Connection) -> bool:
-    """Whether a worker has accepted this connection: until then its socket has no inode in the kernel's table."""
-    ports = [f":{connection.sock.getpeername()[1]:04X}", f":{connection.sock.getsockname()[1]:04X}"]
-    rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
-    return any([row[1][8:], row[2][8:]] == ports and row[9] != "0" for row in rows)
-
-
-def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-        return port
-
-
 @contextlib.contextmanager
 def load(address: tuple[str, int], *, keep_alive: bool = False) -> Iterator[list[Tally]]:
     """Have four clients ask without pause until they are refused."""
@@ -152,87 +162,68 @@ def load(address: tuple[str, int], *, keep_alive: bool = False) -> Iterator[list
             thread.join(20.0)
 
 
-def test_idle_stop(live: Starter, kind: str) -> None:
-    """An idle stop ends with 0, and each worker has run its hooks once."""
-    running = serve(live, kind)
-    assert get(address_of(running), "/fast").body == b"fast"
-    assert running.stop() == 0
-    assert sorted(running.hooks()) == ["first", "first", "last", "last"]
-    assert running.log.count("shutdown complete") == 2
-
-
-def test_a_request_in_flight_is_answered(live: Starter, kind: str) -> None:
-    """A request that runs when the signal comes is answered whole, the hooks of its worker run after it."""
-    running = serve(live, kind, workers=1)
-    with Connection(address_of(running)) as connection:
-        connection.ask("/gate/work")
-        running.wait_event("begin live work")
-        running.send(signal.SIGTERM)
-        wait_draining(running, 1)
-        running.open_gate("work")
-        answer = connection.answer()
-    assert (answer.body, answer.says_close) == (b"passed work", True)
-    assert running.wait_gone() == 0
-    assert running.told("end live work") < running.told("shutdown last")
-
-
-def test_half_a_request_is_answered(live: Starter, kind: str) -> None:
-    """A request whose head, or whose body, is completed after the signal is answered."""
-    running = serve(live, kind)
+@each_kind
+@each_loading
+def test_what_is_under_way_is_answered(live: Starter, kind: str, preload: tuple[str, ...]) -> None:
+    """What runs, streams, is half received or read slowly when the signal comes is answered; then each worker runs its
+    hooks, once.
+    """
+    workers = 6 if kind == "sync" else 1  # one for each connection
+    running = serve(live, kind, *preload, workers=workers, threads=8)
     address = address_of(running)
-    with Connection(address) as head, Connection(address) as body:
+    with (
+        Connection(address) as work, Connection(address) as stream, Connection(address) as head,
+        Connection(address) as body, Connection(address, small=True) as slow,
+    ):  # fmt: skip
+        work.ask("/gate/work")
+        slow.ask("/gated-big/work")
+        stream.ask("/until-drain")
         body.send(b"POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\nhalf-")
-        running.wait_event("begin echo")
+        for begins, times in {"begin live work": 2, "begin until-drain": 1, "begin echo": 1}.items():
+            running.wait_event(begins, times)
         head.send(b"GET /fast HTTP/1.1\r\nHo")
+        wait_until(lambda: is_accepted(head), "the connection is accepted")
         running.send(signal.SIGTERM)
-        wait_draining(running)
+        wait_draining(running, workers)
         head.send(b"st: a\r\n\r\n")
         body.send(b"other")
-        assert (head.answer().body, body.answer().body) == (b"fast", b"10 bytes")
-    assert running.wait_gone() == 0
-
-
-def test_a_slow_reader_gets_all(live: Starter, kind: str) -> None:
-    """An answer that its client takes late is sent whole."""
-    running = serve(live, kind, workers=1)
-    with Connection(address_of(running), small=True) as connection:
-        connection.ask("/gated-big/work")
-        running.wait_event("begin live work")
-        running.send(signal.SIGTERM)
-        wait_draining(running, 1)
         running.open_gate("work")
-        running.wait_log("Handling signal: term")
-        assert connection.answer().body == BIG
+        assert (head.answer().body, body.answer().body) == (b"fast", b"10 bytes")
+        answer = work.answer()
+        assert (answer.body, answer.says_close) == (b"passed work", True)
+        assert stream.answer().body.endswith(b"drained\n")
+        assert slow.answer().body == BIG
     assert running.wait_gone() == 0
+    assert sorted(running.hooks()) == ["first"] * workers + ["last"] * workers
+    if workers == 1:
+        assert max(running.told("end live work")) < running.told("shutdown last")[0]
 
 
-def test_a_stream_hears_of_the_drain(live: Starter, kind: str) -> None:
-    """A stream that looks at the drain ends by itself, whole."""
-    running = serve(live, kind, workers=1)
-    with Connection(address_of(running)) as connection:
-        connection.ask("/until-drain")
-        running.wait_event("begin until-drain")
-        running.send(signal.SIGTERM)
-        assert connection.answer().body.endswith(b"drained\n")
-    assert running.wait_gone() == 0
-
-
-def test_readiness_flips_in_all_workers(live: Starter, kind: str) -> None:
-    """During the delay every worker refuses readiness, is alive, serves, and tells connections to close."""
-    running = serve(live, kind, settings={"LIFECYCLE_SHUTDOWN_DELAY": 4.0})
+@each_kind
+@each_loading
+def test_all_workers_leave_together(live: Starter, kind: str, preload: tuple[str, ...]) -> None:
+    """During the delay every worker refuses readiness, on the one probe port too, is alive, serves, and closes each
+    connection with its answer.
+    """
+    probes = ("127.0.0.1", free_port())
+    settings = {"LIFECYCLE_SHUTDOWN_DELAY": 2.0, "LIFECYCLE_PROBE_PORT": probes[1]}
+    running = serve(live, kind, *preload, settings=settings)
     address = address_of(running)
+    running.wait_for(lambda: running.log.count("probe listener on") == 2, "both probe listeners")
+    assert [get(where, "/readyz").status for where in (address, probes) for _ in range(8)] == [200] * 16
     running.send(signal.SIGTERM)
     wait_draining(running)
-    assert [get(address, "/readyz").status for _ in range(20)] == [503] * 20
-    assert [get(address, "/livez").status for _ in range(4)] == [200] * 4
-    answers = [get(address, "/fast") for _ in range(8)]
-    assert [(answer.body, answer.says_close) for answer in answers] == [(b"fast", True)] * 8
+    assert [get(where, "/readyz").status for where in (address, probes) for _ in range(8)] == [503] * 16
+    assert [get(where, "/livez").status for where in (address, probes) for _ in range(4)] == [200] * 8
+    answer = get(address, "/fast")
+    assert (answer.body, answer.says_close) == (b"fast", True)
     assert running.wait_gone() == 0
-    assert running.lasted >= 4.0
-    assert len(running.hooks()) == 4
+    assert running.lasted >= 2.0
+    assert len(pids(running)) == 2
+    assert sorted(running.hooks()) == ["first", "first", "last", "last"]
 
 
-@pytest.mark.parametrize("fallback", [False, True])
+@pytest.mark.parametrize(("kind", "fallback"), [(kind, fallback) for kind in KINDS for fallback in (False, True)][:5])
 def test_the_accept_queue_is_served(live: Starter, kind: str, fallback: bool, tmp_path: Path) -> None:
     """What waits in the kernel's queue when the signal comes is answered, whether its listener becomes deaf or not."""
     config = tmp_path / "fallback.conf.py"
@@ -255,6 +246,43 @@ def test_the_accept_queue_is_served(live: Starter, kind: str, fallback: bool, tm
             connection.sock.close()
     assert running.wait_gone() == 0
     assert not fallback or "listener closed (quiet period)" in running.log
+
+
+@each_kind
+def test_waiting_connections_hold_no_stop(live: Starter, kind: str) -> None:
+    """Silent connections, more than there are threads, and one that its client keeps open after an answer are hung up
+    cleanly; gunicorn by itself waits seconds for each, a sync worker without end.
+    """
+    running = serve(live, kind, "--keep-alive", "75", workers=1, settings={"LIFECYCLE_GRACE_PERIOD": 100.0})
+    connections = [Connection(address_of(running)) for _ in range(12)]
+    try:
+        connections[0].ask("/fast")
+        assert connections[0].answer().body == b"fast"
+        assert running.stop() == 0
+        assert [connection.receive() for connection in connections] == [b""] * 12
+    finally:
+        for connection in connections:
+            connection.sock.close()
+
+
+def test_a_request_that_comes_over_a_waiting_connection(live: Starter, kind: str) -> None:
+    """A request whose bytes are there before its connection is hung up is answered."""
+    settings = {"LIFECYCLE_KEEPALIVE_LINGER": 0.0}
+    running = serve(live, kind, "--keep-alive", "75", workers=1, settings=settings)
+    (worker,) = pids(running)
+    with Connection(address_of(running)) as silent, Connection(address_of(running)) as kept:
+        if kind == "gthread":  # a sync worker keeps none
+            kept.ask("/fast")
+            assert kept.answer().body == b"fast"
+        wait_until(lambda: is_accepted(silent), "the connection is accepted")
+        os.kill(worker, signal.SIGSTOP)
+        silent.ask("/fast")
+        kept.ask("/fast")
+        running.send(signal.SIGTERM)
+        running.wait_log("Handling signal: term")
+        os.kill(worker, signal.SIGCONT)
+        assert [silent.answer().body, kept.answer().body] == [b"fast"] * 2
+    assert running.wait_gone() == 0
 
 
 def test_the_queue_behind_a_busy_worker_is_served(live: Starter) -> None:
@@ -295,11 +323,13 @@ def test_a_unix_socket(live: Starter, kind: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("keep_alive", [False, True])
 def test_a_stop_under_load_loses_nothing(live: Starter, kind: str, keep_alive: bool) -> None:
     """Clients that connect and ask without pause are answered or refused, through a delay and the stop."""
-    running = serve(live, kind, settings={"LIFECYCLE_SHUTDOWN_DELAY": 0.3})
+    # A client that a busy machine holds up for longer than the linger finds its kept connection closed.
+    settings = {"LIFECYCLE_SHUTDOWN_DELAY": 0.3, "LIFECYCLE_KEEPALIVE_LINGER": 0.5}
+    running = serve(live, kind, settings=settings)
     with load(address_of(running), keep_alive=keep_alive) as tallies:
         assert running.stop() == 0
     assert [tally.lost for tally in tallies] == [[]] * 4
-    assert "listener closed (no device)" in running.log
+    assert "listener closed (device binding)" in running.log
 
 
 def test_a_storm_on_a_listener_that_is_not_deaf_ends(live: Starter, kind: str, tmp_path: Path) -> None:
@@ -312,17 +342,6 @@ def test_a_storm_on_a_listener_that_is_not_deaf_ends(live: Starter, kind: str, t
     assert sum(len(tally.lost) for tally in tallies) <= 1  # best effort; each of the four lost one before
     assert "listener closed (quiet period)" in running.log
     assert running.told("shutdown last")[0] - running.signalled_at < 10.0  # of 25
-
-
-def test_a_start_that_fails_stops_the_master(live: Starter, kind: str) -> None:
-    """Workers whose start-up fails are not replaced for ever: the master leaves as it does when they cannot boot."""
-    plan = {"logging": True, "hooks": {"startup": [["bad", "raise", None]]}}
-    running = live.start(
-        sys.executable, "-m", "gunicorn", "--no-control-socket", *KINDS[kind], "--config", CONFIG, "--workers", "2",
-        "--bind", "127.0.0.1:0", "live_app:app", plan=plan, excuse="Traceback",
-    )  # fmt: skip
-    assert running.wait_gone() == 3
-    assert "Reason: Worker failed to boot." in running.log
 
 
 def test_a_task_of_a_thread_of_the_master(live: Starter) -> None:
@@ -357,6 +376,28 @@ def test_a_stop_while_workers_load(live: Starter, kind: str, tmp_path: Path) -> 
     assert len(pids(running)) == 1
 
 
+def test_a_stop_while_a_worker_has_nearly_loaded(live: Starter, kind: str, tmp_path: Path) -> None:
+    """A worker that is signalled between ``init_app`` and our hook, as one may that replaces another, stops at once."""
+    # The hook that waits holds both interleavings that post_fork() describes: the shutdown, if it has begun while the
+    # application was loaded, is not over when our hook takes the worker over.
+    config = tmp_path / "late.conf.py"
+    config.write_text(NEARLY_LOADED)
+    running = live.start(
+        sys.executable, "-m", "gunicorn", "--no-control-socket", *KINDS[kind], "--config", str(config),
+        "--bind", "127.0.0.1:0", "live_app:app",
+        plan={"logging": True, "hooks": {"shutdown": [["slow", "gate", None]]}},
+        settings={"LIFECYCLE_GRACE_PERIOD": 100.0},  # for all of which, or half, the worker stays that missed it
+    )  # fmt: skip
+    running.wait_event("loaded")
+    running.send(signal.SIGTERM)
+    running.wait_event(f"sent {int(signal.SIGTERM)}")
+    running.open_gate("load")
+    running.wait_event("initialized")
+    running.open_gate("slow")
+    assert running.wait_gone() == 0
+    assert running.hooks() == ["slow"]
+
+
 def test_workers_come_and_go_under_load(live: Starter, kind: str) -> None:
     """HUP, TTIN and TTOU lose no request, leave the listener alone, and run the hooks of each worker that goes once."""
     running = serve(live, kind, settings={"LIFECYCLE_SHUTDOWN_DELAY": 0.3})
@@ -376,9 +417,12 @@ def test_workers_come_and_go_under_load(live: Starter, kind: str) -> None:
     assert (running.hooks().count("first"), running.hooks().count("last")) == (5, 5)
 
 
+@each_kind
 def test_recycled_workers_lose_nothing(live: Starter, kind: str) -> None:
     """Workers that are replaced after some requests run their hooks once, have no delay, and no request is lost."""
-    running = serve(live, kind, "--max-requests", "40", settings={"LIFECYCLE_SHUTDOWN_DELAY": 0.3})
+    # A client that a busy machine holds up for longer than the linger before it asks finds its connection closed.
+    settings = {"LIFECYCLE_SHUTDOWN_DELAY": 0.3, "LIFECYCLE_KEEPALIVE_LINGER": 0.5}
+    running = serve(live, kind, "--max-requests", "40", settings=settings)
     with load(address_of(running)) as tallies:
         running.wait_for(lambda: exited(running) >= 4, "the end of some workers")
         assert running.stop() == 0
@@ -401,14 +445,15 @@ def test_a_recycled_worker_answers_what_it_has(live: Starter) -> None:
     assert running.stop() == 0
 
 
-def test_a_failing_hook_shows_in_the_exit_code(live: Starter, kind: str) -> None:
+def test_a_failing_hook_shows_in_the_exit_code(live: Starter) -> None:
     """A hook that fails in a worker makes the master exit with 1."""
     plan = {"hooks": {"shutdown": [["bad", "raise", None], ["good", "ok", None]]}}
-    running = serve(live, kind, plan=plan, excuse="Traceback")
+    running = serve(live, "gthread", plan=plan, excuse="Traceback")
     assert running.stop() == 1
     assert sorted(running.hooks()) == ["bad", "bad", "good", "good"]
 
 
+@each_kind
 def test_a_request_that_hangs(live: Starter, kind: str) -> None:
     """A request that does not end is abandoned within the grace period, the hooks run, and the exit code is 1."""
     running = serve(live, kind, workers=1, settings={"LIFECYCLE_GRACE_PERIOD": 2.0})
@@ -421,9 +466,9 @@ def test_a_request_that_hangs(live: Starter, kind: str) -> None:
     assert "abandoned GET /gate/never" in running.log
 
 
-def test_a_second_sigterm_changes_nothing(live: Starter, kind: str) -> None:
+def test_a_second_sigterm_changes_nothing(live: Starter) -> None:
     """As under gunicorn alone a second SIGTERM neither ends nor prolongs the stop."""
-    running = serve(live, kind, settings={"LIFECYCLE_SHUTDOWN_DELAY": 1.0})
+    running = serve(live, "gthread", settings={"LIFECYCLE_SHUTDOWN_DELAY": 1.0})
     address = address_of(running)
     running.send(signal.SIGTERM)
     wait_draining(running)
@@ -448,23 +493,57 @@ def test_sigterm_to_all_processes(live: Starter, kind: str) -> None:
     assert (len(pids(running)), len(running.hooks())) == (2, 4)
 
 
-def test_one_worker_that_is_signalled(live: Starter, kind: str) -> None:
+def test_one_worker_that_is_signalled(live: Starter) -> None:
     """A worker that somebody signals drains, and is replaced."""
-    running = serve(live, kind, workers=1)
+    running = serve(live, "gthread", workers=1)
     os.kill(pids(running)[0], signal.SIGTERM)
     wait_ready(running, 2)
     assert running.hooks() == ["last", "first"]
     assert running.stop() == 0
 
 
-def test_sigint_stops_quickly(live: Starter, kind: str) -> None:
+def test_sigint_stops_quickly(live: Starter) -> None:
     """SIGINT in the delay ends it, as under gunicorn alone, and the hooks run."""
-    running = serve(live, kind, settings={"LIFECYCLE_SHUTDOWN_DELAY": 15.0})
+    running = serve(live, "gthread", settings={"LIFECYCLE_SHUTDOWN_DELAY": 15.0})
     running.send(signal.SIGTERM)
     wait_draining(running)
     assert running.stop(signal.SIGINT) == 0
     assert running.lasted < 10.0
     assert len(running.hooks()) == 4
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_sigint_answers_what_is_in_flight(live: Starter, kind: str, terminal: bool) -> None:
+    """SIGINT, to the master or as a terminal sends it to all processes, lets a request that runs end; the hooks run."""
+    running = serve(live, kind, workers=1, settings={"LIFECYCLE_SHUTDOWN_DELAY": 15.0})
+    with Connection(address_of(running)) as connection:
+        connection.ask("/gate/work")
+        running.wait_event("begin live work")
+        for worker in pids(running) if terminal else ():
+            os.kill(worker, signal.SIGINT)
+        running.send(signal.SIGINT)
+        wait_draining(running, 1)
+        running.wait_log("Handling signal: int")
+        running.open_gate("work")
+        assert connection.answer().body == b"passed work"
+    assert running.wait_gone() == 0
+    assert running.hooks() == ["last", "first"]
+
+
+def test_clients_that_do_not_close_hold_up_no_others(live: Starter) -> None:
+    """A client that keeps its side open after the last answer does not hold the loop of a worker with threads."""
+    settings = {"LIFECYCLE_KEEPALIVE_LINGER": 3.0, "LIFECYCLE_GRACE_PERIOD": 8.0}
+    running = serve(live, "gthread", workers=1, settings=settings)
+    address = address_of(running)
+    with contextlib.ExitStack() as stack:
+        connections = [stack.enter_context(Connection(address)) for _ in range(300)]
+        assert not any(connection.get("/fast").says_close for connection in connections)
+        running.send(signal.SIGTERM)
+        wait_draining(running, 1)
+        for connection in connections:
+            connection.ask("/fast")
+        assert all(connection.answer().body == b"fast" for connection in connections)
+        assert running.wait_gone() == 0, running.log_tail
 
 
 def test_graceful_timeout_that_is_too_short(live: Starter) -> None:
@@ -478,44 +557,13 @@ def test_graceful_timeout_that_is_too_short(live: Starter) -> None:
     assert running.log.count(expected) == 1
 
 
-def test_the_probe_listener_of_several_workers(live: Starter, kind: str) -> None:
-    """All workers answer on one probe port, also while all are busy, and none of them stops for its sake."""
-    probes = ("127.0.0.1", free_port())
-    running = serve(live, kind, settings={"LIFECYCLE_PROBE_PORT": probes[1], "LIFECYCLE_SHUTDOWN_DELAY": 3.0})
-    running.wait_for(lambda: running.log.count("probe listener on") == 2, "both probe listeners")
-    assert [get(probes, "/readyz").status for _ in range(20)] == [200] * 20
-    running.send(signal.SIGTERM)
-    wait_draining(running)
-    assert [get(probes, "/readyz").status for _ in range(20)] == [503] * 20
-    assert [get(probes, "/livez").status for _ in range(20)] == [200] * 20
-    assert running.wait_gone() == 0
-    assert len(pids(running)) == 2
-
-
-def test_preloaded_workers_start_for_themselves(live: Starter, kind: str) -> None:
-    """An application that the master has loaded, and warmed up, is started and stopped by each worker for itself."""
-    plan = {"warm": True, "hooks": {"startup": [["open", "ok", None]], "shutdown": [["open", "ok", None]]}}
-    running = serve(live, kind, "--preload", plan=plan, ready=False)
-    wait_ready(running, 3)
-    running.wait_event("startup open", 3)  # of the warm-up, and of each worker
-    with Connection(address_of(running)) as connection:
-        connection.ask("/gate/work")
-        running.wait_event("begin live work")
-        running.send(signal.SIGTERM)
-        wait_draining(running)
-        running.open_gate("work")
-        assert connection.answer().body == b"passed work"
-    assert running.wait_gone() == 0
-    assert running.hooks() == ["open", "open", "open"]  # the master closes what the warm-up has opened
-
-
 ONCE = {"hooks": {"shutdown": [["once", "ok", None], ["each", "ok", None]]}}
 
 
-@pytest.mark.parametrize("preload", [(), ("--preload",)])
-def test_what_is_to_happen_once(live: Starter, kind: str, preload: tuple[str, ...]) -> None:
+@each_loading
+def test_what_is_to_happen_once(live: Starter, preload: tuple[str, ...]) -> None:
     """A function of the process group runs once, when all other workers have gone; one that is replaced runs none."""
-    running = serve(live, kind, *preload, workers=3, plan=ONCE, ready=False)
+    running = serve(live, "gthread", *preload, workers=3, plan=ONCE, ready=False)
     wait_ready(running, 3)
     os.kill(pids(running)[0], signal.SIGTERM)
     wait_ready(running, 4)
@@ -563,9 +611,47 @@ def test_what_is_to_happen_once_without_a_worker(live: Starter, preload: tuple[s
     assert ("No worker was left to run" in running.log) is not bool(preload)
 
 
+# -- workers that serve ASGI ------------------------------------------------------------------------------------------
+
+# Where it lives today, and where it was before.
+UVICORN = "uvicorn_worker" if importlib.util.find_spec("uvicorn_worker") else "uvicorn.workers"
+
+
+@pytest.mark.parametrize("config", [CONFIG, None], ids=["hooks", "alone"])
+@pytest.mark.parametrize("worker_class", [f"{UVICORN}.UvicornWorker", "asgi"], ids=["uvicorn", "asgi"])
+def test_asgi_workers(live: Starter, worker_class: str, config: str | None) -> None:
+    """Workers that serve ASGI are served as with ``init_app`` alone, also where our hooks are there: a reload leaves
+    the listener to the new ones, what runs at a stop is answered, and the log does not advise the hooks.
+    """
+    # A notice of uvicorn's, on which the tests' own switches would make each worker fail.
+    running = live.start(
+        sys.executable, "-W", "ignore::DeprecationWarning", "-m", "gunicorn", "--no-control-socket", "-k", worker_class,
+        *(("--config", config) if config else ()), "--workers", "2", "--bind", "127.0.0.1:0", "asgi_app:app",
+        plan={"logging": True}, settings={"LIFECYCLE_SHUTDOWN_DELAY": 0.3},
+    )  # fmt: skip
+    wait_ready(running, 2)
+    running.send(signal.SIGHUP)
+    wait_ready(running, 4)
+    running.wait_for(lambda: exited(running) == 2, "the old workers' end")
+    address = address_of(running)
+    assert [get(address, "/fast").body for _ in range(8)] == [b"fast"] * 8
+    with Connection(address) as connection:
+        connection.ask("/gate/work")
+        running.wait_event("begin live work")
+        running.send(signal.SIGTERM)
+        wait_draining(running, 4)
+        running.open_gate("work")
+        assert connection.answer().body == b"passed work"
+    assert running.wait_gone() == 0
+    assert sorted(running.hooks()) == ["first"] * 4 + ["last"] * 4
+    assert "flask_lifecycle.gunicorn" not in running.log
+    assert ("does not know workers of" in running.log) is (config is not None)
+
+
 # -- without our hooks ------------------------------------------------------------------------------------------------
 
 
+@each_kind
 def test_without_hooks_started_requests_are_answered(live: Starter, kind: str) -> None:
     """Without a configuration a started request is answered and the hooks of its worker run once, after it."""
     running = serve(live, kind, config=None, workers=1, ready=False)
@@ -606,7 +692,7 @@ def test_without_hooks_readiness_turns_first(live: Starter, kind: str) -> None:
 
 def test_without_hooks_a_late_request_is_refused(live: Starter) -> None:
     """Without a configuration what a worker with threads gets whole after the delay is answered 503."""
-    running = serve(live, "gthread", config=None, workers=1, ready=False)
+    running = serve(live, "gthread", config=None, workers=1, ready=False, plan={"logging": "debug"})
     address = address_of(running)
     with Connection(address) as work, Connection(address) as head:
         head.send(b"GET /fast HTTP/1.1\r\nHo")
@@ -635,6 +721,7 @@ def test_without_hooks_a_recycled_worker_runs_its_hooks(live: Starter, kind: str
     assert running.stop(signal.SIGINT) == 0
 
 
+@each_kind
 def test_without_hooks_and_preloaded(live: Starter, kind: str) -> None:
     """With ``--preload`` alone a started request is answered, and its worker's shutdown begins when that exits."""
     plan = {"warm": True, "hooks": {"startup": [["open", "ok", None]], "shutdown": [["open", "ok", None]]}}
@@ -667,16 +754,17 @@ def test_without_hooks_all_workers_have_the_probe_listener(live: Starter) -> Non
     assert len(pids(running)) == 2
 
 
-def test_without_hooks_workers_start_by_themselves(live: Starter, kind: str, preload: tuple[str, ...]) -> None:
+@each_loading
+def test_without_hooks_workers_start_by_themselves(live: Starter, preload: tuple[str, ...]) -> None:
     """Without a configuration each worker becomes ready unasked and the master does not, the line at the start says
     what holds and what to do for more, and a hook that fails does not show in the exit code.
     """
     hooks = {"startup": [["open", "ok", None]], "shutdown": [["bad", "raise", None], ["good", "ok", None]]}
-    running = serve(live, kind, *preload, config=None, plan={"hooks": hooks}, excuse="Traceback", ready=False)
+    running = serve(live, "gthread", *preload, config=None, plan={"hooks": hooks}, excuse="Traceback", ready=False)
     wait_ready(running, 2)
     line = (
-        r"server gunicorn \(found among the objects of this process\): requests that the application has started are"
-        r" answered; to answer .* have 'from flask_lifecycle\.gunicorn import \*' in gunicorn\.conf\.py"
+        r"server gunicorn \(detected\): a shutdown answers requests that the application has started;"
+        r" to answer .* put 'from flask_lifecycle\.gunicorn import \*' in gunicorn\.conf\.py"
     )
     running.wait_for(lambda: len(re.findall(line, running.log)) == 2, "the lines of both workers")
     assert running.stop() == 0
@@ -684,6 +772,7 @@ def test_without_hooks_workers_start_by_themselves(live: Starter, kind: str, pre
     assert sorted(running.hooks()) == ["bad", "bad", "good", "good"]
 
 
+@each_loading
 def test_without_hooks_half_a_request(live: Starter, kind: str, preload: tuple[str, ...]) -> None:
     """Without a configuration what is half received when the signal comes is refused once the drain has begun;
     preloaded it is answered.
@@ -700,11 +789,12 @@ def test_without_hooks_half_a_request(live: Starter, kind: str, preload: tuple[s
     assert running.wait_gone() == 0
 
 
-def test_without_hooks_a_reload(live: Starter, kind: str, preload: tuple[str, ...]) -> None:
+@each_loading
+def test_without_hooks_a_reload(live: Starter, preload: tuple[str, ...]) -> None:
     """Without a configuration a worker that is replaced by a reload goes through the whole stop, with its delay;
     preloaded it has none, because its signal is gunicorn's.
     """
-    running = serve(live, kind, *preload, config=None, settings={"LIFECYCLE_SHUTDOWN_DELAY": 0.5}, ready=False)
+    running = serve(live, "gthread", *preload, config=None, settings={"LIFECYCLE_SHUTDOWN_DELAY": 0.5}, ready=False)
     wait_ready(running, 2)
     running.send(signal.SIGHUP)
     wait_ready(running, 4)

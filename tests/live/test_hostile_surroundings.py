@@ -58,9 +58,7 @@ def test_forked_child_that_lives_on(live: Starter, server: str) -> None:
 
 
 def test_forked_child_and_the_probe_listener(live: Starter, server: str) -> None:
-    """A child that a view forked does not keep the probe listener open: when the process has gone,
-    its port refuses.
-    """
+    """A child that a view forked does not keep the probe listener open: when the process has gone, its port refuses."""
     running = live.serve(server, settings={**LONG_GRACE, **PROBE_LISTENER})
     probes = probe_address(running)
     with Connection(probes) as silent, forked_child(running):
@@ -101,11 +99,11 @@ each_stuck = pytest.mark.parametrize("plan", STUCK.values(), ids=STUCK.keys())
 
 
 @each_stuck
-def test_what_hangs_does_not_outlast_the_grace_period(live: Starter, server: str, plan: dict[str, Any]) -> None:
+def test_what_hangs_does_not_outlast_the_grace_period(live: Starter, plan: dict[str, Any]) -> None:
     """Whatever of the user's hangs in the middle of the stop, the process is gone at the end of the
     grace period, with exit code 1.
     """
-    running = live.serve(server, plan=plan, settings={"LIFECYCLE_GRACE_PERIOD": 3.0})
+    running = live.serve("waitress", plan=plan, settings={"LIFECYCLE_GRACE_PERIOD": 3.0})
     if "stderr" in plan:
         stall(running)
     assert running.stop() == 1
@@ -113,9 +111,9 @@ def test_what_hangs_does_not_outlast_the_grace_period(live: Starter, server: str
 
 
 @each_stuck
-def test_second_signal_while_something_hangs(live: Starter, server: str, plan: dict[str, Any]) -> None:
+def test_second_signal_while_something_hangs(live: Starter, plan: dict[str, Any]) -> None:
     """A second signal ends the process at once also while something of the user's hangs."""
-    running = live.serve(server, plan=plan, settings=LONG_GRACE)
+    running = live.serve("waitress", plan=plan, settings=LONG_GRACE)
     if "stderr" in plan:
         stall(running)
     running.send(signal.SIGTERM)
@@ -127,18 +125,15 @@ def test_second_signal_while_something_hangs(live: Starter, server: str, plan: d
     assert running.lasted < 10.0
 
 
-RAISING: dict[str, dict[str, Any]] = {
-    "log handler": {"log_handler": "raise"},
-    "receiver": {"receiver": "raise"},
-}
+RAISING: dict[str, dict[str, Any]] = {"log handler": {"log_handler": "raise"}, "receiver": {"receiver": "raise"}}
 
 
 @pytest.mark.parametrize("plan", RAISING.values(), ids=RAISING.keys())
-def test_what_raises_does_not_change_the_stop(live: Starter, server: str, plan: dict[str, Any]) -> None:
+def test_what_raises_does_not_change_the_stop(live: Starter, plan: dict[str, Any]) -> None:
     """A log handler or a receiver that raises changes nothing: streams hear of the drain, what is in
     flight is answered, the hooks run, exit 0.
     """
-    running = live.serve(server, plan=plan, settings=LONG_GRACE, excuse="ValueError: boom")
+    running = live.serve("waitress", plan=plan, settings=LONG_GRACE, excuse="ValueError: boom")
     with Connection(running.address) as stream, Connection(running.address) as connection:
         stream.ask("/until-drain")
         running.wait_event("begin until-drain")
@@ -270,9 +265,7 @@ def test_run_that_fails_gives_everything_back(live: Starter, server: str, which:
 
 
 def test_unix_socket_stops_as_quickly(live: Starter, server: str, tmp_path: Path) -> None:
-    """A stop with a Unix socket ends with its last request, and does not last until the
-    deadline.
-    """
+    """A stop with a Unix socket ends with its last request, and does not last until the deadline."""
     path = str(tmp_path / "socket")
     running = live.serve(server, "--unix-socket", path, settings=LONG_GRACE)
     with Connection(path) as silent, Connection(path) as connection:

@@ -41,7 +41,8 @@ def test_a_whole_life(live: Starter, server: str) -> None:
     running = live.serve(server, plan=PLAN, settings=SETTINGS, excuse="ValueError: boom")
     probes = parse_address(running.wait_log(r"probe listener on (http://\S+)")[1])
     assert get(running.address, "/readyz").status == 503
-    running.wait_log("check 'rude' fails")
+    # The record is written after the line of the log.
+    running.wait_for(lambda: fields(records(running), "check"), "the record of the check")
     before = records(running)
     for _ in range(20):
         for address in (running.address, probes):

@@ -6,21 +6,19 @@ import contextlib
 import os
 import re
 import signal
-import socket
 import sys
-import sysconfig
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from ._client import Address, Connection, LostError, get, refuses
-from ._process import BIG, ROOT, Running, Starter
+from ._client import Connection, get
+from ._process import ROOT, Running, Starter, free_port
+from ._traffic import Kind, Traffic, address_of, wait_guarantee
+from .test_probes import PROBE_LISTENER, probe_address
 
 WITHOUT_A2WSGI = "import sys; sys.modules['a2wsgi'] = None; import uvicorn; uvicorn.main()"
 UVICORN = ("--interface", "wsgi", "--host", "127.0.0.1", "--port", "0", "live_app:app")
-ADDRESS = r"(?:[Rr]unning on http://|Listening at: http://|bound to TCP address )127\.0\.0\.1:(\d+)"
 TOKEN = "a token of sixteen and more"
 # Longer than a client takes to ask over a connection that has been idle.
 LINGER = {"LIFECYCLE_KEEPALIVE_LINGER": 2.0}
@@ -30,13 +28,6 @@ def uvicorn(live: Starter, kind: str = "a2wsgi", *options: str, **more: Any) -> 
     """Start uvicorn, with a2wsgi, or with its own middleware."""
     way = ("-c", WITHOUT_A2WSGI) if kind == "native" else ("-m", "uvicorn")
     return start(live, sys.executable, *way, *UVICORN, *options, **more)
-
-
-def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        port: int = sock.getsockname()[1]
-        return port
 
 
 def drain(live: Starter, port: int) -> Running:
@@ -60,132 +51,16 @@ def start(live: Starter, *command: str, plan: dict[str, Any] | None = None, **mo
     return running
 
 
-def address_of(running: Running) -> tuple[str, int]:
-    """Where it listens, as its log tells."""
-    return "127.0.0.1", int(running.wait_log(ADDRESS)[1])
-
-
-def wait_promise(running: Running, name: str, promise: str, workers: int = 1) -> None:
-    """Wait until the one line of each worker is there that names the server and its promise."""
-    words = {"full": "the full promise", "accepted": "accepted requests", "started": "requests that the application"}
-    line = rf"server {name} \([^)]+\): {words[promise]}"
-    running.wait_for(lambda: len(re.findall(line, running.log)) == workers, f"{workers} lines {line!r}")
-
-
-class Traffic:
-    """Clients in all the states that a stop has to do with, as far as it answers them.
-
-    :param running_at_once: how many threads the server has for requests.
-    :param keep_alive: whether it keeps connections at all.
-    """
-
-    def __init__(
-        self,
-        running: Running,
-        stack: contextlib.ExitStack,
-        running_at_once: int,
-        *,
-        keep_alive: bool = True,
-        address: Address | None = None,
-    ) -> None:
-        self.keep_alive = keep_alive
-        self.running = running
-        self.address: Address = address or address_of(running)
-        self._stack = stack
-        self.idle = self.connect()
-        assert self.idle.get("/fast").body == b"fast"
-        self.stream = self.connect()
-        self.stream.ask("/stream?gate=work")
-        running.wait_event("begin stream")
-        self.slow = self.connect(small=True)
-        self.slow.ask("/big")
-        self.started = [self.connect() for _ in range(running_at_once - 2)]
-        for each in self.started:
-            each.ask("/gate/work")
-        running.wait_event("begin live work", times=len(self.started))
-
-    def connect(self, **options: Any) -> Connection:
-        return self._stack.enter_context(Connection(self.address, **options))
-
-    def hold(self, queued: int) -> None:
-        """Half a head, half a body, and requests that wait for a thread."""
-        self.body, self.head = self.connect(), self.connect()
-        self.body.send(b"POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\nhalf-")
-        self.head.send(b"GET /fast HTTP/1.1\r\nHo")
-        self.queued = [self.connect() for _ in range(queued)]
-        for each in self.queued:
-            each.ask("/gate/work")
-
-    def queue_in_kernel(self, number: int) -> None:
-        """Stop the process, have clients come, send SIGTERM, and let it go on."""
-        self.running.send(signal.SIGSTOP)
-        self.running.wait_for(lambda: self.running.process_state() == "T", "the stopped process")
-        self.kernel = [self.connect() for _ in range(number)]
-        for each in self.kernel:
-            each.ask("/fast")
-        self.running.send(signal.SIGTERM)
-        self.running.send(signal.SIGCONT)
-
-    def finish(self) -> None:
-        """Complete what is half sent, and let everything go on."""
-        self.body.send(b"other")
-        self.head.send(b"st: a\r\n\r\n")
-        if self.keep_alive:
-            self.idle.ask("/fast")
-        self.running.open_gate("work")
-
-    def check_started(self) -> None:
-        """What the application had begun is answered to its last byte."""
-        assert [each.answer().body for each in self.started] == [b"passed work"] * len(self.started)
-        assert len(self.stream.answer().body) == 12 * 9
-        assert self.slow.answer().body == BIG
-
-    def check_accepted(self) -> None:
-        """So is what the server had."""
-        assert [each.answer().body for each in self.queued] == [b"passed work"] * len(self.queued)
-        assert (self.head.answer().body, self.body.answer().body) == (b"fast", b"10 bytes")
-        if self.keep_alive:
-            assert self.idle.answer().body == b"fast"
-
-
-@pytest.fixture
-def stack() -> Iterator[contextlib.ExitStack]:
-    """Close the connections of a test at its end."""
-    with contextlib.ExitStack() as stack:
-        yield stack
-
-
 # -- uvicorn ------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("kind", ["a2wsgi", "native"])
-def test_uvicorn_loses_nothing(live: Starter, stack: contextlib.ExitStack, kind: str) -> None:
-    """One process of uvicorn answers whatever the kernel has accepted, and runs the hooks after that."""
-    running = uvicorn(live, kind)
-    wait_promise(running, "uvicorn", "full")
-    traffic = Traffic(running, stack, running_at_once=10)
-    traffic.hold(queued=3)
-    traffic.queue_in_kernel(4)
-    running.wait_log("listener closed")
-    assert refuses(traffic.address)
-    traffic.finish()
-    traffic.check_started()
-    traffic.check_accepted()
-    assert [(answer.body, answer.says_close) for answer in (each.answer() for each in traffic.kernel)] == [
-        (b"fast", True)
-    ] * 4
-    assert running.wait_gone() == 0
-    assert running.hooks() == ["last", "first"]
-    assert max(running.told("end live work")) < running.told("shutdown last")[0]
 
 
 def test_uvicorns_workers_answer_what_they_have(live: Starter, stack: contextlib.ExitStack) -> None:
     """Under a supervisor each worker answers what it has accepted, and runs its hooks once."""
     running = uvicorn(live, "a2wsgi", "--workers", "2")
     running.wait_for(lambda: (get(address_of(running), "/fast"), running.log.count("-> READY") == 2)[1], "both workers")
-    wait_promise(running, "uvicorn", "accepted", workers=2)
-    traffic = Traffic(running, stack, running_at_once=10)
-    traffic.hold(queued=3)
+    wait_guarantee(running, "uvicorn", "accepted", workers=2)
+    traffic = Traffic(running, stack, Kind(slots=10, pipelines=False, chunks=False))
+    traffic.hold()
     running.send(signal.SIGTERM)
     running.wait_for(lambda: running.log.count("listener closed") == 2, "both listeners closed")
     traffic.finish()
@@ -206,21 +81,31 @@ def test_requests_of_uvicorns_own_middleware_end(live: Starter) -> None:
     assert running.shutdown_took < 5.0
 
 
-def left(live: Starter, server: str) -> int:
-    """Have a request hang, stop the server, and say what it exits with when it is gone in time."""
-    running = start(live, *documented(server, free_port()), settings={"LIFECYCLE_GRACE_PERIOD": 2.0})
-    with Connection(address_of(running)) as connection:
-        connection.ask("/gate/never")
-        running.wait_event("begin live never")
-        code = running.stop()
+ASGI = {
+    "uvicorn": ("uvicorn", "--host", "127.0.0.1", "--port", "0", "asgiref_app:asgi_app"),
+    "hypercorn": ("hypercorn", "--workers", "0", "--bind", "127.0.0.1:0", "asgiref_app:asgi_app"),
+}
+
+
+@pytest.mark.parametrize("server", ASGI)
+def test_requests_of_asgirefs_adapter_end(live: Starter, server: str) -> None:
+    """An adapter that never closes a body leaves nothing in flight, and what runs at the stop is answered whole."""
+    running = start(live, sys.executable, "-m", *ASGI[server])
+    wait_guarantee(running, server, "full")
+    address = address_of(running)
+    for path in ("/fast", "/stream", "/file", "/fast"):
+        assert get(address, path).status == 200
+    assert get(address, "/in-flight").body == b"1"
+    with Connection(address) as connection:
+        connection.ask("/stream?gate=work")
+        running.wait_event("begin stream")
+        running.begin_stop()
+        running.wait_log("listener closed")
+        running.open_gate("work")
+        assert len(connection.answer().body) == 12 * 9
+    assert running.wait_gone() == 0
     assert running.hooks() == ["last", "first"]
-    assert "abandoned GET /gate/never" in running.log
-    return code
-
-
-def test_uvicorn_is_left_within_the_grace_period(live: Starter) -> None:
-    """A request that hangs is abandoned, and although uvicorn would wait for it the process is gone in time."""
-    assert left(live, "uvicorn") == 1
+    assert running.told("end stream")[-1] < running.told("shutdown last")[0]
 
 
 def test_uvicorn_dies_by_the_signal_if_it_is_to(live: Starter) -> None:
@@ -244,8 +129,8 @@ def uwsgi(live: Starter, *options: str, processes: int = 1, ini: bool = True, **
 def test_uwsgi_answers_what_it_runs(live: Starter, stack: contextlib.ExitStack) -> None:
     """With the hook of the example a SIGTERM lets requests that run end, and the hooks run after them."""
     running = uwsgi(live, settings={"LIFECYCLE_SHUTDOWN_DELAY": 15.0})
-    wait_promise(running, "uwsgi", "started")
-    traffic = Traffic(running, stack, running_at_once=4, keep_alive=False)
+    wait_guarantee(running, "uwsgi", "started")
+    traffic = Traffic(running, stack, Kind(slots=4, keeps=False, pipelines=False, chunks=False))
     running.send(signal.SIGTERM)
     running.wait_log("graceful shutdown triggered")
     running.open_gate("work")
@@ -265,8 +150,8 @@ def test_uwsgi_that_is_drained_loses_nothing(live: Starter, stack: contextlib.Ex
     port = free_port()
     settings = {"LIFECYCLE_PROBE_PORT": port, "LIFECYCLE_TOKEN": TOKEN, "LIFECYCLE_SHUTDOWN_DELAY": 0.5}
     running = uwsgi(live, settings=settings)
-    traffic = Traffic(running, stack, running_at_once=4, keep_alive=False)
-    traffic.hold(queued=3)  # in the kernel: there is no thread for them
+    traffic = Traffic(running, stack, Kind(slots=4, keeps=False, pipelines=False, chunks=False))
+    traffic.hold()  # in the kernel: there is no thread for them
     asked = drain(live, port)
     running.wait_log("-> DRAINING")
     assert get(("127.0.0.1", port), "/readyz").status == 503
@@ -287,7 +172,7 @@ def test_uwsgis_workers_share_the_probe_listener(live: Starter) -> None:
     running = uwsgi(live, "--processes", "2", settings={"LIFECYCLE_PROBE_PORT": port}, control_dir=True)
     address = address_of(running)
     running.wait_for(lambda: (get(address, "/fast"), running.log.count("-> READY") == 2)[1], "both workers")
-    listening = f"probe listener on http://0.0.0.0:{port}"
+    listening = f"probe listener on http://127.0.0.1:{port}"
     running.wait_for(lambda: running.log.count(listening) == 2, "both probe listeners")
     (running.home / "control" / "drain").touch()
     running.wait_for(lambda: running.log.count("shutdown complete") == 2, "the end of both drains")
@@ -319,24 +204,6 @@ def documented(server: str, port: int) -> list[str]:
     return [sys.executable, "-m", *(word.replace("8000", str(port)) for word in command)]
 
 
-def test_one_process_of_hypercorn_loses_nothing(live: Starter, stack: contextlib.ExitStack) -> None:
-    """Without a parent hypercorn answers whatever the kernel has accepted, and runs the hooks after that."""
-    running = start(live, *documented("hypercorn", free_port()), "--workers", "0")
-    wait_promise(running, "hypercorn", "full")
-    traffic = Traffic(running, stack, running_at_once=4)
-    traffic.hold(queued=3)
-    traffic.queue_in_kernel(4)
-    running.wait_log("listener closed")
-    assert refuses(traffic.address)
-    traffic.finish()
-    traffic.check_started()
-    traffic.check_accepted()
-    assert [each.answer().body for each in traffic.kernel] == [b"fast"] * 4
-    assert running.wait_gone() == 0
-    assert running.hooks() == ["last", "first"]
-    assert max(running.told("end live work")) < running.told("shutdown last")[0]
-
-
 def test_hypercorns_workers_answer_what_they_have(live: Starter, stack: contextlib.ExitStack) -> None:
     """Each worker of hypercorn answers what it has accepted, and runs its hooks once, whatever time hypercorn itself
     would give it; the first that ends takes nothing from the other.
@@ -345,9 +212,9 @@ def test_hypercorns_workers_answer_what_they_have(live: Starter, stack: contextl
     command = documented("hypercorn", free_port())
     running = start(live, *command, "--workers", "2", "--graceful-timeout", "1", settings=settings)
     running.wait_for(lambda: (get(address_of(running), "/fast"), running.log.count("-> READY") == 2)[1], "both workers")
-    wait_promise(running, "hypercorn", "accepted", workers=2)
-    traffic = Traffic(running, stack, running_at_once=4)
-    traffic.hold(queued=3)
+    wait_guarantee(running, "hypercorn", "accepted", workers=2)
+    traffic = Traffic(running, stack, Kind(slots=4, pipelines=False, chunks=False))
+    traffic.hold()
     running.send(signal.SIGTERM)
     running.wait_for(lambda: running.log.count("-> DRAINING") == 2, "both drains")
     running.wait_for(lambda: running.log.count("listener closed") == 2, "both listeners closed")
@@ -358,11 +225,6 @@ def test_hypercorns_workers_answer_what_they_have(live: Starter, stack: contextl
     assert sorted(running.hooks()) == ["first", "first", "last", "last"]
 
 
-def test_hypercorn_is_left_within_the_grace_period(live: Starter) -> None:
-    """A request that hangs is abandoned, and the worker, and so hypercorn, is gone in time."""
-    assert left(live, "hypercorn") == 0  # although the worker exits with 1, which hypercorn forgets
-
-
 # -- granian ------------------------------------------------------------------------------------------------------
 
 
@@ -371,9 +233,9 @@ def test_granians_workers_answer_what_they_have(live: Starter, stack: contextlib
     settings = {"LIFECYCLE_SHUTDOWN_DELAY": 0.5}
     running = start(live, *documented("granian", free_port()), "--workers", "2", settings=settings)
     running.wait_for(lambda: (get(address_of(running), "/fast"), running.log.count("-> READY") == 2)[1], "both workers")
-    wait_promise(running, "granian", "accepted", workers=2)
-    traffic = Traffic(running, stack, running_at_once=4, keep_alive=False)
-    traffic.hold(queued=3)
+    wait_guarantee(running, "granian", "accepted", workers=2)
+    traffic = Traffic(running, stack, Kind(slots=4, keeps=False, pipelines=False))
+    traffic.hold()
     running.send(signal.SIGTERM)
     running.wait_for(lambda: running.log.count("-> DRAINING") == 2, "both drains")
     running.wait_for(lambda: running.log.count("'stop accepting' ended") == 2, "the end of both delays")
@@ -388,7 +250,7 @@ def test_granians_workers_answer_what_they_have(live: Starter, stack: contextlib
 def test_granian_hears_what_another_thread_has_taken(live: Starter) -> None:
     """A SIGTERM that came while a worker was frozen is taken by any of its threads, and handled all the same."""
     running = start(live, *documented("granian", free_port()))
-    wait_promise(running, "granian", "accepted")
+    wait_guarantee(running, "granian", "accepted")
     parent = running.target
     children = [int(child) for child in Path(f"/proc/{parent}/task/{parent}/children").read_text().split()]
     (worker,) = [pid for pid in children if takes_sigterm(pid)]
@@ -413,11 +275,6 @@ def takes_sigterm(pid: int) -> bool:
     return has_signal(pid, "SigCgt")
 
 
-def test_granian_is_left_within_the_grace_period(live: Starter) -> None:
-    """A request that hangs is abandoned, and the worker, and so granian, is gone in time."""
-    assert left(live, "granian") == 0
-
-
 def test_granian_is_told_of_its_time(live: Starter) -> None:
     """A time after which granian would kill workers is warned of if it is shorter than the grace period."""
     running = start(live, *documented("granian", free_port()), "--workers-kill-timeout", "5")
@@ -426,76 +283,78 @@ def test_granian_is_told_of_its_time(live: Starter) -> None:
     assert running.hooks() == ["last", "first"]
 
 
-# -- mod_wsgi -----------------------------------------------------------------------------------------------------
-
-APACHE = """
-LoadModule mpm_event_module /usr/lib/apache2/modules/mod_mpm_event.so
-LoadModule authz_core_module /usr/lib/apache2/modules/mod_authz_core.so
-LoadModule wsgi_module /usr/lib/apache2/modules/mod_wsgi.so
-ServerRoot {home}
-DefaultRuntimeDir {home}
-PidFile {home}/pid
-ServerName localhost
-Listen 127.0.0.1:{port}
-ErrorLog /dev/stderr
-"""
-
-
-def apache(live: Starter, home: Path, port: int) -> Running:
-    """Start Apache with the example; Debian's mod_wsgi has Debian's Python, which gets the packages of this one."""
-    path = f"python-path={sysconfig.get_path('purelib')}:{ROOT}:{ROOT / 'tests' / 'live_apps'}"
-    example = (ROOT / "examples" / "mod_wsgi" / "shop.conf").read_text(encoding="utf-8")
-    example = example.replace("/srv/shop", str(home)).replace("threads=4", f"threads=4 {path}")
-    (home / "app.wsgi").write_text("from live_app import app as application\n")
-    (home / "apache.conf").write_text(APACHE.format(home=home, port=port) + example)
-    # Its daemon refuses to be root, and another user could not read what is ours.
-    user = ("unshare", "--user", "--map-user=1000", "--map-group=1000") if os.geteuid() == 0 else ()
-    command = (*user, "/usr/sbin/apache2", "-f", str(home / "apache.conf"), "-DFOREGROUND")
-    running = live.start(*command, plan={"logging": True})
-
-    def ready() -> bool:
-        with contextlib.suppress(OSError, LostError):
-            return get(("127.0.0.1", port), "/readyz").status == 200
-        return False
-
-    running.wait_for(ready, "readiness")
-    return running
-
-
-def test_mod_wsgi_answers_what_it_has(live: Starter, stack: contextlib.ExitStack, tmp_path: Path) -> None:
-    """Stopped by SIGWINCH Apache answers what it has accepted, and the hooks run once, after that."""
-    port = free_port()
-    home = tmp_path / "apache"
-    home.mkdir()
-    running = apache(live, home, port)
-    wait_promise(running, "mod_wsgi", "accepted")
-    traffic = Traffic(running, stack, running_at_once=4, keep_alive=False, address=("127.0.0.1", port))
-    traffic.hold(queued=3)
-    running.send(signal.SIGWINCH)
-    running.wait_for(lambda: refuses(traffic.address), "the closed listener")
-    traffic.finish()
-    traffic.check_started()
-    traffic.check_accepted()
-    assert running.wait_gone() == 0
-    assert running.hooks() == ["last", "first"]
-    assert max(running.told("end live work")) < running.told("shutdown last")[0]
-    assert "outside the main thread" not in running.log
-
-
 # -- all of them --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("server", ["uvicorn", "hypercorn", "granian"])
-def test_the_delay_is_served(live: Starter, server: str) -> None:
-    """In the delay readiness says 503, and what comes is served and told to close its connection; SIGTERM comes to us
-    although these servers take it after the application was loaded. They are started as the documentation says.
+# -- access logs --------------------------------------------------------------------------------------------------
+
+LOGGING = {
+    "uvicorn": ("-m", "uvicorn", *UVICORN),
+    "hypercorn": ("-m", "hypercorn", "--access-logfile", "-", "--bind", "127.0.0.1:0", "wsgi:live_app:app"),
+    "granian": ("-m", "granian", "--interface", "wsgi", "--access-log", "--port", "{port}", "live_app:app"),
+    "pywsgi": ("started_by_others.py", "gevent", "{port}", "log"),
+}
+
+
+@pytest.mark.parametrize("wished", [False, True])
+@pytest.mark.parametrize("server", LOGGING)
+def test_probes_stay_out_of_access_logs(live: Starter, server: str, wished: bool) -> None:
+    """The access log of each server names work, and probes only if that is wished."""
+    port = free_port()
+    command = [word.format(port=port) for word in LOGGING[server]]
+    settings = {"LIFECYCLE_LOG_PROBES": wished}
+    running = live.start(sys.executable, *command, plan={"logging": True}, settings=settings)
+    address = ("127.0.0.1", port) if "{port}" in LOGGING[server] else address_of(running)
+    running.wait_log("STARTING -> READY")
+    running.wait_log(r"server \w+ \(")  # from here on pywsgi's handlers are tracked
+    for path in ("/livez", "/readyz?verbose=1", "/fast?to=/livez"):
+        assert get(address, path).status == 200
+    running.wait_log(r'"GET /fast\S* HTTP/1.1"|"GET /fast HTTP/1.1|GET /fast 1.1')
+    assert bool(re.search(r"GET /(livez|readyz)", running.log)) == wished
+    assert running.stop() == 0
+
+
+# -- cheroot and gevent ----------------------------------------------------------------------------------------------
+
+
+def test_no_thread_of_cheroot_is_left(live: Starter) -> None:
+    """A stop ends the threads of cheroot, so none is warned of."""
+    running = live.serve("cheroot", threads=20)
+    assert get(running.address, "/fast").body == b"fast"
+    assert running.stop() == 0
+    assert "threads still run" not in running.log
+
+
+def test_clients_that_do_not_close_hold_no_worker(live: Starter) -> None:
+    """On cheroot a client that keeps its side open after the last answer holds no worker that others wait for."""
+    settings = {"LIFECYCLE_KEEPALIVE_LINGER": 3.0, "LIFECYCLE_GRACE_PERIOD": 10.0}
+    running = live.serve("cheroot", "-o", "keep_alive_conn_limit=1000", threads=2, settings=settings)
+    with contextlib.ExitStack() as stack:
+        connections = [stack.enter_context(Connection(running.address)) for _ in range(40)]
+        assert not any(connection.get("/fast").says_close for connection in connections)
+        running.begin_stop()
+        for connection in connections:
+            connection.ask("/fast")
+        assert all(connection.answer().body == b"fast" for connection in connections)
+        assert running.wait_gone() == 0, running.log_tail
+
+
+def test_gevent_that_is_not_patched(live: Starter) -> None:
+    """Without patching our threads are real: while a request holds up all greenlets the probe listener answers, and the
+    grace period is kept.
     """
-    running = start(live, *documented(server, free_port()), settings={"LIFECYCLE_SHUTDOWN_DELAY": 1.0})
-    address = address_of(running)
-    running.begin_stop()
-    assert (get(address, "/readyz").status, get(address, "/livez").status) == (503, 200)
-    answer = get(address, "/fast")
-    assert (answer.body, answer.says_close) == (b"fast", True)
-    assert running.wait_gone() == 0
-    assert running.lasted > 1.0
+    command = ["-m", "flask", "--app", "live_app.py", "lifecycle", "run", "--server", "gevent", "-p", "0"]
+    settings = {**PROBE_LISTENER, "LIFECYCLE_GRACE_PERIOD": 2.0}
+    running = live.start(sys.executable, *command, settings=settings)
+    running.wait_log("STARTING -> READY")
+    (address,) = (address for address in running.addresses if address != probe_address(running))
+    with Connection(address) as connection:
+        connection.ask("/gate/never")
+        running.wait_event("begin live never")
+        assert get(probe_address(running), "/livez").status == 200
+        running.begin_stop()
+        assert get(probe_address(running), "/readyz").status == 503
+        assert running.wait_gone() == 1
     assert running.hooks() == ["last", "first"]
+    assert "abandoned GET /gate/never" in running.log
+    assert running.lasted < 7.0

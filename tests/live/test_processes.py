@@ -1,11 +1,8 @@
-"""Processes that the package does not rule alone: foreign servers, several applications, workers,
-PID 1.
-"""
+"""Processes that the package does not rule alone: foreign servers, several applications, workers, PID 1."""
 
 from __future__ import annotations
 
 import signal
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +17,6 @@ FOREIGN: dict[str, tuple[str, ...]] = {
     "flask run": ("-m", "flask", "--app", "live_app.py", "run", "--no-reload", "-p", "0"),
 }
 each_foreign = pytest.mark.parametrize("command", FOREIGN.values(), ids=FOREIGN.keys())
-UNSHARE = ("unshare", "--fork", "--pid", "--kill-child")
 
 
 def start_foreign(
@@ -40,9 +36,7 @@ def start_foreign(
 
 @each_foreign
 def test_foreign_server_sigterm(live: Starter, command: tuple[str, ...]) -> None:
-    """With init_app alone SIGTERM answers the request in flight, runs the hooks once after it, and
-    ends the process.
-    """
+    """With init_app alone SIGTERM answers the request in flight, runs the hooks once after it, and ends the process."""
     running = start_foreign(live, command)
     with Connection(running.address) as connection:
         connection.ask("/gate/a")
@@ -82,9 +76,7 @@ def test_foreign_server_idle(live: Starter, command: tuple[str, ...]) -> None:
 
 @each_foreign
 def test_foreign_server_that_got_no_request(live: Starter, command: tuple[str, ...]) -> None:
-    """With init_app alone a server that was not yet asked for anything still runs the hooks once on
-    SIGTERM.
-    """
+    """With init_app alone a server that was not yet asked for anything still runs the hooks once on SIGTERM."""
     running = start_foreign(live, command)
     assert running.stop() in (0, -signal.SIGTERM)
     assert running.hooks() == ["last", "first"]
@@ -103,9 +95,7 @@ def test_foreign_server_is_ready_unasked(live: Starter, command: tuple[str, ...]
 
 @each_foreign
 def test_foreign_server_sigint(live: Starter, command: tuple[str, ...]) -> None:
-    """With init_app alone SIGINT stays with the server, which leaves with 0, and the hooks run once
-    as well.
-    """
+    """With init_app alone SIGINT stays with the server, which leaves with 0, and the hooks run once as well."""
     running = start_foreign(live, command)
     assert get(running.address, "/fast").body == b"fast"
     assert running.stop(signal.SIGINT) == 0
@@ -114,9 +104,7 @@ def test_foreign_server_sigint(live: Starter, command: tuple[str, ...]) -> None:
 
 @each_foreign
 def test_foreign_server_request_longer_than_the_grace_period(live: Starter, command: tuple[str, ...]) -> None:
-    """With init_app alone a request that never ends is named in the log; the hooks run, the process
-    goes in time.
-    """
+    """With init_app alone a request that never ends is named in the log; the hooks run, the process goes in time."""
     running = start_foreign(live, command, settings={"LIFECYCLE_GRACE_PERIOD": 2.0})
     with Connection(running.address) as connection:
         connection.ask("/gate/never")
@@ -150,9 +138,7 @@ live_app.pass_gate("leave")
 
 
 def test_interpreter_exit(live: Starter) -> None:
-    """When the interpreter of a process that has served just ends, the hooks run once, and the exit
-    code stays 0.
-    """
+    """When the interpreter of a process that has served just ends, the hooks run once, and the exit code stays 0."""
     running = live.start(sys.executable, "-c", SERVE_THEN_LEAVE, plan={"logging": True})
     running.wait_log("Serving on")
     assert get(running.address, "/fast").body == b"fast"
@@ -161,10 +147,87 @@ def test_interpreter_exit(live: Starter) -> None:
     assert running.hooks() == ["last", "first"]
 
 
+# Each keeps a response of the test client to its end, in a variable, a class or a traceback.
+HELD: dict[str, tuple[str, int]] = {
+    "script": ("response = client.get('/fast')", 0),
+    "work": ("work = live_app.lifecycle.work('import')", 0),
+    "unittest": (
+        """
+import unittest
+
+class Test(unittest.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        cls.response = client.get("/fast")
+
+    def test(self):
+        self.assertEqual(self.response.status_code, 200)
+
+unittest.main()
+""",
+        0,
+    ),
+    "pytest": (
+        """
+import pytest, sys
+
+def test():
+    response = client.get("/fast")
+    assert response.status_code == 500
+
+if __name__ == "__main__":
+    sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", __file__]))
+""",
+        1,
+    ),
+    "beside a server": (
+        """
+import threading, waitress
+server = waitress.create_server(live_app.app, host="127.0.0.1", port=0)
+threading.Thread(target=server.run, daemon=True).start()
+response = client.get("/fast")
+""",
+        0,
+    ),
+}
+
+
+@pytest.mark.parametrize("kept", HELD)
+def test_interpreter_exit_does_not_wait_for_itself(live: Starter, tmp_path: Path, kept: str) -> None:
+    """What the main thread has not ended does not hold up the exit: nothing serves it, and the thread is over."""
+    code, expected = HELD[kept]
+    script = tmp_path / "test_held.py"
+    head = "import os, sys\nsys.path.insert(0, os.getcwd())\nimport live_app\nclient = live_app.app.test_client()\n"
+    script.write_text(head + code)
+    running = live.start(sys.executable, str(script), settings={"LIFECYCLE_GRACE_PERIOD": 120.0})
+    assert running.wait_gone() == expected, running.log
+    assert running.hooks() == ["last", "first"]
+    assert ("abandoned" in running.log) == (kept == "work")
+
+
+def test_interpreter_exit_waits_for_threads_that_work(live: Starter) -> None:
+    """Work that a thread of the application is going to end is waited for at the exit."""
+    code = """
+import threading, live_app
+def work():
+    with live_app.lifecycle.work("import"):
+        live_app.event("begin work")
+        live_app.pass_gate("work")
+        live_app.event("end work")
+threading.Thread(target=work, daemon=True).start()
+live_app.pass_gate("leave")
+"""
+    running = live.start(sys.executable, "-c", code, plan={"logging": True})
+    running.wait_event("begin work")
+    running.open_gate("leave")
+    running.wait_log("-> DRAINING")
+    running.open_gate("work")
+    assert running.wait_gone() == 0
+    assert running.told("end work") < running.told("shutdown last")
+
+
 def test_two_apps_under_run(live: Starter, server: str) -> None:
-    """Of two applications in one process both are drained, the hooks of both run once, and the
-    process exits once.
-    """
+    """Of two applications in one process both are drained, the hooks of both run once, and the process exits once."""
     settings = {"LIFECYCLE_SHUTDOWN_DELAY": 2.0}
     running = live.serve(server, plan={"second": True}, settings=settings)
     assert get(running.address, "/second/readyz").status == 200
@@ -232,18 +295,14 @@ def start_worker(live: Starter, previous: str) -> Running:
 
 
 def test_worker_without_a_handler(live: Starter) -> None:
-    """A process that serves nothing and had no handler dies by SIGTERM as ever, with no delay and
-    no linger.
-    """
+    """A process that serves nothing and had no handler dies by SIGTERM as ever, with no delay and no linger."""
     running = start_worker(live, "signal.SIG_DFL")
     assert running.stop() == -signal.SIGTERM
     assert running.lasted < 7.0
 
 
 def test_worker_whose_handler_exits(live: Starter) -> None:
-    """In a process that serves nothing the previous owner gets SIGTERM at once, and its exit code
-    stands.
-    """
+    """In a process that serves nothing the previous owner gets SIGTERM at once, and its exit code stands."""
     running = start_worker(live, "exits")
     assert running.stop() == 7
     assert len(running.told(f"previous {signal.SIGTERM:d}")) == 1
@@ -276,79 +335,10 @@ def test_worker_that_ignores_sigterm(live: Starter) -> None:
 
 
 def test_command_of_the_application(live: Starter) -> None:
-    """A command of the application, which serves nothing, is neither slowed down nor given another
-    exit code.
-    """
+    """A command of the application, which serves nothing, is neither slowed down nor given another exit code."""
     settings = {**SLOW, "LIFECYCLE_GRACE_PERIOD": 60.0}
     command = ("-m", "flask", "--app", "live_app.py", "routes")
     running = live.start(sys.executable, *command, settings=settings)
     assert running.wait_gone() == 0
     assert running.gone_at - running.told("ready live")[0] < 7.0
     assert len(running.hooks()) <= 2
-
-
-def child_of(running: Running) -> int:
-    """Return the pid, as this side sees it, of the only child of a process."""
-    children = Path(f"/proc/{running.popen.pid}/task/{running.popen.pid}/children")
-    running.wait_for(lambda: children.read_text().split(), "the child of unshare")
-    (pid,) = children.read_text().split()
-    return int(pid)
-
-
-@pytest.fixture
-def pid_namespace() -> None:
-    """Skip where the kernel refuses a new PID namespace."""
-    if not sys.platform.startswith("linux"):
-        pytest.skip("PID namespaces are of Linux")
-    tried = subprocess.run([*UNSHARE, "true"], capture_output=True, text=True, timeout=20)
-    if tried.returncode and "not permitted" in tried.stderr:
-        pytest.skip(f"the kernel refuses unshare: {tried.stderr.strip()}")
-
-
-@pytest.mark.usefixtures("pid_namespace")
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_pid_1(live: Starter, server: str, number: int) -> None:
-    """As PID 1, for which the kernel ignores what has no handler, the process answers what is in
-    flight and exits 0.
-    """
-    running = live.serve(server, prefix=UNSHARE)
-    running.target = child_of(running)
-    with Connection(running.address) as connection:
-        connection.ask("/gate/a")
-        running.wait_event("begin live a")
-        running.begin_stop(number)
-        running.open_gate("a")
-        assert connection.answer().body == b"passed a"
-    assert running.wait_gone() == 0
-    assert running.hooks() == ["last", "first"]
-
-
-@pytest.mark.usefixtures("pid_namespace")
-@each_foreign
-def test_pid_1_under_a_foreign_server(live: Starter, command: tuple[str, ...]) -> None:
-    """As PID 1 under a server that the package did not start SIGTERM drains, runs the hooks and
-    ends the process.
-    """
-    running = start_foreign(live, command, prefix=UNSHARE)
-    running.target = child_of(running)
-    with Connection(running.address) as connection:
-        connection.ask("/gate/a")
-        running.wait_event("begin live a")
-        running.begin_stop()
-        running.open_gate("a")
-        assert connection.answer().body == b"passed a"
-    running.wait_gone()
-    assert running.hooks() == ["last", "first"]
-
-
-@pytest.mark.usefixtures("pid_namespace")
-@pytest.mark.parametrize("how", ["exit code", "signal"])
-def test_pid_1_leaves_however_it_should(live: Starter, server: str, how: str) -> None:
-    """As PID 1, which cannot die by a signal of its own, the process leaves all the same with
-    LIFECYCLE_EXIT "signal".
-    """
-    settings = {"LIFECYCLE_EXIT": "signal"} if how == "signal" else {}
-    running = live.serve(server, prefix=UNSHARE, settings=settings)
-    running.target = child_of(running)
-    code = running.stop()
-    assert code in ((0,) if how == "exit code" else (-signal.SIGTERM, 128 + signal.SIGTERM))

@@ -152,7 +152,7 @@ def test_workers_that_have_died(live: Starter) -> None:
             connection.head()
     for port in ports:
         wait_until(lambda port=port: not alive(port), "a failing liveness")  # type: ignore[misc]
-    running.wait_log(r"liveness fails: waitress has not come to a task that it was given \d+ s ago")
+    running.wait_log(r"liveness fails: waitress has not run a task that it got \d+ s ago")
     assert get(running.address, "/livez").body == b'{"status": "fail"}\n'
 
 
@@ -167,7 +167,7 @@ def test_a_server_that_stands_still(live: Starter, server: str, path: str) -> No
     with Connection(running.address) as connection:
         connection.ask(path)
         wait_until(lambda: not alive(probes), "a failing liveness")
-        running.wait_log(rf"liveness fails: {server} has not come to a task that it was given \d+ s ago")
+        running.wait_log(rf"liveness fails: {server} has not run a task that it got \d+ s ago")
         running.open_gate("all")
         wait_until(lambda: alive(probes), "a liveness that passes")
     assert running.stop() == 0
@@ -221,7 +221,7 @@ def test_a_drain(live: Starter) -> None:
 def test_applications_that_share_the_workers(live: Starter) -> None:
     """Workers that hang in different applications of one process are one pool that is stuck, logged once."""
     running = live.serve("waitress", threads=2, settings=WATCHED, plan={"second": True})
-    assert alive(running.address, "/second/livez")  # from now on the mount is known, and a lane leads to it
+    assert alive(running.address, "/second/livez")  # from now on the mount is known, and a probe worker leads to it
     with hanging(running, "/gate/all", "/second/gate/all") as busy:
         for path in ("/livez", "/second/livez"):
             wait_until(lambda path=path: not alive(running.address, path), "a failing liveness")  # type: ignore[misc]

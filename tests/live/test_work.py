@@ -1,4 +1,4 @@
-"""Work, start-up tasks and receipts of real processes."""
+"""Work, start-up tasks and reports of real processes."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from ._process import Running, Starter
 from .test_stop import assert_clean
 
 
-def receipt(running: Running) -> dict[str, Any]:
-    """Return the receipt that a process has left."""
-    told: dict[str, Any] = json.loads((running.home / "receipt.json").read_text())
+def report(running: Running) -> dict[str, Any]:
+    """Return the report that a process has left."""
+    told: dict[str, Any] = json.loads((running.home / "report.json").read_text())
     return told
 
 
 @pytest.fixture
 def settings(tmp_path: Any) -> dict[str, Any]:
-    """Ask for a receipt in the home of the first process."""
-    return {"LIFECYCLE_REPORT_FILE": str(tmp_path / "process-0" / "receipt.json")}
+    """Ask for a report in the home of the first process."""
+    return {"LIFECYCLE_REPORT_FILE": str(tmp_path / "process-0" / "report.json")}
 
 
 def test_a_stop_waits_for_work(live: Starter, server: str, settings: dict[str, Any]) -> None:
-    """Work that goes on in a thread is finished before the hooks run, and the receipt says how it went."""
+    """Work that goes on in a thread is finished before the hooks run, and the report says how it went."""
     running = live.serve(server, settings=settings)
     assert get(running.address, "/work/a").status == 202
     running.wait_event("begin work a")
@@ -43,7 +43,7 @@ def test_a_stop_waits_for_work(live: Starter, server: str, settings: dict[str, A
     running.open_gate("a")
     assert_clean(running, running.wait_gone())
     assert running.told("end work a") < running.told("shutdown last")
-    told = receipt(running)
+    told = report(running)
     assert (told["reason"], told["clean"], told["served"], told["exit_code"]) == ("SIGTERM", True, 1, 0)
     assert [phase["name"] for phase in told["phases"]] == ["announce", "delay", "stop accepting", "drain", "hooks"]
 
@@ -58,14 +58,14 @@ def test_work_that_never_ends(live: Starter, server: str, settings: dict[str, An
         assert f"{words} work 'job' (gate='never') after" in running.log
     assert running.log.count("in pass_gate") == 2
     assert running.hooks() == ["last", "first"]
-    told = receipt(running)
+    told = report(running)
     assert [work["what"] for work in told["work"]] == ["work 'job' (gate='never')"]
     assert "in do_work" in told["work"][0]["stack"]
     assert (told["clean"], told["exit_code"], told["summary"]) == (False, 1, "1 abandoned, exit 1")
 
 
-def test_a_forced_stop_leaves_a_receipt(live: Starter, server: str, settings: dict[str, Any]) -> None:
-    """A second signal leaves at once, and the receipt names what was abandoned, request and work."""
+def test_a_forced_stop_leaves_a_report(live: Starter, server: str, settings: dict[str, Any]) -> None:
+    """A second signal leaves at once, and the report names what was abandoned, request and work."""
     running = live.serve(server, settings=settings)
     assert get(running.address, "/work/never").status == 202
     running.wait_event("begin work never")
@@ -77,27 +77,27 @@ def test_a_forced_stop_leaves_a_receipt(live: Starter, server: str, settings: di
         assert not running.gone.wait(0.2)  # a repetition within a tenth of a second is the same signal
         running.send(signal.SIGINT)
         assert running.wait_gone() == 128 + signal.SIGINT
-    told = receipt(running)
+    told = report(running)
     assert (told["forced"], told["exit_code"], told["summary"]) == (True, 130, "forced, 2 abandoned, exit 130")
     assert [request["route"] for request in told["abandoned"]] == ["/gate/<gate>"]
     assert [work["name"] for work in told["work"]] == ["job"]
     assert "forced by SIGINT: abandoned 2" in running.log
 
 
-def test_a_stop_that_hangs_leaves_a_receipt(live: Starter, server: str, settings: dict[str, Any]) -> None:
-    """Where a receiver hangs for ever the process is gone at its grace period, and the receipt tells the phase."""
+def test_a_stop_that_hangs_leaves_a_report(live: Starter, server: str, settings: dict[str, Any]) -> None:
+    """Where a receiver hangs for ever the process is gone at its grace period, and the report tells the phase."""
     plan = {"receiver": "hang"}
     running = live.serve(server, settings={**settings, "LIFECYCLE_GRACE_PERIOD": 2.0}, plan=plan)
     assert running.stop() == 1
-    told = receipt(running)
+    told = report(running)
     assert (told["forced"], [phase["name"] for phase in told["phases"]]) == (True, ["announce"])
 
 
-def test_a_receipt_that_cannot_be_written(live: Starter, server: str, settings: dict[str, Any]) -> None:
+def test_a_report_that_cannot_be_written(live: Starter, server: str, settings: dict[str, Any]) -> None:
     """A directory that is gone when the process stops costs one warning, and the stop is as good as ever."""
-    running = live.serve(server, settings={"LIFECYCLE_REPORT_FILE": "/proc/self/task/receipt.json"})
+    running = live.serve(server, settings={"LIFECYCLE_REPORT_FILE": "/proc/self/task/report.json"})
     assert_clean(running, running.stop())
-    assert "the report could not be written to '/proc/self/task/receipt.json'" in running.log
+    assert "the report could not be written to '/proc/self/task/report.json'" in running.log
 
 
 # -- without a server ---------------------------------------------------------------------------------------------
@@ -187,13 +187,13 @@ def test_a_task_holds_readiness_and_no_request(live: Starter, server: str) -> No
 
 
 def test_a_task_that_fails_stops_the_process(live: Starter, server: str, settings: dict[str, Any]) -> None:
-    """A start-up task that raises stops the process with 1, and log and receipt name it."""
+    """A start-up task that raises stops the process with 1, and log and report name it."""
     plan = {"tasks": [["model", "raise", "shutdown"]]}
     excuse = r"startup task 'model' failed.*\nTraceback"
     running = live.serve(server, settings=settings, plan=plan, listeners=0, excuse=excuse)
     assert running.wait_gone() == 1
     assert "shutdown begins: start-up failed: startup task 'model'" in running.log
-    told = receipt(running)
+    told = report(running)
     (task,) = [hook for hook in told["hooks"] if hook["kind"] == "task"]
     assert (task["name"], task["outcome"], task["error"]) == ("model", "failed", "ValueError")
 

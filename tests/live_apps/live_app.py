@@ -36,9 +36,7 @@ LONGEST = 60.0  # seconds: longer than any test waits, so that a forgotten proce
 
 
 def event(text: str) -> None:
-    """Append one line to the event file; one write of O_APPEND, so that threads do not mix their
-    lines.
-    """
+    """Append one line to the event file; one write of O_APPEND, so that threads do not mix their lines."""
     line = f"{time.monotonic():.6f} {text}\n".encode()
     handle = os.open(HOME / "events", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
     try:
@@ -260,9 +258,7 @@ def add_lifecycle_routes(app: Flask, lifecycle: Lifecycle) -> None:
 
 
 def add_hooks(lifecycle: Lifecycle, name: str) -> None:
-    """Register the hooks of the plan: lists of name, conduct and timeout (``None``: no timeout of
-    its own).
-    """
+    """Register the hooks of the plan: lists of name, conduct and timeout (``None``: no timeout of its own)."""
     decorators: dict[str, Callable[..., Any]] = {
         "startup": lifecycle.on_startup,
         "drain": lifecycle.on_drain,
@@ -332,7 +328,7 @@ def add_rude_surroundings(lifecycle: Lifecycle) -> None:
         handler = RecordsHandler() if PLAN["log_handler"] == "record" else RudeHandler()
         handler.setFormatter(logging.Formatter("%(name)s: %(message)s"))
         logging.getLogger("flask_lifecycle").addHandler(handler)
-        logging.getLogger("flask_lifecycle").setLevel(logging.INFO)
+        logging.getLogger("flask_lifecycle").setLevel(logging.DEBUG)
     if "receiver" in PLAN:
         state_changed.connect(rude_receiver)
     if "stderr" in PLAN:
@@ -364,12 +360,12 @@ def create_app(name: str = "live") -> tuple[Flask, Lifecycle]:
 
 def force_fallback() -> None:
     """Let no listener become deaf, as before Linux 5.7 without CAP_NET_ADMIN and on other systems."""
-    from flask_lifecycle.servers import _closing
+    from flask_lifecycle._servers import listener
 
     def refuse(sock: socket.socket) -> str | None:
         return None
 
-    _closing.deafen = refuse
+    listener.refuse_connections = refuse
 
 
 def write_report(report: ShutdownReport) -> None:
@@ -387,9 +383,7 @@ def write_report(report: ShutdownReport) -> None:
 
 
 def run_by_script() -> int:
-    """Serve by ``Lifecycle.run``, with the options of the plan or on a socket of the test; return
-    the exit code.
-    """
+    """Serve by ``Lifecycle.run``, with the options of the plan or on a socket of the test; return the exit code."""
 
     def before(_number: int, _frame: object) -> None:
         """Stand for a handler that the program had before."""
@@ -408,6 +402,9 @@ def run_by_script() -> int:
 
 if PLAN.get("logging"):
     logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
+    logging.getLogger("flask_lifecycle").setLevel(logging.DEBUG)  # the phases as well
+if PLAN.get("logging") == "debug":
+    logging.getLogger("flask_lifecycle").setLevel(logging.DEBUG)
 if PLAN.get("fallback"):
     force_fallback()
 app, lifecycle = create_app()

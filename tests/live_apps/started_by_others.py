@@ -1,4 +1,4 @@
-"""The live app on a server that it starts itself: ``started_by_others.py cheroot|gevent|unpatched PORT``."""
+"""The live app on a server that it starts itself: ``started_by_others.py cheroot|gevent|unpatched PORT [log]``."""
 
 from __future__ import annotations
 
@@ -22,4 +22,4 @@ if __name__ == "__main__":
         from gevent.pywsgi import WSGIServer
 
         print("starting", flush=True)
-        WSGIServer(("127.0.0.1", port), app, log=None).serve_forever()
+        WSGIServer(("127.0.0.1", port), app, log="default" if sys.argv[3:] == ["log"] else None).serve_forever()

@@ -24,18 +24,18 @@ logging.getLogger("waitress").addHandler(Raising(logging.ERROR))
 
 def server() -> Any:
     """The runner that serves this process."""
-    return app.extensions["lifecycle"].process.coordinator.server
+    return app.extensions["lifecycle"].process.shutdown.server
 
 
 @app.get("/hang-loop")  # type: ignore[untyped-decorator]
 def hang_loop() -> str:
-    post = server()._loop.post if server().name == "waitress" else server()._post
+    post = server()._servers()[0].trigger.pull_trigger if server().name == "waitress" else server().ping
     post(lambda: live_app.pass_gate("all"))
     return "it hangs"
 
 
 def hold_lock_of_pool() -> None:
-    with server()._dispatcher.lock:
+    with server()._servers()[0].task_dispatcher.lock:
         live_app.event("locked")
         live_app.pass_gate("all")
 

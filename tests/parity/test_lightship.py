@@ -212,8 +212,8 @@ def test_case_14_work_holds_the_functions(own: Own) -> None:
 
 
 def test_case_14_a_beacon_holds_the_functions(own: Own) -> None:
-    """The on_shutdown functions wait until every token is done; one that is done twice ends no other, where Lightship's
-    beacon does.
+    """The on_shutdown functions wait until every work item is done. Ending one twice ends no other; in Lightship
+    it does.
     """
     running = own.serve(hooks={"shutdown": [["close", "ok"]]})
     for name in ("a", "b"):
@@ -230,7 +230,7 @@ def test_case_14_a_beacon_holds_the_functions(own: Own) -> None:
 
 
 def test_case_14_a_beacon_that_does_not_die(own: Own) -> None:
-    """A token that is live at the deadline is named in the log, the functions run all the same, and the exit code is 1;
+    """A work item that is live at the deadline is logged, the functions still run, and the exit code is 1;
     Lightship would go on waiting.
     """
     grace = {"LIFECYCLE_GRACE_PERIOD": 1.0, "LIFECYCLE_HOOK_RESERVE": 0.5}

@@ -21,7 +21,7 @@ from .conftest import Mounted, Own, ask, body_of, probe_address
 NOT_TESTED = {
     53: "the export of HealthCheckError is a matter of names in a module; tests/test_public_api.py lists ours",
     54: "the export of createTerminus is a matter of names in a module; Lifecycle is in tests/test_public_api.py",
-    55: "that an error object keeps its causes is asked in the process by tests/test_checks.py; case 22 sees them sent",
+    55: "that an error object keeps its causes is asked in the process by checks/test_checks.py; case 22 sees it sent",
 }
 PARTLY: dict[int, str] = {}
 

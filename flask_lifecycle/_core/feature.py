@@ -1,0 +1,27 @@
+"""What a setting can add to an application: metrics, a probe listener, messages to systemd, ..."""
+
+from __future__ import annotations
+
+from .state import State
+
+
+class Feature:
+    """One feature of an application. Its module is imported only if a setting asks for it; see ``_app.FEATURES``."""
+
+    def open(self) -> None:
+        """Bind the sockets it needs, before the application is ready; twice is harmless.
+
+        :raises OSError: it cannot.
+        """
+
+    def begin(self) -> None:
+        """The process serves, or is about to. Called once, before the start-up, and not in testing mode."""
+
+    def state_changed(self, new: State, reason: str) -> None:
+        """The state has changed. Called in the thread that changed it, so it must not block."""
+
+    def stop(self) -> None:
+        """The shutdown is over: release everything; twice is harmless."""
+
+    def after_fork(self) -> None:
+        """Start anew in a forked child."""

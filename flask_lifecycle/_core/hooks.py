@@ -1,0 +1,341 @@
+"""The functions that users register for the start and the stop of an application, and how they are called.
+
+Each runs in its own thread, so a hook that hangs does not block the others. On Python 3.12 and later, ``atexit``
+functions cannot start threads. There a hook runs in the calling thread, and faulthandler's watchdog, which needs no
+Python thread, ends the process if the hook hangs; later hooks do not run then.
+
+A *resource* is a hook at the start, which opens it, and a hook of the same name after the drain, which closes it. A
+hook at the stop is skipped if the one of its name at the start has not succeeded, so a resource that could not be
+opened is not closed. A resource whose opening exceeded its timeout may still open later. If it opens before its turn in
+the shutdown, the shutdown closes it; otherwise the thread that opens it closes it. The shutdown first records that the
+turn is over and then checks whether the resource is open; the opening thread first records that it is open and then
+checks whether the turn is over. So at least one of them sees both, and ``dict.pop`` gives the resource to only one of
+them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import faulthandler
+import inspect
+import logging
+import threading
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
+
+from .callbacks import error_text, name_of, takes_context
+from .deadline import Clock
+from .state import logger
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class HookRecord:
+    """The outcome of one hook.
+
+    :param name: the name of the hook.
+    :param kind: ``startup``, ``drain`` or ``shutdown``; ``task`` for a startup task that failed, ``listener`` for a
+        probe listener that could not be opened, ``crash`` for the thread whose crash began the shutdown.
+    :param outcome: ``ok``, ``failed``, ``hung``, or ``skipped`` because the ``on_startup`` function of the same name
+        did not succeed.
+    :param duration: seconds that it took.
+    :param error: what went wrong, such as type and text of the exception; or empty.
+    """
+
+    name: str
+    kind: str
+    outcome: str
+    duration: float
+    error: str = ""
+
+
+class Stop(Protocol):
+    """The shutdown that a hook is part of."""
+
+    clock: Clock
+
+    def remaining(self) -> float | None:
+        """Seconds left of the grace period, ``None`` when no shutdown has begun."""
+
+    @property
+    def in_flight(self) -> int:
+        """How many requests are in flight now."""
+
+
+class ShutdownContext:
+    """The shutdown, for the hooks that are part of it. Any thread may use it; nothing blocks.
+
+    ``reason`` and ``signal`` say why the process stops; ``signal`` is ``None`` if no signal came.
+    """
+
+    def __init__(self, reason: str, signal: int | None, stop: Stop) -> None:
+        self.reason = reason
+        self.signal = signal
+        self._stop = stop
+
+    def remaining(self) -> float | None:
+        """Seconds left of the grace period, or ``None`` in an ``on_startup`` function."""
+        return self._stop.remaining()
+
+    @property
+    def in_flight(self) -> int:
+        """The number of requests in flight now."""
+        return self._stop.in_flight
+
+
+class Hook:
+    """A registered function.
+
+    :param hold: of an ``on_drain`` function: whether the listener stays open until it has returned.
+    :param group: of an ``on_shutdown`` function: whether it runs once for the whole process group.
+    :param opened_late: of the function that closes a resource: :meth:`Resource.opened_late`.
+    """
+
+    def __init__(
+        self,
+        kind: str,
+        name: str,
+        function: Callable[..., Any],
+        timeout: float | None = None,
+        *,
+        hold: bool = False,
+        group: bool = False,
+        opened_late: Callable[[], bool] | None = None,
+    ) -> None:
+        self.kind = kind
+        self.name = name
+        self.function = function
+        self.timeout = timeout
+        self.hold = hold
+        self.group = group
+        self.opened_late = opened_late
+        self.takes_context = takes_context(f"on_{kind} function '{name}'", function)
+
+    @property
+    def label(self) -> str:
+        return f"on_{self.kind} '{self.name}'"
+
+
+class Hooks:
+    """The hooks of one application, in a list that all applications of a ``Lifecycle`` share, and their records."""
+
+    def __init__(self, registered: dict[str, list[Hook]] | None = None) -> None:
+        self._hooks = registered or {"startup": [], "drain": [], "shutdown": []}
+        self.records: list[HookRecord] = []
+        self.after_fork()
+
+    def of_application(self) -> Hooks:
+        """The same functions for another application, with its own records."""
+        return Hooks(self._hooks)
+
+    def after_fork(self) -> None:
+        """Reset in a forked child. The list of records stays the same object, because others refer to it."""
+        self.records.clear()
+        self.starting = ""  # the name of the on_startup function that runs now
+        self.startup_begun = threading.Event()
+        self.startup_over = threading.Event()
+        self._startup_lock = threading.Lock()  # guards startup_begun's test and set
+
+    def add(self, kind: str, function: Any, name: str | None, timeout: float | None, **options: Any) -> None:
+        """Register a function; ``options`` are those of :class:`Hook`.
+
+        :raises TypeError: it is not callable without or with one argument.
+        :raises ValueError: the name is taken.
+        """
+        if not callable(function):
+            raise TypeError(f"on_{kind} was given {function!r}, which is not callable; register a function.")
+        if inspect.iscoroutinefunction(function):
+            raise TypeError(f"on_{kind} was given the async function {function!r}; register a plain one.")
+        hook_name = name or name_of(function)
+        if not isinstance(hook_name, str):
+            raise TypeError(f"An on_{kind} function needs a name that is a string, not {name!r}.")
+        if any(hook.name == hook_name for hook in self._hooks[kind]):
+            raise ValueError(
+                f"There is an on_{kind} function '{hook_name}' already; pass name='...' to tell them apart, or, if a"
+                " factory registers it for each application, register it once, outside the factory."
+            )
+        self._hooks[kind].append(Hook(kind, hook_name, function, timeout, **options))
+
+    def of(self, kind: str) -> tuple[Hook, ...]:
+        """The functions of a kind in the order in which they are called."""
+        hooks = self._hooks[kind]
+        return tuple(reversed(hooks)) if kind == "shutdown" else tuple(hooks)
+
+    @property
+    def for_group(self) -> bool:
+        """Whether an ``on_shutdown`` function runs once for the whole group of processes."""
+        return any(hook.group for hook in self._hooks["shutdown"])
+
+    def unopened(self, hook: Hook) -> bool:
+        """Whether the ``on_startup`` function of the same name has not succeeded."""
+        if hook.kind != "shutdown" or all(other.name != hook.name for other in self._hooks["startup"]):
+            return False
+        if any(r.kind == "startup" and r.name == hook.name and r.outcome == "ok" for r in self.records):
+            return False
+        return hook.opened_late is None or not hook.opened_late()
+
+    def start(self, context: Callable[[], AbstractContextManager[Any]], stop: Stop) -> str:
+        """Run the ``on_startup`` functions in order, once; return the name of the one that failed, or an empty string.
+
+        Blocks until they are over, also where another thread runs them. The first failure ends the start-up.
+        """
+        with self._startup_lock:
+            first = not self.startup_begun.is_set()
+            self.startup_begun.set()
+        if first:
+            argument = ShutdownContext("", None, stop)
+            for hook in self.of("startup"):
+                self.starting = hook.name
+                self.records.append(run_hook(hook, argument, hook.timeout, context, stop.clock))
+                if self.records[-1].outcome != "ok":
+                    break
+            self.starting = ""
+            self.startup_over.set()
+        self.startup_over.wait()
+        return next((hook.name for hook in self.records if hook.kind == "startup" and hook.outcome != "ok"), "")
+
+
+# Not a threading.local(): one made before gevent patches is shared by all greenlets.
+_hook_threads: set[threading.Thread] = set()
+
+
+def inside_a_hook() -> bool:
+    """Whether a hook runs in the calling thread."""
+    return threading.current_thread() in _hook_threads
+
+
+def run_hook(
+    hook: Hook,
+    argument: ShutdownContext,
+    limit: float | None,
+    context: Callable[[], AbstractContextManager[Any]],
+    clock: Clock,
+) -> HookRecord:
+    """Call a hook in its own thread and wait for it at most ``limit`` seconds; ``None`` is no limit."""
+    ended = threading.Event()
+    raised: list[BaseException] = []
+
+    def call() -> None:
+        _hook_threads.add(threading.current_thread())
+        try:
+            with context():
+                hook.function(*([argument] if hook.takes_context else []))
+        except BaseException as error:  # SystemExit too: a hook must not end the thread that runs the shutdown
+            raised.append(error)
+        finally:
+            _hook_threads.discard(threading.current_thread())
+            ended.set()
+
+    began = clock.monotonic()
+    try:
+        threading.Thread(target=call, name=f"lifecycle-on-{hook.kind}-{hook.name}", daemon=True).start()
+    except RuntimeError:  # the interpreter is finalizing: see the docstring of this module
+        if limit is not None:
+            faulthandler.dump_traceback_later(max(0.1, limit), exit=True)
+        call()
+        faulthandler.cancel_dump_traceback_later()
+    back = _wait(ended, limit, clock)
+    duration = clock.monotonic() - began
+    error = raised[0] if back and raised else None
+    what = error_text(error) if error is not None else ""
+    outcome = "hung" if not back else "failed" if error is not None else "ok"
+    record = HookRecord(hook.name, hook.kind, outcome, duration, what)
+    _log_end(hook.label, record, error)
+    return record
+
+
+def _log_end(label: str, record: HookRecord, error: BaseException | None) -> None:
+    """Log how a hook ended."""
+    extra = {
+        "lifecycle_hook": record.name,
+        "lifecycle_kind": record.kind,
+        "lifecycle_outcome": record.outcome,
+        "lifecycle_seconds": record.duration,
+    }
+    if record.outcome == "ok":
+        level = logging.INFO if record.kind == "startup" else logging.DEBUG  # of a shutdown the report has them all
+        logger.log(level, "%s done after %.1f s", label, record.duration, extra=extra)
+    elif record.outcome == "hung":
+        logger.warning("%s hung: not back after %.1f s", label, record.duration, extra=extra)
+    else:
+        logger.warning("%s failed after %.1f s: %s", label, record.duration, record.error, exc_info=error, extra=extra)
+
+
+def _wait(ended: threading.Event, limit: float | None, clock: Clock) -> bool:
+    if limit is None:
+        return ended.wait()
+    return clock.wait(ended, limit)
+
+
+class Resource:
+    """A resource that :meth:`Lifecycle.resource` has registered; :attr:`value` is the open resource.
+
+    It is opened and closed in two threads, neither of which serves requests.
+
+    :param application: returns the application that the caller acts for; each has its own value.
+    """
+
+    def __init__(self, function: Any, name: str | None, application: Callable[[], object] = lambda: None) -> None:
+        self.name = name or name_of(function)
+        self._application = application
+        self._make = _maker(function, self.name)
+        self._open: dict[object, tuple[contextlib.ExitStack, Any]] = {}
+        self._over = False  # its turn in the shutdown is over
+
+    @property
+    def value(self) -> Any:
+        """The yielded value, or what ``__enter__`` returned. Any thread may ask.
+
+        :raises RuntimeError: it is not open yet, or not any more.
+        """
+        opened = self._open.copy()
+        kept = opened.get(self._application()) or (next(iter(opened.values())) if len(opened) == 1 else None)
+        if kept is not None:
+            return kept[1]
+        if opened:
+            raise RuntimeError(
+                f"The resource '{self.name}' is open for several applications; ask it inside the application context of"
+                " one."
+            )
+        raise RuntimeError(f"The resource '{self.name}' is not open; it is between the start-up and the drain's end.")
+
+    def open(self) -> None:
+        """Open it; an ``on_startup`` function."""
+        manager = self._make()
+        if not hasattr(type(manager), "__enter__"):
+            raise TypeError(
+                f"The resource '{self.name}' gave {manager!r}, which is no context manager; yield once, or return one."
+            )
+        stack = contextlib.ExitStack()
+        self._open[self._application()] = (stack, stack.enter_context(manager))
+        if self._over:
+            self.close()
+
+    def opened_late(self) -> bool:
+        """Whether it is open although its opening exceeded the timeout; one that opens after this closes itself."""
+        self._over = True
+        return bool(self._open)
+
+    def close(self) -> None:
+        """Close it; an ``on_shutdown`` function."""
+        opened = self._open.pop(self._application(), None)
+        if opened is not None:
+            opened[0].close()
+
+
+def _maker(function: Any, name: str) -> Callable[[], AbstractContextManager[Any]]:
+    """What makes the context manager of a resource.
+
+    :raises TypeError: ``function`` cannot make one.
+    """
+    if inspect.isgeneratorfunction(function):
+        return contextlib.contextmanager(function)
+    if hasattr(type(function), "__enter__"):
+        return lambda: function  # it is a context manager
+    if not callable(function) or inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
+        raise TypeError(
+            f"The resource '{name}' is {function!r}; register a generator function that yields once, a context manager,"
+            " or a function that returns one."
+        )
+    return function  # type: ignore[no-any-return]  # its result is checked when the resource is opened

@@ -1,0 +1,60 @@
+"""A thread that runs a function whenever it is due."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+from .state import logger
+
+
+class Scheduler:
+    """Starts its thread at the first wake-up. Any thread may use it.
+
+    :param tick: returns in how many seconds to call it again; ``None``: at the next wake-up.
+    :param name: of the thread.
+    :param what: the task, in the log line of an error.
+    """
+
+    def __init__(self, tick: Callable[[], float | None], name: str, what: str) -> None:
+        self._tick = tick
+        self._name = name
+        self._what = what
+        self._lock = threading.Lock()  # guards _thread against two wake-ups, and a stop, at once
+        self._thread: threading.Thread | None = None
+        self._woken = threading.Event()
+        self.ended = False
+
+    def wake(self) -> None:
+        """Call the function now; start the thread if this is the first time."""
+        with self._lock:
+            if self.ended:
+                return
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
+                self._thread.start()
+        self._woken.set()
+
+    def stop(self, *, wait: bool = True, timeout: float | None = None) -> bool:
+        """End the thread and return whether it has ended; twice is harmless.
+
+        :param wait: wait until it has ended, as long as the function runs.
+        :param timeout: the longest wait in seconds.
+        """
+        with self._lock:
+            self.ended = True
+        self._woken.set()
+        thread = self._thread
+        if wait and thread is not None and thread is not threading.current_thread():
+            thread.join(timeout)
+        return thread is None or not thread.is_alive()
+
+    def _run(self) -> None:
+        while not self.ended:
+            try:
+                pause = self._tick()
+            except Exception:
+                logger.exception("%s failed; will retry", self._what, extra={"lifecycle_what": self._what})
+                pause = 1.0
+            self._woken.wait(pause)
+            self._woken.clear()

@@ -1,0 +1,147 @@
+"""``flask lifecycle doctor``: checks files and prints a line for each finding.
+
+Exit codes: 0 without an error; 1 with one; 2 if a file cannot be read.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import click
+
+from .._config import KUBERNETES_DELAY, Settings
+from .compose import is_compose, read_compose
+from .docker import is_dockerfile, read_dockerfile
+from .gunicorn import CONFIGURATION_RULES, is_gunicorn, read_gunicorn
+from .kubernetes import is_kubernetes, read_kubernetes
+from .model import ERROR, OK, UNREADABLE, WARNING, Case, Finding, Notes, Workload
+from .rules import RULES
+from .source import UnreadableError, Value, parse_yaml, read
+from .systemd import is_systemd, read_systemd
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Application:
+    """The application, as the rules use it.
+
+    :param group_at: the group of checks that a path asks, ``None`` for any other path.
+    """
+
+    settings: Settings
+    config: Mapping[str, Any]
+    group_at: Callable[[str], str | None]
+
+    def settings_on(self, platform: str) -> Settings:
+        """The settings on a platform: in a cluster the delay has another default.
+
+        :raises ValueError: the settings do not fit each other there.
+        """
+        if platform != "kubernetes" or "LIFECYCLE_SHUTDOWN_DELAY" in self.config:
+            return self.settings
+        return Settings.from_mapping({**self.config, "LIFECYCLE_SHUTDOWN_DELAY": KUBERNETES_DELAY})
+
+
+def examine(file: str, application: Application, name: str | None = None) -> list[Finding]:
+    """The findings of one file.
+
+    :param name: of the container or service that is the application; by default those that look like it.
+    """
+    notes = Notes("<stdin>" if file == "-" else file)
+    found: list[Finding] = []
+    checked = False
+    try:
+        for workload in _workloads(read(file), notes, name, application):
+            checked = True
+            found += _check(workload, application, notes)
+    except UnreadableError as error:
+        notes.unreadable(error)
+    if not checked and not notes.findings:
+        notes.unreadable(UnreadableError(0, _no_workload(name)))
+    # Several rules may read the same unreadable value.
+    return sorted(dict.fromkeys([*notes.findings, *found]), key=lambda finding: finding.line)
+
+
+def _no_workload(name: str | None) -> str:
+    if name is not None:
+        return f"The file has no container or service '{name}'; give --name one that it has."
+    return "The file contains no Kubernetes workload, no compose service and no systemd unit."
+
+
+def _workloads(text: str, notes: Notes, name: str | None, application: Application) -> Iterable[Workload]:
+    """The workloads of a file; an unreadable document hides no other."""
+    if is_systemd(notes.file, text):
+        return read_systemd(text, notes)
+    if is_gunicorn(notes.file):
+        return read_gunicorn(text, notes)
+    if is_dockerfile(notes.file, text):
+        return read_dockerfile(text, notes, name)
+    return _documents(text, notes, name, application)
+
+
+def _documents(text: str, notes: Notes, name: str | None, application: Application) -> Iterator[Workload]:
+    for document in parse_yaml(text):
+        with notes.reading():
+            if isinstance(document, UnreadableError):
+                raise document
+            yield from _document(document, notes, name, application)
+
+
+def _document(document: Value, notes: Notes, name: str | None, application: Application) -> Iterable[Workload]:
+    if is_kubernetes(document):
+        return read_kubernetes(document, notes, name, application.group_at)
+    if is_compose(document):
+        return read_compose(document, notes, name, application.group_at)
+    return []
+
+
+def _check(workload: Workload, application: Application, notes: Notes) -> Iterator[Finding]:
+    try:
+        settings = application.settings_on(workload.platform)
+    except ValueError as error:
+        text = f"in the cluster the application does not start: {error}"
+        yield Finding(workload.file, workload.line, ERROR, "settings", workload.subject, text)
+        return
+    case = Case(workload, settings, application.group_at)
+    rules = CONFIGURATION_RULES if workload.platform == "gunicorn" else RULES
+    for rule in rules:
+        with notes.reading():
+            yield from rule(case)
+
+
+def exit_code(findings: list[Finding]) -> int:
+    severities = {finding.severity for finding in findings}
+    return 2 if UNREADABLE in severities else 1 if ERROR in severities else 0
+
+
+def as_json(findings: list[Finding]) -> str:
+    counts = {
+        severity: sum(finding.severity == severity for finding in findings)
+        for severity in (ERROR, WARNING, OK, UNREADABLE)
+    }
+    return json.dumps({"findings": [dataclasses.asdict(finding) for finding in findings], "counts": counts}, indent=2)
+
+
+def commands(load: Callable[[Any], tuple[Any, Any]]) -> dict[str, click.Command]:
+    """The command, by its name."""
+
+    @click.command("doctor")
+    @click.argument("files", metavar="FILE...", nargs=-1, required=True)
+    @click.option("--name", metavar="NAME", default=None, help="The container or service that is the application.")
+    @click.option("--json", "json_wanted", is_flag=True, help="Print one JSON document.")
+    @click.pass_obj
+    def doctor(info: Any, files: tuple[str, ...], name: str | None, json_wanted: bool) -> None:
+        """Hold deployment files against the application's settings.
+
+        Reads Kubernetes YAML, compose files, Dockerfiles, systemd units and gunicorn.conf.py ('-' is the standard
+        input). Exits with 0 if nothing is an error, with 1 if something is, and with 2 if a file cannot be read.
+        """
+        app, state = load(info)
+        application = Application(state.settings, app.config, state.probes.worker)
+        findings = [finding for file in files for finding in examine(file, application, name)]
+        click.echo(as_json(findings) if json_wanted else "\n".join(map(str, findings)))
+        raise SystemExit(exit_code(findings))
+
+    return {"doctor": doctor}

@@ -1,0 +1,233 @@
+"""Dockerfiles: the last stage, with what it inherits from the stages below."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import json
+import math
+import re
+from collections.abc import Iterator
+
+from .compose import DOCKER_TIMEOUT, duration
+from .model import Command, Notes, Number, Probe, Workload, split
+from .source import UnreadableError, Value
+
+_NAME = re.compile(r"(?i)(?:docker|container)file(?:\..+)?|.+\.(?:docker|container)file")
+_FIRST = re.compile(r"(?i)(?:FROM|ARG)\s+\S")
+_ESCAPE = re.compile(r"(?i)(?:#\s*syntax\s*=.*\n)?#\s*escape\s*=\s*([\\`])")
+_HEREDOC = re.compile(r"<<-?(['\"]?)([A-Za-z_]\w*)\1")
+_FLAG = re.compile(r"--([a-z-]+)=(\S+)\s*")
+_INSTRUCTIONS = {
+    "ADD", "ARG", "CMD", "COPY", "ENTRYPOINT", "ENV", "EXPOSE", "FROM", "HEALTHCHECK", "LABEL", "MAINTAINER", "ONBUILD",
+    "RUN", "SHELL", "STOPSIGNAL", "USER", "VOLUME", "WORKDIR",
+}  # fmt: skip
+# The shell of a shell form, unless SHELL sets another.
+_SHELL = ("/bin/sh", "-c")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Form:
+    """A command in exec or shell form.
+
+    :param shell: the shell that runs it; empty in exec form.
+    """
+
+    line: int
+    words: tuple[str, ...]
+    shell: tuple[str, ...]
+
+    @property
+    def argv(self) -> tuple[str, ...]:
+        return (*self.shell, *self.words)
+
+
+class _Stage:
+    """A stage, as far as it was read."""
+
+    def __init__(self, line: int, name: str, base: _Stage | None) -> None:
+        self.line = line
+        self.label = f"stage '{name}'" if name else "image"
+        self.forms: dict[str, _Form] = dict(base.forms) if base else {}
+        self.values: dict[str, Value] = dict(base.values) if base else {}
+        self._env: dict[str, Value] = {}
+        self._base = base
+        self._shell: tuple[str, ...] = base._shell if base else _SHELL
+        self._own_command = False
+
+    @property
+    def env(self) -> dict[str, Value]:
+        """The environment with that of the stages below. No stage copies it: there may be thousands of both."""
+        stages: list[_Stage] = []
+        stage: _Stage | None = self
+        while stage is not None:
+            stages.append(stage)
+            stage = stage._base
+        return {key: value for each in reversed(stages) for key, value in each._env.items()}
+
+    def add(self, keyword: str, value: Value, notes: Notes) -> None:
+        """Add an instruction."""
+        if keyword == "SHELL":
+            self._shell = _words(value) or self._shell
+        elif keyword == "ENV":
+            self._env.update(_environment(value))
+        elif keyword in ("STOPSIGNAL", "EXPOSE", "HEALTHCHECK"):
+            self.values[keyword] = value
+        elif keyword in ("CMD", "ENTRYPOINT"):
+            self.forms[keyword] = _form(keyword, value, self._shell, notes)
+            if keyword == "CMD":
+                self._own_command = True
+            elif not self._own_command:
+                self.forms.pop("CMD", None)  # a new entry point resets the command of the image below
+
+
+def is_dockerfile(file: str, text: str) -> bool:
+    """Whether a file is a Dockerfile, by its name or its first instruction."""
+    lines = (line.strip() for line in text.splitlines())
+    first = next((line for line in lines if line and line[0] != "#"), "")
+    return bool(_NAME.fullmatch(file.rpartition("/")[2]) or _FIRST.match(first))
+
+
+def read_dockerfile(text: str, notes: Notes, name: str | None) -> list[Workload]:
+    """The image that is built.
+
+    :param name: of the stage; by default, and for an unknown name, the last one.
+    :raises UnreadableError: it is not a Dockerfile, or has no ``FROM``.
+    """
+    stages: dict[str, _Stage] = {}  # the named stages
+    stage: _Stage | None = None
+    for line, keyword, rest in _instructions(text):
+        if keyword == "FROM":
+            stage = _begun(line, rest, stages)
+            notes.subject = stage.label
+        elif stage is not None:
+            stage.add(keyword, Value(line, rest), notes)
+        elif keyword != "ARG":
+            raise UnreadableError(line, f"'{keyword}' is before the first FROM, where only ARG is allowed.")
+    if stage is None:
+        raise UnreadableError(0, "The Dockerfile has no FROM, so there is no image to check.")
+    return [_workload(stages.get((name or "").lower(), stage), notes)]
+
+
+def _instructions(text: str) -> Iterator[tuple[int, str, str]]:
+    """Each instruction as its line, its name and the rest, with continued lines joined."""
+    lines = collections.deque(enumerate(text.split("\n"), 1))
+    directive = _ESCAPE.match(text)
+    escape = directive[1] if directive else "\\"
+    while lines:
+        start, raw = lines.popleft()
+        line = raw.strip()
+        if not line or line.startswith("#"):
+            continue
+        parts = [line]
+        while parts[-1].endswith(escape) and lines:
+            more = lines.popleft()[1].strip()
+            if more and not more.startswith("#"):  # empty lines and comments within are skipped
+                parts[-1] = parts[-1][:-1]
+                parts.append(more)
+        line = "".join(parts)
+        keyword, *rest = line.removesuffix(escape).split(None, 1)
+        if keyword.upper() not in _INSTRUCTIONS:
+            raise UnreadableError(start, "This is not a Dockerfile instruction.")
+        said = rest[0] if rest else ""
+        if keyword.upper() in ("RUN", "COPY", "ADD"):
+            _skip_documents(start, said, lines)
+        yield start, keyword.upper(), said
+
+
+def _skip_documents(start: int, rest: str, lines: collections.deque[tuple[int, str]]) -> None:
+    for _, mark in _HEREDOC.findall(rest):
+        while lines and lines[0][1].strip() != mark:
+            lines.popleft()
+        if not lines:
+            raise UnreadableError(start, f"The here-document that begins here has no end '{mark}'.")
+        lines.popleft()
+
+
+def _begun(line: int, rest: str, stages: dict[str, _Stage]) -> _Stage:
+    words = [word for word in rest.split() if not word.startswith("--")] or [""]
+    name = words[2] if len(words) > 2 and words[1].upper() == "AS" else ""
+    stage = _Stage(line, name, stages.get(words[0].lower()))
+    if name:
+        stages[name.lower()] = stage
+    return stage
+
+
+def _words(value: Value) -> tuple[str, ...] | None:
+    """The words of an exec form; ``None`` for any other text."""
+    try:
+        words = json.loads(value.text())
+    except (ValueError, RecursionError):
+        return None
+    return tuple(words) if isinstance(words, list) and all(isinstance(word, str) for word in words) else None
+
+
+def _form(keyword: str, value: Value, shell: tuple[str, ...], notes: Notes) -> _Form:
+    words = _words(value)
+    if words is not None:
+        return _Form(value.line, words, ())
+    text = value.text()
+    if text.startswith("["):
+        cure = 'write it as ["program", "argument"], with double quotes'
+        notes.add(value.line, f"{keyword} looks like the exec form but is not JSON, so a shell runs it", cure, text)
+        return _Form(value.line, (), ())
+    return _Form(value.line, (text,), shell)
+
+
+def _environment(value: Value) -> dict[str, Value]:
+    """``ENV name=value ...``, or ``ENV name value``, without values that contain a variable."""
+    words = split(str(value.data))
+    pairs = [word.partition("=")[::2] for word in words]
+    if words and "=" not in words[0]:
+        pairs = [(words[0], " ".join(words[1:]))]
+    return {key: Value(value.line, {"value": Value(value.line, text)}) for key, text in pairs if "$" not in text}
+
+
+def _workload(stage: _Stage, notes: Notes) -> Workload:
+    notes.subject = stage.label
+    command, probe = _command(stage), _probe(stage, notes)
+    line = command.line if command is not None else stage.line
+    options = {}
+    if "EXPOSE" in stage.values:
+        options["ports"] = stage.values["EXPOSE"]
+    if "STOPSIGNAL" in stage.values and "$" not in stage.values["STOPSIGNAL"].text():
+        options["STOPSIGNAL"] = stage.values["STOPSIGNAL"]
+    return Workload(
+        "docker",
+        notes.file,
+        notes.subject,
+        line,
+        Number(math.inf, line, False),
+        "--stop-timeout",
+        command,
+        probes=(probe,) if probe is not None else (),
+        env=stage.env,
+        options=options,
+    )
+
+
+def _command(stage: _Stage) -> Command | None:
+    entry, command = stage.forms.get("ENTRYPOINT"), stage.forms.get("CMD")
+    if entry is not None and entry.shell:
+        command = None  # a shell form ignores CMD
+    parts = [part for part in (entry, command) if part is not None]
+    words = [word for part in parts for word in part.argv]
+    return Command.of(parts[-1].line, words) if words else None
+
+
+def _probe(stage: _Stage, notes: Notes) -> Probe | None:
+    check = stage.values.get("HEALTHCHECK")
+    if check is None:
+        return None
+    text, timeout, begin = check.text(), Number(DOCKER_TIMEOUT, check.line, False), 0
+    while flag := _FLAG.match(text, begin):
+        begin = flag.end()
+        if flag[1] == "timeout":
+            seconds = duration(flag[2])
+            if seconds is None:
+                notes.add(
+                    check.line, f"--timeout is '{flag[2]}'", "give it a duration such as '30s' or '1m30s'", flag[2]
+                )
+            else:
+                timeout = Number(seconds, check.line)
+    return Probe.of_check(check.line, text[begin:], timeout)

@@ -1,0 +1,144 @@
+"""Kubernetes: every object with a pod template, whatever its kind (a Rollout of Argo has one)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from .model import WARNING, Command, Notes, Number, Probe, Stop, Workload
+from .source import Value
+
+# Kubernetes' own defaults.
+_GRACE = 30
+_NUMBERS = {
+    "initialDelaySeconds": 0,
+    "timeoutSeconds": 1,
+    "periodSeconds": 10,
+    "failureThreshold": 3,
+    "terminationGracePeriodSeconds": 0,
+}
+_POD_PATHS = (("spec", "template", "spec"), ("spec", "jobTemplate", "spec", "template", "spec"))
+# They end by themselves and have no readiness.
+_JOBS = {"Job", "CronJob"}
+_SERVERS = ("flask", "lifecycle", "gunicorn", "waitress-serve", "uwsgi")
+
+GroupAt = Callable[[str], "str | None"]
+
+
+def is_kubernetes(document: Value) -> bool:
+    return document.get("apiVersion") is not None and document.get("kind") is not None
+
+
+def read_kubernetes(document: Value, notes: Notes, name: str | None, group_at: GroupAt) -> Iterator[Workload]:
+    """The containers of the application in one document.
+
+    :param name: of the container that is the application; by default those that look like it.
+    """
+    for item in _objects(document):
+        with notes.reading():
+            yield from _read(item, notes, name, group_at)
+
+
+def _read(item: Value, notes: Notes, name: str | None, group_at: GroupAt) -> Iterator[Workload]:
+    pod = _pod(item)
+    if pod is None:
+        return
+    kind = item.text("kind")
+    label = f"{kind}/{item.text('metadata', 'name') or '?'}"
+    notes.subject = label
+    for container in _chosen(pod, notes, name, group_at):
+        with notes.reading():
+            yield _workload(label, pod, container, notes, kind not in _JOBS)
+
+
+def _objects(document: Value) -> Iterator[Value]:
+    """The document, and the items of a list; Kubernetes does not accept nested lists either."""
+    yield document
+    if document.text("kind").endswith("List"):
+        yield from document.entries("items")
+
+
+def _pod(item: Value) -> Value | None:
+    paths = [("spec",)] if item.text("kind") == "Pod" else _POD_PATHS
+    return next((pod for path in paths if (pod := item.get(*path)) and pod.get("containers")), None)
+
+
+def _chosen(pod: Value, notes: Notes, name: str | None, group_at: GroupAt) -> list[Value]:
+    containers = pod.entries("containers")
+    if name is not None:
+        return [container for container in containers if container.text("name") == name]
+    if len(containers) == 1:
+        return containers
+    ours = []
+    for container in containers:
+        with notes.reading():
+            ours += [container] if _looks_like_ours(container, group_at) else []
+    if not ours and containers:
+        names = ", ".join(f"'{container.text('name')}'" for container in containers)
+        notes.add(
+            pod.line,
+            f"it is not clear which container is the application ({names}), so none was checked",
+            "name it with --name",
+            severity=WARNING,
+        )
+    return ours
+
+
+def _looks_like_ours(container: Value, group_at: GroupAt) -> bool:
+    words = " ".join(word.text() for key in ("command", "args") for word in container.entries(key))
+    probes = [container.text(f"{kind}Probe", "httpGet", "path") for kind in ("liveness", "readiness", "startup")]
+    return any(word in words for word in _SERVERS) or any(group_at(path.partition("?")[0]) for path in probes if path)
+
+
+def _workload(label: str, pod: Value, container: Value, notes: Notes, serves: bool) -> Workload:
+    notes.subject = f"{label} '{container.text('name')}'"
+    key = "terminationGracePeriodSeconds"
+    probes = (_probe(kind, container, notes) for kind in ("startup", "readiness", "liveness"))
+    return Workload(
+        "kubernetes",
+        notes.file,
+        notes.subject,
+        container.line,
+        notes.number(pod, key, _GRACE),
+        key,
+        _command(container, notes),
+        _stop(container, notes),
+        tuple(probe for probe in probes if probe is not None),
+        _names(container),
+        {entry.text("name"): entry for entry in container.entries("env")},
+        container.fields(),
+        serves,
+    )
+
+
+def _command(container: Value, notes: Notes) -> Command | None:
+    given = container.get("command") or container.get("args")
+    words = [word for key in ("command", "args") for word in notes.words(container.get(key), key)]
+    return Command.of(given.line, words) if given is not None and words else None
+
+
+def _stop(container: Value, notes: Notes) -> Stop | None:
+    hook = container.get("lifecycle", "preStop")
+    if hook is None:
+        return None
+    sleep, get = hook.get("sleep"), hook.get("httpGet")
+    if sleep is not None:
+        return Stop(hook.line, "sleep", notes.number(sleep, "seconds", 0).value)
+    if get is not None:
+        return Stop(hook.line, "http", path=get.text("path"))
+    return Stop.of(hook.line, notes.words(hook.get("exec", "command"), "command"))
+
+
+def _names(container: Value) -> dict[str, int]:
+    ports = {port.text("name"): port.get("containerPort") for port in container.entries("ports")}
+    return {name: port.data for name, port in ports.items() if name and port and isinstance(port.data, int)}
+
+
+def _probe(kind: str, container: Value, notes: Notes) -> Probe | None:
+    probe = container.get(f"{kind}Probe")
+    if probe is None:
+        return None
+    numbers: dict[str, Number] = {key: notes.number(probe, key, default) for key, default in _NUMBERS.items()}
+    get = probe.get("httpGet")
+    if get is None:
+        return Probe(kind, probe.line, "tcp" if probe.get("tcpSocket") else "other", None, None, "", numbers)
+    return Probe(kind, get.line, "http", get.get("path"), get.get("port"), get.text("scheme") or "HTTP", numbers)

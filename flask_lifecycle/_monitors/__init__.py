@@ -1,0 +1,3 @@
+"""Monitors that run beside the application: systemd, stuck worker pools, crashes."""
+
+from __future__ import annotations

@@ -1,0 +1,263 @@
+"""Operators' requests by file, for processes without a probe listener: ``LIFECYCLE_CONTROL_DIR``.
+
+Creating or touching ``drain`` stops the process. ``cordon``, with a line such as ``10m by alice``, takes it out of
+rotation for that time, or until the file is removed. A thread looks once a second: polling works on every file system,
+also if another host writes to it. While nothing changes, it only calls ``stat``. A network file system that hangs holds
+up this thread alone.
+
+Which files count
+-----------------
+
+The directory and each file in it must belong to this user or to root, and no one else may be able to write to the
+directory. Both are checked at each look, by descriptor, so that a directory put in its place is refused. A file is
+opened without following links and without blocking (a FIFO would wait for a writer), and checked once it is open.
+
+What is new
+-----------
+
+Files stay: several processes may share the directory, and each must see them. A process recognises the files that it
+has seen by identity (device, inode, time of the last change, size), never by its own clock, which may differ from that
+of the file system.
+
+A ``drain`` that existed when the process began was meant for another process; acting on it would stop each process that
+is started. One that was absent at the last look, or has changed since, counts. The first look is in ``init_app``, and
+again at the beginning in a process that was forked since. A file system with coarse times may hide a second touch
+within one second of the first.
+
+A ``cordon`` survives restarts: at the first look, its time counts from the last change of the file. One that appears
+later counts from when it is seen, whatever the clocks say.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import stat
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, TypeAlias
+
+from .._config import shown
+from .._core.feature import Feature
+from .._core.scheduler import Scheduler
+from .._core.state import ENDING, State, logger
+from .cordon import LONGEST_CORDON, Control, Lease, check_name
+from .duration import parse_duration
+
+DRAIN, CORDON = "drain", "cordon"
+_PERIOD = 1.0
+_FIRST_LOOK = 0.5  # seconds that the start of the application waits for the first look
+_LARGEST = 4096
+
+# Which version of which file; ``None`` for no file.
+Identity: TypeAlias = "tuple[int, ...] | None"
+
+# Separated by ASCII blanks alone, so that no other blank can hide in a name.
+_LINE = re.compile(r"(?:for[ \t]+)?([^ \t]+)[ \t]+by[ \t]+([^ \t]+)")
+
+
+class ControlDirectory(Feature):
+    """Watches the directory for one application, from its start to its shutdown.
+
+    :param clock: seconds since the epoch, for a cordon that existed before.
+    :raises ValueError: the directory does not exist, or others may write to it.
+    """
+
+    def __init__(self, path: str, control: Control, clock: Callable[[], float] = time.time) -> None:
+        self._path = os.path.abspath(path)  # the process may change its directory
+        self._control = control
+        self._clock = clock
+        self._first = True
+        self._drain: Identity = None
+        self._cordon: Identity = None  # the last one that was read
+        self._lease: Lease | None = None
+        self._warned: dict[str, str] = {}  # the last warning about each file
+        try:
+            with _open(self._path) as directory, contextlib.suppress(UnfitError):
+                self._drain = _find(directory, DRAIN)
+        except UnfitError as error:
+            raise ValueError(
+                f"'LIFECYCLE_CONTROL_DIR' is {self._path!a}, which {error}; name a directory of the user that this"
+                " process runs as, or of root, which no other user may write to."
+            ) from None
+        self._known_in = os.getpid()
+        self._looked = threading.Event()
+        self._scheduler = Scheduler(self.look, "lifecycle-control", "control directory")
+
+    @classmethod
+    def of(cls, application: Any) -> ControlDirectory:
+        return cls(application.settings.control_dir, application.control)
+
+    def begin(self) -> None:
+        """Start to watch."""
+        self._scheduler.wake()
+        # A file that is touched once the process says that it serves must not count as one that existed before.
+        self._looked.wait(_FIRST_LOOK)
+
+    def state_changed(self, new: State, reason: str) -> None:
+        """Stop to watch when a shutdown begins."""
+        if new in ENDING:
+            self._scheduler.stop(wait=False)
+
+    def stop(self) -> None:
+        """Stop to watch."""
+        self._scheduler.stop(wait=False)
+
+    def look(self) -> float | None:
+        """Act on what has changed; return when to look again."""
+        try:
+            with _open(self._path) as directory:
+                drain = self._look_for_drain(directory)
+                self._look_for_cordon(directory)
+                self._first = False
+        except UnfitError as error:
+            self._warn(f"the control directory {self._path!a}", error)
+            return _PERIOD
+        finally:
+            self._looked.set()
+        if drain:
+            self._control.drain(f"the file {self._file(DRAIN)}", "file")
+            return None
+        return _PERIOD
+
+    def _look_for_drain(self, directory: int) -> bool:
+        """Whether a drain is requested."""
+        found: Identity = None
+        try:
+            found = _find(directory, DRAIN)
+        except UnfitError as error:
+            self._warn(f"the file {self._file(DRAIN)}", error)
+        if self._first and self._known_in != os.getpid():
+            self._drain = found
+        before, self._drain = self._drain, found
+        if self._first and found is not None and found == before:
+            logger.warning(
+                "the file %s was there before this process began, and is ignored; remove it, or touch it to drain",
+                self._file(DRAIN), extra={"lifecycle_action": "none"},
+            )  # fmt: skip
+        return found is not None and found != before
+
+    def _look_for_cordon(self, directory: int) -> None:
+        try:
+            found = _find(directory, CORDON)
+            with contextlib.suppress(RuntimeError):  # a shutdown has begun
+                if found is None:
+                    self._cordon, lease, self._lease = None, self._lease, None
+                    if lease is not None:
+                        self._control.uncordon("the removal of its file", "file", lease)
+                elif found != self._cordon:
+                    self._read_cordon(directory)
+        except UnfitError as error:
+            # It may be half written, so it is read again at the next look.
+            self._warn(f"the file {self._file(CORDON)}", error)
+
+    def _read_cordon(self, directory: int) -> None:
+        found, changed, text = _read(directory, CORDON)
+        seconds, by = parse_cordon(text)
+        left = seconds
+        if self._first:
+            left = min(seconds, changed + seconds - self._clock())  # the file system's clock may be ahead
+        self._cordon = found
+        if left > 0:
+            self._lease = self._control.cordon(seconds, by, "file", left)
+
+    def _file(self, name: str) -> str:
+        return ascii(os.path.join(self._path, name))
+
+    def _warn(self, what: str, error: UnfitError) -> None:
+        """Log what is wrong, once until it changes."""
+        if self._warned.get(what) != str(error):
+            self._warned[what] = str(error)
+            logger.warning("%s %s; it changes nothing", what, error, extra={"lifecycle_action": "none"})
+
+
+def parse_cordon(text: str) -> tuple[float, str]:
+    """The duration and the name in ``10m by alice`` or ``for 10m by alice``.
+
+    :raises UnfitError: the text is something else.
+    """
+    match = _LINE.fullmatch(text.strip(" \t\r\n"))
+    if match is None:
+        raise UnfitError(f"must hold one line such as '10m by alice', not {shown(text)}")
+    try:
+        return parse_duration("for", match[1], LONGEST_CORDON), check_name(match[2])
+    except ValueError as error:
+        raise UnfitError(f"is not valid: {str(error).rstrip('.')}") from None
+
+
+class UnfitError(Exception):
+    """A directory or a file that does not count; the text continues a sentence about it."""
+
+
+@contextlib.contextmanager
+def _errors_as_unfit() -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError:
+        raise UnfitError("does not exist") from None
+    except NotADirectoryError:
+        raise UnfitError("is not a directory") from None
+    except OSError as error:
+        raise UnfitError(f"cannot be opened ({os.strerror(error.errno or 0)})") from None
+
+
+@contextlib.contextmanager
+def _open(path: str) -> Iterator[int]:
+    """Open the directory for one look.
+
+    :raises UnfitError: it cannot be opened, or others may write to it.
+    """
+    with _errors_as_unfit():
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NONBLOCK)
+    try:
+        with _errors_as_unfit():  # a network file system may have lost it meanwhile
+            found = os.fstat(descriptor)
+        _check_owner(found)
+        if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+            raise UnfitError("may be written to by its group or by others")
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _find(directory: int, name: str) -> Identity:
+    """Which file has this name.
+
+    :raises UnfitError: it does not count.
+    """
+    with _errors_as_unfit():
+        try:
+            return _identity(os.stat(name, dir_fd=directory, follow_symlinks=False))
+        except FileNotFoundError:
+            return None
+
+
+def _read(directory: int, name: str) -> tuple[Identity, float, str]:
+    """The identity of a file, the time of its last change, and its text.
+
+    :raises UnfitError: it does not count.
+    """
+    with _errors_as_unfit():
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
+        descriptor = os.open(name, flags, dir_fd=directory)
+        try:
+            found = os.fstat(descriptor)  # it may have been replaced since it was found
+            return _identity(found), found.st_mtime, os.read(descriptor, _LARGEST).decode("utf-8", "backslashreplace")
+        finally:
+            os.close(descriptor)
+
+
+def _identity(found: os.stat_result) -> Identity:
+    if not stat.S_ISREG(found.st_mode):
+        raise UnfitError("is not a regular file")
+    _check_owner(found)
+    if found.st_size > _LARGEST:
+        raise UnfitError(f"is larger than {_LARGEST} bytes")
+    return (found.st_dev, found.st_ino, found.st_mtime_ns, found.st_size)
+
+
+def _check_owner(found: os.stat_result) -> None:
+    if found.st_uid not in (0, os.geteuid()):
+        raise UnfitError("belongs to another user than this process and root")

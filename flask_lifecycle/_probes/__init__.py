@@ -1,0 +1,3 @@
+"""The health endpoints: who may see what, and the listener of their own."""
+
+from __future__ import annotations

@@ -1,0 +1,155 @@
+"""The adaptive shutdown delay: ``LIFECYCLE_SHUTDOWN_DELAY = "auto"``.
+
+A delay gives balancers time to learn that this instance stops. As a number of seconds it is a guess. But a balancer
+learns it from the readiness probe, so the process can see when. The delay ends when
+
+- each prober has been refused ``LIFECYCLE_DELAY_PROBES`` times in a row (the default is the threshold of Kubernetes and
+  HAProxy), and after that
+- no new work has arrived for one second. A balancer that knows need not have acted yet, and one that does not probe
+  this process shows itself by the requests it sends.
+
+It takes ``LIFECYCLE_DELAY_MIN`` at least and ``LIFECYCLE_DELAY_MAX`` at most.
+
+Which probers it waits for
+--------------------------
+
+Those that decide about traffic (see :attr:`Prober.decides`), have probed twice or more often, the first time before the
+delay, and are not silent (have not missed three turns). Silence counts during the delay as well, so a prober that dies
+does not hold it up. Refusals before the delay count: a balancer that took the instance out when a check failed need not
+be refused again. Two checks that look the same (address, agent, port and path) count as one prober.
+
+The delay does not wait for a prober that asks less often than once in ``LIFECYCLE_DELAY_MAX``: even that would be too
+short, and such a prober is most often a monitoring service that sends no traffic. One that asks too seldom for all its
+refusals makes the delay take its maximum; the log names it.
+
+In Kubernetes the delay does not wait for the kubelet. A deleted pod leaves the endpoints because it is deleted, not
+because of its readiness probe. The proxies of all nodes have to learn of that, and they probe nothing; so the minimum
+is five seconds there, and after it new work counts. The delay does wait for balancers that probe pods themselves.
+
+How new work is seen
+--------------------
+
+The number of arrived requests is the sum of those that have left since the drain began, those that the application
+runs, and those that wait in the server. A request that moves from the server's queue to the application does not change
+the sum. We read the application first, so such a request may be missed once but is not counted twice. Leaving takes two
+steps (see ``_core/tally.py``). Between them the sum is one too low, and the next sum is one higher, which makes the
+delay a little longer.
+
+A refused prober wakes the wait by an event. New work does not, because that would cost every request: we poll for it
+every 50 ms, only during the delay.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from .._config import DELAY_QUIET, Settings
+from .._core.feature import Feature
+from .._core.inflight import Ledger
+from .clients import Prober, Probers
+
+_TICK = 0.05
+
+
+class AdaptiveDelay(Feature):
+    """Decides when the delay of one application ends. For the shutdown's thread alone.
+
+    :param kubernetes: whether the process runs there.
+    """
+
+    def __init__(self, settings: Settings, probers: Probers, ledger: Ledger, kubernetes: bool) -> None:
+        self._settings = settings
+        self._probers = probers
+        self._ledger = ledger
+        self._kubernetes = kubernetes
+        self._waited_for: list[Prober] = []
+        self._seldom: list[Prober] = []
+        self._began = self._latest = self._quiet_since = self._now = 0.0
+        self._arrived = 0
+        self._refused: threading.Event | None = None
+        self._waited = False  # whether there was a prober to wait for at the last look
+        self._cut = False  # whether the maximum ended the delay
+
+    @classmethod
+    def of(cls, application: Any) -> AdaptiveDelay:
+        kubernetes = bool(os.environ.get("KUBERNETES_SERVICE_HOST"))
+        return cls(application.settings, application.probers, application.ledger, kubernetes)
+
+    def start(self, now: float, latest: float, refused: threading.Event) -> None:
+        self._began = self._now = self._quiet_since = now
+        self._latest = min(latest, now + self._settings.delay_max)
+        self._refused = refused
+        here = [prober for prober in self._probers.all() if self._counts(prober, now)]
+        self._seldom = [prober for prober in here if prober.interval > self._settings.delay_max]
+        self._waited_for = [prober for prober in here if prober not in self._seldom]
+
+    def _counts(self, prober: Prober, now: float) -> bool:
+        if not prober.decides or self._is_local_kubelet(prober):
+            return False
+        # A prober that has asked once, and lately, may have just begun: it counts as soon as it asks again.
+        return now - prober.last <= self._settings.delay_max if prober.count == 1 else not prober.silent(now)
+
+    def _is_local_kubelet(self, prober: Prober) -> bool:
+        return self._kubernetes and prober.is_kubelet
+
+    def pause(self, now: float, queued: Callable[[], int]) -> float:
+        """Return the seconds until the next look; 0 ends the delay."""
+        self._now = now
+        self._probers.on_refusal = self._refused  # before the look, so that no refusal in between is missed
+        waiting = self._waiting()
+        if waiting:
+            # A tick more than its silence takes, to be past that moment.
+            pause = min(prober.silent_at() for prober in waiting) + _TICK - now
+        else:
+            # Any probe would set the event, in a flood thousands of times, and each look at the server costs.
+            self._probers.on_refusal = None
+            self._look_for_work(now, queued)
+            quiet = min(DELAY_QUIET, self._settings.delay_max)
+            left = max(self._quiet_since + quiet, self._began + self._settings.delay_min) - now
+            pause = max(0.0, min(left, _TICK))
+        self._waited = bool(waiting)
+        self._cut = pause > 0 and now >= self._latest
+        return min(pause, max(0.0, self._latest - now))
+
+    def _look_for_work(self, now: float, queued: Callable[[], int]) -> None:
+        """Restart the quiet period if work has arrived, or if this is the first look."""
+        arrived = self._ledger.left + len(self._ledger) + queued()
+        if arrived > self._arrived or self._waited:
+            self._quiet_since = now
+        self._arrived = arrived
+
+    def _waiting(self) -> list[Prober]:
+        """The probers that have not been refused often enough."""
+        return [
+            prober
+            for prober in self._waited_for
+            if prober.count > 1 and prober.refused < self._settings.delay_probes and not prober.silent(self._now)
+        ]
+
+    def __str__(self) -> str:
+        needed = self._settings.delay_probes
+        if self._cut:
+            late = [
+                f"prober {each}, which asks every {each.interval:.1f} s, was refused {each.refused} of {needed} times"
+                for each in self._waiting()
+            ]
+            why = ", ".join(late) or "new work kept arriving"
+            return f"at its maximum of {self._latest - self._began:.1f} s: {why}"
+        refused = [prober for prober in self._waited_for if prober.refused >= needed]
+        silent = [prober for prober in self._waited_for if prober not in refused and prober.count > 1]
+        parts = [_number(refused, f"refused {needed} times")] if refused else []
+        parts += [_number(silent, "silent")] if silent else []
+        parts += [_number(self._seldom, "asking too seldom")] if self._seldom else []
+        kubelet = " except the kubelet" if any(map(self._is_local_kubelet, self._probers.all())) else ""
+        minimum = f", at least {self._settings.delay_min:.1f} s" if self._settings.delay_min else ""
+        return (
+            f"after {self._now - self._began:.1f} s: {', '.join(parts) or f'no prober{kubelet} to wait for'},"
+            f" no new work for {self._now - self._quiet_since:.1f} s{minimum}"
+        )
+
+
+def _number(probers: list[Prober], what: str) -> str:
+    return f"{len(probers)} prober{'s' if len(probers) > 1 else ''} {what}"

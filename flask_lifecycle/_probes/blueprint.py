@@ -1,0 +1,73 @@
+"""What Flask sees of the probes: a blueprint that names their URLs, and the guard that refuses requests."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from flask import Blueprint, Flask, Response, json, request
+from werkzeug import Response as BaseResponse
+
+if TYPE_CHECKING:
+    from .endpoints import Probes
+
+
+def make_blueprint(probes: Probes, paths: dict[str, str]) -> Blueprint:
+    """The probes as Flask views, for ``url_for`` and for requests that reach Flask past the middleware.
+
+    :param paths: of the probes by their names.
+    """
+    blueprint = Blueprint("lifecycle", __name__)
+    for name, path in paths.items():
+
+        def view(path: str = path) -> BaseResponse:
+            handler = probes.handler(path)
+            assert handler is not None  # no path is ever removed
+            return handler(request) or probes.not_found()
+
+        blueprint.add_url_rule(path, name, view, strict_slashes=False, provide_automatic_options=False)
+    return blueprint
+
+
+class Guard:
+    """Refuses every request that begins after :meth:`install`, so that it costs nothing before.
+
+    :param remaining: returns the seconds left of the grace period.
+    """
+
+    def __init__(self, remaining: Callable[[], float | None]) -> None:
+        self.refused = 0
+        self.installed = False
+        self._remaining = remaining
+        self._lock = threading.Lock()  # guards both
+
+    def install(self, app: Flask) -> None:
+        """Go ahead of the application's own ``before_request`` functions; twice is harmless."""
+        with self._lock:
+            if not self.installed:
+                self.installed = True
+                # A new list in one assignment: a request that iterates over the old one goes on with the old one.
+                app.before_request_funcs[None] = [self, *app.before_request_funcs.get(None, [])]
+
+    def __call__(self) -> Response:
+        with self._lock:
+            self.refused += 1
+        return refusal(self._remaining())
+
+
+def refusal(remaining: float | None) -> Response:
+    """503 as RFC 9457 has it.
+
+    :param remaining: seconds until this process is gone, for ``Retry-After``; ``None`` if that is not known.
+    """
+    problem = {
+        "type": "about:blank",
+        "title": "Service Unavailable",
+        "status": 503,
+        "detail": "This instance is shutting down and takes no new requests; try again.",
+    }
+    response = Response(json.dumps(problem), status=503, content_type="application/problem+json")
+    response.headers["Retry-After"] = str(max(1, round(remaining or 0)))
+    response.headers["Cache-Control"] = "no-store"
+    return response

@@ -1,0 +1,193 @@
+"""The probe listeners of this process. Applications that name the same host and port share one.
+
+A kubelet probes the process, so the listener answers for all its applications: a probe fails if it fails for one of
+them. ``/livez`` passes when all are live, ``/readyz`` when all are ready; an application with a
+``LIFECYCLE_URL_PREFIX`` of its own can also be probed alone. Applications are referenced weakly and leave at their end;
+the last one closes the listener. One that was collected before its end, as in tests, leaves when the next one joins or
+leaves.
+
+Interleavings: the last application leaves while another one joins. Either the one that joins is first under the lock,
+and the listener stays; or it waits until the port is free again, and binds it anew.
+"""
+
+from __future__ import annotations
+
+import socket
+import sys
+import threading
+import weakref
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from werkzeug import Request, Response
+
+from .._config import TOGETHER
+from .._core.feature import Feature
+from .._core.fork import renew_in_children
+from .endpoints import PARTS, Probes
+from .http_server import ProbeServer
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIEnvironment
+
+
+class ProbeListener(ProbeServer):
+    """A probe listener and the applications that it answers for."""
+
+    def __init__(self, host: str, port: int, **options: Any) -> None:
+        self._members: list[tuple[weakref.ref[Probes], float]] = []  # each with the seconds for its answer
+        self._started = False
+        super().__init__(self._answer, host, port, **options)
+
+    def start(self) -> None:
+        """Begin to answer; calling it twice is harmless."""
+        if not self._started:
+            self._started = True
+            super().start()
+
+    def members(self) -> list[Probes]:
+        """The applications that are left."""
+        return [probes for each, _timeout in self._members if (probes := each()) is not None]
+
+    def add(self, probes: Probes, timeout: float) -> None:
+        self._set_members([*self._members, (weakref.ref(probes), timeout)])
+
+    def remove(self, probes: Probes) -> None:
+        self._set_members([member for member in self._members if member[0]() is not probes])
+
+    def _answer(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        return respond(self.members(), Request(environ))(environ, start_response)
+
+    def _set_members(self, members: list[tuple[weakref.ref[Probes], float]]) -> None:
+        self._members = [member for member in members if member[0]() is not None]  # requests read the old list
+        self.allow(sum(timeout for _probes, timeout in self._members))
+
+
+def respond(members: Sequence[Probes], request: Request) -> Response:
+    """Answer as the first application whose answer is an error, or else as the first that answers at all."""
+    if not members:  # all applications have gone
+        return Response(status=503)
+    path = request.environ.get("PATH_INFO", "")
+    found = [(probes, handler) for probes in members if (handler := probes.handler(path)) is not None]
+    if path.rstrip("/").rpartition("/-/")[2] in PARTS:  # of one application's status page
+        del found[1:]
+    request.environ[TOGETHER] = [probes for probes, _handler in found]
+    chosen = None
+    for _probes, handler in found:
+        response = handler(request)
+        if response is not None and (chosen is None or response.status_code >= 400):
+            if chosen is not None:
+                chosen.close()
+            chosen = response
+            if response.status_code >= 400:  # also 404, which a failure may be configured to answer
+                break
+        elif response is not None:
+            response.close()
+    return members[0].not_found() if chosen is None else chosen
+
+
+_listeners: dict[tuple[str, int], ProbeListener] = {}
+_lock = threading.Lock()  # guards _listeners and the members of each
+
+
+def _forget() -> None:
+    """In a forked child the sockets are closed, and another thread may have held the lock."""
+    global _lock
+    _listeners.clear()
+    _lock = threading.Lock()
+
+
+renew_in_children(_forget)
+
+
+def join(
+    probes: Probes, host: str, port: int, timeout: float, *, shared: bool, handed: socket.socket | None, v6only: bool
+) -> ProbeListener:
+    """Give the listener at a host and a port, opened if no application of this process has it yet.
+
+    :param port: with 0 each application gets a listener of its own.
+    :param timeout: seconds that this application may take for an answer.
+    :raises OSError: the address cannot be listened on.
+    """
+    with _lock:
+        _close_unused()
+        listener = _listeners.get((host, port)) if port else None
+        if listener is None:
+            listener = ProbeListener(host, port, shared=shared, handed=handed, v6only=v6only, timeout=0.0)
+            _listeners[host, listener.port] = listener
+        listener.add(probes, timeout)
+        return listener
+
+
+def leave(listener: ProbeListener, probes: Probes) -> None:
+    """Remove an application from a listener; the last one closes it."""
+    with _lock:
+        listener.remove(probes)
+        _close_unused()
+
+
+def _close_unused() -> None:
+    """Close the listeners whose applications have all left, or were collected without an end, as in tests."""
+    for address, listener in [*_listeners.items()]:
+        if not listener.members():
+            del _listeners[address]
+            listener.close()
+
+
+class ProbePort(Feature):
+    """``LIFECYCLE_PROBE_PORT``: the probe listener of one application, which it may share with others."""
+
+    def __init__(self, application: Any) -> None:
+        self._application = application
+        self.after_fork()
+
+    @classmethod
+    def of(cls, application: Any) -> ProbePort:
+        return cls(application)
+
+    def after_fork(self) -> None:
+        """The listener's socket is closed in a forked child."""
+        self.server: ProbeListener | None = None
+        self._lock = threading.Lock()  # guards opening and closing
+
+    def open(self) -> None:
+        settings, peers = self._application.settings, self._application.process.shutdown.peers
+        with self._lock:
+            if self.server is not None:
+                return
+            # Each worker process has its own listener on the same port, and the kernel distributes the connections.
+            shared = not {"gunicorn.arbiter", "uwsgi", "mod_wsgi"}.isdisjoint(sys.modules) or _is_spawned()
+            host, v6only = (
+                self._application.serving.main_host() if settings.probe_host is None else (settings.probe_host, False)
+            )
+            self.server = join(
+                self._application.probes, host, settings.probe_port, settings.probe_timeout,
+                shared=shared, handed=peers.probes, v6only=v6only,
+            )  # fmt: skip
+            if peers.first:
+                self.server.start()
+
+    def start(self) -> None:
+        """Begin to answer, where :meth:`open` has not."""
+        if self.server is not None:
+            self.server.start()
+
+    def stop(self) -> None:
+        with self._lock:
+            listener, self.server = self.server, None
+        if listener is not None:
+            leave(listener, self._application.probes)
+
+    @property
+    def socket(self) -> socket.socket | None:
+        return None if self.server is None else self.server.listener
+
+    @property
+    def address(self) -> tuple[str, int] | None:
+        return None if self.server is None else (self.server.host, self.server.port)
+
+
+def _is_spawned() -> bool:
+    """Whether a supervisor that uses multiprocessing has started this process, as those of ASGI servers do."""
+    parent = getattr(sys.modules.get("multiprocessing.process"), "parent_process", None)
+    return parent is not None and parent() is not None

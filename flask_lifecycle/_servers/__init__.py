@@ -1,0 +1,95 @@
+"""The servers that an application can run on: how each of them serves and how it stops.
+
+Each server's module offers a few methods to the shutdown (:class:`flask_lifecycle._core.server.Server`), and contains
+everything specific to its server. The shutdown knows no particular server, and the servers do not know its phases.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import socket
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+from .._core.server import Server
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import WSGIApplication
+
+
+class Runner(Server, Protocol):
+    """A server that ``run`` starts. It binds its addresses when it is made."""
+
+    def addresses(self) -> list[str]:
+        """The addresses it listens on, as a user would type them."""
+
+    def listeners(self) -> Sequence[socket.socket]:
+        """Its listening sockets, in the order of the addresses."""
+
+    def use_probe_workers(self, probe_worker: Callable[[str], str | None]) -> None:
+        """Set the function that names the probe worker of a request path; it returns ``None`` for other paths."""
+
+    def serve(self) -> None:
+        """Serve in the calling thread until :meth:`stop`. Blocks."""
+
+    def close(self) -> None:
+        """Close the listeners of a server that has not served."""
+
+
+# Each server with the module of its runner, the package that it needs, and the extra that installs that.
+RUNNERS = {
+    "waitress": (".waitress", "waitress", "waitress"),
+    "werkzeug": (".werkzeug", "werkzeug", None),
+    "cheroot": (".cheroot", "cheroot", "cheroot"),
+    "gevent": (".gevent", "gevent", "gevent"),
+}
+
+# Servers that we do not start, each with the command that does.
+THEIRS = {
+    "gunicorn": "gunicorn app:app' with 'from flask_lifecycle.gunicorn import *' in 'gunicorn.conf.py",
+    "uvicorn": "uvicorn --interface wsgi app:app",
+    "hypercorn": "hypercorn wsgi:app:app",
+    "granian": "granian --interface wsgi app:app",
+    "uwsgi": "uwsgi --ini uwsgi.ini' as in 'examples/uwsgi",
+    "mod_wsgi": "apachectl start' with a configuration as in 'examples/mod_wsgi",
+}
+
+
+def create(
+    server: str,
+    app: WSGIApplication,
+    host: str | None,
+    port: int | None,
+    options: dict[str, Any],
+) -> Runner:
+    """Make the runner of a server by its name, bound and listening.
+
+    :param options: what else the server takes, by its own names.
+    :raises ValueError: there is no such server, or it does not know an option.
+    :raises RuntimeError: the package is not installed.
+    :raises OSError: an address cannot be listened on.
+    """
+    if server not in RUNNERS:
+        raise ValueError(f"{_not_here(server)} The servers that can be run here are {', '.join(RUNNERS)}.")
+    module, package, extra = RUNNERS[server]
+    if importlib.util.find_spec(package) is None:
+        raise RuntimeError(
+            f"The server '{server}' is not installed; install it with: pip install 'flask-lifecycle[{extra}]'"
+        )
+    make = importlib.import_module(module, __name__).create
+    runner: Runner = make(app, host, port, options)
+    return runner
+
+
+def _not_here(server: str) -> str:
+    """Why a server cannot be run by its name, and what to do."""
+    import difflib  # for this sentence alone
+
+    near = difflib.get_close_matches(str(server), (*RUNNERS, *THEIRS), n=1)
+    name = near[0] if near else None
+    cure = f"; did you mean '{name}'?" if name not in (None, server) else "."
+    if name not in THEIRS:
+        return f"There is no server '{server}'{cure}"
+    unknown = f"There is no server '{server}'{cure} " if name != server else ""
+    return f"{unknown}The server '{name}' starts itself, and init_app is enough there; start it by '{THEIRS[name]}'."

@@ -1,0 +1,148 @@
+"""granian, in one of its workers. The worker's main thread waits for an event, which its SIGTERM handler sets.
+
+Theory of operation
+-------------------
+
+granian's parent passes SIGTERM on to its workers, whose handler sets the event. Then a worker stops accepting,
+completes all its requests, even those half received or waiting for a thread, and returns from its function. As a child
+of multiprocessing it runs no ``atexit`` functions.
+
+granian installs its handler after ours, and a thread cannot undo that. But the handler is a closure, so we replace the
+event in it by our own, which passes the signal to us. After the delay we set the real event, and granian does the rest
+while the shutdown waits. When granian's function has returned, a finalizer of multiprocessing keeps the process alive
+until the hooks have run.
+
+The worker's main thread waits for the event without a timeout. If another thread receives the signal, nothing wakes the
+main thread, its handler does not run, and the signal is lost, as under granian alone. So we wake the main thread
+periodically by SIGURG, which has no other effect here.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+from collections.abc import Sequence
+from multiprocessing import util
+from types import CellType, CodeType
+from typing import TYPE_CHECKING, Any
+
+from granian.wsgi import _callback_wrapper
+
+from ..._core.inflight import RequestInfo
+from ..._core.server import ACCEPTED
+from ..._core.signals import interrupt_main
+from ..adapter import Adapter, missing, warn_of_limit, watched_only
+from ..discovery import made_from
+from ..wsgi import WSGIWrapper
+
+if TYPE_CHECKING:
+    from ..._core.process import Process
+
+# The longest delay, in seconds, of a signal that another thread has received.
+_AWAKE = 0.25
+
+_OF_RUNNER = ("callback",)  # granian's variable that holds the application
+
+_adapter: Adapter | None = None
+
+
+def find() -> Adapter | None:
+    """The adapter of this worker."""
+    global _adapter
+    if _adapter is None and multiprocessing.parent_process() is not None:
+        cell = _cell(signal.getsignal(signal.SIGTERM), "signal_event")
+        lacking = missing((_callback_wrapper, _OF_RUNNER))
+        lacking += ["signal_event"] if cell is None else []
+        _adapter = watched_only("granian", lacking) if cell is None or lacking else Granian(cell)
+    return _adapter
+
+
+class Granian(Adapter):
+    """granian.
+
+    :param cell: the closure cell that holds the event of its SIGTERM handler.
+    """
+
+    name = "granian"
+    means = "by its handler of SIGTERM"
+    guarantee = ACCEPTED
+    ours = True
+
+    def __init__(self, cell: CellType) -> None:
+        self._cell = cell
+        self._event = cell.cell_contents  # granian's own class, which has no is_set()
+        self._stopping = False
+        self._wrapper = WSGIWrapper()
+        self._returned = threading.Event()  # set when granian's function has returned
+
+    def begin(self, process: Process) -> None:
+        warn_of_limit("granian's", "workers-kill-timeout", _kill_timeout(), process)
+        self._cell.cell_contents = _Event(process)
+        for code in _callback_wrapper.__code__.co_consts:
+            for function in made_from(code) if isinstance(code, CodeType) else ():
+                callback = _cell(function, "callback")
+                if callback is not None:
+                    callback.cell_contents = self._wrapper.wrap(callback.cell_contents)
+
+        def returned() -> None:
+            self._returned.set()
+            process.exit.finish()
+
+        util.Finalize(None, returned, exitpriority=100)
+        threading.Thread(target=self._keep_awake, name="lifecycle-granian", daemon=True).start()
+
+    def _keep_awake(self) -> None:
+        """Make the main thread run the handlers of signals that other threads have received."""
+        while not self._returned.wait(_AWAKE) and callable(signal.getsignal(signal.SIGURG)):
+            interrupt_main(signal.SIGURG)
+
+    def announce(self) -> None:
+        self._wrapper.closing = True
+
+    def stop_accepting(self, timeout: float) -> None:
+        """Start granian's own stop, which completes all its requests."""
+        self._stopping = True
+        self._event.set()
+
+    def wait_idle(self, timeout: float, linger: float) -> bool:
+        return self._returned.wait(timeout)
+
+    def unfinished(self) -> Sequence[RequestInfo]:
+        """One entry while granian stops and the application runs nothing; we cannot see more."""
+        waiting = self._stopping and not self._returned.is_set() and not self._wrapper.running
+        return [RequestInfo("-", "-", 0.0, stage="receiving")] if waiting else []
+
+    def end(self) -> bool:
+        """Return ``True``: granian ends its loop itself."""
+        return True
+
+
+class _Event:
+    """Replaces granian's event; its handler sets it, in the main thread."""
+
+    def __init__(self, process: Process) -> None:
+        self._process = process
+
+    def set(self) -> None:
+        self._process.relay.pass_on(signal.SIGTERM)
+
+
+def _cell(function: Any, name: str) -> CellType | None:
+    """The cell of a closure's variable, ``None`` if it has no such variable."""
+    names = getattr(getattr(function, "__code__", None), "co_freevars", ())
+    return function.__closure__[names.index(name)] if name in names else None
+
+
+def _kill_timeout() -> float | None:
+    """granian's option. The worker does not get it, but a child of multiprocessing has its parent's arguments."""
+    option, text = "--workers-kill-timeout", os.environ.get("GRANIAN_WORKERS_KILL_TIMEOUT")
+    for number, argument in enumerate(sys.argv):
+        if argument.startswith(option):
+            text = argument.partition("=")[2] or "".join(sys.argv[number + 1 : number + 2])
+    try:
+        return float(text) if text else None
+    except ValueError:
+        return None

@@ -1,0 +1,141 @@
+"""The listeners of a server that ``run`` starts: options, addresses to bind, and sockets that are passed on."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import socket
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+from . import sockets
+from .listener import Listener
+
+UNIX = "unix://"
+# The options for listeners, with the same names for every server that we run.
+OPTIONS = ("listen", "unix_socket", "sockets")
+
+
+def split_options(
+    server: str, options: Mapping[str, Any], known: Mapping[str, Callable[[Any], Any]]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Separate the options for listeners from the server's own, whose values are converted.
+
+    :param known: the function that converts the value, for each of the server's own options.
+    :raises ValueError: an option is unknown, or its value cannot be converted.
+    """
+    where = {name: value for name, value in options.items() if name in OPTIONS}
+    own = {name: _converted(server, name, options[name], known) for name in options.keys() - where.keys()}
+    return where, own
+
+
+def _converted(server: str, name: str, value: Any, known: Mapping[str, Callable[[Any], Any]]) -> Any:
+    if name not in known:
+        names = [*known, *OPTIONS]
+        near = difflib.get_close_matches(name, names, n=1)
+        cure = f"did you mean '{near[0]}'?" if near else f"it takes {', '.join(names)}."
+        raise ValueError(f"{server} has no option '{name}'; {cure}")
+    try:
+        converted = known[name](value)
+    except (TypeError, ValueError):
+        raise ValueError(f"{server}'s option '{name}' must be a number, not {value!r}.") from None
+    if name in ("threads", "backlog", "timeout") and converted <= 0:
+        raise ValueError(f"{server}'s option '{name}' must be more than 0, not {value!r}.")
+    return converted
+
+
+def bind(host: str | None, port: int | None, options: Mapping[str, Any], backlog: int) -> list[Listener]:
+    """Listen on the addresses and sockets of the options.
+
+    :raises ValueError: the options conflict, or an address is not valid.
+    :raises OSError: an address cannot be listened on; the others are closed again.
+    """
+    addresses, given = where(host, port, options)
+    bound = [Listener(_again(sock, backlog), given=sock) for sock in given]
+    for address in addresses:
+        try:
+            bound.append(Listener(bind_one(address, backlog, v6only=v6_alone(address, addresses))))
+        except (OSError, ValueError) as error:
+            for each in bound:
+                each.close_unserved()
+            raise (sockets.bind_error(error, address) if isinstance(error, OSError) else error) from None
+    for each in bound:
+        each.socket.setblocking(False)
+    return bound
+
+
+def where(host: str | None, port: int | None, options: Mapping[str, Any]) -> tuple[list[str], list[socket.socket]]:
+    """The addresses to listen on, or the sockets that are given.
+
+    :raises ValueError: it is said twice.
+    """
+    listen, unix, given = (options.get(name) or () for name in OPTIONS)
+    addresses = listen.split() if isinstance(listen, str) else [a for entry in listen for a in entry.split()]
+    if (addresses or unix or given) and (host is not None or port is not None):
+        raise ValueError(
+            "A host or port cannot be combined with 'listen', 'sockets' or 'unix_socket'; give one of them."
+        )
+    if given and (addresses or unix):
+        raise ValueError("'sockets' cannot be combined with 'listen' or 'unix_socket'; give one of them.")
+    if unix:
+        addresses.append(f"{UNIX}{os.path.abspath(unix)}")
+    if not given and not addresses:
+        addresses.append(join(host or "127.0.0.1", 5000 if port is None else port))
+    return addresses, list(given)
+
+
+def _again(sock: socket.socket, backlog: int) -> socket.socket:
+    sock.listen(backlog)
+    return sock.dup()
+
+
+def join(host: str, port: int) -> str:
+    """An address as an option would name it."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def split(address: str) -> tuple[str, int]:
+    """The host and the port of an address.
+
+    :raises ValueError: it has none.
+    """
+    host, _, port = address.rpartition(":")
+    if not port.isdecimal() or int(port) > 65535:
+        raise ValueError(f"'{address}' is no address to listen on; write it as 127.0.0.1:5000 or [::1]:5000.")
+    return host.strip("[]") or "127.0.0.1", int(port)
+
+
+def has_wildcard(host: str | None, port: int | None, options: Mapping[str, Any]) -> bool:
+    """Whether one of the addresses is ``*`` or ``::``, and none is a path."""
+    if options.get("unix_socket") or options.get("sockets"):
+        return False
+    return any(address.startswith(("*:", "[::]:")) for address in where(host, port, options)[0])
+
+
+def v6_alone(address: str, addresses: Collection[str]) -> bool:
+    """Whether ``::`` means IPv6 alone here: of these addresses another has the same port for all of IPv4."""
+    return address.startswith("[::]:") and f"0.0.0.0:{split(address)[1]}" in addresses
+
+
+def bind_one(address: str, backlog: int, *, v6only: bool = False) -> socket.socket:
+    """A socket that listens on an address; ``*`` and ``::`` are all addresses, of IPv6 and of IPv4.
+
+    :param v6only: ``::`` stands for the IPv6 addresses alone.
+    :raises OSError: it cannot be listened on.
+    """
+    place: Any
+    if address.startswith(UNIX):
+        place = address.removeprefix(UNIX)
+        # Left behind by a process that was killed.
+        sockets.unlink(place, sockets.socket_identity(place))
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    else:
+        family, kind, place = sockets.resolve(*split(address))
+        return sockets.listen(family, kind, place, backlog, v6only=v6only)
+    try:
+        sock.bind(place)
+        sock.listen(backlog)
+    except OSError:
+        sock.close()
+        raise
+    return sock

@@ -1,0 +1,3 @@
+"""gunicorn: the adapter in a worker, the master, and the memory that they share."""
+
+from __future__ import annotations

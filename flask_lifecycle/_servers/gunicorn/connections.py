@@ -1,0 +1,126 @@
+"""Hangs up the connections that delay a leaving worker although they have no request.
+
+A leaving worker of gunicorn waits for each of its connections: two seconds for an idle one, five (gthread) or forever
+(sync, gevent) for a silent one, and two more for each client that does not close its side after the response. We hang
+up those that have waited for ``keepalive_linger``.
+
+Known limit: the kernel does not count the bytes of a Unix socket, so only gevent workers hang up silent connections
+there.
+"""
+
+from __future__ import annotations
+
+import _socket
+import contextlib
+import functools
+import socket
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from gunicorn import util
+
+from ..sockets import ACK_TICK, bytes_received, unread, unsent
+
+# Seconds that a connection of a gevent worker may take for the head of a request: gunicorn's own default of
+# ``keepalive``, whose value behind a balancer is longer than any grace period. Also the longest wait for the
+# acknowledgement of a response.
+_PATIENCE = 2.0
+
+
+class Connections:
+    """The connections of one worker of class sync, gthread or gevent. Any thread may use it."""
+
+    def __init__(self, worker: Any) -> None:
+        self.leaving = False  # whether responses say "Connection: close"
+        self._worker = worker
+        # Silent or idle connections, each with the start of its wait and the bytes received by then.
+        self._waiting: dict[Any, tuple[float, int | None]] = {}
+        self._answered: dict[Any, None] = {}  # being closed by gunicorn
+        self._since: dict[Any, float] = {}
+        self._handle = worker.handle
+        worker.handle = self._track
+        self._is_gevent = hasattr(worker, "timeout_ctx")
+        if self._is_gevent:
+            self._handle_request = worker.handle_request
+            self._handle_http2: Any = getattr(worker, "handle_http2", None)  # older releases have none
+            worker.handle_request, worker.handle_http2 = self._track_request, self._track_http2
+        close = getattr(util, "close_graceful", None)  # new in gunicorn 26
+        if close is not None:
+            util.close_graceful = functools.partial(self._close, close)
+
+    def hang_up(self, linger: float, closed: float) -> None:
+        """End the input of connections that have waited for ``linger`` seconds.
+
+        gunicorn then reads an end of file, and closes. It still reads earlier input, so a request that arrives at this
+        moment is answered.
+
+        A gevent worker accepts for up to a second after it was asked to leave. A connection's wait begins no earlier
+        than its accept, so that a new one is not hung up before its request has arrived.
+
+        :param closed: when the worker was asked to leave; infinite before. Connections have waited since then at least,
+            or since they were accepted.
+        """
+        now = time.monotonic()
+        before, self._since = self._since, {}
+        for sock, accepted in self._idle(now):
+            since = self._since[sock] = before.get(sock, max(accepted, min(now, closed)))
+            if now - since >= linger:
+                with contextlib.suppress(OSError):  # it has gone
+                    # Not gevent's own, which makes an error of it for the reader, nor that of TLS, which drops the key.
+                    _socket.socket.shutdown(getattr(sock, "_sock", sock), socket.SHUT_RD)
+
+    def _idle(self, now: float) -> list[tuple[Any, float]]:
+        """The connections without a request, each with the time since when it can have waited."""
+        idle: list[tuple[Any, float]] = [
+            (sock, since)
+            for sock, (since, received) in self._waiting.copy().items()
+            if (received is not None and bytes_received(sock) == received)
+            or (self._is_gevent and now - since > _PATIENCE)
+        ]
+        for name in ("keepalived_conns", "pending_conns"):  # those in the poller of gthread
+            polled: deque[Any] = getattr(self._worker, name, deque())
+            idle += [(conn.sock, 0.0) for conn in polled.copy() if not unread(conn.sock)]
+        return idle + [(sock, 0.0) for sock in self._answered.copy() if not (unsent(sock) or unread(sock))]
+
+    def _track(self, *arguments: Any) -> Any:
+        """In the place of ``worker.handle``: gthread's takes a connection, the others' a listener, socket, address."""
+        new = len(arguments) > 1 or not arguments[0].initialized  # gthread's is called again for each request
+        sock = arguments[1] if len(arguments) > 1 else arguments[0].sock
+        if new:
+            self._waiting[sock] = time.monotonic(), 0 if bytes_received(sock) is not None else None
+        try:
+            return self._handle(*arguments)
+        finally:
+            self._waiting.pop(sock, None)
+
+    def _track_request(self, listener_name: Any, req: Any, client: socket.socket, addr: Any) -> Any:
+        self._waiting.pop(client, None)
+        answered = self._handle_request(listener_name, req, client, addr)
+        self._waiting[client] = time.monotonic(), bytes_received(client)  # and not after an exception, which ends it
+        return answered
+
+    def _track_http2(self, listener: Any, client: socket.socket, *arguments: Any, **keywords: Any) -> None:
+        self._waiting.pop(client, None)  # it has streams, and ends by itself
+        self._handle_http2(listener, client, *arguments, **keywords)
+
+    def _close(self, close: Callable[..., None], sock: Any, *arguments: Any, **keywords: Any) -> None:
+        """In the place of gunicorn's ``close_graceful``, which waits until the client has closed."""
+        self._answered[sock] = None
+        try:
+            if not (self.leaving and _close_when_acknowledged(sock)):
+                close(sock, *arguments, **keywords)
+        finally:
+            del self._answered[sock]
+
+
+def _close_when_acknowledged(sock: Any) -> bool:
+    """Close a connection when its client has acknowledged the answer; ``False`` if the client sends on."""
+    until = time.monotonic() + _PATIENCE
+    while unsent(sock) and time.monotonic() < until:
+        time.sleep(ACK_TICK)
+    if unsent(sock) or unread(sock):
+        return False
+    sock.close()
+    return True

@@ -1,0 +1,396 @@
+"""waitress, started by ``run`` or detected: ``waitress-serve``, ``serve()``, ``create_server().run()`` in any thread.
+
+Theory of operation
+-------------------
+
+waitress is one I/O loop and a pool of worker threads. The loop accepts, reads, parses and flushes; a worker runs one
+request and writes only what the socket takes at once. What waitress does on its way out is never used: five seconds for
+the workers, queued work cancelled, the loop gone, so that larger answers are cut. Only the listeners are closed, and
+the loop goes on until the last connection has ended.
+
+A server is *adopted* at once: its new connections and those that it has get our class (``channel.py``), and
+``add_task`` sends probes to workers of their own (``pool.py``). Nothing else changes before a stop: what only a stop
+needs would cost each request, or each turn of the loop, its part.
+
+All sockets belong to the thread of the loop. What a stop does to them is a thunk, which the loop calls when its trigger
+is pulled. A thunk runs in the middle of a round of the loop. A descriptor that it closed could be a new connection's
+within the same round, which then is read for nothing and closed; so a listener is replaced by a pipe and closed later,
+and a connection is closed only where nothing has come.
+
+What is given to waitress by ``sockets=`` stays open, for the process that opened it.
+
+A loop that does not run (between bind and ``run()``, after Ctrl-C, or the parent's in a forked child) calls no thunk:
+then nothing is closed, and the guard refuses.
+
+Traps of waitress that this package avoids: ``server.close()`` closes the trigger's pipe while workers still write to
+that number; ``MultiSocketServer`` has none of the attributes of a server (the servers are taken from the map);
+``connection_limit`` stops accepting (lifted in a stop); ``select`` ends at descriptor 1,024 (``run`` uses ``poll``).
+"""
+
+from __future__ import annotations
+
+import difflib
+import select
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Collection, Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from waitress import wasyncore
+from waitress.adjustments import Adjustments
+from waitress.server import BaseWSGIServer, UnixWSGIServer, create_server
+from waitress.task import ThreadedTaskDispatcher
+
+from ..._core.inflight import Load, RequestInfo
+from .. import bind, sockets
+from ..adapter import STARTED_HERE, Adapter, ConnectionAdapter, missing, watched_only
+from ..discovery import inside, instances
+from ..listener import Listener, log_closed, silence
+from .channel import Channel, channel_class, say_close
+from .pool import ProbeWorkers, distinct, pool_load, send_through, through_loop, waiting, wake
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import WSGIApplication
+
+NEEDS = (
+    (BaseWSGIServer, ("channel_class", "add_task", "accepting")),
+    (BaseWSGIServer.__init__, ("trigger", "task_dispatcher", "active_channels")),
+)
+_SERVER_NEEDS = {"task_dispatcher": ("lock", "queue", "queue_cv"), "trigger": ("lock", "thunks", "_closed")}
+# A loop that turns calls a thunk in no time, unless its thread does not come to run.
+_PATIENCE = 1.0
+# One that is turned by other means than waitress' own is on no stack between two turns.
+_UNSEEN = 0.1
+# Descriptors that select() can still wait for, with some to spare for the application's own.
+_SELECTABLE = 1000
+
+
+def find() -> Adapter | None:
+    """The one for the servers of this process whose listener is open."""
+    # One that has been closed, by us or otherwise, may still say that it accepts; it is garbage, but not collected yet.
+    servers = [each for each in instances(BaseWSGIServer) if each.accepting and each.socket.fileno() >= 0]
+    if not servers:
+        return None
+    parts = ((getattr(server, part), names) for server in servers for part, names in _SERVER_NEEDS.items())
+    lacking = missing(*NEEDS) or missing(*parts)
+    if lacking:
+        return watched_only("waitress", lacking)
+    known = [server.lifecycle_adapter for server in servers if hasattr(server, "lifecycle_adapter")]
+    adapter: Waitress = known[0] if known else Waitress()
+    adapter.adopt(servers, [sock for server in servers for sock in server.adj.sockets])
+    return adapter
+
+
+class Waitress(ConnectionAdapter):
+    """All servers of waitress in the process."""
+
+    name = "waitress"
+    ours = False  # before a stop we do not know whether the loops run
+    lingers = False  # whether what the client still sends is read before a connection is closed, also before a stop
+
+    def __init__(self) -> None:
+        super().__init__([])
+        self.announced = False
+        self.draining = False
+        self._workers = ProbeWorkers()
+        self._running: list[Any] = []  # the servers whose loop runs, in a stop
+
+    def adopt(self, servers: Iterable[Any], given: Collection[socket.socket]) -> None:
+        """Take servers in, with the connections that they have; twice is harmless. Any thread may call it.
+
+        :param given: the sockets that belong to others.
+        """
+        for server in servers:
+            if not hasattr(server, "lifecycle_adapter"):
+                server.lifecycle_adapter = self
+                self._adopt(server, server.socket if server.socket in given else None)
+
+    def _adopt(self, server: Any, given: socket.socket | None) -> None:
+        kind = server.channel_class = channel_class(server.channel_class, self)
+        server.add_task = self._workers.chooser(server)
+        for channel in server.active_channels.copy().values():
+            channel.__class__ = kind
+        self._listeners = [*self._listeners, Listener(server.socket, given, server)]
+        if self.announced:
+            say_close(kind)
+
+    def _servers(self) -> list[Any]:
+        return [listener.server for listener in self._listeners]
+
+    def serving(self) -> bool:
+        return any(inside(wasyncore.loop, map=server._map) for server in self._servers())
+
+    def use_probe_workers(self, probe_worker: Callable[[str], str | None]) -> None:
+        self._workers.name_of = probe_worker
+
+    # -- a stop ---------------------------------------------------------------------------------------------------
+
+    def announce(self) -> None:
+        self.announced = self.lingers = True
+        for server in self._servers():
+            say_close(server.channel_class)
+            server.adj.connection_limit = sys.maxsize if server.adj.asyncore_use_poll else _SELECTABLE
+        self._running = self._find_running()
+        self.ours = bool(self._running)
+
+    def _find_running(self) -> list[Any]:
+        called = {server: threading.Event() for server in self._servers()}
+        for server, event in called.items():
+            through_loop(server.trigger, event.set)
+        return [
+            server
+            for server, event in called.items()
+            if event.wait(_UNSEEN) or (inside(wasyncore.loop, map=server._map) and event.wait(_PATIENCE))
+        ]
+
+    def accepting(self) -> list[Listener]:
+        return [listener for listener in self._listeners if listener.server in self._running]
+
+    def owner_of(self, listener: Listener) -> str:
+        return "the process that opened it" if listener.given is not None else ""
+
+    def close_listener(self, listener: Listener) -> None:
+        server = listener.server
+
+        def close() -> None:
+            server.accepting = False
+            silence(server.socket)
+
+        self._in_loop(server, close)
+
+    def leave_listener(self, listener: Listener) -> None:
+        server = listener.server
+
+        def leave() -> None:
+            server.del_channel()  # out of the map
+            server.accepting = False
+
+        self._in_loop(server, leave)
+
+    @staticmethod
+    def _in_loop(server: Any, function: Callable[[], None]) -> None:
+        """Have the loop call a function, and wait for that: what was accepted before has its channel then."""
+        called = threading.Event()
+
+        def call() -> None:
+            function()
+            called.set()
+
+        through_loop(server.trigger, call)
+        called.wait(_PATIENCE)
+
+    def wait_idle(self, timeout: float, linger: float) -> bool:
+        self.draining = True
+        return super().wait_idle(timeout, linger)
+
+    def connections(self) -> list[Channel]:
+        servers = self._running if self.announced else self._servers()
+        self._queued = {id(channel) for pool in self._pools() for channel in pool.queue.copy()}
+        return [channel for server in servers for channel in server.active_channels.copy().values()]
+
+    def under_way(self, connection: Channel) -> Sequence[RequestInfo]:
+        return connection.under_way(id(connection) in self._queued)
+
+    def hang_up(self, connection: Channel) -> None:
+        through_loop(connection.server.trigger, connection.hang_up_if_idle)
+
+    def stop(self) -> None:
+        """End a loop in another thread; the main thread leaves by the ``SystemExit`` that the process raises there."""
+        for listener in self.accepting():
+            server = listener.server
+            if any(ident != threading.main_thread().ident for ident in inside(wasyncore.loop, map=server._map)):
+                server.task_dispatcher.set_thread_count(0)
+                through_loop(server.trigger, server._map.clear)
+                if listener.given is None:
+                    listener.socket.close()  # it is a pipe by now
+
+    # -- the pool -------------------------------------------------------------------------------------------------
+
+    def _pools(self) -> list[Any]:
+        return distinct(server.task_dispatcher for server in self._servers())
+
+    def load(self) -> Load:
+        now = time.time()
+        queued = [channel for pool in self._pools() for channel in waiting(pool)]
+        oldest = max((now - channel.last_activity for channel in queued), default=0.0)
+        return pool_load(self._pools(), max(0.0, oldest))
+
+    def ping(self, done: Callable[[], None]) -> bool | None:
+        return send_through([server for server in self._servers() if server.accepting], done)
+
+
+# -- by run -----------------------------------------------------------------------------------------------------------
+
+
+def create(
+    app: WSGIApplication,
+    host: str | None,
+    port: int | None,
+    options: dict[str, Any],
+) -> RunningWaitress:
+    """Make the server, bound and listening; ``options`` are waitress' own adjustments."""
+    known = [name for name, _cast in Adjustments._params]
+    for option in options:
+        if option not in known:
+            near = difflib.get_close_matches(option, known, n=1, cutoff=0.0)[0]
+            raise ValueError(f"waitress has no option '{option}'; did you mean '{near}'?")
+    given = tuple(options.get("sockets", ()))
+    if bind.has_wildcard(host, port, options):
+        # For waitress '::' is IPv6 alone, and '*' two listeners, which port 0 gives two ports.
+        bound = bind.bind(host, port, options, options.get("backlog", _BACKLOG))
+        options = {name: value for name, value in options.items() if name != "listen"}
+        options["sockets"] = [each.socket for each in bound]
+    elif not options.keys() & {"listen", "sockets", "unix_socket"}:
+        options |= {"host": host or "127.0.0.1", "port": 5000 if port is None else port}
+    elif host is not None or port is not None:
+        raise ValueError(
+            "A host or port cannot be combined with 'listen', 'sockets' or 'unix_socket'; give one of them."
+        )
+    options.setdefault("asyncore_use_poll", hasattr(select, "poll"))
+    return RunningWaitress(app, options, given)
+
+
+_BACKLOG = 1024  # waitress' default
+
+
+class RunningWaitress(Waitress):
+    """waitress that ``run`` has started.
+
+    :param given: those of its listening sockets that belong to others.
+    """
+
+    means = STARTED_HERE
+    ours = True
+    lingers = True
+
+    def __init__(self, app: WSGIApplication, options: dict[str, Any], given: Collection[socket.socket]) -> None:
+        super().__init__()
+        self._map: dict[int, Any] = {}
+        self._ended = False
+        self._lock = threading.Lock()  # guards the next two: a successor takes over while a stop begins
+        self._held_back = False
+        self._left = False  # whether the listeners are closed, or another process has them
+        self.adopt(self._listen(app, options), given)
+        sockets.close_in_children(self)
+
+    def _listen(self, app: WSGIApplication, options: dict[str, Any]) -> list[Any]:
+        """Bind everything; Unix sockets beside TCP listeners, which waitress has no option for, as well."""
+        sockets_given = tuple(options.get("sockets", ()))
+        beside = options.pop("unix_socket", None) if "listen" in options else None
+        unix = [sock for sock in sockets_given if sock.family == socket.AF_UNIX]
+        apart = unix if len(unix) < len(sockets_given) else []
+        if apart:
+            options["sockets"] = [sock for sock in sockets_given if sock not in apart]
+        where = options.get("listen") or options.get("unix_socket") or f"{options.get('host')}:{options.get('port')}"
+        try:
+            # Without threads until everything is bound, so that a failure leaves none behind.
+            dispatcher = ThreadedTaskDispatcher()
+            first = create_server(app, map=self._map, _dispatcher=dispatcher, **options)
+            if beside is not None:
+                where = beside
+                rest = {k: v for k, v in options.items() if k not in ("listen", "host", "port")}
+                adjustments = Adjustments(unix_socket=beside, **rest)
+                UnixWSGIServer(app, self._map, dispatcher=dispatcher, adj=adjustments)
+            for sock in apart:
+                adjustments = Adjustments(**(options | {"sockets": [sock]}))
+                UnixWSGIServer(app, self._map, _sock=sock, dispatcher=dispatcher, adj=adjustments, bind_socket=False)
+        except OSError as error:
+            wasyncore.close_all(self._map, ignore_all=True)
+            raise sockets.bind_error(error, str(where)) from None
+        except ValueError as error:
+            raise ValueError(f"waitress refuses its options: {error}") from None
+        dispatcher.set_thread_count(first.adj.threads)
+        self._adj = first.adj
+        return [each for each in self._map.values() if isinstance(each, BaseWSGIServer)]
+
+    def sockets(self) -> list[socket.socket]:
+        """Everything that a forked child must not keep open."""
+        listening = [listener.socket for listener in self._listeners if listener.given is None]
+        connected = [channel.socket for channel in self.connections()]
+        return [sock for sock in (*listening, *connected) if sock is not None]
+
+    # -- the listeners of a service that restarts in place --------------------------------------------------------
+
+    def hold_back(self) -> None:
+        """Accept no connection until :meth:`take_over`. Call it before :meth:`serve`."""
+        self._held_back = True
+        for server in self._servers():
+            server.accepting = False
+
+    def take_over(self, ours: Collection[socket.socket]) -> None:
+        """Accept after having been held back; of the sockets that were given, these are ours to close at the end."""
+        with self._lock:
+            self._held_back = False
+            self._listeners = [
+                Listener(each.socket, None, each.server) if each.given in ours else each for each in self._listeners
+            ]
+            for server in self._servers():
+                server.accepting = not self._left
+        wake(self._servers()[0].trigger)
+
+    def hand_over(self) -> None:
+        """Accept no more connections, and leave the listeners with all that waits in them to another process."""
+        with self._lock:
+            if self._left:
+                return  # too late
+            self._left = True
+        for listener in self._listeners:
+            if listener.given is not None:
+                self.leave_listener(listener)
+            else:
+                self.close_listener(listener)
+            log_closed("left to another process")
+
+    def stop_accepting(self, timeout: float) -> None:
+        if self._held_back:
+            self.hand_over()
+        with self._lock:
+            left, self._left = self._left, True
+        if not left:
+            super().stop_accepting(timeout)
+
+    # -- the loop -------------------------------------------------------------------------------------------------
+
+    def accepting(self) -> list[Listener]:
+        return list(self._listeners)  # if the loop does not run yet, it will
+
+    def _find_running(self) -> list[Any]:
+        return self._servers()
+
+    def serve(self) -> None:
+        """Serve until :meth:`stop`, in the calling thread."""
+        # At most a second, so that a signal which another thread took is not left lying.
+        timeout = min(1.0, float(self._adj.asyncore_loop_timeout))
+        while not self._ended:
+            wasyncore.loop(timeout, self._adj.asyncore_use_poll, self._map, count=1)
+        self._release()
+
+    def stop(self) -> None:
+        self._ended = True
+        wake(self._servers()[0].trigger)
+
+    def close(self) -> None:
+        """Give up the listeners without having served; held back, our copies alone."""
+        for listener in self._listeners:
+            if listener.given is None:
+                wasyncore.dispatcher.close(listener.server)
+            if not self._held_back and listener.given is None:
+                sockets.unlink(listener.path, listener.identity)
+        self._release()
+
+    def _release(self) -> None:
+        """End the threads and close what is left, unless a worker is still at work with it."""
+        for listener in self._listeners:
+            if listener.given is not None:
+                self._map.pop(listener.socket.fileno(), None)  # those in the map are closed now
+        if self.connections():
+            return  # a straggler: it may still write to its trigger, and the process is about to leave anyway
+        pools = [*self._pools(), *self._workers.pools()]
+        for pool in pools:
+            pool.set_thread_count(0)
+        for pool in pools:
+            pool.shutdown(timeout=0.2)
+        if not any(pool.threads for pool in pools):
+            wasyncore.close_all(self._map, ignore_all=True)

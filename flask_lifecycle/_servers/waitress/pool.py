@@ -1,0 +1,153 @@
+"""waitress' pools of workers: what they have to do, a ping that goes through them, and workers for probes alone.
+
+The *ping* is a task that does nothing. It is put ahead of the pool's queue and not through ``add_task``, which would
+put it behind the work, wait for the pool's lock for as long as it takes, and, with that lock held, warn of the queue's
+depth in a log that may block. From the worker it goes on to the loop by its trigger. ``pull_trigger`` would wait for a
+lock (a thunk that hangs in the loop holds it), and for room in a pipe that nothing empties any more: so the lock is
+given up after a second, and a byte is written only if there is room. A trigger that is closed keeps its number, which
+may be another descriptor's by now: it is left alone.
+
+The *dedicated workers*: each probe has a task dispatcher of its own with one thread, made when it is first asked and
+chosen in ``add_task``. So no probe ever queues behind work, nor liveness behind a readiness probe that waits for a hung
+check.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+import os
+import select
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from waitress.task import ThreadedTaskDispatcher
+
+from ..._core.inflight import Load
+
+# With locks that are held for a few instructions: a probe's, and that of a worker which takes a ping further.
+_PATIENCE = 0.01
+_NEXT_PATIENCE = 1.0
+# Outside the tree of loggers, so that no handler gets what it logs.
+_UNHEARD = logging.Logger("waitress.queue", logging.CRITICAL)
+
+
+def pool_load(pools: Sequence[Any], oldest: float) -> Load:
+    """The load of waitress' task dispatchers. A thread that is on its way to a queued task is busy already."""
+    threads = wanted = 0
+    for pool in pools:
+        threads += len(pool.threads) - pool.stop_count
+        wanted += pool.active_count + len(waiting(pool))
+    return Load(max(0, wanted - threads), threads, min(threads, wanted), oldest)
+
+
+def waiting(pool: Any) -> list[Any]:
+    """The channels that wait for a worker."""
+    return [task for task in pool.queue.copy() if not isinstance(task, Ping)]
+
+
+def distinct(things: Iterable[Any]) -> list[Any]:
+    """Each of these once, also if they cannot be hashed."""
+    return list({id(thing): thing for thing in things}.values())
+
+
+class Ping:
+    """A task for waitress that does nothing but report that a worker has come to it."""
+
+    def __init__(self, done: Callable[[], object]) -> None:
+        self.service = done
+
+    def cancel(self) -> None:
+        """The pool is being emptied; there is no answer."""
+
+
+def send_ahead(pool: Any, ping: Ping, patience: float = _PATIENCE) -> bool:
+    """Put a ping ahead of all that waits for a worker; ``False`` if the pool's lock was not to be had."""
+    if not pool.lock.acquire(timeout=patience):
+        return False
+    try:
+        pool.queue.appendleft(ping)
+        pool.queue_cv.notify()
+    finally:
+        pool.lock.release()
+    return True
+
+
+def send_through(servers: Sequence[Any], done: Callable[[], None]) -> bool | None:
+    """Send a ping through the pools of servers and then through their loops; ``None`` if there is no way in."""
+    if not servers:
+        return None
+    step: Callable[[], object] = done
+    for server in servers:
+        step = functools.partial(through_loop, server.trigger, step)
+    first, *others = distinct(server.task_dispatcher for server in servers)
+    for pool in others:
+        step = functools.partial(send_ahead, pool, Ping(step), _NEXT_PATIENCE)
+    return send_ahead(first, Ping(step))
+
+
+def through_loop(trigger: Any, done: Callable[[], object]) -> None:
+    """Have the loop of a trigger call a function, unless that would hold up the thread that asks for it."""
+    if trigger._closed or not trigger.lock.acquire(timeout=_NEXT_PATIENCE):
+        return
+    try:
+        trigger.thunks.append(done)
+    finally:
+        trigger.lock.release()
+    wake(trigger)
+
+
+def wake(trigger: Any) -> None:
+    """End the sleep of a trigger's loop; where its pipe is full, something else does. Does not block."""
+    if trigger._closed:
+        return
+    poll = select.poll()
+    poll.register(trigger.trigger, select.POLLOUT)
+    if poll.poll(0):
+        with contextlib.suppress(OSError):
+            os.write(trigger.trigger, b"x")
+
+
+class ProbeWorkers:
+    """The dedicated workers of probes, by the names of the probes."""
+
+    def __init__(self) -> None:
+        self.name_of: Callable[[str], str | None] = lambda path: None  # names the probe that a request path asks for
+        self._pools: dict[str, ThreadedTaskDispatcher] = {}
+        self._lock = threading.Lock()  # guards the making of a pool
+
+    def pools(self) -> Iterable[ThreadedTaskDispatcher]:
+        """Their task dispatchers."""
+        return self._pools.values()
+
+    def chooser(self, server: Any) -> Callable[[Any], None]:
+        """What chooses the worker of a channel's next request, in place of a server's ``add_task``.
+
+        It is called for each request with the channel's requests_lock held, by the loop or a worker: it takes no lock,
+        makes no system call, and leaves work to waitress' own pool.
+        """
+        add_work = server.task_dispatcher.add_task
+        prefix = server.adj.url_prefix
+
+        def add_task(channel: Any) -> None:
+            request = channel.requests[0]
+            # Nothing that the middleware would not take for a probe, else work could get to a probe's worker. One that
+            # could not be parsed has no path.
+            name = None if request.error else self.name_of(request.path.removeprefix(prefix))
+            if name is None or request.command not in ("GET", "HEAD"):
+                add_work(channel)
+            else:
+                self._pool(name).add_task(channel)
+
+        return add_task
+
+    def _pool(self, name: str) -> ThreadedTaskDispatcher:
+        with self._lock:
+            if name not in self._pools:
+                pool = self._pools[name] = ThreadedTaskDispatcher()
+                # Its warnings would be taken for the work's queue: a new thread counts as busy until it waits.
+                pool.queue_logger = _UNHEARD
+                pool.set_thread_count(1)
+            return self._pools[name]

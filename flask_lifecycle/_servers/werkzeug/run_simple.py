@@ -1,0 +1,296 @@
+"""Signals under ``flask run``, ``app.run()`` and ``run_simple``, with and without Werkzeug's reloader.
+
+``run_simple`` binds its listener after ``init_app``, and its reloader then replaces our signal handlers. No event
+reports either, so a thread checks one environment variable until ``run_simple`` runs (:class:`RunSimple`). The process
+then serves, or it is the reloader's parent, which passes signals on to the process that serves (:class:`Parent`).
+
+``run_simple(use_reloader=True)`` binds the listener and starts the program a second time. The *parent* waits in
+``subprocess.call``. The *child* inherits the listener and serves in a thread, while its main thread watches the source
+files. When a file changes, the child exits with code 3 and the parent starts the next child. Both import the
+application, so both call ``init_app``. In both, ``run_with_reloader`` then replaces our handler with one that raises
+``SystemExit``, at which ``subprocess.call`` in the parent kills the child. We install ours again as soon as that has
+happened.
+
+The main thread's stack shows the role of a process: ``run_simple`` is on it, with its argument, as soon as the listener
+exists. ``WERKZEUG_RUN_MAIN`` alone does not show it, because every process that a child starts inherits that variable.
+
+The parent has nothing to drain. It passes the signal on to the child and closes its own copy of the listener, which
+would keep the port open after the child has closed it. It then keeps waiting in ``subprocess.call``, so it exits with
+the child's exit code. The signal would kill a child that is still importing the application, so the parent waits until
+the child has a handler. If a child has just exited for a code change, the next one gets the signal, and answers the
+connections in the listener's queue before it exits.
+
+Ctrl-C reaches both processes. The parent cannot know whether the child has received it, so it passes it on as SIGTERM.
+Under the reloader, only a second signal of the same number forces the child's exit.
+
+If SIGTERM reaches the child alone, the child sends SIGURG, which a process without a handler ignores, so that the
+parent closes its copy of the listener. SIGURG has other uses too (``_core/signals.py``), so the parent first checks
+that the child has made the listener non-blocking. The parent sees that because both have the same open file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable
+from types import CodeType, FrameType
+from typing import TYPE_CHECKING, Any
+
+from ..._core.report import signal_name
+from ..._core.shutdown import StopRequest
+
+if TYPE_CHECKING:
+    from ..._core.process import Process
+
+ALONE, PARENT, CHILD = "alone", "parent", "child"
+
+# Seconds between two looks for run_simple, when it is about to serve and otherwise.
+_SOON = 0.005
+_LONGEST_PAUSE = 0.25
+# Seconds for the child to receive SIGINT from the terminal, so that its report names the signal of the user.
+_TERMINAL_FIRST = 0.1
+_TICK = 0.01
+
+
+class RunSimple:
+    """What this process has of ``run_simple``, and its signals there.
+
+    :param find: finds the server.
+    :param on_close: called in the main thread before it closes the server, with whether this is a reloader's child.
+    """
+
+    def __init__(self, process: Process, find: Callable[[], Any | None], on_close: Callable[[bool], None]) -> None:
+        self.server: Any | None = None
+        self.parent: Parent | None = None  # in the reloader's parent
+        self.reloads = False  # whether this is a reloader's child
+        self._process = process
+        self._find_server = find
+        self._on_close = on_close
+        self._watcher: threading.Thread | None = None
+        self._postponed: int | None = None  # a signal that arrived before the child served
+
+    def watch(self) -> None:
+        """Start the thread that waits for ``run_simple``, unless it runs. Call it in the main thread only."""
+        if self._watcher is None or not self._watcher.is_alive():
+            self._process.relay.take_sigurg()
+            self._watcher = threading.Thread(target=self._watch, name="lifecycle-finder", daemon=True)
+            self._watcher.start()
+
+    def await_start(self) -> None:
+        """With ``processes=``, wait for the start-up before a fork; each process would run its own start-up."""
+        if self._watcher is None or not forks_for_request() or not role():
+            return
+        pause = threading.Event()
+        while not self._process.shutdown.begun:
+            started = all(member.served_since is not None for member in self._process.applications())
+            if started and not self._watcher.is_alive():
+                return
+            pause.wait(_SOON)
+
+    def forked_for_request(self) -> bool:
+        """Whether this process has just been forked to answer one request."""
+        return self.server is not None and forks_for_request()
+
+    def signals(self) -> set[int]:
+        """The signals that stop an application here."""
+        configured = [member.settings.signals for member in self._process.applications()]
+        default = (signal.SIGTERM, signal.SIGINT)
+        return {signum for signals in configured for signum in (default if signals is None else signals)}
+
+    def postpones(self, signum: int) -> bool:
+        """Postpone a signal that arrives in a reloader's child before it serves; ``False`` in other processes.
+
+        This child has to answer the connections in the listener's queue.
+        """
+        if self.server is not None or os.environ.get("WERKZEUG_RUN_MAIN") is None:
+            return False
+        if self._process.owner or not is_starting_child():
+            return False
+        self._postponed = signum
+        return True
+
+    def _watch(self) -> None:
+        pause, seconds = threading.Event(), _SOON
+        process = self._process
+        while process.relay.installed and not (process.owner or process.shutdown.begun):
+            # run_simple sets the variable. Under other servers this look is the only cost.
+            if os.environ.get("WERKZEUG_SERVER_FD") is None or not self._take_over():
+                seconds = min(seconds * 1.2, _LONGEST_PAUSE)
+            elif self.server is not None or self.parent is not None:
+                return
+            else:
+                seconds = _SOON
+            pause.wait(seconds)
+
+    def _take_over(self) -> bool:
+        """Take the server and the signals as soon as they are there; ``False`` if that is not about to happen."""
+        own = role()
+        if not own:
+            return is_starting_child()
+        relay, wanted = self._process.relay, self.signals()
+        if own != ALONE:
+            if not _reloader_handles(signal.SIGTERM):
+                return True
+        elif signal.getsignal(signal.SIGINT) != signal.default_int_handler:
+            wanted = set()  # the program handles Ctrl-C itself
+        else:
+            wanted &= {signal.SIGINT}
+        if own == PARENT:
+            self.parent = Parent(self._process)
+        elif not self._take_server(own == CHILD):
+            return False
+        if wanted:
+            relay.run_in_main_by_sigurg(lambda: relay.replace(wanted))
+        if self._postponed is not None:
+            self._process.begin(StopRequest(signal_name(self._postponed), self._postponed))
+        return True
+
+    def _take_server(self, reloads: bool) -> bool:
+        server = self._find_server()
+        if server is None:
+            return False
+        self.reloads = reloads
+        server.watch_end(functools.partial(self._on_close, reloads))
+        self.server = server  # before the start-up, which would search for it
+        for member in self._process.applications():
+            threading.Thread(target=member.ensure_started, name="lifecycle-startup", daemon=True).start()
+        return True
+
+
+class Parent:
+    """Passes a stop on from the reloader's parent to its child, and kills the child after the grace period."""
+
+    def __init__(self, process: Process) -> None:
+        self._process = process
+        self._signals = 0
+        self._again = threading.Event()
+
+    def receive(self, signum: int) -> None:
+        """Pass a signal on to the child, now or as soon as the child handles it. Does not block."""
+        if signum == signal.SIGURG:
+            _close_listener(if_child_does=True)
+            return
+        self._signals += 1
+        if self._signals == 1:
+            threading.Thread(target=self._stop, args=(signum,), name="lifecycle-reloader", daemon=True).start()
+        else:
+            self._again.set()
+
+    def _stop(self, signum: int) -> None:
+        grace = min((member.settings.grace_period for member in self._process.applications()), default=0.0)
+        end = time.monotonic() + grace
+        if signum == signal.SIGINT:
+            self._again.wait(_TERMINAL_FIRST)
+        signalled = None
+        while time.monotonic() < end:
+            child = _child()
+            if child is not None and signalled not in (None, child):
+                # The signalled child exited for a code change at the same moment. The next one has no listener, and
+                # subprocess.call kills it when the main thread exits.
+                self._process.relay.run_in_main(lambda: sys.exit(0))
+                return
+            if child is not None and (self._again.is_set() or (signalled is None and _handles_sigterm(child.pid))):
+                self._again.clear()
+                signalled = child
+                child.send_signal(signal.SIGTERM)
+                _close_listener()
+            self._again.wait(_TICK)
+        child = _child()
+        if child is not None:
+            child.kill()
+
+
+# -- which process this is --------------------------------------------------------------------------------------------
+
+
+def role() -> str:
+    """The role of this process: ``alone`` (no reloader), ``parent`` or ``child``; empty outside of ``run_simple``."""
+    frame = _run_simple_frame()
+    if frame is None:
+        return ""
+    if not frame.f_locals.get("use_reloader"):
+        return ALONE
+    return CHILD if os.environ.get("WERKZEUG_RUN_MAIN") == "true" else PARENT
+
+
+def is_starting_child() -> bool:
+    """Whether this is a reloader's child that has inherited a listener."""
+    descriptor = os.environ.get("WERKZEUG_SERVER_FD", "")
+    if os.environ.get("WERKZEUG_RUN_MAIN") != "true" or not descriptor.isdecimal():
+        return False
+    try:
+        with socket.socket(fileno=os.dup(int(descriptor))) as sock:
+            return bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
+    except OSError:
+        return False
+
+
+def forks_for_request() -> bool:
+    """Whether the calling thread forks, or has just been forked, to answer one request (``processes=``)."""
+    kind = getattr(sys.modules.get("socketserver"), "ForkingMixIn", None)
+    return kind is not None and _caller(sys._getframe(), kind.process_request.__code__) is not None
+
+
+def signal_parent() -> None:
+    """In the child: make the parent close its copy of the listener."""
+    with contextlib.suppress(OSError):
+        os.kill(os.getppid(), signal.SIGURG)
+
+
+def _reloader_handles(signum: int) -> bool:
+    return getattr(signal.getsignal(signum), "__module__", None) == "werkzeug._reloader"
+
+
+def _run_simple_frame() -> FrameType | None:
+    serving = sys.modules.get("werkzeug.serving")
+    return None if serving is None else _main_frame(serving.run_simple.__code__)
+
+
+def _main_frame(code: CodeType) -> FrameType | None:
+    """The frame of the main thread that runs a code object."""
+    return _caller(sys._current_frames().get(threading.main_thread().ident or 0), code)
+
+
+def _caller(frame: FrameType | None, code: CodeType) -> FrameType | None:
+    while frame is not None and frame.f_code is not code:
+        frame = frame.f_back
+    return frame
+
+
+# -- the reloader's parent --------------------------------------------------------------------------------------------
+
+
+def _child() -> Any:
+    """The process that the main thread waits for, if any."""
+    import subprocess  # the reloader has imported it
+
+    frame = _main_frame(subprocess.call.__code__)
+    return None if frame is None else frame.f_locals.get("p")
+
+
+def _handles_sigterm(pid: int) -> bool:
+    """Whether a process has a handler for SIGTERM; ``True`` if that is unknown."""
+    try:
+        if os.readlink("/proc/self") != str(os.getpid()):
+            return True  # /proc is of another namespace, where this number belongs to another process
+        with open(f"/proc/{pid}/status") as status:
+            caught = next(line.split()[1] for line in status if line.startswith("SigCgt:"))
+    except (OSError, StopIteration):
+        return True
+    return bool(int(caught, 16) >> (signal.SIGTERM - 1) & 1)
+
+
+def _close_listener(*, if_child_does: bool = False) -> None:
+    """Close the parent's copy of the listener; the child has a descriptor of its own."""
+    frame = _run_simple_frame()
+    server = None if frame is None else frame.f_locals.get("srv")
+    if server is None or server.socket.fileno() < 0:
+        return
+    if not if_child_does or not os.get_blocking(server.socket.fileno()):
+        server.socket.close()

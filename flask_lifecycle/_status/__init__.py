@@ -1,0 +1,3 @@
+"""The status document and its page."""
+
+from __future__ import annotations

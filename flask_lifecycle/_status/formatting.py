@@ -1,0 +1,212 @@
+"""The filters of the status page's template: values of the status document as readable text.
+
+A value may be anything, for example a number from a check or a report that was read from a file. A function returns a
+value that it does not understand as text.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+from urllib.parse import quote
+
+# The phases of a stop; those of ``_shutdown.PHASES``, and the way out.
+COURSE = ("announce", "delay", "stop accepting", "drain", "hooks", "exit")
+
+# Characters of a text that are shown.
+_LONGEST = 300
+_MARKS = {"pass": "\u2713", "warn": "!", "fail": "\u2715"}
+_COLOURS = {"pass": "#1a7f37", "warn": "#bf8700", "fail": "#cf222e"}
+_ICON = "<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 16 16'><circle cx='8' cy='8' r='7' fill='{}'/></svg>"
+
+# Characters without a glyph, and those that change the direction of text, are shown as a replacement character.
+_UNSEEN = dict.fromkeys(
+    [*range(0x20), *range(0x7F, 0xA0), 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A)], "\ufffd"
+) | {ord(blank): " " for blank in "\t\n\r"}
+
+# Of a line of bars, in pixels: the width of a bar, the gap behind it, and the height of the highest.
+_BAR, _GAP, _HEIGHT = 2, 1, 16
+_BARS = 30
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Keyed:
+    """A row of a table, and its unique key."""
+
+    key: str
+    of: Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Phase:
+    """A phase of a stop: ``over``, ``now`` or ``ahead``."""
+
+    name: str
+    when: str
+    mark: str
+    seconds: Any
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Spark:
+    """A line of bars: its shape, and its description."""
+
+    path: str
+    width: int
+    height: int
+    label: str
+    range: str
+
+
+def is_figure(value: Any) -> bool:
+    """Whether this is a finite number."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def short(value: Any) -> str:
+    """A text on one line, of limited length, without invisible characters."""
+    text = "" if value is None else str(value)
+    cut = text if len(text) <= _LONGEST else f"{text[:_LONGEST]}\u2026"
+    return cut.translate(_UNSEEN)
+
+
+def long(seconds: Any) -> str:
+    """Seconds in two units at most."""
+    if not is_figure(seconds):
+        return short(seconds)
+    if seconds < 10:
+        return f"{max(0.0, seconds):.1f} s"
+    whole = int(min(seconds, 1e12))
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02} s"
+    if whole < 86400:
+        return f"{whole // 3600} h {whole % 3600 // 60:02} min"
+    return f"{whole // 86400} d {whole % 86400 // 3600} h"
+
+
+def tenths(seconds: Any) -> str:
+    """Seconds with one decimal place, below a minute."""
+    return f"{seconds:.1f} s" if is_figure(seconds) and 0 <= seconds < 60 else long(seconds)
+
+
+def brief(seconds: Any) -> str:
+    """Seconds as milliseconds with three digits, or as seconds from one on."""
+    if not is_figure(seconds):
+        return short(seconds)
+    if seconds >= 1:
+        return f"{seconds:.2f} s" if seconds < 100 else f"{seconds:.0f} s"
+    milliseconds = max(0.0, seconds * 1000)
+    digits = 2 if milliseconds < 1 else 1 if milliseconds < 10 else 0
+    return f"{milliseconds:.{digits}f} ms"
+
+
+def clock(iso: Any) -> str:
+    """A time to the second."""
+    return f"{short(iso)[:19].replace('T', ' ')} UTC"
+
+
+def mark(status: Any) -> str:
+    """A symbol for a status, for readers who do not see colours."""
+    return _MARKS.get(status, "?")
+
+
+def css_class(status: Any) -> str:
+    """A status as a class of the style sheet."""
+    return status if status in _MARKS else ""
+
+
+def icon(status: Any) -> str:
+    """A status as an icon, for the tab of the browser."""
+    return f"data:image/svg+xml,{quote(_ICON.format(_COLOURS.get(status, '#57606a')))}"
+
+
+def status_counts(checks: Mapping[str, Any]) -> str:
+    """How many checks have each status."""
+    found = [check["status"] for (check,) in checks.values()]
+    return ", ".join(f"{found.count(status)} {status}" for status in _MARKS if status in found) or "0"
+
+
+def worst_first(checks: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
+    """The checks by name, failing ones first."""
+    order = ["fail", "warn", "pass"]
+    return sorted(((name, check) for name, (check,) in checks.items()), key=lambda each: order.index(each[1]["status"]))
+
+
+def figure(check: Mapping[str, Any]) -> str:
+    """A check's own value, if it has one; its duration, which the draft has in that place, is in another column."""
+    value, unit = check.get("observedValue"), check.get("observedUnit")
+    took = unit == "ms" and is_figure(value) and value == round(check.get("duration", 0) * 1000, 1)
+    return "" if took or value is None else f"{value} {unit or ''}".rstrip()
+
+
+def keyed(rows: Iterable[Mapping[str, Any]], *names: str) -> list[Keyed]:
+    """Rows, each with a unique key that stays the same as long as these values do."""
+    counts: dict[str, int] = {}
+    found = []
+    for row in rows:
+        key = "|".join(str(row.get(name, "")) for name in names)
+        counts[key] = counts.get(key, 0) + 1
+        found.append(Keyed(f"{key}|{counts[key]}", row))
+    return found
+
+
+def records(value: Any) -> list[Mapping[str, Any]]:
+    """The mappings of a list."""
+    return [each for each in value if isinstance(each, Mapping)] if isinstance(value, list) else []
+
+
+def phases(document: Mapping[str, Any]) -> list[Phase]:
+    """All phases of a stop: over, current, or ahead."""
+    over = {phase["name"]: phase["seconds"] for phase in records(document["phases"])}
+    found = []
+    for name in COURSE:
+        if name == document["phase"]:  # checked first: for an instant the last one is over and the next has not begun
+            found.append(Phase(name, "now", "\u25b8", None))
+        elif name in over:
+            found.append(Phase(name, "over", _MARKS["pass"], over[name]))
+        else:
+            found.append(Phase(name, "ahead", "\u00b7", None))
+    return found
+
+
+def spark(durations: Any) -> Spark | None:
+    """The last durations of a check as bars, the newest on the right; ``None`` for fewer than two."""
+    values = [value for value in durations or () if is_figure(value) and value >= 0][-_BARS:]
+    if len(values) < 2:
+        return None
+    highest = max(values) or 1.0
+    step = _BAR + _GAP
+    start = (_BARS - len(values)) * step
+    bars = []
+    for number, value in enumerate(values):
+        height = max(1, round(value / highest * _HEIGHT))
+        bars.append(f"M{start + number * step} {_HEIGHT}v-{height}h{_BAR}v{height}z")
+    low, high = brief(min(values)), brief(max(values))
+    label = f"The last {len(values)} runs took {low} to {high}, the latest {brief(values[-1])}"
+    return Spark("".join(bars), _BARS * step - _GAP, _HEIGHT, label, low if low == high else f"{low} \u2013 {high}")
+
+
+FILTERS: dict[str, Callable[..., Any]] = {
+    each.__name__: each
+    for each in (
+        brief,
+        clock,
+        figure,
+        icon,
+        keyed,
+        long,
+        mark,
+        phases,
+        records,
+        short,
+        spark,
+        status_counts,
+        tenths,
+        css_class,
+        worst_first,
+    )
+}

@@ -1,0 +1,190 @@
+"""Tries the scenarios of the catalogue, each on a process of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import tempfile
+import threading
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+
+from .client import Address, LostError, is_refused
+from .scenarios import ACCEPTED, ALL, CATALOGUE, STARTED, STARTS_ITSELF, Scenario
+from .subject import MisuseError, Subject
+from .trial import BrokenError, NotCheckedError, Trial
+
+HOLDS, BROKEN, NOT_CHECKED = "holds", "broken", "not checked"
+_OWN = ("fast", "slow?seconds={seconds}", "cpu?seconds={seconds}", "stream?seconds={seconds}", "upload", "large")
+_CLAIMS = {"all connections": ALL, "accepted requests": ACCEPTED}
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What came of one scenario. ``log`` is the end of what the process printed."""
+
+    scenario: str
+    family: str
+    level: str
+    promise: str
+    result: str
+    seen: str
+    seconds: float
+    log: str = dataclasses.field(default="", repr=False)
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What to run.
+
+    :param paths: of a server's own work, by kind; they take the place of the routes of ``verify``.
+    :param grace: seconds from the signal to the exit; ``None``: that of the application, or 30.
+    :param patience: seconds that each wait may take.
+    """
+
+    command: Sequence[str]
+    address: Address | None
+    paths: Mapping[str, str]
+    number: int
+    grace: float | None
+    patience: float
+    keep_logs: Path | None = None
+
+
+class Runner:
+    """Runs scenarios; :meth:`cancel` ends all their processes, from any thread."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.claim = STARTED
+        self._subjects: set[Subject] = set()
+        self._lock = threading.Lock()  # guards the set and the flag
+        self._cancelled = False
+
+    def cancel(self) -> None:
+        with self._lock:
+            self._cancelled = True
+            subjects = list(self._subjects)
+        for subject in subjects:
+            subject.end()
+
+    @contextlib.contextmanager
+    def _started(self) -> Iterator[Subject]:
+        """A process.
+
+        Interleavings: if :meth:`cancel` looked at the set between the test of the flag and the addition, the process
+        would outlive it. Both hold the lock, so it either finds the process or prevents it.
+        """
+        with tempfile.TemporaryDirectory(prefix="lifecycle-verify-") as home:
+            with self._lock:
+                if self._cancelled:
+                    raise NotCheckedError("cancelled")
+                subject = Subject(self.plan.command, self.plan.address, Path(home), self.plan.patience)
+                self._subjects.add(subject)
+            try:
+                yield subject
+            finally:
+                subject.end()
+                with self._lock:
+                    self._subjects.discard(subject)
+
+    def try_command(self) -> None:
+        """Start the command once; remember what its server claims.
+
+        :raises MisuseError: it cannot be checked.
+        """
+        if not Path("/proc/self/environ").exists():
+            raise MisuseError("This system has no /proc, by which the processes of the command are found; use Linux.")
+        if self.plan.address is not None and not is_refused(self.plan.address, self.plan.patience):
+            raise MisuseError(f"Something listens on {_shown(self.plan.address)} already; stop it first.")
+        with self._started() as subject:
+            own = subject.wait_serving()
+            if not own and not self.plan.paths:
+                raise MisuseError(
+                    "The application has no Lifecycle, so give the paths of its own work:"
+                    " --fast /ping --slow '/report?s={seconds}' ..."
+                )
+            if own:
+                with contextlib.closing(Trial(subject, {}, own, self.plan.number, 1.0)) as trial:
+                    claim = trial.connect().get(f"/{subject.prefix}/guarantee").body.decode()
+                self.claim = _CLAIMS.get(claim, STARTED)
+
+    def run(self, scenarios: Iterable[Scenario], jobs: int = 1) -> Iterator[Outcome]:
+        """The outcomes, in the order in which they are known."""
+        with ThreadPoolExecutor(jobs) as pool:
+            waiting = [pool.submit(self._try, scenario) for scenario in scenarios]
+            try:
+                for future in as_completed(waiting):
+                    yield future.result()
+            finally:
+                for future in waiting:
+                    future.cancel()
+
+    def _try(self, scenario: Scenario) -> Outcome:
+        began = time.monotonic()
+        log = ""
+        try:
+            with self._started() as subject:
+                try:
+                    seen = self._run_on(subject, scenario)
+                finally:
+                    log = subject.log
+            result = HOLDS
+        except NotCheckedError as error:
+            result, seen = NOT_CHECKED, str(error)
+        except (BrokenError, LostError, MisuseError) as error:
+            result, seen = BROKEN, str(error)
+        except TimeoutError:
+            result, seen = BROKEN, f"no response within {self.plan.patience:g} s"
+        except (OSError, ValueError) as error:
+            result, seen = BROKEN, f"{type(error).__name__}: {error}"
+        seconds = time.monotonic() - began
+        if self.plan.keep_logs is not None:
+            (self.plan.keep_logs / f"{scenario.name.replace('/', '-')}.log").write_text(log)
+        return Outcome(
+            scenario.name, scenario.family, scenario.level, scenario.promise, result, seen, round(seconds, 2), log
+        )
+
+    def _run_on(self, subject: Subject, scenario: Scenario) -> str:
+        own = False
+        if scenario.name in STARTS_ITSELF:
+            subject.wait_for(lambda: subject.starting, subject.patience)
+        else:
+            own = subject.wait_serving()
+        settings = subject.settings
+        paths = {}
+        if own:
+            paths = {path.partition("?")[0]: f"/{subject.prefix}/{path}" for path in _OWN}
+            paths |= {kind: settings[kind] for kind in ("ready", "live")}
+        paths |= self.plan.paths
+        missing = [kind for kind in scenario.needs if kind not in paths]
+        if missing and scenario.name not in STARTS_ITSELF:
+            raise NotCheckedError(f"no path is given for {', '.join(missing)}")
+        grace = self.plan.grace or float(settings.get("grace", 30.0))
+        with contextlib.closing(Trial(subject, paths, own, self.plan.number, grace)) as trial:
+            return scenario.run(trial)
+
+
+def _shown(address: Address) -> str:
+    return f"{address[0]}:{address[1]}"
+
+
+def choose(only: Sequence[str], skip: Sequence[str]) -> list[Scenario]:
+    """The scenarios that are named, by name or family; all if none is.
+
+    :raises MisuseError: there is none of a name.
+    """
+    import difflib
+
+    families = {each.family for each in CATALOGUE.values()}
+    for name in (*only, *skip):
+        if name not in CATALOGUE and name not in families:
+            near = difflib.get_close_matches(name, [*CATALOGUE, *families], 1, 0.4)
+            hint = f"; did you mean '{near[0]}'?" if near else "; --list shows all."
+            raise MisuseError(f"There is no scenario '{name}'{hint}")
+    return [
+        each for each in CATALOGUE.values()
+        if (not only or {each.name, each.family} & set(only)) and not {each.name, each.family} & set(skip)
+    ]  # fmt: skip

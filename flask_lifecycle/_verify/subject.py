@@ -1,0 +1,228 @@
+"""The process under test: started on free ports, watched, signalled, and ended with all that it has started.
+
+Each one gets a random mark in its environment. At the end every process with that mark is killed, also one that has
+left the session of the command, so none outlives the check.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import re
+import secrets
+import signal
+import socket
+import subprocess
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from .client import Address, Connection, LostError, is_refused
+from .routes import VARIABLE
+
+_LOG_BYTES = 256 * 1024  # of what the process prints, the end is kept
+_LOOK = 0.01  # seconds between two looks at something that has no event
+
+
+class MisuseError(Exception):
+    """The check cannot be made; the text names the cause and the cure."""
+
+
+def free_port() -> int:
+    """A port that nothing listens on.
+
+    It is below those that the kernel gives to clients and to listeners of port 0, so that none of them takes it before
+    the command listens; and at random, so that two checks hardly choose the same.
+    """
+    first = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    while True:
+        port = random.randrange(min(10_000, first - 1_000), first)
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
+
+
+class Subject:
+    """One run of the command.
+
+    :param address: where it listens, if not on ``{port}``.
+    :raises MisuseError: the command cannot be started.
+    """
+
+    def __init__(self, command: Sequence[str], address: Address | None, home: Path, patience: float) -> None:
+        self.patience = patience
+        ports = {"{port}": str(free_port()), "{probe_port}": str(free_port())}
+        self.address = address or ("127.0.0.1", int(ports["{port}"]))
+        self.prefix = f"lifecycle-verify-{secrets.token_hex(8)}"
+        self._record = home / "record"
+        self._record.touch()
+        self.gone = threading.Event()
+        self.signalled_at = self.gone_at = 0.0
+        self._log: deque[bytes] = deque()
+        words = [_replace(word, ports) for word in command]
+        environment = {**os.environ, VARIABLE: f"{self.prefix}:{self._record}", "PYTHONUNBUFFERED": "1"}
+        try:
+            self._popen = subprocess.Popen(
+                words, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )  # fmt: skip
+        except OSError as error:
+            raise MisuseError(f"The command '{words[0]}' cannot be started: {error.strerror}.") from None
+        self._threads = [threading.Thread(target=each, daemon=True) for each in (self._read_log, self._watch)]
+        for thread in self._threads:
+            thread.start()
+
+    def _watch(self) -> None:
+        self._popen.wait()
+        self.gone_at = time.monotonic()
+        self.gone.set()
+
+    def _read_log(self) -> None:
+        size = 0
+        output = self._popen.stdout
+        assert output is not None
+        with output:
+            while data := os.read(output.fileno(), 65536):
+                self._log.append(data)
+                size += len(data)
+                while size - len(self._log[0]) > _LOG_BYTES:
+                    size -= len(self._log.popleft())
+
+    @property
+    def log(self) -> str:
+        """The end of what it has printed."""
+        return b"".join(self._log).decode(errors="replace")
+
+    @property
+    def last_line(self) -> str:
+        lines = [line.strip() for line in self.log.splitlines() if line.strip()]
+        return lines[-1][:200] if lines else "it printed nothing"
+
+    # -- what it records ----------------------------------------------------------------------------------------------
+
+    def recorded(self, event: str) -> list[float]:
+        """When an event was recorded, by ``time.monotonic``, which all processes share."""
+        lines = [line.partition(" ") for line in self._record.read_text().splitlines()]
+        return [float(when) for when, _, text in lines if text == event]
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The settings of its ``Lifecycle``; empty if it has none."""
+        found = re.search(r"^\S+ settings (.*)$", self._record.read_text(), re.MULTILINE)
+        return dict(json.loads(found[1])) if found else {}
+
+    @property
+    def starting(self) -> bool:
+        """Whether it shows any sign of its start: output, an application, a listener."""
+        return bool(self._log or self.settings) or not is_refused(self.address, self.patience)
+
+    # -- start and end ------------------------------------------------------------------------------------------------
+
+    def wait_for(self, true: Callable[[], bool], seconds: float) -> bool:
+        """Wait until something is true, at most so long or until the process has gone."""
+        end = time.monotonic() + seconds
+        while not true():
+            if time.monotonic() > end or self.gone.is_set():
+                return true()
+            time.sleep(_LOOK)
+        return True
+
+    def wait_serving(self) -> bool:
+        """Wait until it answers; return whether it has the routes of ``verify``.
+
+        :raises MisuseError: it does not begin to answer.
+        """
+        statuses: list[int] = []
+
+        def answers() -> bool:
+            with (
+                contextlib.suppress(OSError, LostError, ValueError),
+                contextlib.closing(Connection(self.address, self.patience)) as connection,
+            ):
+                statuses.append(connection.get(f"/{self.prefix}/fast").status)
+            return bool(statuses) and statuses[-1] != 503
+
+        if not self.wait_for(answers, self.patience):
+            if self.gone.is_set():
+                cure = "" if self._popen.returncode else "; it must stay in the foreground"
+                what = f"ended with {self._popen.returncode} before it answered{cure}"
+            else:
+                what = f"did not answer on {self.address[0]}:{self.address[1]} within {self.patience:g} s"
+            raise MisuseError(f"The command {what}. Its last line: {self.last_line}")
+        if self.settings and statuses[-1] != 200:
+            raise MisuseError(f"Another process answers on {self.address[0]}:{self.address[1]}; try again.")
+        return statuses[-1] == 200
+
+    def signal(self, number: int) -> None:
+        """Send a signal to the command's own process."""
+        self.signalled_at = time.monotonic()
+        with contextlib.suppress(ProcessLookupError):
+            self._popen.send_signal(number)
+
+    @contextlib.contextmanager
+    def stopped(self) -> Iterator[None]:
+        """Keep all its processes from running meanwhile."""
+        pids = [self._popen.pid, *self.children()]
+        for pid in pids:
+            _kill(pid, signal.SIGSTOP)
+        try:
+            self.wait_for(lambda: all(_state(pid) in "TtZ" for pid in pids), self.patience)
+            yield
+        finally:
+            for pid in pids:
+                _kill(pid, signal.SIGCONT)
+
+    def wait_gone(self, seconds: float) -> int | None:
+        """The exit code, or ``None`` if it is still there after so long."""
+        return self._popen.returncode if self.gone.wait(seconds) else None
+
+    def children(self) -> list[int]:
+        """The other processes with its mark that have not ended."""
+        mark = f"{VARIABLE}={self.prefix}:".encode()
+        return [pid for pid in _pids() if pid != self._popen.pid and mark in _environment(pid) and _state(pid) != "Z"]
+
+    def end(self) -> None:
+        """Kill it and all that it has started."""
+        while True:
+            pids = self.children() + ([] if self.gone.is_set() else [self._popen.pid])
+            for pid in pids:
+                _kill(pid, signal.SIGKILL)
+            if not pids:
+                break
+            time.sleep(_LOOK)
+        for thread in self._threads:
+            thread.join(self.patience)
+
+
+def _replace(word: str, values: Mapping[str, str]) -> str:
+    for name, value in values.items():
+        word = word.replace(name, value)
+    return word
+
+
+def _pids() -> list[int]:
+    return [int(name) for name in os.listdir("/proc") if name.isdigit()]
+
+
+def _environment(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/environ").read_bytes()
+    except OSError:  # it has gone, or it is another user's
+        return b""
+
+
+def _state(pid: int) -> str:
+    """The kernel's letter for the state of a process; ``Z`` if it has gone."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return "Z"
+
+
+def _kill(pid: int, number: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, number)

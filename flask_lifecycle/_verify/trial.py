@@ -1,0 +1,104 @@
+"""One scenario under way: the process under test, the paths of its work, and the clients."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import time
+from collections.abc import Mapping
+
+from .client import Connection, request_head
+from .routes import LARGE, PARTS
+from .subject import Subject
+
+# Seconds. On a machine that needs longer a scenario tries something easier, and none fails for it.
+_SETTLE = 0.5
+# Seconds beyond the grace period that a loaded machine may take.
+SLACK = 5.0
+
+
+class BrokenError(Exception):
+    """The promise does not hold; the text says what was seen."""
+
+
+class NotCheckedError(Exception):
+    """The scenario says nothing about this command; the text says why."""
+
+
+class Trial:
+    """What a scenario works with.
+
+    :param paths: templates with ``{seconds}``, by the kind of work.
+    :param number: the signal that stops the process.
+    :param grace: seconds that the process may take from the signal to its exit.
+    """
+
+    def __init__(self, subject: Subject, paths: Mapping[str, str], own: bool, number: int, grace: float) -> None:
+        self.subject, self.own, self.number, self.grace = subject, own, number, grace
+        self._paths = paths
+        self._resources = contextlib.ExitStack()
+
+    def close(self) -> None:
+        self._resources.close()
+
+    def path(self, kind: str, seconds: float = 1.0) -> str:
+        return self._paths[kind].replace("{seconds}", f"{seconds:g}")
+
+    @property
+    def probe_port(self) -> int | None:
+        """The port of the probe listener, if it is fixed."""
+        return self.subject.settings.get("probe_port")
+
+    @property
+    def without_probe_port(self) -> bool:
+        """Whether the application answers probes on its main listener alone, as its settings say."""
+        return self.subject.settings.get("probe_port", 0) is None
+
+    def connect(self, *, slow: bool = False) -> Connection:
+        """A new connection."""
+        connection = Connection(self.subject.address, self.subject.patience, slow=slow)
+        self._resources.callback(connection.close)
+        return connection
+
+    def begin(self, kind: str, seconds: float = 1.0, **headers: str) -> Connection:
+        """Send a request and wait until it runs."""
+        before = len(self.subject.recorded("begin"))
+        connection = self.connect()
+        connection.send(request_head(self.path(kind, seconds), **headers))
+        if not self.own:
+            time.sleep(_SETTLE)
+        elif not self.subject.wait_for(lambda: len(self.subject.recorded("begin")) > before, self.subject.patience):
+            raise BrokenError("a request did not begin to run before the stop")
+        return connection
+
+    def stop(self) -> None:
+        """Send the signal that stops the process."""
+        self.subject.signal(self.number)
+
+    def settle(self) -> None:
+        """Give the process the time to act on what it cannot record: bytes received, a signal."""
+        time.sleep(_SETTLE)
+
+    def expect(self, connection: Connection, kind: str) -> None:
+        """Read the response and compare it with what the work of this kind answers."""
+        response = connection.response()
+        bodies = {
+            "fast": b"fast", "slow": b"slow", "cpu": b"cpu", "large": LARGE,
+            "stream": b"".join(b"part %d\n" % number for number in range(PARTS)),
+        }  # fmt: skip
+        if response.status != 200:
+            raise BrokenError(f"status {response.status} instead of 200")
+        if self.own and response.body != bodies.get(kind, response.body):
+            raise BrokenError(f"a body of {len(response.body)} bytes which is not that of the application")
+
+    def exit(self, within: float | None = None) -> int:
+        """Wait for the exit and return the code.
+
+        :param within: seconds from the signal; ``None``: the grace period, and what a loaded machine may take beyond.
+        """
+        limit = self.grace + SLACK if within is None else within
+        passed = time.monotonic() - self.subject.signalled_at
+        code = self.subject.wait_gone(max(0.0, limit - passed))
+        if code is None:
+            raise BrokenError(f"still running {limit:.0f} s after {signal.Signals(self.number).name}")
+        return code

@@ -1,0 +1,374 @@
+"""Metrics for Prometheus (``[prometheus]``) and OpenTelemetry (``[opentelemetry]``).
+
+``LIFECYCLE_METRICS = True`` serves them on the probe listener at ``/metrics``, together with the default registry. If
+you serve metrics already, register :class:`LifecycleCollector` there; for OpenTelemetry call :func:`instrument`. The
+table of metrics is in ``metrics/_table.py``.
+
+Several processes
+-----------------
+
+In prometheus_client's multiprocess mode (``PROMETHEUS_MULTIPROC_DIR``) a scrape reaches one worker, which adds up what
+all workers have written to files. Custom collectors are not part of that. So each process there has a thread, the
+:class:`_Writer`, that writes our metrics as ordinary gauges and counters: every second, and when the state changes.
+Gauges are ``live`` ones, which end with their process if the server's configuration calls ``mark_process_dead``;
+counters remain, as a sum over all processes, dead ones included.
+
+A gauge in that mode cannot be removed, so one that no longer exists is written as 0. Counters are written as
+differences: a process that gets the number of a dead one continues its file.
+
+Collectors that hang
+--------------------
+
+A scrape runs the application's own collectors, and one of those may hang. The probe listener runs at most
+:data:`MOST_SCRAPES` scrapes at a time, so probes are still answered.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import struct
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from werkzeug import Request, Response
+
+from .._config import METRICS_PATH, MULTIPROC_DIR
+from .._core.feature import Feature
+from .._core.scheduler import Scheduler
+from .._core.state import State, logger
+from ._table import METRICS, PREFIX, App, Metric, Sample, read
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIEnvironment
+
+__all__ = ["LifecycleCollector", "instrument"]
+
+# Two Prometheus servers and an operator; more scrapes at a time hang.
+MOST_SCRAPES = 4
+# How often and at which pauses a half-made file of another worker is read again; making it takes microseconds.
+_ATTEMPTS = 5
+_PAUSE = 0.01
+# How old the metrics of another worker may be; Prometheus scrapes every 15 s to a minute.
+_WRITE_EACH = 1.0
+# A longer Accept header counts as absent: prometheus_client parses each version number in it. Prometheus' own has about
+# 400 characters.
+_LONGEST_ACCEPT = 1024
+
+
+def _applications_of(subjects: Sequence[Any]) -> Callable[[], list[App]]:
+    """A function for the applications of each ``Lifecycle``, also later ones, and of each Flask application.
+
+    :raises TypeError: one is neither.
+    """
+
+    def source(subject: Any) -> Callable[[], Sequence[App]]:
+        if hasattr(subject, "extensions") and "lifecycle" in subject.extensions:
+            return lambda: [subject.extensions["lifecycle"]]
+        if not hasattr(subject, "_states"):
+            raise TypeError(
+                f"Metrics need a lifecycle, which {subject!r} does not have; give a Lifecycle, or an application after"
+                " init_app."
+            )
+        states: Callable[[], Sequence[App]] = subject._states
+        return states
+
+    sources = [source(subject) for subject in subjects]
+    return lambda: list({id(app): app for each in sources for app in each()}.values())
+
+
+# -- Prometheus ---------------------------------------------------------------------------------------------------
+
+
+class LifecycleCollector:
+    """A collector for a registry of prometheus_client: ``REGISTRY.register(LifecycleCollector(lifecycle))``.
+
+    It costs nothing between scrapes, and a scrape runs no check and waits for none. Do not register it in multiprocess
+    mode; with ``LIFECYCLE_METRICS`` each worker writes its metrics there.
+
+    :param subjects: a ``Lifecycle``, or applications after ``init_app``. With several applications the metrics of each
+        have its name as the label ``app``; pass all of them to one collector then.
+    :raises TypeError: one of them has no lifecycle.
+    :raises RuntimeError: prometheus_client is not installed.
+    """
+
+    def __init__(self, *subjects: Any) -> None:
+        require_prometheus()
+        self._apps = _applications_of(subjects)
+
+    def describe(self) -> Iterator[Any]:
+        """The names, for the registry that looks for duplicates."""
+        return (_family(metric, ()) for metric in METRICS)
+
+    def collect(self) -> Iterator[Any]:
+        """The current metrics."""
+        return families(self._apps())
+
+
+def families(apps: Sequence[App]) -> Iterator[Any]:
+    """The metrics of applications as metric families."""
+    for metric, labels, samples in read(apps):
+        family = _family(metric, labels)
+        for values, value in samples:
+            family.add_metric(values, value)
+        yield family
+
+
+def _family(metric: Metric, labels: Sequence[str]) -> Any:
+    from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+
+    kind = CounterMetricFamily if metric.kind == "counter" else GaugeMetricFamily
+    return kind(metric.full_name, metric.help, labels=labels, unit="seconds" if metric.unit == "s" else "")
+
+
+def require_prometheus() -> None:
+    try:
+        import prometheus_client  # noqa: F401
+    except ImportError:
+        raise RuntimeError(
+            "prometheus_client is not installed; install it with: pip install 'flask-lifecycle[prometheus]'"
+        ) from None
+
+
+class Metrics(Feature):
+    """``LIFECYCLE_METRICS``: ``/metrics`` of the probe listener, and the writer of multiprocess mode.
+
+    :raises RuntimeError: prometheus_client is not installed.
+    :raises ValueError: the directory of multiprocess mode does not exist.
+    """
+
+    def __init__(self, members: Callable[[], Sequence[Any]], environ: Mapping[str, str] = os.environ) -> None:
+        require_prometheus()
+        self._members = members
+        self._directory = environ.get(MULTIPROC_DIR)
+        if self._directory is not None and not os.path.isdir(self._directory):
+            raise ValueError(
+                f"'{MULTIPROC_DIR}' is {self._directory!r}, which is not a directory; create an empty one before the"
+                " workers start."
+            )
+        self._complained = False
+        self._room = threading.Semaphore(MOST_SCRAPES)
+
+    # -- as a feature ---------------------------------------------------------------------------------------------
+
+    @classmethod
+    def of(cls, application: Any) -> Metrics:
+        metrics = cls(application.process.applications)
+
+        def respond(request: Request) -> Response:
+            return Response.from_app(metrics, request.environ)
+
+        application.probes.listener_only |= {METRICS_PATH: respond, f"{METRICS_PATH}/": respond}
+        return metrics
+
+    def begin(self) -> None:
+        self._room = threading.Semaphore(MOST_SCRAPES)  # a forked child has none of the parent's scrapes
+        if self._directory is not None:
+            _Writer.begin(self._members)
+
+    def state_changed(self, new: State, reason: str) -> None:
+        writer = _Writer.here()
+        if writer is not None:
+            writer.wake()
+
+    def stop(self) -> None:
+        writer = _Writer.here()
+        if writer is not None:
+            writer.end()
+
+    # -- as a WSGI application ------------------------------------------------------------------------------------
+
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        """Answer a scrape of any client that reaches the probe listener."""
+        if environ["REQUEST_METHOD"] not in ("GET", "HEAD"):
+            return _plain(start_response, "405 METHOD NOT ALLOWED", b"metrics answer GET and HEAD\n", Allow="GET, HEAD")
+        room = self._room
+        if not room.acquire(blocking=False):
+            return _plain(start_response, "503 SERVICE UNAVAILABLE", b"other scrapes have not ended\n")
+        try:
+            kind, body = self._expose(environ.get("HTTP_ACCEPT", ""))
+        finally:
+            room.release()
+        response = _respond(start_response, "200 OK", kind, body, Vary="Accept")
+        return response if environ["REQUEST_METHOD"] == "GET" else [b""]
+
+    def _expose(self, accept: str) -> tuple[str, bytes]:
+        from prometheus_client.exposition import choose_encoder
+
+        encode, kind = choose_encoder(accept if len(accept) <= _LONGEST_ACCEPT else "")
+        registry: Any = self
+        return kind, encode(registry)
+
+    def collect(self) -> Iterator[Any]:
+        """The application's own metrics, and ours unless they are among them."""
+        from prometheus_client import REGISTRY, CollectorRegistry
+        from prometheus_client.multiprocess import MultiProcessCollector
+
+        if self._directory is not None:
+            writer = _Writer.here()
+            if writer is not None:
+                writer.write()
+            workers: Any = MultiProcessCollector(CollectorRegistry(), self._directory)  # type: ignore[no-untyped-call]
+            yield from _collect_files(workers)
+            return
+        own = []
+        try:
+            own = list(REGISTRY.collect())
+        except Exception:
+            if not self._complained:  # once, and not at every scrape
+                self._complained = True
+                logger.exception(
+                    "a collector of the application failed; /metrics shows only the lifecycle's metrics",
+                    extra={"lifecycle_path": METRICS_PATH},
+                )
+        yield from own
+        names = {family.name for family in own}
+        yield from (family for family in families(self._members()) if family.name not in names)
+
+
+def _collect_files(workers: Any) -> list[Any]:
+    """The metrics in the files of all workers. A file that a worker has just created may still be empty."""
+    for _ in range(_ATTEMPTS):
+        with contextlib.suppress(struct.error):
+            return list(workers.collect())
+        threading.Event().wait(_PAUSE)
+    return list(workers.collect())
+
+
+def _respond(start_response: StartResponse, status: str, kind: str, body: bytes, **more: str) -> list[bytes]:
+    headers = {
+        "Content-Type": kind,
+        "Content-Length": str(len(body)),
+        "Cache-Control": "no-store",
+        "X-Content-Type-Options": "nosniff",
+        **more,
+    }
+    start_response(status, list(headers.items()))
+    return [body]
+
+
+def _plain(start_response: StartResponse, status: str, body: bytes, **more: str) -> list[bytes]:
+    return _respond(start_response, status, "text/plain; charset=utf-8", body, **more)
+
+
+class _Writer:
+    """Writes the metrics of this process to the files of multiprocess mode, for all its applications."""
+
+    _by_process: dict[int, _Writer] = {}  # noqa: RUF012  by pid, so that a forked child has none
+
+    def __init__(self, members: Callable[[], Sequence[Any]]) -> None:
+        self._members = members
+        self._lock = threading.Lock()  # guards what follows, between the thread and a scrape
+        self._metrics: dict[tuple[str, tuple[str, ...]], Any] = {}
+        self._written: dict[tuple[str, tuple[str, ...]], dict[tuple[str, ...], float]] = {}
+        self._complained = False
+        self._scheduler = Scheduler(self._tick, "lifecycle-metrics", "metrics of this worker")
+
+    @classmethod
+    def begin(cls, members: Callable[[], Sequence[App]]) -> None:
+        """Start the writer of this process, unless another application has."""
+        cls._by_process.setdefault(os.getpid(), cls(members)).wake()
+
+    @classmethod
+    def here(cls) -> _Writer | None:
+        """The writer of this process, if it has started."""
+        return cls._by_process.get(os.getpid())
+
+    def wake(self) -> None:
+        """Write soon. Does not block."""
+        self._scheduler.wake()
+
+    def end(self) -> None:
+        """Write the last time."""
+        self._by_process.pop(os.getpid(), None)
+        self._scheduler.stop()
+        self.write()
+
+    def _tick(self) -> float:
+        try:
+            self.write()
+        except Exception:
+            if not self._complained:  # once, and not every second
+                self._complained = True
+                logger.exception(
+                    "the metrics of this worker could not be written; will retry", extra={"lifecycle_what": "metrics"}
+                )
+        return _WRITE_EACH
+
+    def write(self) -> None:
+        """Write what has changed."""
+        with self._lock:
+            for metric, labels, samples in read(self._members()):
+                self._write(metric, labels, samples)
+
+    def _write(self, metric: Metric, labels: tuple[str, ...], samples: Iterable[Sample]) -> None:
+        key = (metric.name, labels)
+        if key not in self._metrics:
+            self._metrics[key] = _make(metric, labels)
+            self._written[key] = {}
+        made, written = self._metrics[key], self._written[key]
+        now = dict(samples)
+        if metric.kind == "gauge":
+            now = dict.fromkeys(written, 0.0) | now
+        for values, value in now.items():
+            before = written.get(values)
+            if value != before:
+                child = made.labels(*values) if values else made
+                if metric.kind == "counter":
+                    child.inc(max(0.0, value - (before or 0.0)))  # it is less after a fork
+                else:
+                    child.set(value)
+                written[values] = value
+
+
+def _make(metric: Metric, labels: tuple[str, ...]) -> Any:
+    """A metric of multiprocess mode. It is in no registry: the files are read."""
+    from prometheus_client import Counter, Gauge
+
+    if metric.kind == "counter":
+        return Counter(metric.full_name, metric.help, labels, registry=None)
+    mode: Any = f"live{metric.workers}"
+    return Gauge(metric.full_name, metric.help, labels, registry=None, multiprocess_mode=mode)
+
+
+# -- OpenTelemetry ------------------------------------------------------------------------------------------------
+
+
+def instrument(lifecycle: Any, meter_provider: Any = None) -> None:
+    """Give the metrics to OpenTelemetry as observable instruments; call it once for each provider.
+
+    They are read when the provider's reader collects, and cost nothing between.
+
+    :param lifecycle: a ``Lifecycle``, or an application after ``init_app``.
+    :param meter_provider: by default the global one.
+    :raises TypeError: that has no lifecycle.
+    :raises RuntimeError: opentelemetry-api is not installed.
+    """
+    try:
+        from opentelemetry.metrics import get_meter
+    except ImportError:
+        raise RuntimeError(
+            "OpenTelemetry is not installed; install it with: pip install 'flask-lifecycle[opentelemetry]'"
+        ) from None
+    apps = _applications_of([lifecycle])
+    meter = get_meter(PREFIX, meter_provider=meter_provider)
+    for metric in METRICS:
+        make: Callable[..., Any] = meter.create_observable_gauge
+        if metric.kind == "counter":
+            make = meter.create_observable_counter
+        elif metric.workers == "sum":  # gauges cannot be added up there
+            make = meter.create_observable_up_down_counter
+        # Prometheus' exporters make our name of it again, with unit and _total.
+        make(f"{PREFIX}.{metric.name}", [_observe(metric, apps)], metric.unit, metric.help)
+
+
+def _observe(metric: Metric, apps: Callable[[], Sequence[App]]) -> Callable[[Any], Iterator[Any]]:
+    def observe(options: Any) -> Iterator[Any]:
+        from opentelemetry.metrics import Observation
+
+        for _metric, labels, samples in read(apps(), [metric]):
+            for values, value in samples:
+                yield Observation(value, dict(zip(labels, values, strict=True)))
+
+    return observe

@@ -1,0 +1,895 @@
+"""The engine: what runs when, the results, and that no check blocks it. Bad registrations are in test_bad_input."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import http
+import logging
+import os
+import sys
+import threading
+import types
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from typing import Any
+
+import pytest
+from flask import Response
+
+from flask_lifecycle import Check, CheckContext, CheckResult, HealthCheckError, State
+from flask_lifecycle.checks import CheckReport, _engine
+from flask_lifecycle.checks._engine import JITTER, Debounce, Engine
+from tests._fakes import BOUND, running, until, whole
+
+# So short that a probe gives up at once, and never reached by a check that answers.
+SHORT = 0.001
+
+
+class FakeApp:
+    """An application as the engine sees it."""
+
+    def __init__(self) -> None:
+        self.context: Callable[[], AbstractContextManager[Any]] = contextlib.nullcontext
+
+    def ensure_sync(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        import asyncio
+
+        return lambda *arguments: asyncio.run(function(*arguments))
+
+    def check_context(self) -> CheckContext:
+        return CheckContext(State.READY, "started", 3, None)
+
+
+class Engineered:
+    """An engine with a manual clock, and the changes that it published."""
+
+    def __init__(self, *checks: Check) -> None:
+        self.app = FakeApp()
+        self.checks = list(checks)
+        self.changes: list[tuple[str, str, str, str]] = []
+        self.clock = 1000.0
+        self.engine = Engine(self.app, lambda: self.checks, self.changed, now=lambda: self.clock)
+
+    def changed(self, check: Check, old: str, new: str, reason: str) -> None:
+        self.changes.append((check.name, old, new, reason))
+
+    def probe(self, timeout: float = BOUND) -> tuple[CheckReport, ...]:
+        return self.engine.run(lambda check: True, timeout)
+
+    def one(self) -> CheckReport:
+        """Probe the only check."""
+        [report] = self.probe()
+        return report
+
+    def settled(self) -> CheckReport:
+        """Probe the only check, and wait until its change is told as well: the probe does not wait for that."""
+        report = self.one()
+        until(lambda: not lifecycle_threads())
+        return report
+
+    def later(self, seconds: float) -> Engineered:
+        self.clock += seconds
+        return self
+
+
+def passes() -> None:
+    """Nothing is wrong."""
+
+
+def fails() -> None:
+    raise ValueError("broken")
+
+
+class Hanging:
+    """A check that hangs until the test frees it, and counts its calls."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+        self.entered = threading.Event()
+        self.free = threading.Event()
+
+    def __call__(self) -> None:
+        self.calls += 1
+        self.entered.set()
+        assert self.free.wait(BOUND)
+
+
+@pytest.fixture
+def hanging() -> Iterator[Hanging]:
+    """A hanging check, freed when the test is over."""
+    check = Hanging()
+    yield check
+    check.free.set()
+
+
+class Switch:
+    """A check that fails while it is down, and counts its calls."""
+
+    def __init__(self) -> None:
+        self.down = False
+        self.calls = 0
+
+    def __call__(self) -> None:
+        self.calls += 1
+        if self.down:
+            raise HealthCheckError("down")
+
+
+def lifecycle_threads() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("lifecycle-check")]
+
+
+# -- results ------------------------------------------------------------------------------------------------------
+
+
+PAGE = Response("<p>down\nfor   repairs</p>" + 300 * "x", 500)
+JSON = "application/json"
+RESULT = CheckResult("warn", "nearly full", {"free": 3}, 97, "%")
+
+
+@pytest.mark.parametrize(
+    ("returned", "status", "output", "observed"),
+    [
+        # Passes.
+        *((value, "pass", "", {}) for value in (None, True, (True, "fine"), ("fine", 200), ("fine", "204 NO CONTENT"))),
+        ((["fine"], 200, {"X-From": "a view"}), "pass", "", {}),
+        *((seen, "pass", "", seen) for seen in ({"status": "up"}, {"status": 200}, {"status": None}, {"down": 3})),
+        # Warns.
+        *(({"status": word}, "warn", word, {"status": word}) for word in ("warn", "Warning", "degraded")),
+        # Fails. The text behind a boolean is not public.
+        *((value, "fail", "the check returned False", {}) for value in (False, (False, "postgres://admin@db"))),
+        (("down", 503), "fail", "down", {}),
+        ((b"down", 503, {"Retry-After": "1"}), "fail", "down", {}),
+        (("down", "503 Service Unavailable"), "fail", "down", {}),
+        (("", http.HTTPStatus.BAD_GATEWAY), "fail", "status 502", {}),
+        ((["down"], 400), "fail", "status 400", {}),
+        (({"db": "down"}, 503), "fail", "status 503", {"db": "down"}),
+        (({"status": "down"}, 200), "fail", "down", {"status": "down"}),
+        (Response(status=503), "fail", "status 503", {}),
+        (Response("no database", 503), "fail", "no database", {}),
+        ((Response("no database"), 503), "fail", "no database", {}),
+        ((Response("no database", 503), 200), "fail", "no database", {}),
+        (Response(iter(["streamed"]), 503), "fail", "status 503", {}),
+        (PAGE, "fail", ("<p>down for repairs</p>" + 300 * "x")[:200], {}),
+        (Response('{"status": "down"}', mimetype=JSON), "fail", "down", {"status": "down"}),
+        (Response('{"db": 3}', 503, mimetype=JSON), "fail", "status 503", {"db": 3}),
+        (types.SimpleNamespace(status_code=503, text="of another server"), "fail", "status 503", {}),
+        ({"status": " DOWN ", "db": 3}, "fail", "DOWN", {"status": " DOWN ", "db": 3}),
+        ({"status": False}, "fail", "False", {"status": False}),
+        ({"status": 503}, "fail", "503", {"status": 503}),
+        # Results.
+        (RESULT, "warn", "nearly full", {"free": 3}),
+        (CheckResult("fail", "full"), "fail", "full", {}),
+        (CheckResult(observed=[1]), "pass", "", {"observed": [1]}),  # type: ignore[arg-type]
+        (CheckResult(observed=None), "pass", "", {}),  # type: ignore[arg-type]
+        (CheckResult("ok"), "fail", "A check's status must be one of pass, warn, fail, not 'ok'.", {}),
+    ],
+)
+def test_return_values(returned: Any, status: str, output: str, observed: Any) -> None:
+    """Nothing, a mapping, what a view returns, a boolean and a result: each has a status and a text."""
+    report = Engineered(Check("one", lambda: returned)).one()
+    assert (report.name, report.status, report.output, report.result.observed) == ("one", status, output, observed)
+    assert (report.hanging, report.causes, report.damped) == (False, {}, 0)
+
+
+@pytest.mark.parametrize(
+    ("returned", "kind"),
+    [
+        (["error"], "list"), ("down", "str"), ("ok", "str"), (0, "int"), (503, "int"), (b"ok", "bytes"), ((), "tuple"),
+        (("ok",), "tuple"), (("ok", {"X-From": "a view"}), "tuple"), (("ok", 3), "tuple"), (("ok", True), "tuple"),
+        (object(), "object"), (ValueError("down"), "ValueError"), ((1, 2, 3, 503), "tuple"),
+    ],
+)  # fmt: skip
+def test_a_value_that_means_nothing(returned: Any, kind: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Any other value is a mistake of the check. It fails, and the log says once what to return instead."""
+    values = [returned, returned, None, returned]
+    made = Engineered(Check("one", lambda: values.pop(0), ttl=0))
+    reports = [made.settled() for _ in range(2)]
+    mistake = (
+        f"The check returned an object of type '{kind}', which means neither pass nor fail; return nothing, a mapping"
+        " or a CheckResult, and raise HealthCheckError when it fails."
+    )
+    assert [(report.status, report.output) for report in reports] == [("fail", mistake)] * 2
+    assert [(record.levelname, record.getMessage(), record.exc_info) for record in caplog.records] == [
+        ("ERROR", f"check 'one': {mistake}", None), ("WARNING", "check 'one' fails after 0.00 s", None),
+    ]  # fmt: skip
+    assert [made.settled().status for _ in range(2)] == ["pass", "fail"]
+    assert sum(record.levelname == "ERROR" for record in caplog.records) == 1
+
+
+def leaves() -> None:
+    raise SystemExit(1)
+
+
+@pytest.mark.parametrize(
+    ("function", "critical", "status", "output"),
+    [
+        (fails, True, "fail", "ValueError"),
+        (fails, False, "warn", "ValueError"),
+        (leaves, True, "fail", "SystemExit"),  # it must not end its thread silently
+    ],
+)
+def test_raising(function: Any, critical: bool, status: str, output: str) -> None:
+    """A check that raises fails, or warns if it is not critical; only the type of the exception is public."""
+    report = Engineered(Check("one", function, critical=critical)).one()
+    assert (report.status, report.output, type(report.error).__name__) == (status, output, output)
+
+
+def test_a_coroutine_that_has_not_run() -> None:
+    """A check that returns a coroutine or a generator has checked nothing, and fails."""
+
+    async def coroutine() -> None:
+        """It would fail if it ran."""
+
+    def generator() -> Iterator[None]:
+        yield
+
+    made = Engineered(Check("coroutine", lambda: coroutine()), Check("generator", generator))
+    assert [(report.status, str(report.error)) for report in made.probe()] == [
+        ("fail", f"The check returned a {kind}, which has not run; register an 'async def' itself.")
+        for kind in ("coroutine", "generator")
+    ]
+
+
+def test_public_causes() -> None:
+    """The message and the causes of a HealthCheckError are public, of any other exception only the type."""
+    inner = HealthCheckError("the replica lags", ["by 9 s", LookupError("db-7.internal")])
+
+    def check() -> None:
+        raise HealthCheckError("no database", {"primary": "gone", "replica": inner, "both": KeyError("x")})
+
+    report = Engineered(Check("db", check)).one()
+    assert report.output == "no database"
+    assert report.causes == {
+        "primary": "gone",
+        "replica": "the replica lags",
+        "replica.1": "by 9 s",
+        "replica.2": "LookupError",
+        "both": "KeyError",
+    }
+
+
+@pytest.mark.parametrize("code", [99, 600, "500", True])
+def test_a_status_that_there_is_not(code: Any) -> None:
+    """A HealthCheckError rejects what is not an HTTP status."""
+    message = f"The status_code of a HealthCheckError must be an HTTP status from 200 to 599, not {code!r}."
+    with pytest.raises(ValueError, match=whole(message)):
+        HealthCheckError("down", status_code=code)
+
+
+class Secretive(dict[str, str]):
+    """A mapping that fails to list its items, as one that another thread writes to."""
+
+    def items(self) -> Any:
+        raise RuntimeError("dictionary changed size during iteration")
+
+
+class NoGroup(ValueError):
+    """Looks like an exception group."""
+
+    @property
+    def exceptions(self) -> Any:
+        raise RuntimeError("not yet")
+
+
+ROUND = HealthCheckError("round")
+ROUND.causes = [ROUND]
+
+
+@pytest.mark.parametrize(
+    ("error", "causes"),
+    [
+        *((HealthCheckError("down", causes), 0) for causes in ("a text", {"a", "set"}, None, 3)),  # type: ignore[arg-type]
+        (HealthCheckError("down", Secretive(db="gone")), 0),
+        (NoGroup("down"), 0),
+        (ROUND, 5),
+    ],
+)
+def test_odd_causes(error: Exception, causes: int) -> None:
+    """Causes that cannot be listed are left out, and a cause that contains itself is listed a few times."""
+
+    def check() -> None:
+        raise error
+
+    report = Engineered(Check("db", check)).one()
+    assert (report.status, len(report.causes)) == ("fail", causes)
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="there are no exception groups before Python 3.11")
+def test_exception_groups() -> None:
+    """The members of an exception group are listed one by one, as causes are."""
+    group = __builtins__["ExceptionGroup"]  # type: ignore[index]  # its name is unknown to 3.10
+
+    def check() -> None:
+        raise group("several", [HealthCheckError("one is down"), ValueError("secret")])
+
+    assert Engineered(Check("db", check)).one().causes == {"1": "one is down", "2": "ValueError"}
+
+
+def test_check_runs_in_the_context() -> None:
+    """A check runs inside the application context, in its own thread; a context that fails fails the check."""
+    inside: list[str] = []
+
+    @contextlib.contextmanager
+    def context() -> Iterator[None]:
+        inside.append("in")
+        yield
+        inside.append("out")
+
+    made = Engineered(Check("db", lambda: inside.append(threading.current_thread().name), ttl=0))
+    made.app.context = context
+    made.one()
+    assert inside == ["in", "lifecycle-check-db", "out"]
+
+    def broken() -> AbstractContextManager[Any]:
+        raise LookupError("no context")
+
+    made.app.context = broken
+    assert made.one().status == "fail"
+
+
+def test_a_check_may_take_the_context() -> None:
+    """A check that takes an argument gets the context."""
+    given: list[CheckContext] = []
+    Engineered(Check("one", given.append), Check("two", lambda context: given.append(context))).probe()
+    assert given[-1] == CheckContext(State.READY, "started", 3, None)
+
+
+def test_async_checks() -> None:
+    """A coroutine function is awaited, as a function and as the method of an object, with and without the context."""
+
+    async def function() -> dict[str, int]:
+        return {"seen": 1}
+
+    class Object:
+        async def __call__(self, context: CheckContext) -> dict[str, int]:
+            return {"seen": context.in_flight}
+
+    reports = Engineered(Check("function", function), Check("object", Object())).probe()
+    assert [report.result.observed for report in reports] == [{"seen": 1}, {"seen": 3}]
+
+
+# -- making checks ------------------------------------------------------------------------------------------------
+
+
+def test_making_a_check() -> None:
+    """A function, a callable object with attributes or a Check makes a check; options override its attributes."""
+
+    class Ping:
+        name = "ping"
+        timeout = 0.5
+        critical = False
+
+        def __call__(self) -> None: ...
+
+    ping = Ping()
+    assert Check.of(ping) == Check("ping", ping, timeout=0.5, critical=False)
+    made = Check.of(ping, timeout=1.0, groups=["live"])
+    assert made == Check("ping", ping, timeout=1.0, critical=False, groups=("live",))
+    assert Check.of(made) == made
+    assert Check.of(made, name="b").name == "b"
+    assert [Check.of(each).name for each in (passes, functools.partial(passes), Switch())] == [
+        "passes", "partial", "Switch"
+    ]  # fmt: skip
+
+
+def test_a_check_added_later_is_seen() -> None:
+    """The next probe sees a check that was just registered."""
+    made = Engineered(Check("a", passes))
+    made.probe()
+    made.checks.append(Check("b", passes))
+    assert [report.name for report in made.probe()] == ["a", "b"]
+
+
+# -- side by side, one thread each --------------------------------------------------------------------------------
+
+
+def test_checks_run_side_by_side() -> None:
+    """All the checks that a probe asks for run at the same time: they meet at a barrier."""
+    barrier = threading.Barrier(3, timeout=BOUND)
+
+    def meet() -> None:
+        barrier.wait()
+
+    reports = Engineered(*(Check(name, meet, timeout=BOUND) for name in "abc")).probe()
+    assert [report.status for report in reports] == ["pass"] * 3
+
+
+def real_time(*checks: Check) -> Engineered:
+    """An engine on the system's clock, for what really waits."""
+    import time
+
+    made = Engineered(*checks)
+    made.engine.now = time.monotonic
+    return made
+
+
+def test_a_hanging_check_does_not_hold_the_others(hanging: Hanging) -> None:
+    """A check past its timeout fails, and those beside it have answered."""
+    reports = real_time(Check("hung", hanging, timeout=SHORT), Check("well", passes, timeout=BOUND)).probe()
+    assert [(report.status, report.hanging) for report in reports] == [("fail", True), ("pass", False)]
+    assert reports[0].output.startswith("hanging since 0.")
+
+
+def test_a_hung_check_has_one_thread_over_a_thousand_probes(hanging: Hanging) -> None:
+    """A hung check costs one thread however often it is asked, and it is asked once."""
+    made = real_time(Check("hung", hanging, timeout=SHORT))
+    before = threading.active_count()
+    for _ in range(1000):
+        assert made.one().hanging
+    until(lambda: lifecycle_threads() == ["lifecycle-check-hung"])  # the thread that told of the hang is gone
+    assert threading.active_count() == before + 1
+    assert hanging.calls == 1
+
+
+def test_hanging_since_grows(hanging: Hanging) -> None:
+    """A check that hangs is reported as hanging since its one run began, and no probe waits for it again."""
+    made = Engineered(Check("hung", hanging, timeout=2.0))
+
+    def end_the_wait() -> None:
+        assert hanging.entered.wait(BOUND)
+        made.later(3.0).engine.release()
+
+    with running(end_the_wait):
+        assert made.one().duration == 3.0
+    assert (made.later(4.0).one().duration, made.one().output) == (7.0, "hanging since 7.0 s")
+
+
+def test_the_probe_has_its_own_bound(hanging: Hanging) -> None:
+    """A probe waits no longer than its own timeout: a check without an answer then fails, but does not hang yet."""
+    report = Engineered(Check("slow", hanging, timeout=BOUND)).probe(timeout=0)[0]
+    assert (report.status, report.hanging, report.output) == ("fail", False, "no answer yet after 0.0 s")
+
+
+def test_a_check_that_is_still_well_stays_so_until_its_timeout() -> None:
+    """A probe that gives up early reports the last status, until the check has failed."""
+    hang, free = [False], threading.Event()
+
+    def check() -> None:
+        assert not hang[0] or free.wait(BOUND)
+
+    made = Engineered(Check("slow", check, timeout=5.0, ttl=0))
+    assert made.one().status == "pass"
+    hang[0] = True
+    assert made.probe(timeout=0)[0].status == "pass"
+    assert made.later(5.0).probe(timeout=0)[0].status == "fail"
+    free.set()
+    until(lambda: not lifecycle_threads())
+
+
+def test_a_flood_of_probes_does_not_wait(hanging: Hanging, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beyond a number of waiting probes, here none, further ones get the last known status at once."""
+    monkeypatch.setattr(_engine, "MOST_WAITING", 0)
+    made = Engineered(Check("slow", hanging, timeout=BOUND))
+    assert (made.one().status, made.one().output) == ("fail", "no answer yet after 0.0 s")
+    hanging.free.set()
+    until(lambda: made.one().status == "pass")
+
+
+def test_back_again_after_it_returned(hanging: Hanging) -> None:
+    """A run that returns too late has failed; the next one decides anew."""
+    made = Engineered(Check("hung", hanging, timeout=2.0))
+    made.probe(timeout=0)
+    made.later(9.0)
+    hanging.free.set()
+    until(lambda: not lifecycle_threads())
+    report = made.one()
+    assert (report.status, report.hanging, hanging.calls) == ("fail", False, 1)
+    assert str(report.error) == "answered after 9.0 s, 2 s were allowed"
+    assert (made.later(1.0).one().status, hanging.calls) == ("pass", 2)
+
+
+def test_a_check_may_ask_the_checks() -> None:
+    """A check may probe another one: no lock is held while it runs."""
+    made = Engineered()
+    made.checks.append(Check("b", passes))
+    made.checks.append(
+        Check("a", lambda: {"b": made.engine.run(lambda check: check.name == "b", BOUND)}, timeout=BOUND)
+    )
+    assert [report.status for report in made.probe()] == ["pass", "pass"]
+
+
+def refuse(thread: threading.Thread) -> None:
+    raise RuntimeError("can't start new thread")
+
+
+def test_no_more_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """If no thread can be started the check fails, and the probe is answered; the next one tries again."""
+    made = Engineered(Check("db", passes))
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        report = made.one()
+    assert (report.status, str(report.error)) == ("fail", "can't start new thread")
+    assert made.later(1.0).one().status == "pass"
+
+
+def test_a_hang_is_published_without_a_thread(hanging: Hanging, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If no thread can be started, the probe itself publishes a hang."""
+    made = Engineered(Check("db", hanging, timeout=2.0))
+    made.probe(timeout=0)
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        made.later(2.0).probe(timeout=0)
+    assert made.changes == [("db", "", "fail", "TimeoutError")]
+
+
+def test_a_receiver_that_blocks(hanging: Hanging) -> None:
+    """A receiver that blocks delays no probe and costs one thread; later changes are published in order."""
+    switch = Switch()
+    made = Engineered(Check("db", switch, ttl=0), Check("hung", hanging, timeout=2.0))
+    free = threading.Event()
+
+    def changed(check: Check, old: str, new: str, reason: str) -> None:
+        assert free.wait(BOUND)
+        made.changed(check, old, new, reason)
+
+    made.engine.changed = changed
+    made.probe(timeout=0)
+    for _ in range(5):
+        [_db, hung] = made.later(2.0).probe()
+        assert hung.hanging
+        switch.down = not switch.down
+    hanging.free.set()
+    until(lambda: lifecycle_threads() == ["lifecycle-check-db", "lifecycle-check-hung-hangs"])
+    free.set()
+    until(lambda: not lifecycle_threads())
+    changes = [(name, old, new) for name, old, new, _reason in made.changes]
+    assert [change for change in changes if change[0] == "db"] == [
+        ("db", "", "pass"), *[("db", "pass", "fail"), ("db", "fail", "pass")] * 2
+    ]  # fmt: skip
+    assert ("hung", "", "fail") in changes
+
+
+def test_a_drain_releases_every_probe_but_liveness(hanging: Hanging) -> None:
+    """When a drain begins no probe waits for a check, but for liveness; the check itself goes on."""
+    made = Engineered(Check("hung", hanging, timeout=BOUND))
+    answers: list[tuple[str, str]] = []
+
+    def probe(group: str) -> None:
+        [report] = made.engine.run(lambda check: True, BOUND, releasable=group != "live")
+        answers.append((group, report.status))
+
+    with running(lambda: probe("live")):
+        with running(lambda: probe("ready")):
+            assert hanging.entered.wait(BOUND)
+            made.engine.release()
+        assert answers == [("ready", "fail")]
+        assert made.one().output == "no answer yet after 0.0 s"  # one that comes later does not wait either
+        hanging.free.set()
+    assert answers == [("ready", "fail"), ("live", "pass")]
+
+
+def test_a_forked_child_begins_anew() -> None:
+    """A forked child has no run and no result: its own first probe runs the checks."""
+    switch = Switch()
+    made = Engineered(Check("db", switch))
+    made.one()
+    child = os.fork()
+    if not child:
+        made.one()
+        os._exit(switch.calls)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 2
+    assert (made.one().status, switch.calls) == ("pass", 1)
+
+
+@pytest.mark.parametrize(("started", "stopped"), [(False, False), (True, False), (True, True)])
+def test_a_forked_child_goes_on_in_the_background(started: bool, stopped: bool) -> None:
+    """A child of a process that runs background checks runs them from its first probe on, unless they were stopped."""
+    made = real_time(Check("db", passes, interval=60.0))
+    if started:
+        made.engine.start()
+    if stopped:
+        made.engine.stop()
+    child = os.fork()
+    if not child:
+        early = lifecycle_threads()
+        made.one()
+        os._exit(2 if early else "lifecycle-checks" in lifecycle_threads())
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == (started and not stopped)
+    made.engine.stop()
+
+
+# -- caching -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("down", "options", "seconds"),
+    [
+        (False, {"ttl": 10.0, "fail_ttl": 3.0}, 10.0),
+        (True, {"ttl": 10.0, "fail_ttl": 3.0}, 3.0),
+        (True, {}, 1.0),
+        (False, {"ttl": 0}, 0.0),
+    ],
+)
+def test_results_are_cached(down: bool, options: dict[str, Any], seconds: float) -> None:
+    """A result is cached for its ttl, a failure for its fail_ttl, which is the ttl by default; that is a second."""
+    switch = Switch()
+    switch.down = down
+    made = Engineered(Check("db", switch, **options))
+    made.one()
+    if seconds:
+        assert made.later(seconds - 0.1).one().status == ("fail" if down else "pass")
+        assert switch.calls == 1
+    made.later(0.1).one()
+    assert switch.calls == 2
+
+
+def test_fifty_probes_at_once_run_each_check_once() -> None:
+    """Fifty probes of ten checks at the same moment are ten runs."""
+    switches = [Switch() for _ in range(10)]
+    made = Engineered(*(Check(str(number), switch) for number, switch in enumerate(switches)))
+    barrier = threading.Barrier(50, timeout=BOUND)
+
+    def probe() -> None:
+        barrier.wait()
+        assert [report.status for report in made.probe()] == ["pass"] * 10
+
+    with contextlib.ExitStack() as stack:
+        for _ in range(50):
+            stack.enter_context(running(probe))
+    assert [switch.calls for switch in switches] == [1] * 10
+
+
+# -- what counts --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "results", "counted"),
+    [
+        # Several failures in a row, reset by a success; several good results in a row to recover.
+        ((3, 2, 0.0), "pass fail fail pass fail fail fail pass fail pass pass", "6*pass 4*fail 1*pass"),
+        # Before the first result there is no good state to protect.
+        ((3, 2, 0.0), "fail", "1*fail"),
+        ((3, 2, 0.0), "warn", "1*warn"),
+        # A minimum time since the first failure; each result is five seconds after the one before.
+        ((2, 1, 10.0), "pass fail fail fail", "3*pass 1*fail"),
+        # A warning counts at once.
+        ((3, 3, 0.0), "pass warn pass", "1*pass 1*warn 1*pass"),
+    ],
+)
+def test_debouncing(options: tuple[int, int, float], results: str, counted: str) -> None:
+    """A check fails and recovers only after the results that it needs for it."""
+    debounce = Debounce(*options)
+    found = [debounce.add(status, 5.0 * number) for number, status in enumerate(results.split())]
+    runs = (run.split("*") for run in counted.split())
+    assert found == [status for count, status in runs for _ in range(int(count))]
+
+
+def test_a_damped_failure_is_shown() -> None:
+    """A failure that does not count yet is in the report, with the number of failures."""
+    switch = Switch()
+    made = Engineered(Check("db", switch, fail_after=3))
+    made.one()
+    switch.down = True
+    reports = [made.later(1.0).one() for _ in range(3)]
+    assert [(report.status, report.damped, report.output) for report in reports] == [
+        ("pass", 1, "down"),
+        ("pass", 2, "down"),
+        ("fail", 0, "down"),
+    ]
+
+
+def test_a_hang_counts_once_for_each_timeout() -> None:
+    """A check that goes on hanging fails once more for each timeout, however often it is asked, and not at its end.
+
+    Interleaving: a probe counts the hang, then the run returns. Counted again, two failures of one run would be three.
+    """
+    hang, free = [False], threading.Event()
+
+    def check() -> None:
+        assert not hang[0] or free.wait(BOUND)
+
+    made = Engineered(Check("db", check, timeout=2.0, ttl=0, fail_after=3))
+    made.one()
+    hang[0] = True
+    made.probe(timeout=0)
+    reports = [made.later(pause).probe(timeout=0)[0] for pause in (2.0, 0.0, 1.9, 0.1)]
+    assert [(report.status, report.damped) for report in reports] == [("pass", 1)] * 3 + [("pass", 2)]
+    free.set()
+    until(lambda: not lifecycle_threads())
+    assert [(report.status, report.damped) for report in made.engine.known()] == [("pass", 2)]
+    free.clear()
+    made.probe(timeout=0)
+    assert made.later(2.0).probe(timeout=0)[0].status == "fail"
+    free.set()
+    until(lambda: not lifecycle_threads())
+    assert made.changes == [("db", "", "pass", ""), ("db", "pass", "fail", "TimeoutError")]
+
+
+def test_changes_are_published_once() -> None:
+    """Every change is published once, with the public reason, as a warning if the check is not critical."""
+    switch = Switch()
+    made = Engineered(Check("db", switch, critical=False))
+    for down in (False, True, True, False, False):
+        switch.down = down
+        made.later(1.0).settled()
+    assert made.changes == [("db", "", "pass", ""), ("db", "pass", "warn", "down"), ("db", "warn", "pass", "")]
+
+
+def test_a_warning_that_gets_worse_stays_one() -> None:
+    """Where a check is not critical its warning and its failure are the same, and neither is a change."""
+    results = iter([CheckResult("warn", "slow"), CheckResult("fail", "gone"), CheckResult("warn"), CheckResult()])
+    made = Engineered(Check("db", lambda: next(results), critical=False, ttl=0))
+    assert [made.settled().status for _ in range(4)] == ["warn", "warn", "warn", "pass"]
+    assert made.changes == [("db", "", "warn", "slow"), ("db", "warn", "pass", "")]
+
+
+# -- the log ------------------------------------------------------------------------------------------------------
+
+
+def test_a_change_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    """A check's failure is logged when it begins, with its exception, and when it ends, and not at every probe."""
+    caplog.set_level(logging.INFO, "flask_lifecycle")
+    down = [True]
+
+    def check() -> None:
+        if down[0]:
+            raise ValueError("secret")
+
+    made = Engineered(Check("db", check))
+    for state in (False, True, True, True, False, False):
+        down[0] = state
+        made.later(1.0).settled()
+    assert [(r.levelname, r.getMessage()) for r in caplog.records] == [
+        ("WARNING", "check 'db' fails after 0.00 s"),
+        ("INFO", "check 'db' passes again"),
+    ]
+    assert caplog.records[0].exc_info is not None
+    assert str(caplog.records[0].exc_info[1]) == "secret"
+    assert caplog.records[0].__dict__["lifecycle_check"] == "db"
+
+
+def test_a_failing_result_is_logged_with_its_text(caplog: pytest.LogCaptureFixture) -> None:
+    """The log and the change have the text of a result that fails."""
+    made = Engineered(Check("disk", lambda: CheckResult("fail", "It is full,\n99.9 %.")))
+    made.settled()
+    assert caplog.messages == ["check 'disk' fails after 0.00 s: It is full, 99.9 %."]
+    assert made.changes == [("disk", "", "fail", "It is full,\n99.9 %.")]
+
+
+def test_a_slow_check_is_warned_about_once(caplog: pytest.LogCaptureFixture) -> None:
+    """A check that takes more than half of its timeout and passes is named in the log, once."""
+    made = Engineered()
+
+    def check() -> None:
+        made.later(1.5)
+
+    made.checks.append(Check("db", check, timeout=2.0, ttl=0))
+    for _ in range(3):
+        assert made.settled().status == "pass"
+    assert [record.getMessage() for record in caplog.records] == [
+        "check 'db' took 1.50 s, more than half of its timeout of 2 s"
+    ]
+
+
+# -- in the background --------------------------------------------------------------------------------------------
+
+
+def background(switch: Switch, **options: Any) -> Engineered:
+    """An engine with one background check, which the test ticks."""
+    return Engineered(Check("db", switch, interval=10.0, timeout=2.0, **options))
+
+
+def tick(made: Engineered) -> float | None:
+    """One round of the scheduler, and the end of what it has started."""
+    pause = made.engine.tick()
+    until(lambda: not lifecycle_threads())
+    return pause
+
+
+def test_background_checks_run_at_their_interval() -> None:
+    """A background check runs at once, then each interval, give or take the jitter; probes only read."""
+    switch = Switch()
+    made = background(switch)
+    assert tick(made) == 2.0  # when it would hang
+    pause = tick(made)
+    assert pause is not None
+    assert 10.0 * (1 - JITTER) <= pause <= 10.0 * (1 + JITTER)
+    assert (made.one().status, switch.calls) == ("pass", 1)
+    tick(made.later(pause - 0.1))
+    made.one()
+    assert switch.calls == 1
+    tick(made.later(0.1))
+    assert switch.calls == 2
+
+
+def test_probes_do_not_wait_for_a_background_run(hanging: Hanging) -> None:
+    """While a background check runs again probes report its last result, until the run is past its timeout."""
+    hanging.free.set()
+    made = Engineered(Check("db", hanging, interval=10.0, timeout=2.0))
+    tick(made)
+    hanging.free.clear()
+    hanging.entered.clear()
+    made.later(11.0).engine.tick()
+    assert hanging.entered.wait(BOUND)
+    report = made.one()
+    assert (report.status, report.hanging, report.time, hanging.calls) == ("pass", False, made.one().time, 2)
+    assert made.later(2.0).one().hanging
+
+
+def test_results_are_good_until_the_slower_interval() -> None:
+    """A check that is run less often while it fails is not run by probes in between."""
+    switch = Switch()
+    switch.down = True
+    made = background(switch, fail_interval=60.0)
+    tick(made)
+    assert (made.later(59.0).one().status, switch.calls) == ("fail", 1)
+
+
+def test_jitter_differs_and_is_repeatable() -> None:
+    """Intervals differ from run to run, and the same seed gives the same ones."""
+    check = Check("db", passes, interval=10.0)
+
+    def pauses() -> list[float]:
+        return [Engineered(check).engine.pause(check, "pass") for _ in range(2)]
+
+    engine = Engineered(check).engine
+    assert len({engine.pause(check, "pass") for _ in range(10)}) == 10
+    assert len(set(pauses())) == 1
+
+
+def test_faster_while_failing() -> None:
+    """A background check that fails is run again after its fail_interval."""
+    switch = Switch()
+    switch.down = True
+    made = background(switch, fail_interval=1.0)
+    tick(made)
+    pause = tick(made)
+    assert pause is not None
+    assert pause <= 1.0 * (1 + JITTER)
+    switch.down = False
+    tick(made.later(1.2))
+    pause = tick(made)
+    assert pause is not None
+    assert pause > 8.0
+
+
+def test_a_hung_background_check_is_seen_without_a_probe(hanging: Hanging) -> None:
+    """The scheduler itself finds that a background check hangs, and starts no second run of it."""
+    made = Engineered(Check("db", hanging, interval=10.0, timeout=2.0))
+    assert made.engine.tick() == 2.0
+    assert made.later(2.0).engine.tick() == 2.0
+    until(lambda: made.changes == [("db", "", "fail", "TimeoutError")])
+    made.later(30.0).engine.tick()
+    assert hanging.calls == 1
+
+
+def test_probes_run_background_checks_without_a_scheduler() -> None:
+    """Without a scheduler a probe runs a background check itself, once its result is overdue."""
+    switch = Switch()
+    made = background(switch)
+    assert (made.one().status, switch.calls) == ("pass", 1)
+    assert (made.later(10.0).one().status, switch.calls) == ("pass", 1)
+    assert (made.later(3.0).one().status, switch.calls) == ("pass", 2)
+
+
+def test_nothing_in_the_background() -> None:
+    """Without background checks no scheduler's thread is started; the first one that is registered starts it."""
+    made = real_time(Check("db", passes))
+    made.engine.start()
+    assert made.engine.tick() is None
+    assert "lifecycle-checks" not in lifecycle_threads()
+    switch = Switch()
+    made.checks.append(Check("later", switch, interval=60.0))
+    made.engine.wake()
+    until(lambda: switch.calls == 1)
+    made.engine.start()
+    assert lifecycle_threads().count("lifecycle-checks") == 1
+    made.engine.stop()
+    assert "lifecycle-checks" not in lifecycle_threads()
+    made.engine.wake()
+    assert "lifecycle-checks" not in lifecycle_threads()
+
+
+def test_a_stop_before_the_start_holds() -> None:
+    """An engine that was stopped runs nothing in the background, also where its start comes later.
+
+    The start-up has made the application ready; a whole shutdown happens; only then the start-up gets on.
+    """
+    switch = Switch()
+    made = real_time(Check("db", switch, interval=60.0))
+    made.engine.stop()
+    made.engine.stop()
+    made.engine.start()
+    assert ("lifecycle-checks" in lifecycle_threads(), switch.calls) == (False, 0)

@@ -1,0 +1,767 @@
+"""The health of an application: its registry, its groups, its states, and the changes that it publishes."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import logging
+import os
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import astuple
+from typing import Any
+
+import pytest
+from flask import Flask, current_app, g
+
+from flask_lifecycle import (
+    Check,
+    CheckContext,
+    CheckResult,
+    HealthCheckError,
+    HealthReport,
+    Lifecycle,
+    State,
+    Transition,
+    check_changed,
+    health_changed,
+    state_changed,
+)
+from flask_lifecycle._core.state import Event, StateMachine
+from flask_lifecycle.checks import Group
+from flask_lifecycle.checks._health import Health
+from flask_lifecycle.checks._registry import Registry
+from tests._fakes import BOUND, make_app, running, state_of, until, whole
+
+
+class FakeApp:
+    """An application as the engine sees it."""
+
+    def context(self) -> contextlib.AbstractContextManager[Any]:
+        return contextlib.nullcontext()
+
+    def ensure_sync(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        raise AssertionError("there is no coroutine here")
+
+    def check_context(self) -> CheckContext:
+        raise AssertionError("nobody wants it")
+
+
+class Switch:
+    """A check with this status, which counts its calls."""
+
+    def __init__(self, status: str = "pass") -> None:
+        self.status = status
+        self.calls = 0
+
+    def __call__(self) -> CheckResult:
+        self.calls += 1
+        return CheckResult(self.status)
+
+
+class Healthy:
+    """The health of an application without Flask, READY by default."""
+
+    def __init__(self, *checks: Check, keep: bool = False, start: bool = True) -> None:
+        self.checks = list(checks)
+        self.machine = StateMachine(
+            ready=True,
+            notify=lambda old, new, reason: self.health.state_changed(new),
+            record=lambda *change: self.health.record_state(*change),
+        )
+        self.health = Health(FakeApp(), lambda: self.checks, self, self.machine, BOUND, keep=keep)
+        if start:
+            self.machine.apply(Event.STARTED)
+
+    def said(self, *groups: str) -> list[str]:
+        """The status of these groups."""
+        return [self.health.report(group).status for group in groups]
+
+    def ended(self) -> None:
+        """Wait until the checks' threads have ended, and with them what they publish."""
+        until(lambda: not any(thread.name.startswith("lifecycle-check") for thread in threading.enumerate()))
+
+
+@contextlib.contextmanager
+def heard(sender: Any) -> Iterator[list[tuple[str, ...]]]:
+    """The changes that the two signals publish for this sender."""
+    told: list[tuple[str, ...]] = []
+
+    def check(_sender: Any, check: str, old: str, new: str, reason: str) -> None:
+        told.append((check, old, new, reason))
+
+    def health(_sender: Any, old: str, new: str, reason: str) -> None:
+        told.append((old, new, reason))
+
+    with check_changed.connected_to(check, sender), health_changed.connected_to(health, sender):
+        yield told
+
+
+FOUR = ("live", "ready", "startup", "healthcheck")
+
+
+# -- the registry -------------------------------------------------------------------------------------------------
+
+
+def nothing() -> None:
+    """A check that is well."""
+
+
+def test_the_registry() -> None:
+    """Checks keep their order, the four groups always exist, and what was returned before does not change."""
+    registry = Registry()
+    before, groups = registry.checks(), registry.groups()
+    for name in "bac":
+        registry.add(Check(name, nothing))
+    registry.set_group(Group("own", "/own"))
+    assert (before, list(groups)) == ((), list(FOUR))
+    assert [check.name for check in registry.checks()] == ["b", "a", "c"]
+    assert list(registry.groups()) == [*FOUR, "own"]
+
+
+class Watcher:
+    """Watches a registry."""
+
+    def __init__(self) -> None:
+        self.seen: list[str] = []
+
+    def validate(self, groups: dict[str, Group]) -> None:
+        self.seen.append(f"validate {len(groups)}")
+        if "bad" in groups:
+            raise ValueError("a bad group")
+
+    def changed(self) -> None:
+        self.seen.append("changed")
+
+
+def test_a_watched_registry() -> None:
+    """A watcher validates the groups, each new one before it is added, and is called after each registration.
+
+    The registry does not keep it alive.
+    """
+    registry, watcher = Registry(), Watcher()
+    registry.watch(watcher.validate, watcher.changed)
+    registry.add(Check("a", nothing))
+    registry.set_group(Group("own", "/own"))
+    with pytest.raises(ValueError, match=whole("a bad group")):
+        registry.set_group(Group("bad", "/bad"))
+    assert "bad" not in registry.groups()
+    seen = watcher.seen
+    del watcher
+    gc.collect()
+    registry.set_group(Group("other", "/other"))
+    registry.add(Check("b", nothing))
+    assert seen == ["validate 4", "changed", "validate 5", "changed", "validate 6"]
+
+
+def test_two_threads_register_one_name() -> None:
+    """Of two threads that register one name at once, one gets the error."""
+    registry, barrier = Registry(), threading.Barrier(2, timeout=BOUND)
+    errors: list[str] = []
+
+    def register() -> None:
+        barrier.wait()
+        try:
+            registry.add(Check("a", nothing))
+        except ValueError as error:
+            errors.append(str(error))
+
+    with running(register), running(register):
+        pass
+    assert errors == [
+        "The check 'a' is registered already; give this one another name. If a factory registers it for each"
+        " application, register it once, outside the factory."
+    ]
+    assert len(registry.checks()) == 1
+
+
+# -- groups and scope ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({}, {"ready": "fail", "startup": "fail", "healthcheck": "fail", "own": "fail", None: "fail"}),
+        (
+            {"critical": False},
+            {"ready": "warn", "startup": "warn", "healthcheck": "warn", "own": "warn", None: "warn"},
+        ),
+        (
+            {"scope": "shared"},
+            {"ready": "warn", "startup": "warn", "healthcheck": "warn", "own": "fail", None: "fail"},
+        ),
+        (
+            {"scope": "shared", "critical": False},
+            {"ready": "warn", "startup": "warn", "healthcheck": "warn", "own": "warn", None: "warn"},
+        ),
+    ],
+)
+def test_scope_and_weight(options: dict[str, Any], said: dict[str | None, str]) -> None:
+    """A shared dependency that fails warns where it decides about an instance, and fails where it is asked itself."""
+    made = Healthy(Check("db", Switch("fail"), groups=("ready", "startup", "own"), **options))
+    reports = {group: made.health.report(group or "healthcheck", None if group else "db") for group in said}
+    assert {group: report.status for group, report in reports.items()} == said
+    for group, report in reports.items():
+        assert [check.status for check in report.checks] == [said[group]]
+    assert made.said("live") == ["pass"]
+
+
+@pytest.mark.parametrize("group", ["ready", "healthcheck", "own"])
+def test_exclusion(group: str) -> None:
+    """An excluded check is neither run nor reported; an unknown name excludes nothing."""
+    bad, good = Switch("fail"), Switch()
+    made = Healthy(Check("bad", bad, groups=("ready", "own")), Check("good", good, groups=("ready", "own")))
+    report = made.health.report(group, None, ["bad", "other"])
+    assert (report.status, [check.name for check in report.checks]) == ("pass", ["good"])
+    assert (bad.calls, good.calls) == (0, 1)
+
+
+def test_a_component_is_one_check() -> None:
+    """A component asks that check alone, and excluding it changes nothing."""
+    bad, good = Switch("fail"), Switch()
+    made = Healthy(Check("bad", bad), Check("good", good))
+    report = made.health.report("ready", "good", ["good"])
+    assert (report.group, report.component, report.status) == ("ready", "good", "pass")
+    assert [check.name for check in report.checks] == ["good"]
+    assert bad.calls == 0
+
+
+def test_the_report_of_a_probe() -> None:
+    """A report has the group, the state and its reason, and shows no details by default."""
+    made = Healthy(Check("db", Switch("warn")))
+    report = made.health.report("ready")
+    [check] = report.checks
+    assert report == HealthReport("ready", None, "warn", State.READY, "started", (check,), False, False)
+    assert (check.name, check.status) == ("db", "warn")
+
+
+# -- states -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("state", "said", "draining"),
+    [
+        (State.STARTING, "live warn, startup fail, ready fail, healthcheck fail, own warn", []),
+        (State.READY, "live warn, startup warn, ready warn, healthcheck warn, own warn", []),
+        (State.NOT_READY, "live warn, startup warn, ready fail, healthcheck fail, own warn", []),
+        *(
+            (state, "live warn, startup pass, ready fail, healthcheck fail, own fail", ["ready", "healthcheck", "own"])
+            for state in (State.DRAINING, State.STOPPING, State.STOPPED)
+        ),
+    ],
+)
+def test_groups_in_each_state(state: State, said: str, draining: list[str]) -> None:
+    """Each group has in each state the status of the table at the head of the module; all checks warn here."""
+    made = Healthy(Check("db", Switch("warn"), groups=("live", "ready", "startup", "own")))
+    made.machine.state = state
+    reports = {group: made.health.report(group) for group in ("live", "startup", "ready", "healthcheck", "own")}
+    assert ", ".join(f"{group} {report.status}" for group, report in reports.items()) == said
+    assert [group for group, report in reports.items() if report.draining] == draining
+    assert all(bool(report.checks) == (report.status == "warn") for report in reports.values())
+
+
+@pytest.mark.parametrize(
+    ("state", "status"),
+    [(State.STARTING, "pass"), (State.NOT_READY, "pass"), (State.READY, "pass"), (State.DRAINING, "fail")],
+)
+def test_a_component_in_each_state(state: State, status: str) -> None:
+    """A component is not the instance: it has its own status before that is ready, but not in a drain."""
+    made = Healthy(Check("db", Switch(), groups=("ready", "startup")))
+    made.machine.state = state
+    assert [made.health.report(group, "db").status for group in ("ready", "healthcheck")] == [status] * 2
+    assert made.health.report("startup", "db").status == "pass"
+
+
+def test_keeping_readiness_in_a_drain() -> None:
+    """With "keep" readiness depends on its checks after the beginning of a drain, until it is ended."""
+    switch = Switch()
+    made = Healthy(Check("db", switch, groups=("ready", "own"), ttl=0), keep=True)
+    made.machine.apply(Event.DRAIN, "SIGTERM")
+    assert made.said("ready", "healthcheck", "own") == ["pass"] * 3
+    switch.status = "fail"
+    report = made.health.report("ready")
+    assert (report.state, report.status, report.draining) == (State.DRAINING, "fail", False)
+    switch.status = "pass"
+    made.health.end_readiness()
+    assert made.said("ready", "healthcheck", "own") == ["fail"] * 3
+    assert made.health.report("ready").draining
+
+
+def test_readiness_that_is_handed_over() -> None:
+    """If another process serves at the same address, readiness depends on its checks to the end."""
+    switch = Switch()
+    made = Healthy(Check("db", switch, groups=("ready", "own"), ttl=0))
+    made.health.hand_over_readiness()
+    made.machine.apply(Event.DRAIN, "process 4711 serves now")
+    made.health.end_readiness()
+    assert made.said("ready", "healthcheck", "own") == ["pass"] * 3
+    switch.status = "fail"
+    assert made.said("ready") == ["fail"]
+
+
+def test_keeping_what_was_not_ready() -> None:
+    """With "keep" an application that was not ready before the drain does not become ready; its own groups go on."""
+    made = Healthy(Check("db", Switch(), groups=("ready", "own")), keep=True)
+    made.machine.apply(Event.SET_NOT_READY, "maintenance")
+    made.machine.apply(Event.DRAIN)
+    assert made.said("ready", "healthcheck", "own") == ["fail", "fail", "pass"]
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_waiting_probes_are_answered_when_readiness_ends(keep: bool) -> None:
+    """A probe that waits for a check is answered when the state decides: at the drain, or when readiness ends."""
+    entered, free = threading.Event(), threading.Event()
+
+    def hangs() -> None:
+        entered.set()
+        assert free.wait(BOUND)
+
+    made, reports = Healthy(Check("db", hangs, timeout=BOUND), keep=keep), list[HealthReport]()
+    with running(lambda: reports.append(made.health.report("ready"))) as thread:
+        assert entered.wait(BOUND)
+        made.machine.apply(Event.DRAIN, "SIGTERM")
+        if keep:
+            assert thread.is_alive()
+            made.health.end_readiness()
+        thread.join(BOUND)
+        assert not thread.is_alive()
+        free.set()
+    [report] = reports
+    assert (report.status, report.draining, report.checks) == ("fail", True, ())
+    made.ended()
+
+
+def test_a_check_that_ends_the_readiness() -> None:
+    """A probe whose check was still running when the state changed answers by the new state.
+
+    Interleaving: the probe finds READY and runs the check; the check sets the application not ready, and passes.
+    """
+    made = Healthy()
+    made.checks.append(Check("db", lambda: made.machine.apply(Event.SET_NOT_READY, "by the check")))
+    report = made.health.report("ready")
+    assert (report.status, report.state, report.reason) == ("fail", State.NOT_READY, "by the check")
+    assert not report.draining
+
+
+def test_stopping_ends_the_background() -> None:
+    """When the application stops the background checks' thread is given back."""
+    switch = Switch()
+    made = Healthy(Check("db", switch, interval=60.0))
+    made.health.engine.start()
+    until(lambda: switch.calls == 1)
+    made.machine.apply(Event.DRAIN)
+    assert any(thread.name == "lifecycle-checks" for thread in threading.enumerate())
+    made.machine.apply(Event.STOP)
+    assert not any(thread.name == "lifecycle-checks" for thread in threading.enumerate())
+    made.ended()
+
+
+# -- changes ------------------------------------------------------------------------------------------------------
+
+
+def test_changes_are_published_once() -> None:
+    """Each change of a check and of the whole is sent once, after debouncing, with a public reason."""
+    down = [False]
+
+    def check() -> None:
+        if down[0]:
+            raise HealthCheckError("down")
+
+    made = Healthy(Check("db", check, ttl=0, fail_after=2), start=False)
+    with heard(made) as told:
+        made.machine.apply(Event.STARTED)
+        for down[0] in (False, False, True, True, True, False):
+            made.said("ready")
+            made.ended()
+    assert told == [
+        ("fail", "pass", "state READY"),
+        ("db", "", "pass", ""),
+        ("db", "pass", "fail", "down"),
+        ("pass", "fail", "check db"),
+        ("db", "fail", "pass", ""),
+        ("fail", "pass", "check db"),
+    ]
+
+
+def test_what_is_shared_only_warns_in_the_whole() -> None:
+    """A shared check that fails is sent as failing, and the health as a whole as a warning."""
+    made = Healthy(Check("db", Switch("fail"), scope="shared"))
+    with heard(made) as told:
+        made.said("ready")
+        made.ended()
+    assert told == [("db", "", "fail", ""), ("pass", "warn", "check db")]
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_the_state_changes_the_whole(keep: bool) -> None:
+    """The health follows the state: with "keep" it fails when readiness ends, else at the drain."""
+    made = Healthy(keep=keep)
+    with heard(made) as told:
+        made.machine.apply(Event.SET_NOT_READY, "maintenance")
+        made.machine.apply(Event.SET_READY)
+        made.machine.apply(Event.DRAIN, "SIGTERM")
+        made.health.end_readiness()
+        made.machine.apply(Event.STOP)
+        made.machine.apply(Event.STOPPED)
+    assert told == [
+        ("pass", "fail", "state NOT_READY"),
+        ("fail", "pass", "state READY"),
+        ("pass", "fail", "readiness has ended" if keep else "state DRAINING"),
+    ]
+
+
+def test_receivers_that_raise(caplog: pytest.LogCaptureFixture) -> None:
+    """A receiver that raises is logged; the others hear the change, and the probe is answered."""
+    made, told = Healthy(Check("db", Switch("fail"))), list[str]()
+
+    def broken(sender: Any, **change: str) -> None:
+        raise LookupError("odd")
+
+    def hears(sender: Any, **change: str) -> None:
+        told.append(change["new"])
+
+    with contextlib.ExitStack() as stack:
+        for signal in (check_changed, health_changed):
+            for receiver in (broken, hears):
+                stack.enter_context(signal.connected_to(receiver, made))
+        assert made.said("ready") == ["fail"]
+        made.ended()
+    assert told == ["fail", "fail"]
+    errors = [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
+    assert errors == ["a receiver of check_changed failed", "a receiver of health_changed failed"]
+
+
+def test_no_lock_is_held_while_a_change_is_sent() -> None:
+    """A receiver may ask for the health itself, and change the state."""
+    made, seen = Healthy(Check("db", Switch("fail"))), list[Any]()
+
+    def receiver(sender: Any, **change: str) -> None:
+        seen.append((made.said("healthcheck"), len(made.health.transitions())))
+        if made.machine.state is State.READY:
+            made.machine.apply(Event.SET_NOT_READY, "by the receiver")
+
+    with health_changed.connected_to(receiver, made):
+        made.said("ready")
+        made.ended()
+    assert seen == [(["fail"], 4)]
+
+
+def test_transitions() -> None:
+    """The changes of the state, the checks and the whole are listed with their reasons, the oldest first."""
+    made = Healthy(Check("db", Switch("fail")))
+    made.said("ready")
+    made.ended()
+    made.machine.apply(Event.SET_NOT_READY, "maintenance")
+    transitions = made.health.transitions()
+    assert [astuple(transition)[:4] for transition in transitions] == [
+        ("state", "STARTING", "READY", "started"),
+        ("health", "fail", "pass", "state READY"),
+        ("check db", "", "fail", ""),
+        ("health", "pass", "fail", "check db"),
+        ("state", "READY", "NOT_READY", "maintenance"),
+    ]
+    times, ages = [each.time for each in transitions], [each.age for each in transitions]
+    assert times == sorted(times)
+    assert ages == sorted(ages, reverse=True)
+    assert ages[-1] >= 0
+
+
+def test_a_hundred_transitions_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The oldest of more than a hundred transitions are dropped; their age is by the monotonic clock."""
+    made, clock = Healthy(), [100.0]
+    monkeypatch.setattr("time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("time.time", lambda: 5000.0)
+    for number in range(60):
+        made.machine.apply(Event.SET_NOT_READY, f"reason {number}")
+        made.machine.apply(Event.SET_READY, "again")
+    clock[0] += 7.0
+    monkeypatch.setattr("time.time", lambda: 1.0)
+    transitions = made.health.transitions()
+    monkeypatch.undo()
+    assert (len(transitions), transitions[0].reason, transitions[-2].reason) == (100, "reason 35", "again")
+    assert transitions[0] == Transition("state", "READY", "NOT_READY", "reason 35", 5000.0, 7.0)
+
+
+def test_each_change_of_the_health_names_its_check() -> None:
+    """Of two checks that change at once, each is named for its effect on the health, whichever is sent first."""
+    # The check that warns has changed, and its receiver blocks while the one that fails changes. Computed when it is
+    # sent, the health would go from "pass" to "fail" at once, by the check that warns if its thread goes on first.
+    made = Healthy(Check("slow", Switch("fail"), critical=False, groups=("live",)), Check("dead", Switch("fail")))
+    held, go_on, dead = threading.Event(), threading.Event(), threading.Event()
+
+    def hold(_sender: Any, check: str, **change: str) -> None:
+        event = {"slow": held, "dead": dead}[check]
+        event.set()
+        assert go_on.wait(BOUND)
+
+    with heard(made) as told, check_changed.connected_to(hold, made):
+        made.said("live")
+        assert held.wait(BOUND)
+        made.said("ready")
+        assert dead.wait(BOUND)
+        go_on.set()
+        made.ended()
+    changes = [("pass", "warn", "check slow"), ("warn", "fail", "check dead")]
+    assert [change for change in told if len(change) == 3] == changes
+    assert [astuple(each)[1:4] for each in made.health.transitions() if each.subject == "health"][1:] == changes
+
+
+def test_a_change_of_the_health_names_the_state_it_comes_from() -> None:
+    """A check that changes while a receiver still handles the drain is not named for the effect of the drain."""
+    # The state has changed, and its receiver is blocked; the check's thread then publishes the health first.
+    app = make_app()
+    lifecycle = Lifecycle(app)
+    lifecycle.check("db", ttl=0)(Switch("fail"))
+    app.test_client().get("/work").close()
+    made, held, go_on = state_of(app), threading.Event(), threading.Event()
+    reasons: list[str] = []
+
+    def hold(_sender: Any, **change: Any) -> None:
+        held.set()
+        assert go_on.wait(BOUND)
+
+    def hear(_sender: Any, reason: str, **change: Any) -> None:
+        reasons.append(reason)
+
+    def drain() -> None:
+        with state_changed.connected_to(hold, app):
+            made.machine.apply(Event.DRAIN, "SIGTERM")
+
+    with health_changed.connected_to(hear, app), running(drain):
+        assert held.wait(BOUND)
+        made.health.engine.run(lambda check: True, BOUND)
+        until(lambda: not any(thread.name.startswith("lifecycle-check") for thread in threading.enumerate()))
+        assert get(app, "/readyz") == 503
+        subjects = [transition.subject for transition in lifecycle.transitions()]
+        assert subjects[-3:] == ["state", "health", "check db"]
+        go_on.set()
+    assert reasons == ["state DRAINING"]
+
+
+def test_an_answered_probe_finds_the_change_listed() -> None:
+    """A change is listed before the probe is answered, however long the log takes."""
+    made, held = Healthy(Check("db", Switch("fail"))), threading.Event()
+
+    class Stalled(logging.Filter):
+        def filter(self, record: logging.LogRecord) -> bool:
+            return held.wait(BOUND)
+
+    stalled = Stalled()
+    logging.getLogger("flask_lifecycle").addFilter(stalled)
+    try:
+        assert made.said("ready") == ["fail"]
+        subjects = [transition.subject for transition in made.health.transitions()]
+    finally:
+        held.set()
+        made.ended()
+        logging.getLogger("flask_lifecycle").removeFilter(stalled)
+    assert subjects == ["state", "health", "check db", "health"]
+
+
+def test_changes_of_the_health_are_sent_in_order() -> None:
+    """A change that comes while a receiver is busy is sent after that, by the same thread."""
+    switch = Switch("fail")
+    made, told = Healthy(Check("db", switch, ttl=0)), list[str]()
+    held, go_on = threading.Event(), threading.Event()
+
+    def hold(_sender: Any, new: str, **change: str) -> None:
+        told.append(new)
+        held.set()
+        assert go_on.wait(BOUND)
+
+    with health_changed.connected_to(hold, made):
+        made.said("ready")
+        assert held.wait(BOUND)
+        made.machine.apply(Event.SET_NOT_READY, "by hand")
+        switch.status = "pass"
+        made.health.engine.run(lambda check: True, BOUND)
+        made.machine.apply(Event.SET_READY, "by hand")
+        assert told == ["fail"]
+        go_on.set()
+        made.ended()
+    assert told == ["fail", "pass"]
+
+
+def test_a_forked_child_begins_with_the_health_of_its_state() -> None:
+    """A child that was forked while the application was ready has not started: its checks do not change its health."""
+    app = make_app()
+    lifecycle = Lifecycle(app)
+    lifecycle.check("db", ttl=0)(Switch())
+    app.test_client().get("/work").close()
+    made = state_of(app)
+    made.health.engine.run(lambda check: True, BOUND)
+    listed = len(lifecycle.transitions())
+    made.after_fork()
+    made.health.engine.after_fork()
+    made.health.engine.run(lambda check: True, BOUND)
+    assert [each.subject for each in lifecycle.transitions()[listed:]] == ["check db"]
+
+
+# -- through the extension ----------------------------------------------------------------------------------------
+
+
+def get(app: Flask, path: str) -> int:
+    return app.test_client().get(path).status_code
+
+
+def test_two_applications_have_results_of_their_own() -> None:
+    """Two applications of one Lifecycle share its checks, and neither a result, a run, a state nor a transition."""
+    lifecycle, ran = Lifecycle(), list[str]()
+    apps = [make_app(), make_app()]
+    for number, app in enumerate(apps):
+        app.name = f"app {number}"
+        lifecycle.init_app(app)
+
+    @lifecycle.check("db")
+    def check() -> None:
+        ran.append(current_app.name)
+        if current_app.name == "app 0":
+            raise HealthCheckError("down")
+
+    with heard(apps[1]) as told:
+        assert [get(app, "/readyz") for app in (*apps, *apps)] == [503, 200, 503, 200]
+        until(lambda: len(told) == 2)
+    assert told == [("fail", "pass", "state READY"), ("db", "", "pass", "")]
+    assert ran == ["app 0", "app 1"]
+    until(lambda: len(state_of(apps[0]).health.transitions()) == 4)
+    subjects = []
+    for app in apps:
+        with app.app_context():
+            subjects.append([transition.subject for transition in lifecycle.transitions()])
+    assert subjects == [["state", "health", "check db", "health"], ["state", "health", "check db"]]
+
+
+def test_a_shutdown_that_is_quicker_than_the_start_up() -> None:
+    """A start-up that ends after the drain has begun makes nothing ready."""
+    lifecycle = Lifecycle(app := make_app())
+    state = state_of(app)
+    state.machine.apply(Event.DRAIN, "SIGTERM")
+    state.start()
+    assert lifecycle.state is State.DRAINING
+    lifecycle.shutdown()
+    assert [get(app, path) for path in ("/livez", "/readyz")] == [200, 503]
+
+
+def test_each_run_has_its_own_application_context() -> None:
+    """The context of a run is torn down after it, with its exception, in its thread; a teardown may fail the check.
+
+    Flask-SQLAlchemy keeps its session in the context, and there it is removed.
+    """
+    lifecycle = Lifecycle(app := make_app())
+    closed: list[tuple[str, str | None]] = []
+
+    @app.teardown_appcontext
+    def close(error: BaseException | None) -> None:
+        if "session" in g:
+            closed.append((g.session, type(error).__name__ if error else None))
+            assert threading.current_thread().name == f"lifecycle-check-{g.session}"
+            if g.session == "odd":
+                raise LookupError("no session")
+
+    def use(name: str, fail: bool = False) -> None:
+        assert "session" not in g
+        g.session = name
+        if fail:
+            raise ConnectionError("gone")
+
+    lifecycle.check("good", ttl=0)(lambda: use("good"))
+    assert [get(app, "/readyz") for _ in range(2)] == [200] * 2
+    lifecycle.check("bad", ttl=0)(lambda: use("bad", True))
+    assert get(app, "/readyz/") == 503
+    lifecycle.check("odd", groups=("live",), ttl=0)(lambda: use("odd"))
+    assert get(app, "/livez") == 503
+    assert sorted(closed) == [("bad", "ConnectionError"), *[("good", None)] * 3, ("odd", None)]
+
+
+def test_an_async_check_sees_the_application() -> None:
+    """An async check runs in the application context, in the thread of the check, and not in one of a pool."""
+    lifecycle = Lifecycle(app := make_app())
+    seen: list[Any] = []
+
+    @lifecycle.check("db")
+    async def check(context: CheckContext) -> None:
+        seen.append((current_app.name, threading.current_thread().name, context.state, context.in_flight))
+
+    assert get(app, "/readyz") == 200
+    assert seen == [("testing", "lifecycle-check-db", State.READY, 0)]
+
+
+def test_an_application_that_runs_coroutines_its_own_way() -> None:
+    """An application with its own ensure_sync runs its checks with it, as its views."""
+
+    class Own(Flask):
+        def ensure_sync(self, func: Callable[..., Any]) -> Callable[..., Any]:
+            ways.append(func.__name__)
+            return lambda: func().close()
+
+    ways: list[str] = []
+    app = Own("own")
+    app.testing = True
+    lifecycle = Lifecycle(app)
+
+    @lifecycle.check("db")
+    async def check() -> None: ...
+
+    assert get(app, "/readyz") == 200
+    assert ways == ["check"]
+
+
+def test_what_a_check_may_ask() -> None:
+    """The context has the state and its reason, the requests in flight, and the rest of the grace period."""
+    lifecycle = Lifecycle(app := make_app(LIFECYCLE_READY="manual"))
+    contexts: list[CheckContext] = []
+    lifecycle.check("self", groups=("live",), ttl=0)(lambda context: contexts.append(context))
+    get(app, "/livez")
+    lifecycle.set_ready()
+    get(app, "/livez")
+    lifecycle.shutdown("enough")
+    get(app, "/livez")
+    assert [astuple(context)[:3] for context in contexts] == [
+        (State.NOT_READY, "waiting for set_ready()", 0),
+        (State.READY, "set_ready()", 0),
+        (State.STOPPED, state_of(app).machine.reason, 0),
+    ]
+    assert [context.remaining is None for context in contexts] == [True, True, False]
+
+
+def test_a_child_forked_while_health_changes() -> None:
+    """A child that was forked while another thread held the lock of the health does not block on it."""
+    app, lifecycle = make_app(), Lifecycle()
+    lifecycle.init_app(app)
+    health = state_of(app).health
+    held, go_on = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with health._lock:
+            held.set()
+            assert go_on.wait(BOUND)
+
+    with running(hold):
+        assert held.wait(BOUND)
+        child = os.fork()
+        if not child:
+            os._exit(0 if health._lock.acquire(timeout=BOUND) else 1)
+        go_on.set()
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_a_group_is_configured_once() -> None:
+    """A standard group is configured in one call: a second would silently undo the first."""
+    lifecycle = Lifecycle()
+    lifecycle.group("ready", headers={"X-One": "1"})
+    with pytest.raises(ValueError, match=whole("The group 'ready' is configured already; configure it in one call.")):
+        lifecycle.group("ready", status_codes={"fail": 500})
+
+
+def test_the_last_known_status() -> None:
+    """The status of a group by the last reports depends on the state and runs no check."""
+    app = make_app()
+    lifecycle = Lifecycle(app)
+    switch = Switch("fail")
+    lifecycle.check("db", groups=("ready",), ttl=60)(switch)
+    health = state_of(app).health
+    assert (health.known_status("ready"), health.known_status("live")) == ("fail", "pass")
+    app.test_client().get("/work").close()
+    assert (health.known_status("ready"), switch.calls) == ("pass", 0)
+    health.report("ready")
+    assert (health.known_status("ready"), health.known_status("live"), switch.calls) == ("fail", "pass", 1)

@@ -1,0 +1,332 @@
+"""``flask lifecycle run``: what reaches the server, what is shown. Bad options are in test_bad_input."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import signal
+import sys
+import threading
+import types
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from click.testing import Result
+from flask import Flask
+
+from flask_lifecycle import HookRecord, Lifecycle, ShutdownReport
+from flask_lifecycle._cli import group
+from flask_lifecycle._cli.run import Countdown
+from flask_lifecycle._core.log import show_log
+from flask_lifecycle._servers import socket_activation
+from tests._fakes import make_app, until
+
+LOGGER = logging.getLogger("flask_lifecycle")
+
+
+class Terminal(io.StringIO):
+    """A stream that may say that it is a terminal."""
+
+    def __init__(self, *, tty: bool = True) -> None:
+        super().__init__()
+        self.tty = tty
+
+    def isatty(self) -> bool:
+        return self.tty
+
+
+class FakeState:
+    """What the commands ask of an application."""
+
+    def __init__(self, hooks: tuple[HookRecord, ...] = (), error: Exception | None = None) -> None:
+        self.draining = threading.Event()
+        self.requests, self.work = 3, 0
+        self.process: Any = types.SimpleNamespace(shutdown=self, relay=types.SimpleNamespace(installed=frozenset()))
+        self.phase = "hooks"
+        self.signal: int | None = None
+        self.calls: list[tuple[Any, ...]] = []
+        self.report = ShutdownReport("test", None, (), (), hooks, 0.0)
+        self.error = error
+
+    def unfinished(self) -> list[int]:
+        return [1] * self.requests
+
+    def live_work(self) -> list[int]:
+        return [1] * self.work
+
+    def remaining(self) -> float | None:
+        return 7.4 if self.draining.is_set() else None
+
+    def run(
+        self,
+        app: Any,
+        host: str | None,
+        port: int | None,
+        server: str,
+        options: dict[str, Any],
+        restart_worker: Any = None,
+    ) -> ShutdownReport:
+        self.calls.append((app, host, port, server, options))
+        if self.error is not None:
+            raise self.error
+        return self.report
+
+
+def invoke(state: FakeState, *arguments: str) -> tuple[Flask, Result]:
+    """Run the command as ``flask`` would."""
+    app = Flask("app")
+    app.extensions["lifecycle"] = state
+    app.cli.add_command(group)
+    return app, app.test_cli_runner().invoke(args=["lifecycle", "run", *arguments])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "host", "port", "server", "options"),
+    [
+        ([], None, None, "waitress", {}),
+        (["-h", "::1", "-p", "0"], "::1", 0, "waitress", {}),
+        (["--host", "0.0.0.0", "--port", "80", "--server", "werkzeug"], "0.0.0.0", 80, "werkzeug", {}),
+        (
+            ["--threads", "8", "--connection-limit", "500"],
+            None,
+            None,
+            "waitress",
+            {"threads": 8, "connection_limit": 500},
+        ),
+        (
+            ["--listen", "127.0.0.1:1", "--listen", "[::1]:2", "--unix-socket", "/tmp/s", "--unix-socket-perms", "660"],
+            None,
+            None,
+            "waitress",
+            {"listen": "127.0.0.1:1 [::1]:2", "unix_socket": "/tmp/s", "unix_socket_perms": "660"},
+        ),
+        (
+            ["-o", "max-request-header-size=1000", "--option", "ident=a=b"],
+            None,
+            None,
+            "waitress",
+            {"max_request_header_size": "1000", "ident": "a=b"},
+        ),
+        (["--fd", "7", "--fd", "8"], None, None, "waitress", {"sockets": ["socket 7", "socket 8"]}),
+        (["--threads", "2", "-o", "threads=3"], None, None, "waitress", {"threads": "3"}),
+        (
+            ["--channel-timeout", "9", "--backlog", "10", "--max-request-body-size", "11", "--url-scheme", "https"],
+            None,
+            None,
+            "waitress",
+            {"channel_timeout": 9, "backlog": 10, "max_request_body_size": 11, "url_scheme": "https"},
+        ),
+        (
+            ["--url-prefix", "/shop", "--ident", "x", "--trusted-proxy", "*", "--trusted-proxy-count", "2"],
+            None,
+            None,
+            "waitress",
+            {"url_prefix": "/shop", "ident": "x", "trusted_proxy": "*", "trusted_proxy_count": 2},
+        ),
+        (
+            ["--trusted-proxy-headers", "x-forwarded-for forwarded"],
+            None,
+            None,
+            "waitress",
+            {"trusted_proxy_headers": "x-forwarded-for forwarded"},
+        ),
+    ],
+)
+def test_options_reach_run(
+    arguments: list[str],
+    host: str | None,
+    port: int | None,
+    server: str,
+    options: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Options are named as in ``flask run`` and ``waitress-serve`` and reach run(); what is not given does not."""
+    monkeypatch.setattr(socket_activation, "listener", lambda number: f"socket {number}")
+    state = FakeState()
+    app, result = invoke(state, *arguments)
+    assert (result.exit_code, result.output) == (0, "")
+    assert state.calls == [(app, host, port, server, options)]
+
+
+def test_the_exit_code_is_the_reports() -> None:
+    """The command leaves with the report's exit code."""
+    state = FakeState(hooks=(HookRecord("pool", "shutdown", "failed", 0.0, "x"),))
+    assert invoke(state)[1].exit_code == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "text", "code"),
+    [
+        (ValueError("wrong value."), "wrong value.", 2),
+        (RuntimeError("not installed."), "not installed.", 2),
+        (OSError(98, "port taken."), "port taken.", 1),
+        (OSError("without a number."), "without a number.", 1),
+    ],
+)
+def test_errors_are_one_sentence(error: Exception, text: str, code: int) -> None:
+    """What run() refuses goes to stderr as its sentence without a traceback: exit 2 for a wrong command line, 1 for a
+    start-up that fails.
+    """
+    _app, result = invoke(FakeState(error=error))
+    assert (result.exit_code, result.stdout) == (code, "")
+    assert result.stderr.splitlines()[-1] == f"Error: {text}"
+    assert "Traceback" not in result.stderr
+
+
+def test_other_errors_are_not_hidden() -> None:
+    """An exception of the application is not made an error of usage."""
+    _app, result = invoke(FakeState(error=ZeroDivisionError("a defect")))
+    assert isinstance(result.exception, ZeroDivisionError)
+
+
+def test_help_names_every_option() -> None:
+    """The help tells what each option is for, and which are waitress' own."""
+    _app, result = invoke(FakeState(), "--help")
+    assert result.exit_code == 0
+    assert "Serve until SIGTERM or Ctrl-C" in result.output
+    for option in ("--host", "--port", "--server", "--listen", "--unix-socket", "--threads", "--option"):
+        assert option in result.output
+
+
+def test_the_commands_belong_to_the_application() -> None:
+    """init_app gives the application the command group."""
+    app = make_app()
+    Lifecycle(app)
+    result = app.test_cli_runner().invoke(args=["lifecycle", "--help"])
+    assert "Serve, inspect and stop an application without dropping requests." in result.output
+
+
+# -- the log ------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def silent(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Nobody has set logging up; what the test sets up is taken back."""
+    level = LOGGER.level
+    with monkeypatch.context() as patch:
+        patch.setattr(logging.getLogger(), "handlers", [])
+        patch.setattr(LOGGER, "handlers", [])
+        LOGGER.setLevel(logging.NOTSET)
+        yield
+    LOGGER.setLevel(level)
+
+
+def test_the_log_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where nothing would handle our log, run() and the command show it on standard error, from INFO on; once."""
+    stream = Terminal()
+    with silent(monkeypatch):
+        monkeypatch.setattr(sys, "stderr", stream)
+        show_log()
+        show_log()
+        LOGGER.info("hello")
+        LOGGER.debug("not this")
+    assert stream.getvalue() == "flask_lifecycle: hello\n"
+
+
+def test_a_level_of_the_applications_own_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A level that the application has given our logger holds, and shows as much as it says."""
+    stream = Terminal()
+    with silent(monkeypatch):
+        monkeypatch.setattr(sys, "stderr", stream)
+        LOGGER.setLevel(logging.DEBUG)
+        show_log()
+        LOGGER.debug("this too")
+    assert stream.getvalue() == "flask_lifecycle: this too\n"
+
+
+def test_a_handler_for_other_levels_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A handler that takes only errors, as one that mails them, leaves our log to be shown."""
+    stream = Terminal()
+    mail = logging.NullHandler(logging.ERROR)
+    with silent(monkeypatch):
+        monkeypatch.setattr(sys, "stderr", stream)
+        logging.getLogger().addHandler(mail)
+        show_log()
+        LOGGER.info("hello")
+    assert stream.getvalue() == "flask_lifecycle: hello\n"
+
+
+@pytest.mark.parametrize("logger", [LOGGER, logging.getLogger()])
+def test_an_application_that_logs_itself_is_left_alone(monkeypatch: pytest.MonkeyPatch, logger: logging.Logger) -> None:
+    """If the application has set logging up itself, the command adds nothing."""
+    stream = Terminal()
+    with silent(monkeypatch):
+        monkeypatch.setattr(sys, "stderr", stream)
+        logger.addHandler(logging.NullHandler())
+        show_log()
+        LOGGER.warning("hello")
+        assert len(logging.getLogger().handlers + LOGGER.handlers) == 1
+    assert stream.getvalue() == ""
+
+
+# -- the countdown ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("signum", "installed", "way_out"),
+    [
+        (signal.SIGINT, {signal.SIGTERM, signal.SIGINT}, " (Ctrl-C again to force)"),
+        (signal.SIGTERM, {signal.SIGTERM, signal.SIGINT}, " (Ctrl-C to force)"),
+        (None, {signal.SIGTERM, signal.SIGINT}, ""),  # shutdown() or an operator: Ctrl-C joins
+        (signal.SIGTERM, {signal.SIGTERM}, ""),  # LIFECYCLE_SIGNALS without it
+    ],
+)
+def test_the_countdown(signum: int | None, installed: set[int], way_out: str) -> None:
+    """On a terminal a whole line says what a shutdown waits for, the seconds left, and what Ctrl-C does now."""
+    state, stream = FakeState(), Terminal()
+    state.process.shutdown.signal, state.process.relay.installed = signum, frozenset(installed)
+    with Countdown(state, stream):
+        assert stream.getvalue() == ""
+        state.draining.set()
+        until(lambda: "requests" in stream.getvalue())
+    assert stream.getvalue().splitlines() == [f"3 requests in flight, 7 s left{way_out}"]
+
+
+def test_what_the_countdown_counts() -> None:
+    """Each line names what a shutdown waits for now: requests, work items, or a phase."""
+    state, stream = FakeState(), Terminal()
+    with Countdown(state, stream):
+        state.draining.set()
+        until(lambda: "requests" in stream.getvalue())
+        state.requests, state.work = 1, 1
+        until(lambda: "1 request " in stream.getvalue())
+        state.requests, state.work = 0, 2
+        until(lambda: "2 work" in stream.getvalue())
+        state.work = 0
+        until(lambda: "phase" in stream.getvalue())
+    assert [line.partition(", 7 s left")[0] for line in stream.getvalue().splitlines()] == [
+        "3 requests in flight",
+        "1 request and 1 work item in flight",
+        "2 work items in flight",
+        "nothing in flight, phase 'hooks'",
+    ]
+
+
+def test_a_terminal_that_has_gone() -> None:
+    """What can no longer be written stops neither the command nor a later line."""
+
+    class Gone(Terminal):
+        tries = 0
+
+        def write(self, text: str) -> int:
+            self.tries += 1
+            raise OSError(5, "Input/output error")
+
+    state, stream = FakeState(), Gone()
+    with Countdown(state, stream):
+        state.draining.set()
+        until(lambda: stream.tries == 1)
+        state.requests = 1
+        until(lambda: stream.tries == 2)
+
+
+def test_no_countdown_without_a_terminal() -> None:
+    """Elsewhere than on a terminal nothing is said and no thread is started."""
+    state, stream = FakeState(), Terminal(tty=False)
+    state.draining.set()
+    before = threading.active_count()
+    with Countdown(state, stream):
+        assert threading.active_count() == before
+    assert stream.getvalue() == ""

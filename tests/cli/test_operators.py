@@ -1,0 +1,412 @@
+"""``flask lifecycle status``, ``drain``, ``cordon`` and ``uncordon``: whom they ask, and what they exit with."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+from click.testing import Result
+from flask import Flask
+from flask.cli import FlaskGroup
+
+from flask_lifecycle import Lifecycle, State
+from flask_lifecycle._cli import group
+from flask_lifecycle._cli import operators as cli
+from flask_lifecycle._cli.operators import own_url
+from flask_lifecycle._config import Settings
+from flask_lifecycle._operators.files import ControlDirectory
+from flask_lifecycle._probes.http_server import ProbeServer
+from tests._fakes import listener_of, make_app, run_python, state_of
+from tests._raw_server import RawServer, answer
+
+TOKEN = "0123456789abcdef"
+
+
+@pytest.fixture(autouse=True)
+def no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is told by the environment, but for who we are."""
+    for name in list(os.environ):
+        if name.startswith("FLASK_"):
+            monkeypatch.delenv(name)
+    for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.setenv(name, "alice")
+
+
+def make(**config: Any) -> Flask:
+    app = make_app(**config)
+    Lifecycle(app)
+    return app
+
+
+@pytest.fixture
+def served() -> Iterator[Flask]:
+    """An application that is served on a probe listener of a fixed port."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    app = make(
+        LIFECYCLE_PROBE_PORT=port, LIFECYCLE_PROBE_HOST="127.0.0.1", LIFECYCLE_TOKEN=TOKEN, LIFECYCLE_DETAILS="token"
+    )
+    state_of(app).start()
+    yield app
+    state_of(app).end()
+
+
+def url_of(app: Flask) -> str:
+    return f"http://127.0.0.1:{state_of(app).settings.probe_port}"
+
+
+def invoke(app: Flask | None, *arguments: str, **environ: str) -> Result:
+    """Run a command as ``flask`` would, of an application or of none."""
+    if app is not None:
+        return app.test_cli_runner().invoke(args=["lifecycle", *arguments], env=environ)
+    from click.testing import CliRunner
+
+    return CliRunner().invoke(FlaskGroup(), ["lifecycle", *arguments], env=environ)
+
+
+def refused(result: Result, sentence: str, code: int = 2) -> None:
+    """One sentence on stderr, and nothing else."""
+    assert (result.exit_code, result.stdout) == (code, "")
+    assert result.stderr.splitlines()[-1].removeprefix("Error: ") == sentence
+    assert "Traceback" not in result.stderr
+
+
+# -- status -------------------------------------------------------------------------------------------------------
+
+
+def test_status_of_the_application_itself(served: Flask) -> None:
+    """Without a URL the probe listener of the application's settings is asked, with its token."""
+    result = invoke(served, "status")
+    assert result.exit_code == 0
+    assert result.stdout.startswith(f"READY  pass  {url_of(served)}/healthcheck\nreason     started\n")
+    state_of(served).machine.state = State.NOT_READY
+    assert invoke(served, "status").exit_code == 1
+
+
+def test_status_by_url_needs_no_application(served: Flask) -> None:
+    """With a URL no application need be there; without a token the status alone is told."""
+    result = invoke(None, "status", url_of(served))
+    assert result.exit_code == 0
+    assert result.stdout.splitlines()[0] == f"pass  {url_of(served)}/healthcheck"
+    for arguments in (["--token", TOKEN], []):
+        environ = {} if arguments else {"FLASK_LIFECYCLE_TOKEN": TOKEN}
+        result = invoke(None, "status", url_of(served), "--json", *arguments, **environ)
+        assert json.loads(result.stdout)["state"] == "READY"
+
+
+def test_status_by_url_takes_the_token_of_a_named_application(served: Flask) -> None:
+    """With a URL and an application that was named, its token is used."""
+    assert invoke(served, "status", f"{url_of(served)}/healthcheck").stdout.startswith("READY")
+
+
+def test_status_by_url_of_an_application_that_cannot_be_loaded(served: Flask) -> None:
+    """An application that was named and cannot be loaded is told of, and the URL is asked all the same."""
+    from click.testing import CliRunner
+
+    def fail() -> Flask:
+        raise ValueError("no\x1bdatabase")
+
+    result = CliRunner().invoke(FlaskGroup(create_app=fail), ["lifecycle", "status", url_of(served)])
+    assert result.exit_code == 0
+    assert result.stdout.startswith("pass")
+    assert "The application cannot be loaded, so its token is not known: no\\x1bdatabase\n" in result.stderr
+
+
+def note_status(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """In place of asking somebody, note whom, and how."""
+    asked: list[Any] = []
+
+    def status(*arguments: Any, **options: Any) -> int:
+        asked.append((arguments, options))
+        return 0
+
+    monkeypatch.setattr(cli, "status", status)
+    return asked
+
+
+@pytest.mark.parametrize("config", [{}, {"LIFECYCLE_PROBE_PORT": 0}])
+def test_status_without_a_fixed_port(config: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a fixed probe port the port is asked that ``run`` listens on by default."""
+    asked = note_status(monkeypatch)
+    app = make(LIFECYCLE_URL_PREFIX="/ops", **config)
+    assert invoke(app, "status").exit_code == 0
+    [((url, token, timeout), options)] = asked
+    assert (str(url), token, timeout) == ("http://127.0.0.1:5000/ops/healthcheck", None, 5.0)
+    assert options == {"as_json": False, "interval": None}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "url", "interval", "timeout"),
+    [
+        (["--watch"], "http://127.0.0.1:5000/healthcheck", 2.0, 5.0),
+        (["--watch", "0.5", "--timeout", "1m"], "http://127.0.0.1:5000/healthcheck", 0.5, 60.0),
+        (["--watch", "1ms"], None, None, None),
+        (["--watch", "0.001"], "http://127.0.0.1:5000/healthcheck", 0.1, 5.0),
+        (["--watch", "web-1:80/x"], "http://web-1:80/x", 2.0, 5.0),
+        (["web-1", "--watch", "10s"], "http://web-1:80/healthcheck", 10.0, 5.0),
+        (["web-1", "--watch", "web-2"], None, None, None),
+    ],
+)
+def test_watch(
+    monkeypatch: pytest.MonkeyPatch, arguments: list[str], url: str | None, interval: float, timeout: float
+) -> None:
+    """--watch takes a duration or none, also where a URL stands behind it."""
+    asked = note_status(monkeypatch)
+    result = invoke(make(), "status", *arguments)
+    if url is None:
+        refused(
+            result,
+            f"'--watch' must be a duration such as '10m', '90s' or '1h30m', in the units s, m, h and d,"
+            f" not '{arguments[-1]}'.",
+        )
+        return
+    [((found, _token, seconds), options)] = asked
+    assert (str(found), options["interval"], seconds) == (url, interval, timeout)
+
+
+def test_nobody_and_nonsense(served: Flask) -> None:
+    """Where there is nobody, or no health document, the exit code is 2 with one sentence."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        url = f"http://127.0.0.1:{free.getsockname()[1]}"
+    refused(invoke(None, "status", url), f"{url}/healthcheck does not answer: the connection is refused.")
+    url = f"{url_of(served)}/nothing"
+    refused(
+        invoke(None, "status", url),
+        f"{url} answered 404, which is no health document; give the URL of a health check.",
+    )
+    refused(
+        invoke(None, "status", "ftp://x\x1b"),
+        r"'ftp://x\x1b' is not a URL of a process; give one such as 'http://127.0.0.1:9000'.",
+    )
+    assert invoke(None, "status").exit_code == 2
+
+
+# -- by HTTP ------------------------------------------------------------------------------------------------------
+
+
+def test_cordon_and_uncordon(served: Flask) -> None:
+    """A cordon and its end are asked of the application's own probe listener, with its token and the login name."""
+    result = invoke(served, "cordon", "--for", "90m")
+    assert (result.exit_code, result.output) == (0, "cordoned by alice for 1h30m\n")
+    assert state_of(served).machine.reason == "cordoned by alice for 1h30m"
+    assert invoke(None, "status", url_of(served)).exit_code == 1
+    result = invoke(served, "uncordon", "--by", "bob")
+    assert (result.exit_code, result.output) == (0, "uncordoned\n")
+    result = invoke(None, "cordon", url_of(served), "--for", "5", "--by", "carol", FLASK_LIFECYCLE_TOKEN=TOKEN)
+    assert (result.exit_code, result.output) == (0, "cordoned by carol for 5s\n")
+    invoke(served, "uncordon")
+
+
+def test_drain(served: Flask) -> None:
+    """A drain begins the shutdown, and with --wait the command ends when nobody listens any more."""
+    result = invoke(served, "drain", "--by", "bob", "--wait", "--timeout", "20s")
+    assert (result.exit_code, result.output) == (0, "draining\n")
+    assert state_of(served).process.shutdown.wait().reason == "drain requested by bob"
+    refused(invoke(served, "drain"), f"{url_of(served)}/lifecycle/drain does not answer: the connection is refused.")
+
+
+def test_drain_of_somebody_who_stays() -> None:
+    """A process that is still there when the time is over is told of with exit code 1."""
+    server = RawServer(answer(b"draining\n", "202 Accepted"))
+    try:
+        result = invoke(None, "drain", server.url, "--token", TOKEN, "--wait", "--timeout", "0.2")
+    finally:
+        server.close()
+    assert (result.exit_code, result.stdout) == (1, "draining\n")
+    assert result.stderr == f"{server.url.rstrip('/')} is still there after 0.2 s.\n"
+
+
+def test_refusals(served: Flask) -> None:
+    """What the process refuses is told in its words with exit code 1; a wrong token, or none, with 2."""
+    url = url_of(served)
+    refused(
+        invoke(None, "uncordon", url, "--token", "wrong"),
+        f"{url}/lifecycle/uncordon does not exist for this token: the token is wrong, or 'LIFECYCLE_TOKEN' is not"
+        " set there, or this is not the probe listener.",
+    )
+    refused(
+        invoke(None, "uncordon", url),
+        "This needs the token of the process; pass --token, or set FLASK_LIFECYCLE_TOKEN, which others cannot see.",
+    )
+    process = state_of(served).process
+    assert process.stop("test", wait=False) is None
+    process.shutdown.wait()
+    server = ProbeServer(listener_of(served), "127.0.0.1", 0)
+    server.start()
+    try:
+        result = invoke(served, "cordon", server.url, "--for", "5m")
+    finally:
+        server.close()
+    refused(
+        result,
+        f"{server.url}/lifecycle/cordon answered 409: 'cordon' cannot happen in state STOPPED; a drain is one-way and"
+        " already answers readiness probes with 503.",
+        1,
+    )
+
+
+def test_an_answer_that_is_none() -> None:
+    """Any other answer is told with exit code 2, without what a terminal might take for a command."""
+    server = RawServer(answer(b"oh\x1b[2J\nno", "500 Oops"))
+    try:
+        result = invoke(None, "drain", server.url, "--token", TOKEN)
+    finally:
+        server.close()
+    refused(result, rf"{server.url}lifecycle/drain answered 500: oh\x1b[2J no")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["cordon"], "Missing option '--for'."),
+        (["cordon", "--for", "0"], "'--for' must be longer than zero, such as '10m', not '0'."),
+        (["cordon", "--for", "8d"], "'--for' must be at most '7d', not '8d'; renew it then."),
+        (
+            ["cordon", "--for", "1x"],
+            "'--for' must be a duration such as '10m', '90s' or '1h30m', in the units s, m, h and d, not '1x'.",
+        ),
+        (
+            ["drain", "--by", "a b"],
+            "'--by' must be a name of up to 64 visible characters without blanks, such as 'alice', not 'a b'.",
+        ),
+        (["drain", "http://a", "--dir", "/tmp"], "A URL and --dir were given; give one of them."),
+        (["drain", "--dir", "/tmp", "--wait"], "--wait needs a probe listener, which shows the end; leave it out."),
+        (
+            ["drain"],
+            "The application has neither a fixed 'LIFECYCLE_PROBE_PORT' nor a 'LIFECYCLE_CONTROL_DIR'; give the URL of"
+            " its probe listener, or --dir.",
+        ),
+        (["drain", "http://a:b"], "'http://a:b' is not a URL of a process; give one such as 'http://127.0.0.1:9000'."),
+    ],
+)  # fmt: skip
+def test_bad_usage(arguments: list[str], sentence: str) -> None:
+    """What does not answer is one sentence with exit code 2, and nobody is asked."""
+    refused(invoke(make(), *arguments), sentence)
+
+
+def test_a_login_name_that_can_be_none(served: Flask, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A login name that is no name is not used."""
+    for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.setenv(name, "a b")
+    invoke(served, "cordon", "--for", "5m")
+    assert state_of(served).machine.reason == "cordoned by operator for 5m"
+    invoke(served, "uncordon")
+
+
+# -- by file ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    made = tmp_path / "control"
+    made.mkdir(mode=0o755)
+    return made
+
+
+def test_by_file(directory: Path) -> None:
+    """Where there is no probe port the application's control directory is written to, whole files, readable for all."""
+    app = make(LIFECYCLE_CONTROL_DIR=str(directory))
+    result = invoke(app, "cordon", "--for", "90m")
+    sentence = "the process acts on it within two seconds\n"
+    assert (result.exit_code, result.output) == (0, f"wrote {directory}/cordon; {sentence}")
+    assert (directory / "cordon").read_text() == "1h30m by alice\n"
+    assert stat.S_IMODE((directory / "cordon").stat().st_mode) == 0o644
+    state = state_of(app)
+    state.start()
+    directory_feature = state.features["control directory"]
+    assert isinstance(directory_feature, ControlDirectory)
+    directory_feature.look()
+    assert state.machine.reason == "cordoned by alice for 1h30m"
+    result = invoke(app, "uncordon")
+    assert (result.exit_code, result.output) == (0, f"removed {directory}/cordon; {sentence}")
+    directory_feature.look()
+    assert state.machine.state is State.READY
+    sentence = f"there is no cordon by file in '{directory}'; end a cordon by HTTP with its URL\n"
+    assert invoke(app, "uncordon").output == sentence
+    assert invoke(app, "drain").exit_code == 0
+    assert os.listdir(directory) == ["drain"]
+    directory_feature.look()
+    assert "drain requested by the file" in state.process.shutdown.wait().reason
+
+
+def test_by_file_without_an_application(directory: Path) -> None:
+    """--dir needs no application, and each drain is another file, also over one that is stale."""
+    assert invoke(None, "drain", "--dir", str(directory)).exit_code == 0
+    before = (directory / "drain").stat().st_ino
+    assert invoke(None, "drain", "--dir", str(directory), "--by", "bob").exit_code == 0
+    assert (directory / "drain").stat().st_ino != before
+    assert (directory / "drain").read_text() == "by bob\n"
+
+
+def test_a_directory_that_cannot_be_written_to(directory: Path) -> None:
+    """What cannot be written or removed is one sentence, and leaves nothing behind."""
+    gone = directory / "gone"
+    refused(
+        invoke(None, "drain", "--dir", str(gone)),
+        f"'{gone}/drain' cannot be written (No such file or directory); is this the control directory?",
+    )
+    refused(
+        invoke(None, "uncordon", "--dir", str(gone)), f"'{gone}' is not a directory; is this the control directory?"
+    )
+    (directory / "cordon").mkdir()
+    refused(
+        invoke(None, "cordon", "--for", "5m", "--dir", str(directory)),
+        f"'{directory}/cordon' cannot be written (Is a directory); is this the control directory?",
+    )
+    refused(
+        invoke(None, "uncordon", "--dir", str(directory)), f"'{directory}/cordon' cannot be removed (Is a directory)."
+    )
+    assert os.listdir(directory) == ["cordon"]
+
+
+def test_a_temporary_file_that_cannot_be_removed(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is wrong first is what is told."""
+
+    def fail(*arguments: Any) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "replace", fail)
+    monkeypatch.setattr(os, "unlink", fail)
+    refused(
+        invoke(None, "drain", "--dir", str(directory)),
+        f"'{directory}/drain' cannot be written (Operation not permitted); is this the control directory?",
+    )
+
+
+# -- the group ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("host", "url"),
+    [("0.0.0.0", "http://127.0.0.1:9000/x"), ("::", "http://[::1]:9000/x"), ("10.0.0.1", "http://10.0.0.1:9000/x")],
+)
+def test_the_probe_listener_as_its_own_host_sees_it(host: str, url: str) -> None:
+    """A listener on every address is asked on loopback."""
+    assert str(own_url(Settings(probe_host=host, probe_port=9000, url_prefix="/x"))) == url
+    assert own_url(Settings(probe_port=0)) is own_url(Settings()) is None
+
+
+def test_the_group_lists_them() -> None:
+    """The commands are listed with the others, and an unknown one is none."""
+    context = click.Context(group)
+    names = ["cordon", "doctor", "drain", "manifest", "run", "status", "uncordon", "verify"]
+    assert group.list_commands(context) == names
+    assert group.get_command(context, "nothing") is None
+    result = invoke(make(), "--help")
+    assert "Take a process out of rotation for a while" in result.output
+
+
+def test_they_are_imported_on_demand() -> None:
+    """Neither the commands, nor operators' requests, nor the status page are imported with the package."""
+    code = "import sys, flask_lifecycle; print(sorted(m for m in sys.modules if m.startswith('flask_lifecycle.')))"
+    modules = run_python(code).stdout
+    for name in ("_cli.client", "_cli.operators", "_cli.status", "_operators.http", "_operators.files", "_status.page"):
+        assert f"'flask_lifecycle.{name}'" not in modules
+    assert "'flask_lifecycle._cli'" in modules

@@ -1,0 +1,887 @@
+"""The ledger of requests in flight and its middleware."""
+
+from __future__ import annotations
+
+import gc
+import os
+import sys
+import threading
+import weakref
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+from wsgiref.util import FileWrapper
+from wsgiref.validate import validator
+
+import pytest
+from flask import Flask, Response
+from werkzeug.test import create_environ
+from werkzeug.wsgi import ClosingIterator
+
+from flask_lifecycle import Lifecycle, RequestInfo
+from flask_lifecycle._core.inflight import Body, Ledger, SizedBody, count_around, count_requests
+from tests._fakes import BOUND, enter, make_app, run_python, running, state_of, until, whole
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
+
+
+def start_response(status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> Callable[[bytes], object]:
+    return lambda _data: None
+
+
+def gives(result: Any) -> WSGIApplication:
+    """An application that returns this."""
+
+    def app(environ: WSGIEnvironment, start: StartResponse) -> Iterable[bytes]:
+        start("200 OK", [("Content-Type", "text/plain")])
+        return result  # type: ignore[no-any-return]
+
+    return app
+
+
+def counted(app: WSGIApplication, ledger: Ledger, **arguments: Any) -> WSGIApplication:
+    """An application behind the middleware, whose start-up is over."""
+    probes: dict[str, WSGIApplication] = arguments.get("probes", {})
+    return count_requests(app, ledger, probes.get, arguments.get("before_first", lambda: True))
+
+
+def call(app: WSGIApplication, path: str = "/work", wrapper: Any = None) -> Any:
+    """Call an application, with a server's file wrapper if there is one, and return what the server would get."""
+    environ = create_environ(path)
+    if wrapper is not None:
+        environ["wsgi.file_wrapper"] = wrapper
+    return app(environ, start_response)
+
+
+class Chunks:
+    """A result that writes down how it is closed."""
+
+    def __init__(self, *chunks: bytes) -> None:
+        self.chunks = chunks
+        self.closed = 0
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(self.chunks)
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+# -- counting -----------------------------------------------------------------------------------------------------
+
+
+def test_counted_until_closed() -> None:
+    """A request is in flight from before the application is called until the iterable is closed."""
+    ledger = Ledger()
+    during: list[int] = []
+
+    def app(environ: WSGIEnvironment, start: StartResponse) -> Iterable[bytes]:
+        during.append(len(ledger))
+        return Chunks(b"a", b"b")
+
+    body = call(counted(app, ledger))
+    assert during == [1]
+    chunks = iter(body)
+    assert [next(chunks), next(chunks)] == [b"a", b"b"]
+    assert len(ledger) == 1
+    body.close()
+    assert len(ledger) == 0
+
+
+def test_counted_until_iterated_to_the_end() -> None:
+    """A body that has come to its end is not in flight, though its server keeps it and never closes it."""
+    ledger = Ledger()
+    ledger.count_leavers()
+    chunks = Chunks(b"a", b"b")
+    body = call(counted(gives(chunks), ledger))
+    assert list(body) == [b"a", b"b"]
+    assert (len(ledger), ledger.requests(), chunks.closed) == (0, (), 0)
+    body.close()
+    body.close()
+    assert (chunks.closed, ledger.left) == (1, 1), "counted out once"
+
+
+def test_functions_called_by_close_count() -> None:
+    """What the application does when its body is closed is part of the request, though the body has come to its end."""
+    ledger = Ledger()
+    during: list[int] = []
+    body = call(counted(gives(ClosingIterator([b"a"], [lambda: during.append(len(ledger))])), ledger))
+    assert (list(body), len(ledger)) == ([b"a"], 0)
+    body.close()
+    assert (during, len(ledger)) == ([1], 0)
+
+
+def test_a_drain_waits_for_the_close_of_a_body_that_has_ended() -> None:
+    """Servers send the last bytes between the end of the iteration and close(); a drain waits for that for a moment."""
+    now = [100.0]
+    ledger = Ledger(lambda: now[0])
+    body = call(counted(gives([b"x"]), ledger))
+    list(body)
+    assert not ledger.wait_idle(0.0)
+    body.close()
+    assert ledger.wait_idle(0.0)
+    kept = call(counted(gives([b"x"]), ledger))
+    list(kept)
+    now[0] += 2.0
+    assert ledger.wait_idle(0.0), "it is never closed"
+
+
+def test_a_server_that_keeps_the_iterator_alone() -> None:
+    """An adapter that iterates over the result, and keeps nothing else of it, has the request until it drops that."""
+    ledger = Ledger()
+    chunks = iter(call(counted(gives(Chunks(b"a", b"b")), ledger)))
+    assert (next(chunks), len(ledger)) == (b"a", 1)
+    del chunks
+    assert not ledger.active
+
+
+def test_an_adapter_that_never_closes_leaves_nothing() -> None:
+    """Requests of an adapter that only iterates leave no entry behind, whether it comes to the end or breaks off."""
+    ledger = Ledger()
+    app = counted(gives([b"a", b"b"]), ledger)
+    for _chunk in call(app):
+        pass
+    for _chunk in call(app):
+        break
+    call(app)
+    assert not ledger.active
+
+
+def test_the_ledger_keeps_no_environ() -> None:
+    """What a server put into the environ is free with the body, or when that is closed; also one that refers to it."""
+
+    class Input:
+        pass
+
+    def request() -> tuple[Any, weakref.ref[Input]]:
+        environ = {**create_environ("/work"), "wsgi.input": (given := Input())}
+        body = app(environ, start_response)
+        environ["x.body"] = body
+        return body, weakref.ref(given)
+
+    ledger = Ledger()
+    app = counted(gives([b"x"]), ledger)
+    closed, freed = request()
+    closed.close()
+    assert freed() is None
+    dropped, freed = request()
+    del dropped
+    gc.collect()
+    assert freed() is None
+    assert not ledger.active
+
+
+def test_close_reaches_the_application() -> None:
+    """The application's own close is called once, however often ours is."""
+    ledger, chunks = Ledger(), Chunks(b"x")
+    body = call(counted(gives(chunks), ledger))
+    body.close()
+    body.close()
+    assert chunks.closed == 1
+    assert len(ledger) == 0
+
+
+def test_double_close_does_not_count_out_another() -> None:
+    """Closing one request twice leaves the others in flight."""
+    ledger = Ledger()
+    first, second = enter(ledger), enter(ledger)
+    first.close()
+    first.close()
+    assert len(ledger) == 1
+    second.close()
+    assert len(ledger) == 0
+
+
+def test_application_raises_before_it_returns() -> None:
+    """An application that raises is counted out, and its exception goes on to the server."""
+
+    def app(environ: WSGIEnvironment, start: StartResponse) -> Iterable[bytes]:
+        raise ValueError("boom")
+
+    ledger = Ledger()
+    with pytest.raises(ValueError, match=whole("boom")):
+        call(counted(app, ledger))
+    assert len(ledger) == 0
+
+
+def test_application_exits_before_it_returns() -> None:
+    """SystemExit counts out as well: it is no Exception."""
+
+    def app(environ: WSGIEnvironment, start: StartResponse) -> Iterable[bytes]:
+        raise SystemExit(3)
+
+    ledger = Ledger()
+    with pytest.raises(SystemExit, match=whole("3")):
+        call(counted(app, ledger))
+    assert len(ledger) == 0
+
+
+def test_start_up_raises() -> None:
+    """A start-up that raises in the request that began it is counted out as well."""
+
+    def before_first() -> bool:
+        raise OSError("no port")
+
+    ledger = Ledger()
+    with pytest.raises(OSError, match=whole("no port")):
+        call(counted(gives([b"x"]), ledger, before_first=before_first))
+    assert len(ledger) == 0
+
+
+def test_body_raises_midway() -> None:
+    """A body that raises is in flight until the server closes it, and then no more."""
+
+    def chunks() -> Iterator[bytes]:
+        yield b"a"
+        raise ValueError("midway")
+
+    ledger = Ledger()
+    body = call(counted(gives(chunks()), ledger))
+    with pytest.raises(ValueError, match=whole("midway")):
+        list(body)
+    assert len(ledger) == 1
+    body.close()
+    assert len(ledger) == 0
+
+
+def test_close_raises() -> None:
+    """An application whose close raises is counted out all the same, and the server hears of it."""
+
+    class Raises(Chunks):
+        def close(self) -> None:
+            raise ValueError("close")
+
+    ledger = Ledger()
+    body = call(counted(gives(Raises(b"x")), ledger))
+    with pytest.raises(ValueError, match=whole("close")):
+        body.close()
+    assert len(ledger) == 0
+    body.close()
+
+
+def test_server_never_iterates() -> None:
+    """A server that closes without having iterated (a HEAD request) ends the request, and the body never ran."""
+    ran: list[str] = []
+
+    def chunks() -> Iterator[bytes]:
+        ran.append("ran")
+        yield b"x"
+
+    ledger = Ledger()
+    call(counted(gives(chunks()), ledger)).close()
+    assert (len(ledger), ran) == (0, [])
+
+
+def test_client_gone_midstream() -> None:
+    """A server that closes early, its client gone, ends the request and the generator's finally runs."""
+    ended = threading.Event()
+
+    def chunks() -> Iterator[bytes]:
+        try:
+            while True:
+                yield b"x"
+        finally:
+            ended.set()
+
+    ledger = Ledger()
+    body = call(counted(gives(chunks()), ledger))
+    assert next(iter(body)) == b"x"
+    body.close()
+    assert ended.is_set()
+    assert len(ledger) == 0
+
+
+def test_result_without_close() -> None:
+    """A result that has no close ends with ours."""
+    ledger = Ledger()
+    call(counted(gives((b"x",)), ledger)).close()
+    assert len(ledger) == 0
+
+
+def test_many_threads_leave_nothing() -> None:
+    """Entering and leaving from many threads at once takes no lock and loses no count."""
+    ledger = Ledger()
+    app = counted(gives([b"x"]), ledger)
+    barrier = threading.Barrier(8, timeout=BOUND)
+
+    def work() -> None:
+        barrier.wait()
+        for _ in range(300):
+            body = call(app)
+            assert len(ledger) >= 1
+            body.close()
+
+    threads = [threading.Thread(target=work) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(BOUND)
+    assert len(ledger) == 0
+
+
+def test_before_first_is_called_until_it_succeeds() -> None:
+    """The start-up is asked for by every request until it has returned True once, and never again."""
+    answers = iter([False, True])
+    asked: list[bool] = []
+
+    def before_first() -> bool:
+        asked.append(next(answers))
+        return asked[-1]
+
+    app = counted(gives([b"x"]), Ledger(), before_first=before_first)
+    for _ in range(4):
+        call(app).close()
+    assert asked == [False, True]
+
+
+def test_probes_are_answered_ahead_and_not_counted() -> None:
+    """A probe is answered instead of the application, is not counted and does not begin the start-up."""
+    ledger = Ledger()
+    seen: list[int] = []
+
+    def probe(environ: WSGIEnvironment, start: StartResponse) -> Iterable[bytes]:
+        seen.append(len(ledger))
+        return [b"alive"]
+
+    def before_first() -> bool:
+        raise AssertionError("a probe is no work")
+
+    app = counted(gives([b"work"]), ledger, probes={"/livez": probe}, before_first=before_first)
+    assert list(call(app, "/livez")) == [b"alive"]
+    assert seen == [0]
+
+
+def test_requests_answered_around_the_middleware_are_counted() -> None:
+    """What something around the middleware answers is in flight until it is closed; what it lets in counts once."""
+    now = [100.0]
+    ledger = Ledger(lambda: now[0])
+    inner = counted(gives([b"inner"]), ledger, probes={"/livez": gives([b"alive"])})
+    during: list[int] = []
+    told: list[str] = []
+
+    def around(environ: WSGIEnvironment, start: StartResponse) -> Iterable[bytes]:
+        if environ["PATH_INFO"] != "/socket":
+            return inner(environ.copy(), start)
+        during.append(len(ledger))
+        now[0] += 5.0
+        return [b"outer"]
+
+    app = count_around(around, ledger, lambda: told.append("past"))
+    ledger.count_leavers()
+    body = call(app, "/socket")
+    assert (during, len(ledger), told) == ([1], 1, ["past"])
+    body.close()
+    assert len(ledger) == 0
+    body = call(app, "/work")
+    assert len(ledger) == 1
+    body.close()
+    assert list(call(app, "/livez")) == [b"alive"]
+    assert (len(ledger), len(ledger.active), ledger.left, told) == (0, 0, 2, ["past"])
+
+
+# -- what a server optimises --------------------------------------------------------------------------------------
+
+
+def test_one_item_list_keeps_its_length() -> None:
+    """A result with a length has the same one behind us, so a server makes its Content-Length as before."""
+    ledger = Ledger()
+    body = call(counted(gives([b"whole"]), ledger))
+    assert isinstance(body, SizedBody)
+    assert len(body) == 1
+    assert list(body) == [b"whole"]
+    body.close()
+    assert len(ledger) == 0
+
+
+def test_stream_has_no_length() -> None:
+    """A generator has no length behind us either, so a server frames it as before."""
+    body = call(counted(gives(iter([b"a", b"b"])), Ledger()))
+    assert type(body) is Body
+    assert not hasattr(body, "__len__")
+    body.close()
+
+
+def test_chunks_cost_no_python() -> None:
+    """Between the server and the chunks of the application no Python code runs."""
+    ledger = Ledger()
+    body = call(counted(gives(ClosingIterator(iter([b"a", b"b"]))), ledger))
+    chunks = iter(body)
+    calls: list[str] = []
+    sys.setprofile(lambda frame, event, _argument: calls.append(event))
+    first = next(chunks)
+    sys.setprofile(None)
+    assert (first, calls.count("call")) == (b"a", 0)
+    body.close()
+    assert len(ledger) == 0
+
+
+class ServerWrapper:
+    """The class that a server asks isinstance for, as waitress and Werkzeug have it."""
+
+    def __init__(self, filelike: Any, block_size: int = 8192) -> None:
+        self.filelike = filelike
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter([b"file"])
+
+    def close(self) -> None:
+        self.filelike.close()
+
+
+def test_file_wrapper_is_a_subclass_of_the_servers() -> None:
+    """A file result is handed on as it is, an instance of the server's own class, and counted until its close."""
+    ledger = Ledger()
+    with open(__file__, "rb") as file:
+
+        def app(environ: WSGIEnvironment, start: StartResponse) -> Iterable[bytes]:
+            wrapped: Iterable[bytes] = environ["wsgi.file_wrapper"](file)
+            return wrapped
+
+        result = call(counted(app, ledger), wrapper=ServerWrapper)
+        assert isinstance(result, ServerWrapper)
+        assert type(result).__name__ == "ServerWrapper"
+        assert result.filelike is file
+        assert len(ledger) == 1
+        result.close()
+        assert file.closed
+        assert len(ledger) == 0
+        result.close()
+
+
+def test_file_wrapper_that_is_dropped() -> None:
+    """A file that is dropped is counted out at once: no circle keeps it until the garbage collector runs."""
+    ledger = Ledger()
+
+    def app(environ: WSGIEnvironment, start: StartResponse) -> Iterable[bytes]:
+        wrapped: Iterable[bytes] = environ["wsgi.file_wrapper"](None)
+        return wrapped
+
+    gc.disable()
+    try:
+        result = call(counted(app, ledger), wrapper=ServerWrapper)
+        assert len(ledger) == 1
+        del result
+        assert len(ledger) == 0
+    finally:
+        gc.enable()
+
+
+def test_file_wrapper_that_closes_by_an_attribute() -> None:
+    """A wrapper that sets ``close`` on the instance (wsgiref's and gunicorn's do) is counted until that is called."""
+    ledger = Ledger()
+    with open(__file__, "rb") as file:
+
+        def app(environ: WSGIEnvironment, start: StartResponse) -> Iterable[bytes]:
+            wrapped: Iterable[bytes] = environ["wsgi.file_wrapper"](file)
+            return wrapped
+
+        result = call(counted(app, ledger), wrapper=FileWrapper)
+        assert isinstance(result, FileWrapper)
+        assert len(ledger) == 1
+        result.close()
+        assert file.closed
+        assert len(ledger) == 0
+
+
+def test_file_wrapper_subclass_is_made_once() -> None:
+    """Each server's wrapper has one counted subclass, not one for each request."""
+    seen: list[Any] = []
+
+    def app(environ: WSGIEnvironment, start: StartResponse) -> Iterable[bytes]:
+        seen.append(environ["wsgi.file_wrapper"])
+        return []
+
+    for _ in range(2):
+        call(counted(app, Ledger()), wrapper=ServerWrapper).close()
+    assert seen[0] is seen[1]
+    assert issubclass(seen[0], ServerWrapper)
+
+
+def test_file_wrapper_whose_close_raises() -> None:
+    """A file whose close raises is counted out all the same."""
+
+    class Raises(ServerWrapper):
+        def close(self) -> None:
+            raise OSError("close")
+
+    def app(environ: WSGIEnvironment, start: StartResponse) -> Iterable[bytes]:
+        with open(__file__, "rb") as file:
+            wrapped: Iterable[bytes] = environ["wsgi.file_wrapper"](file)
+        return wrapped
+
+    ledger = Ledger()
+    result = call(counted(app, ledger), wrapper=Raises)
+    with pytest.raises(OSError, match=whole("close")):
+        result.close()
+    assert len(ledger) == 0
+
+
+class Closeless:
+    """A file wrapper without a close of its own."""
+
+    def __init__(self, file: Any, block_size: int = 8192) -> None:
+        self.file = file
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter([b"file"])
+
+
+def test_file_wrapper_without_close() -> None:
+    """A wrapper that has no close gets ours."""
+
+    def app(environ: WSGIEnvironment, start: StartResponse) -> Iterable[bytes]:
+        wrapped: Iterable[bytes] = environ["wsgi.file_wrapper"](None)
+        return wrapped
+
+    ledger = Ledger()
+    result = call(counted(app, ledger), wrapper=Closeless)
+    assert len(ledger) == 1
+    result.close()
+    assert len(ledger) == 0
+
+
+def test_file_wrapper_inside_another_result() -> None:
+    """A wrapped file that the application hands on inside an iterable of its own is counted by that one."""
+
+    def app(environ: WSGIEnvironment, start: StartResponse) -> Iterable[bytes]:
+        return ClosingIterator(environ["wsgi.file_wrapper"](None))
+
+    ledger = Ledger()
+    result = call(counted(app, ledger), wrapper=Closeless)
+    assert next(iter(result)) == b"file"
+    assert len(ledger) == 1
+    result.close()
+    assert len(ledger) == 0
+
+
+def test_file_wrapper_that_is_never_returned() -> None:
+    """An application that wraps a file and then answers with something else is counted until that is closed."""
+
+    def app(environ: WSGIEnvironment, start: StartResponse) -> Iterable[bytes]:
+        environ["wsgi.file_wrapper"](None).close()
+        return [b"other"]
+
+    ledger = Ledger()
+    result = call(counted(app, ledger), wrapper=Closeless)
+    assert len(ledger) == 1
+    result.close()
+    assert len(ledger) == 0
+
+
+@pytest.mark.parametrize("hashable", [True, False])
+def test_file_wrapper_that_is_no_class(hashable: bool) -> None:
+    """A wrapper that is a function (uWSGI's) is left as it is, and its result counted like any other."""
+
+    class Function:
+        __hash__ = object.__hash__ if hashable else None  # type: ignore[assignment]
+
+        def __call__(self, file: Any, block_size: int = 8192) -> Iterator[bytes]:
+            return iter([b"file"])
+
+    wrapper = Function()
+
+    def app(environ: WSGIEnvironment, start: StartResponse) -> Iterable[bytes]:
+        assert environ["wsgi.file_wrapper"] is wrapper
+        wrapped: Iterable[bytes] = environ["wsgi.file_wrapper"](None)
+        return wrapped
+
+    ledger = Ledger()
+    result = call(counted(app, ledger), wrapper=wrapper)
+    assert len(ledger) == 1
+    assert list(result) == [b"file"]
+    result.close()
+    assert not ledger.active
+    assert len(ledger) == 0
+
+
+@pytest.mark.parametrize(
+    "result",
+    [[b"one"], [b"one", b"two"], iter([b"generated"]), (b"tuple",), []],
+    ids=lambda value: type(value).__name__,
+)
+def test_wsgiref_validate(result: Any) -> None:
+    """The middleware is a WSGI application to the server and a WSGI server to the application."""
+    ledger = Ledger()
+    app = validator(counted(validator(gives(result)), ledger))
+    environ = create_environ("/work")
+    environ["wsgi.file_wrapper"] = FileWrapper
+    environ.pop("HTTP_CONTENT_TYPE", None)
+    environ.pop("HTTP_CONTENT_LENGTH", None)
+    body: Any = app(environ, start_response)
+    b"".join(body)
+    body.close()
+    assert len(ledger) == 0
+
+
+def test_flask_streams_and_files() -> None:
+    """A streamed Flask response is counted until it has come to its end, and kept until it is closed."""
+    app = Flask("streams")
+    ledger = Ledger()
+
+    @app.get("/stream")
+    def stream() -> Response:
+        return Response(iter([b"a", b"b"]))
+
+    wsgi = counted(app.wsgi_app, ledger)
+    body = call(wsgi, "/stream")
+    assert len(ledger) == 1
+    assert b"".join(body) == b"ab"
+    assert (len(ledger), len(ledger.active)) == (0, 1)
+    body.close()
+    assert not ledger.active
+
+
+# -- asking -------------------------------------------------------------------------------------------------------
+
+
+def test_requests_oldest_first() -> None:
+    """A snapshot tells method, path, age and thread, oldest first."""
+    now = [100.0]
+    ledger = Ledger(lambda: now[0])
+    app = counted(gives([b"x"]), ledger)
+    first: Any = app(create_environ("/first", "http://x/mounted", method="POST"), start_response)
+    now[0] = 102.0
+    second = call(app, "/second")
+    now[0] = 105.0
+    thread = threading.current_thread().name
+    assert ledger.requests() == (
+        RequestInfo("POST", "/mounted/first", 5.0, thread, "running"),
+        RequestInfo("GET", "/second", 3.0, thread, "running"),
+    )
+    for body in (first, second):
+        body.close()
+    assert ledger.requests() == ()
+
+
+def test_requests_names_no_thread_that_is_gone() -> None:
+    """A request whose thread has ended has no thread's name."""
+    ledger = Ledger()
+    body = enter(ledger)
+    body.thread = 0  # no thread's number
+    assert ledger.requests()[0].thread == ""
+    body.close()
+
+
+def test_request_says_itself() -> None:
+    """A request reads as it is logged when it is abandoned."""
+    assert str(RequestInfo("GET", "/slow", 3.21)) == "GET /slow after 3.2 s (running)"
+
+
+def test_a_request_writes_no_line_of_its_own() -> None:
+    """What a client put into its path is in the log as it was on the wire, line ends and escapes quoted."""
+    path = "/caf\u00e9 1\nERROR forged\x1b[31m"
+    assert str(RequestInfo("GET", path, 3.21)) == "GET /caf%E9%201%0AERROR%20forged%1B%5B31m after 3.2 s (running)"
+
+
+# -- waiting ------------------------------------------------------------------------------------------------------
+
+
+def test_wait_idle_of_an_empty_ledger() -> None:
+    """Nothing in flight: waiting ends at once, and says so."""
+    assert Ledger().wait_idle(0.0)
+
+
+def test_wait_idle_gives_up() -> None:
+    """A request that does not end: waiting ends after its timeout, and says so."""
+    ledger = Ledger()
+    body = enter(ledger)
+    assert not ledger.wait_idle(0.0)
+    body.close()
+
+
+class Announcing(threading.Condition):
+    """A condition that says when somebody sleeps in it, and lets a test step in before that."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asleep = threading.Event()
+        self.wakes = 0
+        self.before_sleep: Callable[[], None] = lambda: None
+
+    def wait(self, timeout: float | None = None) -> bool:
+        self.before_sleep()
+        self.asleep.set()
+        return super().wait(timeout)
+
+    def notify_all(self) -> None:
+        self.wakes += 1
+        super().notify_all()
+
+
+def test_the_last_to_leave_wakes_the_waiter() -> None:
+    """A waiter that sleeps is woken by the last request to leave, and by no other."""
+    # waiter: writes watched, looks, sleeps; leaver: pops, sees watched, takes the lock, notifies.
+    ledger = Ledger()
+    ledger._idle = condition = Announcing()
+    first, second = enter(ledger), enter(ledger)
+    woken: list[bool] = []
+    with running(lambda: woken.append(ledger.wait_idle(BOUND))):
+        assert condition.asleep.wait(BOUND)
+        first.close()
+        assert condition.wakes == 0
+        second.close()
+    assert (woken, condition.wakes) == ([True], 1)
+
+
+def test_leaving_between_the_waiters_write_and_its_look() -> None:
+    """A request that leaves after the waiter's write and before its look: the waiter does not sleep."""
+    # waiter: writes watched | leaver: pops, sees watched, wants the lock | waiter: looks, finds nothing.
+    ledger = Ledger()
+    body = enter(ledger)
+    popped = threading.Event()
+
+    class Dict(dict[Any, None]):
+        """Holds the waiter at its first look until the leaver has popped."""
+
+        def __bool__(self) -> bool:
+            if not popped.is_set() and ledger.watched:
+                leaver.start()
+                assert popped.wait(BOUND)
+            return len(self) > 0
+
+        def pop(self, *arguments: Any) -> Any:
+            assert ledger.watched == 1
+            gone = super().pop(*arguments)
+            popped.set()
+            return gone
+
+    leaver = threading.Thread(target=body.close)
+    ledger.active = Dict(ledger.active)
+    assert ledger.wait_idle(0.0)
+    leaver.join(BOUND)
+    assert not leaver.is_alive()
+
+
+def test_leaving_between_the_waiters_look_and_its_sleep() -> None:
+    """A request that leaves after the waiter's look and before its sleep waits for the lock, and then wakes it."""
+    # waiter: writes watched, looks | leaver: pops, sees watched, wants the lock | waiter: sleeps, lets go of the
+    # lock | leaver: notifies.
+    ledger = Ledger()
+    body = enter(ledger)
+    ledger._idle = condition = Announcing()
+    leaver = threading.Thread(target=body.close)
+
+    def step_in() -> None:
+        if leaver.ident is None:
+            leaver.start()
+            until(lambda: not ledger.active)
+
+    condition.before_sleep = step_in
+    assert ledger.wait_idle(BOUND)
+    leaver.join(BOUND)
+    assert condition.wakes == 1
+
+
+def test_leaving_before_the_waiters_write() -> None:
+    """A request that popped before the waiter's write tells nobody, and the waiter finds the ledger empty."""
+    # leaver: pops, does not see watched | waiter: writes, looks, finds nothing.
+    ledger = Ledger()
+    ledger._idle = condition = Announcing()
+    enter(ledger).close()
+    assert condition.wakes == 0
+    assert ledger.wait_idle(0.0)
+    assert not condition.asleep.is_set()
+
+
+def test_a_leaver_finds_a_newcomer() -> None:
+    """A waiter is not woken as long as another request has come in the meantime."""
+    ledger = Ledger()
+    ledger._idle = condition = Announcing()
+    first = enter(ledger)
+    woken: list[bool] = []
+    with running(lambda: woken.append(ledger.wait_idle(BOUND))):
+        assert condition.asleep.wait(BOUND)
+        second = enter(ledger)
+        first.close()
+        assert (woken, condition.wakes) == ([], 0)
+        second.close()
+    assert woken == [True]
+
+
+def test_two_waiters_are_both_woken() -> None:
+    """Everybody who waits hears that nothing is in flight any more."""
+    ledger = Ledger()
+    body = enter(ledger)
+    woken: list[bool] = []
+    with running(lambda: woken.append(ledger.wait_idle(BOUND))), running(lambda: woken.append(ledger.wait_idle(BOUND))):
+        until(lambda: ledger.watched == 2)
+        body.close()
+    assert woken == [True, True]
+
+
+# -- fork ---------------------------------------------------------------------------------------------------------
+
+FORK = """
+import os, threading
+from flask_lifecycle._core.inflight import Ledger
+from tests._fakes import enter
+ledger = Ledger()
+body = enter(ledger)
+{prepare}
+child = os.fork()
+if child == 0:
+    assert len(ledger) == 0, "the parent's request"
+    assert ledger.wait_idle(0.0)
+    own = enter(ledger)
+    assert len(ledger) == 1
+    own.close()
+    body.close()
+    assert len(ledger) == 0
+    print("child", flush=True)
+    os._exit(0)
+_, status = os.waitpid(child, 0)
+{settle}
+assert os.waitstatus_to_exitcode(status) == 0
+assert len(ledger) == 1
+body.close()
+assert ledger.wait_idle(0.0)
+print("parent")
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+def test_fork_empties_the_childs_ledger() -> None:
+    """A forked child begins with nothing in flight; the parent's requests stay the parent's."""
+    done = run_python(FORK.format(prepare="", settle=""))
+    assert (done.returncode, done.stdout, done.stderr) == (0, "child\nparent\n", "")
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+def test_fork_while_a_thread_holds_the_lock() -> None:
+    """A lock that another thread held at the fork, and that nobody would ever let go in the child, is made anew."""
+    prepare = """
+held, free = threading.Event(), threading.Event()
+def hold():
+    with ledger._idle:
+        held.set()
+        free.wait(20)
+thread = threading.Thread(target=hold)
+thread.start()
+held.wait(20)
+"""
+    done = run_python(FORK.format(prepare=prepare, settle="free.set(); thread.join()"), python=["-W", "ignore"])
+    assert (done.returncode, done.stdout, done.stderr) == (0, "child\nparent\n", "")
+
+
+# -- what is dropped ----------------------------------------------------------------------------------------------
+
+
+def test_a_response_that_was_dropped_is_not_waited_for() -> None:
+    """A test client's request whose response nobody closes is over when the response is gone, and not before."""
+    lifecycle = Lifecycle()
+    lifecycle.init_app(app := make_app())
+    app.test_client().get("/work")  # as a warm-up at the import does it
+    kept = app.test_client().get("/work")
+    ledger = state_of(app).ledger
+    assert len(ledger) == 1
+    kept.close()
+    assert len(ledger) == 0
+
+
+def test_a_warm_up_does_not_hold_up_a_stop() -> None:
+    """An application that the test client has warmed up stops cleanly, and has served nothing in the drain."""
+    lifecycle = Lifecycle()
+    lifecycle.init_app(app := make_app())
+    app.test_client().get("/work")
+    report = lifecycle.shutdown()
+    assert (report.clean, report.served, len(state_of(app).ledger)) == (True, 0, 0)

@@ -1,0 +1,580 @@
+"""The report of a shutdown: what it says, and the file in which it outlives the process."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import os
+import signal
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flask import Flask
+
+from flask_lifecycle import HookRecord, Lifecycle, PhaseRecord, RequestInfo, ShutdownReport, WorkInfo, shutdown_complete
+from flask_lifecycle._config import Settings
+from flask_lifecycle._core import report_file
+from flask_lifecycle._core.process import Process
+from flask_lifecycle._core.shutdown import StopRequest
+from tests._fakes import (
+    BOUND,
+    FakeMember,
+    ManualClock,
+    coordinate,
+    enter,
+    finish,
+    make_app,
+    run_python,
+    state_of,
+    until,
+)
+
+PHASES = (
+    PhaseRecord("announce", 0.0),
+    PhaseRecord("delay", 1.0),
+    PhaseRecord("drain", 2.04),
+    PhaseRecord("hooks", 0.06),
+)
+REPORT = ShutdownReport(
+    reason="SIGTERM",
+    signal=15,
+    phases=PHASES,
+    abandoned=(RequestInfo("GET", "/slow/5", 3.25, "waitress-0", route="/slow/<int:n>", stack="  File x\n"),),
+    hooks=(HookRecord("pool", "shutdown", "failed", 0.06, "OperationalError: host=db user=me"),),
+    duration=3.1,
+    work=(WorkInfo("import", 7.0, "worker", {"file": "a.csv"}),),
+    served=12,
+    refused=3,
+    began=1_700_000_000.0,
+)
+
+
+# -- what it says -------------------------------------------------------------------------------------------------
+
+
+def test_the_report_as_json() -> None:
+    """The report says all of it, with signals by name and moments in ISO 8601, and is JSON as it stands."""
+    assert json.loads(json.dumps(REPORT.as_dict())) == {
+        "summary": "2 abandoned, 1 hook failed, exit 1",
+        "reason": "SIGTERM",
+        "signal": "SIGTERM",
+        "began": "2023-11-14T22:13:20.000+00:00",
+        "duration": 3.1,
+        "exit_code": 1,
+        "clean": False,
+        "forced": False,
+        "served": 12,
+        "refused": 3,
+        "phases": [
+            {"name": "announce", "seconds": 0.0},
+            {"name": "delay", "seconds": 1.0},
+            {"name": "drain", "seconds": 2.04},
+            {"name": "hooks", "seconds": 0.06},
+        ],
+        "hooks": [
+            {"name": "pool", "kind": "shutdown", "outcome": "failed", "seconds": 0.06, "error": "OperationalError"}
+        ],
+        "abandoned": [
+            {
+                "method": "GET",
+                "path": "/slow/5",
+                "stage": "running",
+                "age": 3.25,
+                "route": "/slow/<int:n>",
+                "thread": "waitress-0",
+                "stack": "  File x\n",
+            }
+        ],
+        "work": [{"name": "import", "age": 7.0, "what": "work 'import' (file='a.csv')", "thread": "worker"}],
+    }
+
+
+def test_the_report_keeps_what_an_exception_says_to_itself() -> None:
+    """The text of an exception may hold hosts and passwords, and anybody may read the report."""
+    assert "host=db" not in json.dumps(REPORT.as_dict())
+
+
+def test_the_course_in_words() -> None:
+    """The log's last line names the phases that took time, and how many requests there were."""
+    assert REPORT.course == "delay 1.0 s, drain 2.0 s, hooks 0.1 s; 12 served and 3 refused meanwhile"
+    assert dataclasses.replace(REPORT, phases=()).course == "at once; 12 served and 3 refused meanwhile"
+
+
+def test_a_forced_exit_is_not_clean() -> None:
+    """A forced exit says so, and its code is that with which the process leaves."""
+    forced = ShutdownReport("SIGTERM", 15, (), (), (), 0.1, forced=143)
+    assert (str(forced), forced.clean, forced.exit_code) == ("forced, exit 143", False, 143)
+
+
+def test_the_summary_is_an_attribute() -> None:
+    """What the JSON has as ``summary`` the report has by the same name."""
+    assert REPORT.summary == str(REPORT) == REPORT.as_dict()["summary"] == "2 abandoned, 1 hook failed, exit 1"
+
+
+# -- what is counted ----------------------------------------------------------------------------------------------
+
+
+def test_requests_served_and_refused_are_counted() -> None:
+    """Requests that end after the drain has begun are served, those that the guard answers are refused."""
+    app = make_app(LIFECYCLE_DRAIN_POLICY="reject")
+    lifecycle = Lifecycle(app)
+    begun, free, counted = threading.Event(), threading.Event(), list[int]()
+
+    @app.get("/slow")
+    def slow() -> str:
+        begun.set()
+        free.wait(BOUND)
+        return "done"
+
+    client = app.test_client()
+    assert client.get("/work", buffered=True).status_code == 200  # before the drain: not counted
+    thread = threading.Thread(target=lambda: counted.append(client.get("/slow", buffered=True).status_code))
+    thread.start()
+    assert begun.wait(BOUND)
+    state = state_of(app)
+    threading.Thread(target=lifecycle.shutdown, daemon=True).start()
+    until(lambda: state.guard.installed)
+    assert [app.test_client().get("/work", buffered=True).status_code for _ in range(2)] == [503, 503]
+    free.set()
+    thread.join(BOUND)
+    report = state.process.shutdown.wait()
+    assert (report.served, report.refused, counted) == (1, 2, [200])
+
+
+def test_the_signal_at_the_end() -> None:
+    """``shutdown_complete`` gives each application the report that everybody gets."""
+    app = make_app()
+    lifecycle = Lifecycle(app)
+    heard: list[tuple[Any, Any]] = []
+
+    def hear(sender: Flask, report: ShutdownReport) -> None:
+        heard.append((sender, report))
+
+    with shutdown_complete.connected_to(hear, sender=app):
+        report = lifecycle.shutdown()
+    assert heard == [(app, report)]
+
+
+def test_a_report_that_cannot_be_kept(caplog: pytest.LogCaptureFixture) -> None:
+    """Whatever goes wrong with the report, the shutdown ends."""
+
+    def fail(report: ShutdownReport) -> None:
+        raise ValueError("no disk")
+
+    shutdown = coordinate(None, FakeMember(), keep=fail)
+    shutdown.begin(StopRequest("test"))
+    assert finish(shutdown).clean
+    assert "the report could not be written" in [record.getMessage() for record in caplog.records]
+
+
+# -- stragglers ---------------------------------------------------------------------------------------------------
+
+
+def test_what_holds_up_a_drain_is_told_halfway(caplog: pytest.LogCaptureFixture) -> None:
+    """Halfway through the drain each unfinished request is told with its route, its age and its thread's stack."""
+    app = make_app(LIFECYCLE_GRACE_PERIOD=0.5, LIFECYCLE_HOOK_RESERVE=0.1, LIFECYCLE_LOG_REMOTE_ADDR=True)
+    lifecycle = Lifecycle(app)
+    begun, free = threading.Event(), threading.Event()
+
+    @app.get("/slow/<int:number>")
+    def slow(number: int) -> str:
+        begun.set()
+        free.wait(BOUND)
+        return "done"
+
+    thread = threading.Thread(target=lambda: app.test_client().get("/slow/5"), name="worker-1")
+    thread.start()
+    assert begun.wait(BOUND)
+    (seen,) = lifecycle.requests(stacks=True)
+    assert (seen.route, seen.remote, seen.thread) == ("/slow/<int:number>", "127.0.0.1", "worker-1")
+    assert "in slow" in seen.stack
+    report = lifecycle.shutdown()
+    free.set()
+    thread.join(BOUND)
+    warning, error = (r for r in caplog.records if "/slow/5" in r.getMessage())
+    head = "GET /slow/5 [/slow/<int:number>] from 127.0.0.1 after "
+    assert warning.getMessage().startswith(f"halfway through the drain, waiting for {head}")
+    assert error.getMessage().startswith(f"abandoned {head}")
+    for record, level in ((warning, logging.WARNING), (error, logging.ERROR)):
+        assert record.levelno == level
+        assert "its thread 'worker-1' is at\n" in record.getMessage()
+        assert "in slow" in record.getMessage()
+        assert record.__dict__["lifecycle_path"] == "/slow/5"
+    assert "in slow" in report.abandoned[0].stack
+
+
+def test_addresses_are_not_told_by_default() -> None:
+    """Who asked is nobody's business unless the settings say so."""
+    app = make_app()
+    lifecycle = Lifecycle(app)
+    seen: list[RequestInfo] = []
+    app.before_request(lambda: seen.extend(lifecycle.requests()))
+    app.test_client().get("/work")
+    assert [(info.remote, info.route) for info in seen] == [("", "/work")]
+
+
+def test_a_body_that_is_only_sent_yet_has_no_stack() -> None:
+    """A thread whose earlier answer is still being sent runs another request by now: the stack is that one's."""
+    member = FakeMember()
+    first, second = enter(member.ledger, "/sending"), enter(member.ledger, "/running")
+    stacks = {info.path: bool(info.stack) for info in member.ledger.requests(stacks=True)}
+    assert stacks == {"/sending": False, "/running": True}
+    first.close()
+    second.close()
+
+
+def test_a_flood_of_stragglers_is_counted(caplog: pytest.LogCaptureFixture) -> None:
+    """The first fifty are told one by one, the rest by their number; the report has them all."""
+    clock = ManualClock()
+    member = FakeMember(clock, grace_period=1.0, hook_reserve=0.2)
+    bodies = [enter(member.ledger, f"/{number}") for number in range(53)]
+
+    def pass_time(timeout: float) -> bool:
+        clock.advance(timeout)
+        return False
+
+    member.ledger.wait_idle = pass_time  # type: ignore[method-assign]
+    shutdown = coordinate(clock, member)
+    shutdown.begin(StopRequest("test"))
+    report = finish(shutdown)
+    told = [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
+    assert len(told) == 51
+    assert told[-1] == "abandoned 3 more"
+    assert len(report.abandoned) == 53
+    for body in bodies:
+        body.close()
+
+
+# -- the file -----------------------------------------------------------------------------------------------------
+
+
+def test_the_report_is_written_whole(tmp_path: Path) -> None:
+    """A regular file is replaced in one step and nothing is left beside it; what it says can be read again."""
+    path = tmp_path / "report.json"
+    path.write_text("an older, longer one" * 1000)
+    report_file.write(str(path), REPORT)
+    assert json.loads(path.read_text()) == REPORT.as_dict()
+    assert os.listdir(tmp_path) == ["report.json"]
+    assert report_file.read(str(path)) == REPORT.as_dict()
+
+
+def test_what_lies_where_the_report_is_made(tmp_path: Path) -> None:
+    """A pipe that somebody has put where the report is made before it is put in place blocks nobody."""
+    beside = tmp_path / f"report.json.{os.getpid()}.tmp"
+    os.mkfifo(beside)
+    report_file.write(str(tmp_path / "report.json"), REPORT)
+    assert json.loads((tmp_path / "report.json").read_text())["reason"] == REPORT.reason
+    assert not beside.exists()
+
+
+def test_a_report_is_written_whole_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What takes no more than a few bytes at a time gets all of them."""
+    write_some = os.write
+    os.mkfifo(path := tmp_path / "pipe")
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    monkeypatch.setattr(os, "write", lambda handle, data: write_some(handle, data[:100]))
+    report_file.write(str(path), REPORT)
+    told = os.read(reader, 65536)
+    os.close(reader)
+    assert json.loads(told)["reason"] == REPORT.reason
+
+
+def test_a_reason_that_is_no_text() -> None:
+    """Whatever a shutdown is begun with, its report is JSON."""
+    lifecycle = Lifecycle()
+    lifecycle.init_app(app := make_app())
+    report = lifecycle.shutdown(404)  # type: ignore[call-overload]  # mypy would have said it
+    assert (json.loads(json.dumps(report.as_dict()))["reason"], app.name) == ("404", "testing")
+
+
+def test_a_file_for_each_process(tmp_path: Path) -> None:
+    """``{pid}`` in the path keeps the reports of several processes apart."""
+    report_file.write(str(tmp_path / "report-{pid}.json"), REPORT)
+    assert os.listdir(tmp_path) == [f"report-{os.getpid()}.json"]
+
+
+def test_a_pipe_without_a_reader(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Nobody waits for a reader: a pipe that nobody reads costs one warning."""
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    report_file.write(str(path), REPORT)
+    (record,) = caplog.records
+    assert record.getMessage() == f"the report could not be written to '{path}': No such device or address"
+    assert report_file.read(str(path)) is None
+
+
+def test_a_pipe_with_a_reader(tmp_path: Path) -> None:
+    """What is no regular file is written in place."""
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        report_file.write(str(path), REPORT)
+        assert json.loads(os.read(reader, 65536)) == REPORT.as_dict()
+    finally:
+        os.close(reader)
+
+
+def test_a_link_to_a_pipe_or_a_device_is_not_followed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A link that another user has put in the report's place leads to no pipe and no device, and is not replaced."""
+    os.mkfifo(tmp_path / "pipe")
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    path = tmp_path / "report.json"
+    path.symlink_to("pipe")
+    report_file.write(str(path), REPORT)
+    assert os.read(reader, 1) == b""
+    os.close(reader)
+    (record,) = caplog.records
+    assert record.getMessage() == (f"the report could not be written to '{path}': it is a link, which is not followed")
+    assert (path.is_symlink(), sorted(os.listdir(tmp_path))) == (True, ["pipe", "report.json"])
+
+
+def test_a_link_to_a_file_is_replaced(tmp_path: Path) -> None:
+    """The file that a link names is somebody else's and stays as it is; the report takes the link's place."""
+    (tmp_path / "other").write_text("precious")
+    path = tmp_path / "report.json"
+    path.symlink_to("other")
+    assert report_file.read(str(path)) is None
+    report_file.write(str(path), REPORT)
+    assert (tmp_path / "other").read_text() == "precious"
+    assert (path.is_symlink(), json.loads(path.read_text())) == (False, REPORT.as_dict())
+
+
+@pytest.mark.parametrize("swap", [os.symlink, os.link])
+def test_what_is_put_there_between_look_and_opening_is_not_truncated(
+    swap: Callable[[str, str], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The kind of the file is that of what was opened.
+
+    The writer sees a pipe; another process puts a link to a file of ours in its place; the writer opens the path.
+    """
+    victim, path = tmp_path / "victim", tmp_path / "report.json"
+    victim.write_text("precious")
+    os.mkfifo(path)
+    opening = os.open
+
+    def swapped(name: str, *rest: Any) -> int:
+        os.unlink(path)
+        swap(str(victim), str(path))
+        return opening(name, *rest)
+
+    monkeypatch.setattr(os, "open", swapped)
+    report_file.write(str(path), REPORT)
+    monkeypatch.undo()
+    assert victim.read_text() == "precious"
+    (record,) = caplog.records
+    assert record.getMessage().startswith(f"the report could not be written to '{path}': it is ")
+
+
+def test_a_directory_that_is_gone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """What cannot be written is one warning, and nothing else comes of it."""
+    report_file.write(str(tmp_path / "gone" / "report.json"), REPORT)
+    (record,) = caplog.records
+    assert record.getMessage().endswith("report.json': No such file or directory")
+
+
+def test_a_file_that_is_replaced_by_a_directory(tmp_path: Path) -> None:
+    """A write that fails halfway leaves nothing beside the file."""
+    path = tmp_path / "report.json"
+    path.mkdir()
+    with pytest.raises(OSError, match="Is a directory"):
+        report_file._replace(str(path), b"{}")
+    assert os.listdir(tmp_path) == ["report.json"]
+
+
+@pytest.fixture
+def termination_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A file in the place of Kubernetes' own."""
+    path = tmp_path / "termination-log"
+    monkeypatch.setattr(report_file, "TERMINATION_LOG", str(path))
+    return path
+
+
+def test_the_termination_log(termination_log: Path) -> None:
+    """What Kubernetes mounts is written in place, because a file that is mounted cannot be replaced."""
+    termination_log.write_text("x" * 9000)
+    inode = termination_log.stat().st_ino
+    report_file.write(str(termination_log), REPORT)
+    assert json.loads(termination_log.read_text()) == REPORT.as_dict()
+    assert termination_log.stat().st_ino == inode
+
+
+def test_a_termination_log_that_is_a_link(termination_log: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Kubernetes mounts a regular file; what a link names is not truncated."""
+    victim = termination_log.with_name("victim")
+    victim.write_text("precious")
+    termination_log.symlink_to(victim)
+    report_file.write(str(termination_log), REPORT)
+    assert victim.read_text() == "precious"
+    assert [record.getMessage().rpartition(": ")[2] for record in caplog.records] == [
+        "it is a link, which is not followed"
+    ]
+
+
+def test_no_termination_log(termination_log: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Where there is none, nothing is made and nothing is said: it is a default and nobody's wish."""
+    report_file.write(str(termination_log), REPORT)
+    assert not termination_log.exists()
+    assert caplog.records == []
+    assert report_file.read(str(termination_log)) is None
+
+
+def many(number: int, stack: str = "  File\n" * 20) -> ShutdownReport:
+    requests = tuple(RequestInfo("GET", f"/päth/{n}" + "x" * 50, 1.0, "w", stack=stack) for n in range(number))
+    hooks = tuple(HookRecord(f"hook {n}", "shutdown", "ok", 0.0) for n in range(number))
+    work = tuple(WorkInfo("import", 1.0, "t", {"file": "y" * 150}, stack) for n in range(number))
+    return dataclasses.replace(REPORT, abandoned=requests, hooks=hooks, work=work)
+
+
+@pytest.mark.parametrize("number", [0, 1, 5, 10, 40, 1000])
+def test_the_report_fits(number: int) -> None:
+    """However much was abandoned, the report stays JSON within Kubernetes' 4,096 bytes and says what is missing."""
+    document = many(number).as_dict()
+    encoded = report_file.shortened(document, 4096)
+    told = json.loads(encoded)
+    assert len(encoded) <= 4096
+    assert (told["summary"], told["exit_code"]) == (document["summary"], 1 if number else 0)
+    for name in ("abandoned", "work", "hooks"):
+        assert len(told[name]) + told.get(f"more_{name}", 0) == number
+    if number <= 5:
+        assert len(told["abandoned"]) == number
+    assert len(document["abandoned"]) == number  # the report itself is as it was
+
+
+def test_a_reason_without_end() -> None:
+    """A reason that somebody made too long for the report is cut."""
+    document = dataclasses.replace(REPORT, reason="r" * 9000).as_dict()
+    assert len(report_file.shortened(document, 4096)) <= 4096
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "5", "[" * 100_000])
+def test_a_report_that_is_none(tmp_path: Path, content: str) -> None:
+    """What another program left in the file is no report."""
+    (tmp_path / "report.json").write_text(content)
+    assert report_file.read(str(tmp_path / "report.json")) is None
+    assert report_file.read(str(tmp_path / "nowhere")) is None
+    assert report_file.read(None) is None
+
+
+# -- from setting to file -----------------------------------------------------------------------------------------
+
+
+def test_each_file_is_written_once(tmp_path: Path) -> None:
+    """Applications of one process share the report, and each file that they name gets it."""
+    process = Process(signals=False)
+    members = [FakeMember(report_file=str(tmp_path / name)) for name in ("a", "b", "a")] + [FakeMember()]
+    for member in members:
+        process.join(member, ())
+    process.exit.keep(REPORT)
+    assert os.listdir(tmp_path) == []  # an application in testing mode writes nothing
+    process.signals = True
+    process.exit.keep(REPORT)
+    assert sorted(os.listdir(tmp_path)) == ["a", "b"]
+
+
+def test_the_report_of_the_last_stop(tmp_path: Path) -> None:
+    """An application knows how the process before it was stopped, if that left its report."""
+    path = tmp_path / "report.json"
+    report_file.write(str(path), REPORT)
+    app = make_app(LIFECYCLE_REPORT_FILE=path)
+    Lifecycle(app)
+    assert state_of(app).last_report is None
+    state_of(app).features["report file"].begin()
+    assert state_of(app).last_report == REPORT.as_dict()
+
+
+def test_the_default_is_kubernetes_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a cluster the report goes where ``kubectl describe pod`` finds it, elsewhere nowhere, or as it is told."""
+    assert Settings.from_mapping({}).report_file is None
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
+    assert Settings.from_mapping({}).report_file == "/dev/termination-log"
+    assert Settings.from_mapping({"LIFECYCLE_REPORT_FILE": None}).report_file is None
+
+
+def test_a_link_to_a_device_is_an_error_at_the_start(tmp_path: Path) -> None:
+    """What the stop would not write to is said before a request is served; a link to a file is replaced, and may be."""
+    (tmp_path / "out").symlink_to("/dev/null")
+    with pytest.raises(ValueError, match=r"out', a link to a pipe or a device, which is not followed; name a file\.$"):
+        Settings.from_mapping({"LIFECYCLE_REPORT_FILE": str(tmp_path / "out")})
+    (tmp_path / "new").symlink_to("missing")
+    assert Settings.from_mapping({"LIFECYCLE_REPORT_FILE": str(tmp_path / "new")}).report_file == str(tmp_path / "new")
+
+
+def test_a_relative_path_is_of_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A relative path means the directory that the process was started in, wherever it goes later."""
+    monkeypatch.chdir(tmp_path)
+    settings = Settings.from_mapping({"LIFECYCLE_REPORT_FILE": "report.json"})
+    assert settings.report_file == str(tmp_path / "report.json")
+
+
+CUT_SHORT = """
+import sys, threading
+from flask import Flask
+from flask_lifecycle import Lifecycle
+from flask_lifecycle._servers.serving import this_process
+
+app = Flask(__name__)
+app.config["LIFECYCLE_REPORT_FILE"] = sys.argv[1]
+lifecycle = Lifecycle(app)
+item = lifecycle.work("import", file="a.csv")
+lifecycle.shutdown("test", wait=False)
+this_process.shutdown.thread.join(0.2)
+this_process.exit.exit_now(143, "forced by a test")
+"""
+
+
+def test_a_forced_exit_leaves_a_report(tmp_path: Path) -> None:
+    """A shutdown that is cut short tells what was under way, in which phase, and with which code it was left."""
+    done = run_python(CUT_SHORT, str(tmp_path / "report.json"))
+    assert done.returncode == 143, done.stderr
+    told = json.loads((tmp_path / "report.json").read_text())
+    assert (told["reason"], told["forced"], told["exit_code"], told["clean"]) == ("test", True, 143, False)
+    assert told["summary"] == "forced, 1 abandoned, exit 143"
+    assert [phase["name"] for phase in told["phases"]] == ["announce", "delay", "stop accepting", "drain"]
+    assert [work["what"] for work in told["work"]] == ["work 'import' (file='a.csv')"]
+
+
+UNTELLABLE = """
+import signal, sys, threading
+from flask import Flask
+from flask_lifecycle import Lifecycle
+from flask_lifecycle._servers.serving import this_process
+
+class Hangs:
+    def __repr__(self):
+        threading.Event().wait(60)
+
+app = Flask(__name__)
+app.config["LIFECYCLE_GRACE_PERIOD"] = 60.0
+lifecycle = Lifecycle(app)
+item = lifecycle.work("import", of=Hangs())
+lifecycle.shutdown("test", wait=False)
+this_process.shutdown.thread.join(0.2)
+this_process.exit.force(signal.SIGTERM)
+"""
+
+
+def test_a_forced_exit_asks_nobody() -> None:
+    """An object that hangs when it is to say what it is does not hold up a forced exit."""
+    assert run_python(UNTELLABLE).returncode == 128 + signal.SIGTERM
+
+
+BROKEN = """
+from flask_lifecycle._core.exit import exit_now
+
+def fail():
+    raise ValueError("no words")
+
+exit_now(3, "said all the same", keep=fail)
+"""
+
+
+def test_a_report_that_cannot_be_made_costs_no_words() -> None:
+    """A report that cannot be put together ends neither the way out nor what is said on it."""
+    done = run_python(BROKEN)
+    assert done.returncode == 3
+    assert "said all the same" in done.stderr

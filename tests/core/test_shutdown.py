@@ -1,0 +1,1235 @@
+"""One shutdown: deadline, phases, hooks, report. No process, no Flask, and mostly no real time."""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import functools
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from typing import Any
+
+import pytest
+
+from flask_lifecycle import HookRecord, PhaseRecord, RequestInfo, ShutdownContext, ShutdownReport, State
+from flask_lifecycle._core import shutdown as shutdown_module
+from flask_lifecycle._core.deadline import Clock, Deadline
+from flask_lifecycle._core.hooks import Hook, Hooks, run_hook
+from flask_lifecycle._core.report import signal_name
+from flask_lifecycle._core.shutdown import PHASES, Shutdown, StopRequest
+from flask_lifecycle._core.state import Event
+from tests._fakes import (
+    BOUND,
+    FakeMember,
+    FakeServer,
+    ManualClock,
+    StuckLedger,
+    coordinate,
+    enter,
+    finish,
+    running,
+    until,
+)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> ManualClock:
+    """A clock on which nothing passes by itself; nothing of the grace period is kept for the way out."""
+    monkeypatch.setattr(shutdown_module, "_WAY_OUT", 0.0)
+    return ManualClock()
+
+
+@pytest.fixture
+def free() -> Iterator[threading.Event]:
+    """What hanging functions of a test wait for; set when the test is over."""
+    event = threading.Event()
+    yield event
+    event.set()
+
+
+def stop(*members: FakeMember, clock: Clock | None = None, server: FakeServer | None = None) -> ShutdownReport:
+    """Shut these down and return the report."""
+    shutdown = coordinate(clock, *members)
+    if server is not None:
+        assert shutdown.attach(server)
+    assert shutdown.begin(StopRequest("test"))
+    return finish(shutdown)
+
+
+# -- clock and deadline -------------------------------------------------------------------------------------------
+
+
+def test_deadline(clock: ManualClock) -> None:
+    """A deadline is a moment: what is left of it shrinks to zero and never below."""
+    deadline = Deadline.after(clock, 10.0)
+    assert deadline.remaining() == 10.0
+    assert deadline.earlier(4.0).remaining() == 6.0
+    clock.advance(7.0)
+    assert deadline.remaining() == 3.0
+    assert deadline.earlier(4.0).remaining() == 0.0
+    clock.advance(7.0)
+    assert deadline.remaining() == 0.0
+
+
+# What Python says of a frozen dataclass, and of a named tuple.
+FROZEN = r"^(cannot assign to field|can't set attribute)"
+
+# -- the report ---------------------------------------------------------------------------------------------------
+
+GONE = RequestInfo("GET", "/slow", 3.2)
+
+
+def report(abandoned: int = 0, **outcomes: int) -> ShutdownReport:
+    hooks = [HookRecord("x", "shutdown", outcome, 0.0) for outcome, number in outcomes.items() for _ in range(number)]
+    return ShutdownReport("test", None, (), (GONE,) * abandoned, tuple(hooks), 1.0)
+
+
+@pytest.mark.parametrize(
+    ("subject", "text"),
+    [
+        (report(), "clean, exit 0"),
+        (report(ok=2), "clean, exit 0"),
+        (report(1), "1 abandoned, exit 1"),
+        (report(failed=1), "1 hook failed, exit 1"),
+        (report(hung=2), "2 hooks hung, exit 1"),
+        (report(3, failed=2, hung=1, ok=1), "3 abandoned, 2 hooks failed, 1 hook hung, exit 1"),
+    ],
+)
+def test_report_reads_as_logged(subject: ShutdownReport, text: str) -> None:
+    """A report says what went wrong and its exit code, and is clean only if nothing did."""
+    assert str(subject) == text
+    assert subject.clean is text.startswith("clean")
+    assert subject.exit_code == (0 if subject.clean else 1)
+
+
+def test_results_are_frozen() -> None:
+    """Nobody changes a report that others hold as well."""
+    for result in (report(), HookRecord("x", "drain", "ok", 0.0), PhaseRecord("drain", 0.0), GONE):
+        field = next(iter(type(result).__annotations__))
+        with pytest.raises(AttributeError, match=FROZEN):
+            setattr(result, field, None)
+
+
+def test_signal_names() -> None:
+    """A signal is named; a number that is none stands for itself."""
+    assert (signal_name(15), signal_name(2), signal_name(999)) == ("SIGTERM", "SIGINT", "999")
+
+
+# -- the phases ---------------------------------------------------------------------------------------------------
+
+
+def test_phases_in_order(clock: ManualClock) -> None:
+    """A shutdown walks down the phases, asks the server for its verbs in order, and reports on each phase."""
+    member, server = FakeMember(clock, grace_period=10.0, hook_reserve=2.0, keepalive_linger=0.3), FakeServer()
+    member.machine.apply(Event.STARTED)
+    member.hooks.add("drain", lambda: None, "d", None)
+    member.hooks.add("shutdown", lambda: None, "s", None)
+    result = stop(member, clock=clock, server=server)
+    assert [phase.name for phase in result.phases] == ["announce", "delay", "stop accepting", "drain", "hooks"]
+    assert [phase.name for phase in result.phases] == [name for name, _phase in PHASES]
+    assert server.calls == [("announce",), ("stop_accepting", 8.0), ("wait_idle", 4.0, 0.3)]
+    assert [(hook.name, hook.kind, hook.outcome) for hook in result.hooks] == [
+        ("d", "drain", "ok"),
+        ("s", "shutdown", "ok"),
+    ]
+    assert (result.reason, result.signal, result.clean, result.duration) == ("test", None, True, 0.0)
+    assert [new for _old, new, _reason in member.changes] == [
+        State.READY,
+        State.DRAINING,
+        State.STOPPING,
+        State.STOPPED,
+    ]
+    assert {reason for _old, _new, reason in member.changes[1:]} == {"test"}
+
+
+def test_a_shutdown_in_the_middle_of_its_beginning() -> None:
+    """A handler or a finalizer that shuts down in the middle of ``begin`` neither blocks nor begins another one."""
+    begun: list[bool] = []
+    shutdown = coordinate(None, member := FakeMember())
+
+    def members() -> list[FakeMember]:
+        if not begun:
+            begun.append(True)  # once
+            begun.append(shutdown.begin(StopRequest("handler")))
+        return [member]
+
+    shutdown.applications = members
+    assert shutdown.begin(StopRequest("first"))
+    report = finish(shutdown)
+    assert (begun, report.reason, len(member.reports)) == ([True, False], "first", 1)
+
+
+def test_leave_is_called_last(clock: ManualClock) -> None:
+    """The process leaves at the very end, when every caller has the report already."""
+    seen: list[Any] = []
+    member = FakeMember(clock)
+
+    def leave(report: ShutdownReport) -> None:
+        seen.append((shutdown.report is report, shutdown.done.is_set(), member.machine.state))
+
+    shutdown = coordinate(clock, member, leave=leave)
+    shutdown.begin(StopRequest("test"))
+    finish(shutdown)
+    assert seen == [(True, True, State.STOPPED)]
+
+
+def test_a_foreign_server_is_looked_for(clock: ManualClock) -> None:
+    """A server that somebody else started is found when the shutdown begins, and asked for the same verbs."""
+    server = FakeServer(ours=False)
+    shutdown = coordinate(clock, FakeMember(clock), find_server=lambda: server)
+    shutdown.begin(StopRequest("test"))
+    finish(shutdown)
+    assert server.verbs == ["announce", "stop_accepting", "wait_idle"]
+
+
+def test_a_phase_that_fails_does_not_end_the_shutdown(clock: ManualClock, caplog: pytest.LogCaptureFixture) -> None:
+    """A phase that raises is logged and the shutdown goes on to the hooks."""
+
+    class Broken(FakeServer):
+        def stop_accepting(self, timeout: float) -> None:
+            raise OSError("broken")
+
+    ran: list[str] = []
+    member = FakeMember(clock)
+    member.hooks.add("shutdown", lambda: ran.append("hook"), "hook", None)
+    result = stop(member, clock=clock, server=Broken())
+    assert ran == ["hook"]
+    assert len(result.phases) == 5
+    [record] = [record for record in caplog.records if record.levelno == logging.ERROR]
+    assert record.getMessage() == "phase 'stop accepting' failed; the shutdown continues"
+    assert record.exc_info is not None
+    assert (record.__dict__["lifecycle_phase"], record.__dict__["lifecycle_seconds"]) == ("stop accepting", 0.0)
+
+
+def test_each_phase_and_hook_is_told_once(clock: ManualClock, caplog: pytest.LogCaptureFixture) -> None:
+    """The end of each phase and of each hook that went well is one line, with its time as a field."""
+    member = FakeMember(clock)
+    member.hooks.add("shutdown", lambda: clock.advance(1.5), "pool", None)
+    with caplog.at_level(logging.DEBUG, "flask_lifecycle"):
+        stop(member, clock=clock)
+    ends = [record for record in caplog.records if " after " in record.getMessage()]
+    assert [record.getMessage() for record in ends] == [
+        "phase 'announce' ended after 0.0 s",
+        "phase 'delay' ended after 0.0 s",
+        "phase 'stop accepting' ended after 0.0 s",
+        "phase 'drain' ended after 0.0 s",
+        "on_shutdown 'pool' done after 1.5 s",
+        "phase 'hooks' ended after 1.5 s",
+    ]
+    assert [record.__dict__["lifecycle_seconds"] for record in ends] == [0.0, 0.0, 0.0, 0.0, 1.5, 1.5]
+    assert {record.levelname for record in ends} == {"DEBUG"}
+    assert [record.getMessage() for record in caplog.records if record.levelno > logging.DEBUG] == [
+        "shutdown begins: test (grace period 25.0 s, delay 0.0 s)",
+        "shutdown complete in 1.5 s: clean, exit 0 (test; hooks 1.5 s; 0 served and 2 refused meanwhile)",
+    ]
+
+
+# -- announce and delay -------------------------------------------------------------------------------------------
+
+
+def ready(clock: ManualClock, **settings: Any) -> FakeMember:
+    """An application that was ready once."""
+    member = FakeMember(clock, **settings)
+    member.machine.apply(Event.STARTED)
+    return member
+
+
+def test_the_delay_serves_and_then_stops_accepting(clock: ManualClock) -> None:
+    """During the delay nothing is refused and the listener stays open; after it, it is closed."""
+    member, server = ready(clock, grace_period=20.0, shutdown_delay=5.0, hook_reserve=1.0), FakeServer()
+    shutdown = coordinate(clock, member)
+    shutdown.attach(server)
+    shutdown.begin(StopRequest("test"))
+    assert clock.waits.get(timeout=BOUND) == 5.0
+    assert (server.verbs, member.refused, member.machine.state) == (["announce"], 0, State.DRAINING)
+    assert (shutdown.phase, member.machine.draining.is_set(), shutdown.remaining()) == ("delay", True, 20.0)
+    clock.advance(5.0)
+    result = finish(shutdown)
+    assert server.calls[1] == ("stop_accepting", 14.0)
+    assert {phase.name: phase.duration for phase in result.phases}["delay"] == 5.0
+    assert result.duration == 5.0
+
+
+def test_the_delay_leaves_the_reserve_alone(clock: ManualClock) -> None:
+    """The delay counts into the grace period and ends where the reserve of the hooks begins."""
+    first, second = ready(clock, grace_period=30.0, shutdown_delay=20.0), ready(clock, grace_period=8.0)
+    shutdown = coordinate(clock, first, second)
+    shutdown.attach(FakeServer())
+    shutdown.begin(StopRequest("test"))
+    assert clock.pass_wait() == 3.0
+    finish(shutdown)
+
+
+def test_no_delay_for_what_never_was_ready(clock: ManualClock) -> None:
+    """Nobody sends work to what never was ready, so nobody has to notice that it leaves."""
+    result = stop(FakeMember(clock, shutdown_delay=5.0), clock=clock, server=FakeServer())
+    assert result.duration == 0.0
+
+
+def test_no_delay_for_what_is_not_served(clock: ManualClock) -> None:
+    """A process that serves nothing is not slowed down."""
+    assert stop(ready(clock, shutdown_delay=5.0), clock=clock).duration == 0.0
+
+
+def test_a_delay_for_requests_of_an_unknown_server(clock: ManualClock) -> None:
+    """A server that nobody can find is there all the same if requests are in flight."""
+    member = ready(clock, shutdown_delay=5.0)
+    body = enter(member.ledger)
+    shutdown = coordinate(clock, member)
+    shutdown.begin(StopRequest("test"))
+    assert clock.pass_wait() == 5.0
+    body.close()
+    finish(shutdown)
+
+
+class FakeDelay:
+    """Says when the delay may end; ``pauses`` are its answers, the last one for good."""
+
+    def __init__(self, *pauses: float, queued: int = 0) -> None:
+        self.pauses = list(pauses)
+        self.latest = 0.0
+        self.expected = queued
+        self.ask_again = threading.Event()
+
+    def start(self, now: float, latest: float, ask_again: threading.Event) -> None:
+        self.latest = latest - now
+        self.ask_again = ask_again
+
+    def pause(self, now: float, queued: Callable[[], int]) -> float:
+        assert queued() == self.expected
+        return self.pauses.pop(0) if len(self.pauses) > 1 else self.pauses[0]
+
+    def __str__(self) -> str:
+        return "in a fake way"
+
+
+def automatic(clock: ManualClock, notice: FakeDelay, **settings: Any) -> FakeMember:
+    """An application whose delay ends when it may."""
+    member = ready(clock, shutdown_delay="auto", **settings)
+    member.adaptive_delay = notice
+    return member
+
+
+def messages(caplog: pytest.LogCaptureFixture, of: str) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.getMessage().startswith(of)]
+
+
+def test_an_automatic_delay_ends_when_it_may(clock: ManualClock, caplog: pytest.LogCaptureFixture) -> None:
+    """It is asked again after each pause until it may end; the log says how long it may take, and how it ended."""
+    notice = FakeDelay(0.5, 0.25, 0.0)
+    with caplog.at_level(logging.INFO, "flask_lifecycle"):
+        shutdown = coordinate(clock, automatic(clock, notice, delay_max=15.0, grace_period=25.0))
+        shutdown.attach(FakeServer())
+        shutdown.begin(StopRequest("test"))
+        assert [clock.pass_wait(), clock.pass_wait()] == [0.5, 0.25]
+        result = finish(shutdown)
+    assert notice.latest == 15.0
+    assert {phase.name: phase.duration for phase in result.phases}["delay"] == 0.75
+    assert messages(caplog, "shutdown begins") == [
+        "shutdown begins: test (grace period 25.0 s, delay auto, at most 15.0 s)"
+    ]
+    assert messages(caplog, "delay") == ["delay ended in a fake way"]
+    (record,) = [record for record in caplog.records if record.getMessage().startswith("delay")]
+    assert record.__dict__["lifecycle_delay"] == 0.75
+
+
+def test_an_automatic_delay_is_woken(clock: ManualClock) -> None:
+    """What sets the event that the notice was given ends the pause at once.
+
+    The event is cleared before the notice is asked, so that one which is set while it answers is not lost.
+    """
+    notice = FakeDelay(5.0, 3.0, 0.0)
+    shutdown = coordinate(clock, automatic(clock, notice))
+    shutdown.attach(FakeServer())
+    shutdown.begin(StopRequest("test"))
+    assert clock.waits.get(timeout=BOUND) == 5.0
+    notice.ask_again.set()
+    assert clock.waits.get(timeout=BOUND) == 3.0
+    notice.ask_again.set()
+    assert finish(shutdown).duration == 0.0
+
+
+def test_what_waits_in_the_server_is_told(clock: ManualClock) -> None:
+    """Of what the server holds, the queued requests are counted."""
+    server = FakeServer()
+    server.left = [RequestInfo("GET", "/", 0.0, stage=stage) for stage in ("queued", "sending", "queued")]
+    clock.advance(0.0)
+    shutdown = coordinate(clock, automatic(clock, FakeDelay(0.5, 0.0, queued=2)))
+    shutdown.attach(server)
+    shutdown.begin(StopRequest("test"))
+    assert clock.waits.get(timeout=BOUND) == 0.5
+    server.left = [info for info in server.left if info.stage == "queued"]
+    clock.advance(0.5)
+    until(lambda: shutdown.phase != "delay")
+    server.left = []
+    clock.advance(60.0)
+    finish(shutdown)
+
+
+def test_of_several_delays_the_longest(clock: ManualClock, caplog: pytest.LogCaptureFixture) -> None:
+    """Every application has its delay, whichever kind it is of."""
+    with caplog.at_level(logging.INFO, "flask_lifecycle"):
+        shutdown = coordinate(
+            clock,
+            ready(clock, shutdown_delay=2.0),
+            automatic(clock, FakeDelay(0.5, 0.0)),
+            automatic(clock, FakeDelay(0.25, 0.25, 0.0)),
+        )
+        shutdown.attach(FakeServer())
+        shutdown.begin(StopRequest("test"))
+        assert [clock.pass_wait(), clock.pass_wait(), clock.pass_wait()] == [0.25, 0.25, 1.5]
+        assert finish(shutdown).duration == 2.0
+    assert messages(caplog, "delay") == ["delay ended in a fake way; in a fake way"]
+
+
+def test_no_automatic_delay_for_what_nobody_misses(clock: ManualClock, caplog: pytest.LogCaptureFixture) -> None:
+    """What is not served, and what never was ready, has none of that kind either."""
+    with caplog.at_level(logging.INFO, "flask_lifecycle"):
+        assert stop(automatic(clock, FakeDelay(5.0)), clock=clock).duration == 0.0
+        unready = FakeMember(clock, shutdown_delay="auto")
+        unready.adaptive_delay = FakeDelay(5.0)
+        assert stop(unready, clock=clock, server=FakeServer()).duration == 0.0
+    assert messages(caplog, "delay") == []
+    assert [message[-13:] for message in messages(caplog, "shutdown begins")] == [", delay 0.0 s)"[-13:]] * 2
+
+
+def test_one_deadline_the_shortest(clock: ManualClock) -> None:
+    """Of several applications the shortest grace period, the longest delay and the longest linger hold."""
+    server = FakeServer()
+    members = ready(clock, grace_period=20.0, keepalive_linger=0.1), ready(clock, grace_period=9.0, shutdown_delay=2.0)
+    shutdown = coordinate(clock, *members)
+    shutdown.attach(server)
+    shutdown.begin(StopRequest("test"))
+    assert shutdown.remaining() == 9.0
+    assert clock.pass_wait() == 2.0
+    finish(shutdown)
+    assert server.calls[1:] == [("stop_accepting", 2.0), ("wait_idle", 1.0, 0.25)]
+
+
+@pytest.mark.parametrize(("grace", "kept"), [(25.0, 0.25), (2.0, 0.1)])
+def test_the_way_out_is_kept(free: threading.Event, grace: float, kept: float) -> None:
+    """The phases keep a little of the grace period for the way out, so that the process is gone within it."""
+    clock = ManualClock()
+    member = FakeMember(clock, grace_period=grace, hook_reserve=0.1)
+    member.hooks.add("shutdown", lambda: free.wait(BOUND), "hangs", None)
+    shutdown = coordinate(clock, member)
+    shutdown.begin(StopRequest("test"))
+    assert clock.pass_wait() == pytest.approx(grace - kept)
+    finish(shutdown)
+    assert shutdown.remaining() == pytest.approx(kept)
+
+
+def test_a_hook_whose_error_cannot_be_told(clock: ManualClock) -> None:
+    """An exception whose text cannot be made costs no other hook its turn."""
+
+    class Speechless(Exception):
+        def __str__(self) -> str:
+            raise ValueError("no words")
+
+    def fail() -> None:
+        raise Speechless
+
+    member = FakeMember(clock)
+    ran: list[str] = []
+    member.hooks.add("shutdown", lambda: ran.append("first"), "first", None)
+    member.hooks.add("shutdown", fail, "fail", None)
+    shutdown = coordinate(clock, member)
+    shutdown.begin(StopRequest("test"))
+    report = finish(shutdown)
+    assert ran == ["first"]
+    assert [(hook.name, hook.error) for hook in report.hooks] == [
+        ("fail", "Speechless: (its __str__ fails)"),
+        ("first", ""),
+    ]
+
+
+def test_an_application_that_fails_stops_no_other(clock: ManualClock, caplog: pytest.LogCaptureFixture) -> None:
+    """An application that cannot be told of the drain, or marked as stopped, is logged, and the others are."""
+
+    class Broken(FakeMember):
+        def begin_drain(self, request: StopRequest) -> None:
+            raise ValueError("deaf")
+
+    broken, well = Broken(clock), FakeMember(clock)
+    shutdown = coordinate(clock, broken, well)
+    shutdown.begin(StopRequest("test"))
+    finish(shutdown)
+    assert (well.machine.draining.is_set(), well.machine.state) == (True, State.STOPPED)
+    assert "an application could not be made to drain" in caplog.messages
+    assert "an application could not be marked as stopped" in caplog.messages
+
+
+# -- refusing -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("policy", "server", "refuses"),
+    [
+        ("auto", "ours", False),
+        ("auto", "foreign", True),
+        ("auto", None, True),
+        ("reject", "ours", True),
+        ("reject", "foreign", True),
+        ("serve", "ours", False),
+        ("serve", "foreign", False),
+        ("serve", None, False),
+    ],
+)
+def test_policies(clock: ManualClock, policy: str, server: str | None, refuses: bool) -> None:
+    """After the delay: auto serves where the listener is ours and closed, reject refuses, serve serves."""
+    member = ready(clock, drain_policy=policy)
+    seen: list[int] = []
+
+    class Server(FakeServer):
+        def wait_idle(self, timeout: float, linger: float) -> bool:
+            seen.append(member.refused)
+            return True
+
+    class Ledger(StuckLedger):
+        def wait_idle(self, timeout: float) -> bool:
+            seen.append(member.refused)
+            return True
+
+    member.ledger = Ledger(clock)
+    stop(member, clock=clock, server=None if server is None else Server(ours=server == "ours"))
+    assert seen[-1] == int(refuses)
+
+
+def test_hooks_run_behind_a_closed_door(clock: ManualClock) -> None:
+    """Once the hooks begin to tear down, every policy refuses."""
+    member = ready(clock, drain_policy="serve")
+    seen: list[Any] = []
+    member.hooks.add("shutdown", lambda: seen.append((member.refused, member.machine.state)), "hook", None)
+    stop(member, clock=clock, server=FakeServer())
+    assert seen == [(1, State.STOPPING)]
+
+
+# -- drain --------------------------------------------------------------------------------------------------------
+
+
+def test_hooks_wait_for_what_is_in_flight() -> None:
+    """The hooks run when the last request has ended, and not before."""
+    member = FakeMember()
+    ran = threading.Event()
+    member.hooks.add("shutdown", ran.set, "hook", None)
+    body = enter(member.ledger)
+    shutdown = coordinate(None, member)
+    shutdown.begin(StopRequest("test"))
+    until(lambda: bool(member.ledger.watched))
+    assert not ran.is_set()
+    body.close()
+    assert finish(shutdown).clean
+    assert ran.is_set()
+
+
+def test_abandoned_requests_are_named(clock: ManualClock, caplog: pytest.LogCaptureFixture) -> None:
+    """What is in flight at the deadline less the reserve is logged with method, path and age; the hooks still run."""
+    member, server = ready(clock, grace_period=10.0, hook_reserve=3.0), FakeServer()
+    member.ledger = StuckLedger(clock)
+    body = enter(member.ledger, "/slow")
+    server.left = [RequestInfo("POST", "/queued", 1.0, stage="queued")]
+    left: list[float | None] = []
+    member.hooks.add("shutdown", lambda context: left.append(context.remaining()), "hook", None)
+    result = stop(member, clock=clock, server=server)
+    assert left == [3.0]
+    assert [str(info) for info in result.abandoned] == [
+        "GET /slow after 7.0 s (running)",
+        "POST /queued after 1.0 s (queued)",
+    ]
+    errors = [record for record in caplog.records if record.levelno == logging.ERROR]
+    told = [record.getMessage().partition(";")[0] for record in errors]
+    assert told == [f"abandoned {info}" for info in result.abandoned]
+    assert (errors[0].__dict__["lifecycle_path"], errors[0].__dict__["lifecycle_age"]) == ("/slow", 7.0)
+    assert (result.clean, result.exit_code) == (False, 1)
+    body.close()
+
+
+def test_two_stuck_applications_share_the_deadline(clock: ManualClock) -> None:
+    """The second application is not given the time again that the first has taken."""
+    members = [ready(clock, grace_period=10.0, hook_reserve=3.0) for _ in range(2)]
+    bodies = []
+    for member in members:
+        member.ledger = StuckLedger(clock)
+        bodies.append(enter(member.ledger))
+    result = stop(*members, clock=clock)
+    assert result.duration == 7.0
+    assert len(result.abandoned) == 2
+
+
+# -- hooks --------------------------------------------------------------------------------------------------------
+
+
+def test_order_of_hooks(clock: ManualClock) -> None:
+    """on_shutdown functions run last in first out, on_drain functions in the order of registration."""
+    member = FakeMember(clock)
+    ran: list[str] = []
+    for kind in ("drain", "shutdown"):
+        for name in ("1", "2", "3"):
+            member.hooks.add(kind, functools.partial(ran.append, kind + name), name, None)
+    result = stop(member, clock=clock)
+    assert ran == ["drain1", "drain2", "drain3", "shutdown3", "shutdown2", "shutdown1"]
+    assert [hook.name for hook in result.hooks] == ["1", "2", "3", "3", "2", "1"]
+
+
+def test_hooks_of_the_process_group_run_after_the_others(clock: ManualClock) -> None:
+    """Whatever was registered first, they run when the hooks of this process have run, and are told like these."""
+    first, second = FakeMember(clock), FakeMember(clock)
+    ran: list[str] = []
+    second.hooks.add("shutdown", lambda: ran.append("once"), "once", None, group=True)
+    for member in (first, second):
+        member.hooks.add("shutdown", lambda: ran.append("each"), "each", None)
+    result = stop(first, second, clock=clock)
+    assert ran == ["each", "each", "once"]
+    assert [(hook.name, hook.kind, hook.outcome) for hook in result.hooks].count(("once", "shutdown", "ok")) == 1
+
+
+def test_hooks_of_later_applications_run_first(clock: ManualClock) -> None:
+    """Across applications it is last in, first out as well."""
+    first, second = FakeMember(clock), FakeMember(clock)
+    ran: list[str] = []
+    first.hooks.add("shutdown", lambda: ran.append("first"), "hook", None)
+    second.hooks.add("shutdown", lambda: ran.append("second"), "hook", None)
+    assert stop(first, second, clock=clock).clean
+    assert ran == ["second", "first"]
+
+
+def test_shared_hooks_run_once(clock: ManualClock) -> None:
+    """Two applications with one Lifecycle have one set of hooks, which runs once."""
+    first, second = FakeMember(clock), FakeMember(clock)
+    second.hooks = first.hooks
+    ran: list[str] = []
+    first.hooks.add("drain", lambda: ran.append("drain"), "d", None)
+    first.hooks.add("shutdown", lambda: ran.append("shutdown"), "s", None)
+    assert len(stop(first, second, clock=clock).hooks) == 2
+    assert ran == ["drain", "shutdown"]
+
+
+def test_a_raising_hook_is_named_and_the_rest_run(clock: ManualClock, caplog: pytest.LogCaptureFixture) -> None:
+    """A hook that raises is logged with its name and traceback, and the rest still run."""
+    member = FakeMember(clock)
+    ran: list[str] = []
+
+    def boom() -> None:
+        raise ValueError("boom")
+
+    member.hooks.add("shutdown", lambda: ran.append("pool"), "pool", None)
+    member.hooks.add("shutdown", boom, None, None)
+    result = stop(member, clock=clock)
+    assert ran == ["pool"]
+    assert result.hooks == (
+        HookRecord("boom", "shutdown", "failed", 0.0, "ValueError: boom"),
+        HookRecord("pool", "shutdown", "ok", 0.0, ""),
+    )
+    [record] = [record for record in caplog.records if record.levelno == logging.WARNING]
+    assert record.getMessage() == "on_shutdown 'boom' failed after 0.0 s: ValueError: boom"
+    assert record.exc_info is not None
+    assert record.__dict__["lifecycle_hook"] == "boom"
+    assert (result.clean, result.exit_code) == (False, 1)
+
+
+def test_a_hook_that_exits_does_not_end_the_process(clock: ManualClock) -> None:
+    """SystemExit in a hook is a failure of the hook: it is part of the process's end, it does not make it."""
+    member = FakeMember(clock)
+
+    def leaves() -> None:
+        raise SystemExit(7)
+
+    member.hooks.add("shutdown", leaves, None, None)
+    assert stop(member, clock=clock).hooks == (HookRecord("leaves", "shutdown", "failed", 0.0, "SystemExit: 7"),)
+
+
+def test_a_hanging_hook_is_left_behind(
+    clock: ManualClock, free: threading.Event, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A hook that hangs is named after its timeout, left behind, and the rest still run."""
+    member = FakeMember(clock, grace_period=10.0)
+    ran: list[str] = []
+    member.hooks.add("shutdown", lambda: ran.append("pool"), "pool", None)
+    member.hooks.add("shutdown", lambda: free.wait(BOUND), "hangs", 1.5)
+    shutdown = coordinate(clock, member)
+    shutdown.begin(StopRequest("test"))
+    assert clock.pass_wait() == 1.5
+    result = finish(shutdown)
+    assert ran == ["pool"]
+    assert result.hooks[0] == HookRecord("hangs", "shutdown", "hung", 1.5, "")
+    assert [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING] == [
+        "on_shutdown 'hangs' hung: not back after 1.5 s"
+    ]
+    assert not result.clean
+
+
+def test_share_of_the_remaining_time(clock: ManualClock, free: threading.Event) -> None:
+    """A hook without a timeout gets half of what is left, and the last one all of it."""
+    member = FakeMember(clock, grace_period=16.0)
+    for name in ("last", "third", "second", "first"):
+        member.hooks.add("shutdown", lambda: free.wait(BOUND), name, None)
+    shutdown = coordinate(clock, member)
+    shutdown.begin(StopRequest("test"))
+    assert [clock.pass_wait() for _ in range(4)] == [8.0, 4.0, 2.0, 2.0]
+    result = finish(shutdown)
+    assert [(hook.name, hook.outcome) for hook in result.hooks] == [
+        ("first", "hung"),
+        ("second", "hung"),
+        ("third", "hung"),
+        ("last", "hung"),
+    ]
+    assert result.duration == 16.0
+
+
+def test_a_hooks_timeout_is_bounded_by_its_share(clock: ManualClock, free: threading.Event) -> None:
+    """A timeout longer than a hook's share does not take it from the others."""
+    member = FakeMember(clock, grace_period=10.0)
+    member.hooks.add("shutdown", lambda: free.wait(BOUND), "last", 100.0)
+    member.hooks.add("shutdown", lambda: free.wait(BOUND), "first", 100.0)
+    shutdown = coordinate(clock, member)
+    shutdown.begin(StopRequest("test"))
+    assert [clock.pass_wait(), clock.pass_wait()] == [5.0, 5.0]
+    finish(shutdown)
+
+
+def test_a_slow_on_drain_keeps_no_listener_open(clock: ManualClock, free: threading.Event) -> None:
+    """on_drain functions run beside the phases: the listener closes, and the drain waits for them."""
+    member, server = FakeMember(clock, grace_period=10.0, hook_reserve=2.0), FakeServer()
+    ran: list[str] = []
+    member.hooks.add("drain", lambda: free.wait(BOUND), "slow", None)
+    member.hooks.add("shutdown", lambda: ran.append("shutdown"), "s", None)
+    shutdown = coordinate(clock, member)
+    shutdown.attach(server)
+    shutdown.begin(StopRequest("test"))
+    until(lambda: shutdown.phase == "drain" and clock.waits.qsize() == 2)
+    assert server.verbs == ["announce", "stop_accepting", "wait_idle"]
+    assert ran == []
+    free.set()
+    result = finish(shutdown)
+    assert ran == ["shutdown"]
+    assert (result.clean, sorted(clock.waits.queue)) == (True, [8.0, 8.1])
+
+
+def test_a_delay_that_is_cut_short(clock: ManualClock, caplog: pytest.LogCaptureFixture) -> None:
+    """Once nobody is let in any more no delay goes on: neither one of seconds, nor one that ends when it may."""
+    caplog.set_level(logging.INFO, "flask_lifecycle")
+    auto = automatic(clock, FakeDelay(5.0), delay_max=9.0)
+    shutdown = coordinate(clock, ready(clock, shutdown_delay=7.0, grace_period=25.0), auto)
+    shutdown.attach(FakeServer())
+    shutdown.begin(StopRequest("test"))
+    until(lambda: clock.waits.qsize() == 1)
+    shutdown.delay.cut()
+    assert finish(shutdown).phases[1].duration == 0.0
+    assert messages(caplog, "delay") == []
+
+
+def test_a_process_that_leaves_others_has_no_delay(clock: ManualClock) -> None:
+    """Where others go on with the listener nobody has to notice."""
+    shutdown = coordinate(clock, ready(clock, shutdown_delay=7.0))
+    shutdown.attach(FakeServer())
+    shutdown.begin(StopRequest("test", delay=False))
+    assert finish(shutdown).phases[1].duration == 0.0
+
+
+def test_a_drain_that_is_held_and_cut_short(clock: ManualClock, free: threading.Event) -> None:
+    """A function that holds the listener open holds nothing that is closed."""
+    member, server = FakeMember(clock, grace_period=10.0, hook_reserve=2.0), FakeServer()
+    member.hooks.add("drain", lambda: free.wait(BOUND), "holds", None, hold=True)
+    shutdown = coordinate(clock, member)
+    hold_in_delay(shutdown, server, clock)
+    shutdown.delay.cut()
+    until(lambda: "stop_accepting" in server.verbs)
+    free.set()
+    finish(shutdown)
+
+
+def hold_in_delay(shutdown: Shutdown, server: FakeServer, clock: ManualClock) -> None:
+    """Begin, and wait until the delay waits for a function that holds the listener, and nothing else."""
+    shutdown.attach(server)
+    shutdown.begin(StopRequest("test"))
+    until(lambda: shutdown.phase == "delay" and clock.waits.qsize() == 2)
+    assert server.verbs == ["announce"]
+
+
+def test_an_on_drain_that_holds(clock: ManualClock, free: threading.Event, caplog: pytest.LogCaptureFixture) -> None:
+    """The listener stays open until the last function that holds it has returned, whatever comes behind it."""
+    caplog.set_level(logging.INFO, "flask_lifecycle")
+    member, server, later = FakeMember(clock, grace_period=10.0, hook_reserve=2.0), FakeServer(), threading.Event()
+    member.hooks.add("drain", lambda: None, "quick", None, hold=True)
+    member.hooks.add("drain", lambda: free.wait(BOUND), "holds", None, hold=True)
+    member.hooks.add("drain", lambda: later.wait(BOUND), "slow", None)
+    shutdown = coordinate(clock, member)
+    hold_in_delay(shutdown, server, clock)
+    free.set()
+    until(lambda: "stop_accepting" in server.verbs)
+    assert not shutdown.done.is_set()
+    later.set()
+    assert finish(shutdown).clean
+    assert caplog.messages.count("delay continues because an on_drain function keeps the listener open") == 1
+
+
+def test_an_on_drain_that_holds_within_the_delay(clock: ManualClock, caplog: pytest.LogCaptureFixture) -> None:
+    """A function that holds and returns before the delay is over changes nothing."""
+    caplog.set_level(logging.INFO, "flask_lifecycle")
+    member, server, ran = ready(clock, grace_period=10.0, shutdown_delay=2.0), FakeServer(), threading.Event()
+    member.hooks.add("drain", ran.set, "holds", None, hold=True)
+    shutdown = coordinate(clock, member)
+    shutdown.attach(server)
+    shutdown.begin(StopRequest("test"))
+    assert ran.wait(BOUND)
+    until(lambda: shutdown.delay._released.is_set())
+    assert clock.pass_wait() == 2.0
+    assert finish(shutdown).phases[1].duration == 2.0
+    assert not any("holds the listener open" in message for message in caplog.messages)
+
+
+def test_an_on_drain_that_holds_for_ever(clock: ManualClock, free: threading.Event) -> None:
+    """A function that hangs holds the listener open until the drain's deadline, and the hooks have their reserve."""
+    member, server = FakeMember(clock, grace_period=10.0, hook_reserve=2.0), FakeServer()
+    left: list[float | None] = []
+    member.hooks.add("drain", lambda: free.wait(BOUND), "hangs", None, hold=True)
+    member.hooks.add("shutdown", lambda context: left.append(context.remaining()), "s", None)
+    shutdown = coordinate(clock, member)
+    hold_in_delay(shutdown, server, clock)
+    clock.advance(8.0)
+    result = finish(shutdown)
+    assert left == [2.0]
+    assert [hook.outcome for hook in result.hooks] == ["hung", "ok"]
+    assert "stop_accepting" in server.verbs
+    free.set()
+
+
+def test_a_hanging_on_drain_leaves_the_reserve(clock: ManualClock, free: threading.Event) -> None:
+    """An on_drain function that hangs is bounded by the drain; the hooks behind it have their reserve."""
+    member = FakeMember(clock, grace_period=10.0, hook_reserve=2.0)
+    left: list[float | None] = []
+    member.hooks.add("drain", lambda: free.wait(BOUND), "hangs", None)
+    member.hooks.add("shutdown", lambda context: left.append(context.remaining()), "s", None)
+    shutdown = coordinate(clock, member)
+    shutdown.begin(StopRequest("test"))
+    until(lambda: clock.waits.qsize() == 2)
+    clock.advance(8.0)
+    result = finish(shutdown)
+    assert left == [2.0]
+    assert ("hangs", "drain", "hung") in [(hook.name, hook.kind, hook.outcome) for hook in result.hooks]
+
+
+def test_hooks_run_in_the_context(clock: ManualClock) -> None:
+    """Every hook runs inside the application context of its own application."""
+    seen: list[str] = []
+
+    class Member(FakeMember):
+        def __init__(self, name: str) -> None:
+            super().__init__(clock)
+            self.name = name
+
+        @contextlib.contextmanager
+        def _context(self) -> Iterator[None]:
+            seen.append(f"into {self.name}")
+            yield
+            seen.append(f"out of {self.name}")
+
+        def context(self) -> AbstractContextManager[Any]:
+            return self._context()
+
+    first, second = Member("one"), Member("two")
+    first.hooks.add("shutdown", lambda: seen.append("hook one"), "h", None)
+    second.hooks.add("shutdown", lambda: seen.append("hook two"), "h", None)
+    stop(first, second, clock=clock)
+    assert seen == ["into two", "hook two", "out of two", "into one", "hook one", "out of one"]
+
+
+class Takes:
+    """Callables of every sort; each writes down what it was given."""
+
+    def __init__(self) -> None:
+        self.given: list[tuple[Any, ...]] = []
+
+    def nothing(self) -> None:
+        self.given.append(())
+
+    def context(self, context: ShutdownContext) -> None:
+        self.given.append((context,))
+
+    def optional(self, context: Any = None) -> None:
+        self.given.append(() if context is None else (context,))
+
+    def starred(self, *arguments: Any, **keywords: Any) -> None:
+        self.given.append(arguments)
+
+    def positional(self, context: Any, /, other: int = 3) -> None:
+        self.given.append((context,))
+
+    def two(self, word: str, context: Any) -> None:
+        self.given.append((context,))
+
+    def __call__(self, context: Any) -> None:
+        self.given.append((context,))
+
+
+@pytest.mark.parametrize(
+    ("make", "arguments", "name"),
+    [
+        (lambda takes: takes.nothing, 0, "nothing"),
+        (lambda takes: takes.context, 1, "context"),
+        (lambda takes: takes.optional, 0, "optional"),
+        (lambda takes: takes.starred, 0, "starred"),
+        (lambda takes: takes.positional, 1, "positional"),
+        (lambda takes: takes, 1, "Takes"),
+        (lambda takes: functools.partial(takes.two, "word"), 1, "partial"),
+        (lambda takes: functools.partial(takes.context, "given"), 0, "partial"),
+        (lambda takes: lambda: takes.nothing(), 0, "<lambda>"),
+    ],
+)
+def test_the_context_argument_is_optional(
+    clock: ManualClock, make: Callable[[Takes], Any], arguments: int, name: str
+) -> None:
+    """A hook of any sort may take the context or nothing; one that has a name is called by it."""
+    takes, member = Takes(), FakeMember(clock)
+    member.hooks.add("shutdown", make(takes), None, None)
+    [record] = stop(member, clock=clock).hooks
+    assert (record.outcome, record.name) == ("ok", name)
+    [given] = takes.given
+    assert sum(isinstance(argument, ShutdownContext) for argument in given) == arguments
+
+
+def test_a_builtin_that_does_not_tell_takes_nothing() -> None:
+    """A callable without a signature is called with nothing."""
+
+    class Silent:
+        __name__ = "silent"
+        __signature__ = "none"
+
+        def __call__(self) -> None: ...
+
+    hooks = Hooks()
+    hooks.add("shutdown", Silent(), None, None)
+    assert not hooks.of("shutdown")[0].takes_context
+
+
+def test_what_the_context_says(clock: ManualClock) -> None:
+    """The context tells reason, signal, seconds left and what is in flight over all applications."""
+    members = [FakeMember(clock, grace_period=10.0, hook_reserve=2.0) for _ in range(2)]
+    bodies = [enter(member.ledger) for member in members]
+    seen: list[Any] = []
+
+    def hook(context: ShutdownContext) -> None:
+        seen.append((context.reason, context.signal, context.remaining(), context.in_flight))
+        for body in bodies:
+            body.close()
+        seen.append(context.in_flight)
+        assert "shutdown" not in repr(context)
+
+    members[0].hooks.add("drain", hook, None, None)
+    shutdown = coordinate(clock, *members)
+    shutdown.begin(StopRequest("SIGTERM", 15))
+    assert finish(shutdown).clean
+    assert seen == [("SIGTERM", 15, 10.0, 2), 0]
+
+
+def test_a_hook_name_is_taken_per_kind() -> None:
+    """One name may be used once for each kind of hook."""
+    hooks = Hooks()
+    for kind in ("startup", "drain", "shutdown"):
+        hooks.add(kind, print, "pool", None)
+        assert hooks.of(kind)[0].label == f"on_{kind} 'pool'"
+
+
+# -- start-up -----------------------------------------------------------------------------------------------------
+
+
+def test_startup_runs_in_order_and_once(clock: ManualClock) -> None:
+    """on_startup functions run in the order of registration, once, however many ask."""
+    hooks, ran = Hooks(), list[str]()
+    shutdown = coordinate(clock)
+    hooks.add("startup", lambda: ran.append("1"), "one", None)
+    hooks.add("startup", lambda context: ran.append(repr(context.remaining())), "two", None)
+    assert hooks.start(contextlib.nullcontext, shutdown) == ""
+    assert hooks.start(contextlib.nullcontext, shutdown) == ""
+    assert ran == ["1", "None"]
+    assert [(record.name, record.kind, record.outcome) for record in hooks.records] == [
+        ("one", "startup", "ok"),
+        ("two", "startup", "ok"),
+    ]
+
+
+def test_the_first_failure_ends_the_startup(clock: ManualClock) -> None:
+    """The first on_startup function that fails ends the start-up and is named, to everybody who asks."""
+    hooks, ran = Hooks(), list[str]()
+
+    def fails() -> None:
+        raise ValueError("no database")
+
+    hooks.add("startup", fails, None, None)
+    hooks.add("startup", lambda: ran.append("second"), "second", None)
+    for _ in range(2):
+        assert hooks.start(contextlib.nullcontext, coordinate(clock)) == "fails"
+    assert ran == []
+
+
+def test_a_startup_that_hangs_is_bounded_by_its_timeout(clock: ManualClock, free: threading.Event) -> None:
+    """An on_startup function with a timeout that hangs is a failed start-up."""
+    hooks = Hooks()
+    hooks.add("startup", lambda: free.wait(BOUND), "hangs", 2.0)
+    failed: list[str] = []
+    with running(lambda: failed.append(hooks.start(contextlib.nullcontext, coordinate(clock)))):
+        assert clock.pass_wait() == 2.0
+    assert failed == ["hangs"]
+    assert hooks.records[0].outcome == "hung"
+
+
+def test_whoever_comes_second_waits_for_the_startup(clock: ManualClock, free: threading.Event) -> None:
+    """Of two threads that begin the start-up one runs it, and the other waits until it is over."""
+    hooks, ran = Hooks(), list[str]()
+    entered = threading.Event()
+
+    def slow() -> None:
+        entered.set()
+        free.wait(BOUND)
+        ran.append("slow")
+
+    hooks.add("startup", slow, None, None)
+    after: list[list[str]] = []
+
+    def start() -> None:
+        hooks.start(contextlib.nullcontext, coordinate(clock))
+        after.append(list(ran))
+
+    with running(start):
+        assert entered.wait(BOUND)
+        with running(start):
+            assert after == []
+            free.set()
+    assert after == [["slow"], ["slow"]]
+
+
+def test_the_drain_waits_for_a_startup_under_way(clock: ManualClock, free: threading.Event) -> None:
+    """A shutdown that comes during the start-up lets it end before the hooks tear down what it builds."""
+    member, order = FakeMember(clock, grace_period=10.0, hook_reserve=2.0), list[str]()
+    entered = threading.Event()
+
+    def build() -> None:
+        entered.set()
+        free.wait(BOUND)
+        order.append("built")
+
+    member.hooks.add("startup", build, None, None)
+    member.hooks.add("shutdown", lambda: order.append("torn down"), "down", None)
+    shutdown = coordinate(clock, member)
+    with running(lambda: member.hooks.start(contextlib.nullcontext, shutdown)):
+        assert entered.wait(BOUND)
+        shutdown.begin(StopRequest("test"))
+        assert clock.waits.get(timeout=BOUND) == 8.0
+        assert order == []
+        free.set()
+        finish(shutdown)
+    assert order == ["built", "torn down"]
+
+
+# -- races --------------------------------------------------------------------------------------------------------
+
+
+def test_two_begin_at_once() -> None:
+    """Of two that begin at the same moment one does, and both wait for the same report."""
+    # Both come to the barrier and then to the lock, in either order: the second finds a deadline and starts nothing.
+    for _ in range(20):
+        member = FakeMember()
+        shutdown = coordinate(None, member)
+        barrier = threading.Barrier(2, timeout=BOUND)
+        begun: list[bool] = []
+        reports: list[ShutdownReport] = []
+
+        def call(
+            shutdown: Shutdown = shutdown,
+            barrier: threading.Barrier = barrier,
+            begun: list[bool] = begun,
+            reports: list[ShutdownReport] = reports,
+        ) -> None:
+            barrier.wait()
+            begun.append(shutdown.begin(StopRequest(threading.current_thread().name)))
+            reports.append(shutdown.wait())
+
+        with running(call, "one"), running(call, "two"):
+            pass
+        finish(shutdown)
+        assert sorted(begun) == [False, True]
+        assert reports[0] is reports[1]
+        assert [new for _old, new, _reason in member.changes] == [State.DRAINING, State.STOPPING, State.STOPPED]
+
+
+def test_begin_while_another_begins(clock: ManualClock) -> None:
+    """A second stop that comes while the first is being begun waits for the lock and finds it done."""
+    # first: takes the lock, asks for the members | second: wants the lock | first: sets the deadline, lets go.
+    asked, go_on, begun = threading.Event(), threading.Event(), list[tuple[str, bool]]()
+
+    def members() -> list[FakeMember]:
+        if not go_on.is_set():
+            asked.set()
+            assert go_on.wait(BOUND)
+        return []
+
+    shutdown = Shutdown(members, clock=clock)
+    with running(lambda: begun.append(("first", shutdown.begin(StopRequest("first"))))):
+        assert asked.wait(BOUND)
+        with running(lambda: begun.append(("second", shutdown.begin(StopRequest("second"))))):
+            assert begun == []
+            assert not shutdown._start.lock.acquire(blocking=False)
+            go_on.set()
+    finish(shutdown)
+    assert sorted(begun) == [("first", True), ("second", False)]
+    assert shutdown.reason == "first"
+
+
+def test_signal_before_attach(clock: ManualClock) -> None:
+    """A shutdown that began before run() has a server: attach says that it is too late."""
+    shutdown, server = coordinate(clock, FakeMember(clock)), FakeServer()
+    assert shutdown.begin(StopRequest("early"))
+    assert not shutdown.attach(server)
+    finish(shutdown)
+    assert server.calls == []
+
+
+def test_signal_after_attach(clock: ManualClock) -> None:
+    """A shutdown that began after attach finds the server."""
+    shutdown, server = coordinate(clock, FakeMember(clock)), FakeServer()
+    assert shutdown.attach(server)
+    assert shutdown.begin(StopRequest("late"))
+    finish(shutdown)
+    assert server.verbs == ["announce", "stop_accepting", "wait_idle"]
+
+
+def test_attach_while_a_shutdown_begins(clock: ManualClock) -> None:
+    """An attach that comes while begin holds the lock waits for it, and is told that it is too late."""
+    # begin: takes the lock | attach: wants the lock | begin: sets the deadline, lets go | attach: finds it.
+    asked, go_on, attached = threading.Event(), threading.Event(), list[bool]()
+
+    def members() -> list[FakeMember]:
+        if not go_on.is_set():
+            asked.set()
+            assert go_on.wait(BOUND)
+        return []
+
+    shutdown, server = Shutdown(members, clock=clock), FakeServer()
+    with running(lambda: shutdown.begin(StopRequest("signal"))):
+        assert asked.wait(BOUND)
+        with running(lambda: attached.append(shutdown.attach(server))):
+            assert attached == []
+            go_on.set()
+    finish(shutdown)
+    assert (attached, server.calls, shutdown.server) == ([False], [], None)
+
+
+def test_nothing_has_begun(clock: ManualClock) -> None:
+    """Without a shutdown there is no deadline."""
+    shutdown = coordinate(clock)
+    assert (shutdown.begun, shutdown.remaining(), shutdown.report) == (False, None, None)
+
+
+# -- who would wait for itself ------------------------------------------------------------------------------------
+
+
+def test_a_thread_that_serves_would_wait_for_itself() -> None:
+    """A thread with a request in flight may not wait for the drain; another one may."""
+    member = FakeMember()
+    shutdown = coordinate(None, member)
+    body = enter(member.ledger)
+    assert shutdown.would_wait_for_itself()
+    other: list[bool] = []
+    with running(lambda: other.append(shutdown.would_wait_for_itself())):
+        pass
+    assert other == [False]
+    body.close()
+    assert not shutdown.would_wait_for_itself()
+
+
+@pytest.mark.parametrize("kind", ["startup", "drain", "shutdown"])
+def test_a_hook_would_wait_for_itself(clock: ManualClock, kind: str) -> None:
+    """A hook of any kind may not wait for the shutdown that waits for it."""
+    member, answers = FakeMember(clock), list[bool]()
+    shutdown = coordinate(clock, member)
+    member.hooks.add(kind, lambda: answers.append(shutdown.would_wait_for_itself()), "asks", None)
+    member.hooks.start(contextlib.nullcontext, shutdown)
+    shutdown.begin(StopRequest("test"))
+    finish(shutdown)
+    assert answers == [True]
+
+
+def test_the_shutdowns_thread_would_wait_for_itself(clock: ManualClock) -> None:
+    """Whoever is called in the shutdown's own thread may not wait for it either."""
+    answers: list[bool] = []
+    shutdown: Shutdown = coordinate(
+        clock, FakeMember(clock), leave=lambda _report: answers.append(shutdown.would_wait_for_itself())
+    )
+    shutdown.begin(StopRequest("test"))
+    finish(shutdown)
+    assert answers == [True]
+
+
+# -- late in an interpreter's life --------------------------------------------------------------------------------
+
+
+class NoThreads:
+    """No thread can be started any more, as at exit on Python 3.12 and later; and the watchdog is written down."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.watchdog: list[Any] = []
+        monkeypatch.setattr(threading.Thread, "start", self._refuse)
+        monkeypatch.setattr(
+            faulthandler, "dump_traceback_later", lambda seconds, **options: self.watchdog.append((seconds, options))
+        )
+        monkeypatch.setattr(faulthandler, "cancel_dump_traceback_later", lambda: self.watchdog.append("cancelled"))
+
+    def _refuse(self) -> None:
+        raise RuntimeError("can't create new thread at interpreter shutdown")
+
+
+def test_shutdown_without_threads(clock: ManualClock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where no thread can be started, shutdown and hooks run in the calling thread, under a watchdog."""
+    threads = NoThreads(monkeypatch)
+    member, ran = FakeMember(clock, grace_period=10.0), list[Any]()
+
+    def boom() -> None:
+        raise ValueError("boom")
+
+    member.hooks.add("shutdown", lambda: ran.append(threading.current_thread()), "first", None)
+    member.hooks.add("shutdown", boom, None, 2.0)
+    shutdown = coordinate(clock, member)
+    assert shutdown.begin(StopRequest("interpreter exit"))
+    result = shutdown.wait()
+    assert ran == [threading.current_thread()]
+    assert [hook.outcome for hook in result.hooks] == ["failed", "ok"]
+    assert threads.watchdog == [(2.0, {"exit": True}), "cancelled", (10.0, {"exit": True}), "cancelled"]
+
+
+def test_on_drain_without_threads(clock: ManualClock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where no thread can be started, on_drain functions run in the calling thread as well, and nothing waits."""
+    NoThreads(monkeypatch)
+    member, ran = FakeMember(clock, grace_period=10.0, hook_reserve=2.0), list[str]()
+    member.hooks.add("drain", lambda: ran.append("drain"), "d", None)
+    member.hooks.add("shutdown", lambda: ran.append("shutdown"), "s", None)
+    shutdown = coordinate(clock, member)
+    waited: list[float] = []
+
+    def wait(event: threading.Event, timeout: float) -> bool:
+        if not event.is_set():
+            waited.append(timeout)
+        return event.is_set()
+
+    monkeypatch.setattr(clock, "wait", wait)
+    assert shutdown.begin(StopRequest("interpreter exit"))
+    result = shutdown.wait()
+    assert ran == ["drain", "shutdown"]
+    assert (result.clean, max(waited, default=0.0)) == (True, 0.0)
+
+
+def test_run_hook_without_limit() -> None:
+    """A hook without a limit may take as long as it does."""
+    hook = Hook("startup", "h", lambda: None)
+    context = ShutdownContext("", None, coordinate(None))
+    assert run_hook(hook, context, None, contextlib.nullcontext, Clock()).outcome == "ok"
+
+
+def test_run_hook_without_limit_and_without_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where no thread can be started, no watchdog ends a hook that has no limit."""
+    threads = NoThreads(monkeypatch)
+    hook = Hook("startup", "h", lambda: None)
+    context = ShutdownContext("", None, coordinate(None))
+    assert run_hook(hook, context, None, contextlib.nullcontext, Clock()).outcome == "ok"
+    assert threads.watchdog == ["cancelled"]

@@ -1,0 +1,372 @@
+"""POSIX signals: saved, installed, handed over, restored. The signals here are SIGUSR1 and SIGUSR2."""
+
+from __future__ import annotations
+
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from flask_lifecycle._core.signals import SignalRelay, die_by, in_main_thread
+from tests._fakes import BOUND, run_python, running, until
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals are the subject")
+
+ONE, TWO = signal.SIGUSR1, signal.SIGUSR2
+
+
+class Recorded:
+    """A relay and what it received."""
+
+    def __init__(self) -> None:
+        self.got: queue.Queue[tuple[int, str]] = queue.Queue()
+        self.relay = SignalRelay(lambda signum: self.got.put((signum, threading.current_thread().name)))
+
+    def next(self) -> tuple[int, str]:
+        return self.got.get(timeout=BOUND)
+
+
+@pytest.fixture
+def recorded() -> Iterator[Recorded]:
+    """A relay that gives everything back when the test is over."""
+    made = Recorded()
+    yield made
+    made.relay.restore()
+
+
+def theirs(signum: int, frame: Any) -> None:
+    """A handler that somebody else had installed."""
+
+
+def handlers() -> tuple[Any, Any]:
+    return signal.getsignal(ONE), signal.getsignal(TWO)
+
+
+def kill(signum: int = ONE) -> None:
+    os.kill(os.getpid(), signum)
+
+
+def watchers() -> int:
+    return sum(thread.name == "lifecycle-signals" for thread in threading.enumerate())
+
+
+# -- from the handler to the thread -------------------------------------------------------------------------------
+
+
+def test_a_signal_reaches_the_relays_thread(recorded: Recorded) -> None:
+    """A signal's number arrives in the relay's own thread, not in the main one that the handler interrupts."""
+    recorded.relay.install([ONE, TWO])
+    kill(ONE)
+    assert recorded.next() == (ONE, "lifecycle-signals")
+    kill(TWO)
+    assert recorded.next() == (TWO, "lifecycle-signals")
+
+
+def test_the_handler_writes_one_byte_and_nothing_else(recorded: Recorded, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The handler does one thing, the write into the pipe: it may interrupt anything, also the code it would call."""
+    recorded.relay.install([ONE])
+    written: list[tuple[int, bytes]] = []
+    pipe = recorded.relay._pipe
+    assert pipe is not None
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", lambda descriptor, data: written.append((descriptor, data)))
+        recorded.relay._handle(ONE, None)
+    assert written == [(pipe[1], bytes([ONE]))]
+
+
+def test_a_full_pipe_blocks_nobody() -> None:
+    """With 64 KiB unread a further signal adds nothing and does not block the thread that it interrupts."""
+    entered, free, got = threading.Event(), threading.Event(), list[int]()
+
+    def receive(signum: int) -> None:
+        got.append(signum)
+        entered.set()
+        assert free.wait(BOUND)
+
+    relay = SignalRelay(receive)
+    relay.install([ONE])
+    try:
+        kill()
+        assert entered.wait(BOUND)
+        for _ in range(70_000):
+            relay._handle(ONE, None)
+        assert len(got) == 1
+    finally:
+        # Read what is there, as the pipe must take the zero that ends the watcher.
+        assert relay._pipe is not None
+        relay._receive = lambda signum: got.append(signum)
+        free.set()
+        until(lambda: len(got) > 60_000)
+        relay.restore()
+
+
+def test_a_receiver_that_raises_does_not_deafen(caplog: pytest.LogCaptureFixture) -> None:
+    """What the receiver raises is logged, and the next signal arrives as well."""
+    got: queue.Queue[int] = queue.Queue()
+
+    def receive(signum: int) -> None:
+        got.put(signum)
+        raise ValueError("cannot")
+
+    relay = SignalRelay(receive)
+    relay.install([ONE])
+    for _ in range(2):
+        kill()
+        assert got.get(timeout=BOUND) == ONE
+    relay.restore()
+    until(lambda: len(caplog.records) == 2)
+    assert {record.getMessage() for record in caplog.records} == {f"signal {int(ONE)} could not be handled"}
+
+
+# -- saved and restored -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("before", [signal.SIG_DFL, signal.SIG_IGN, theirs])
+def test_saved_and_restored(recorded: Recorded, before: Any) -> None:
+    """What was there before is known while ours is installed, and is there again after."""
+    was = signal.signal(ONE, before)
+    try:
+        assert recorded.relay.install([ONE]) == {ONE: before}
+        assert recorded.relay.previous(ONE) == before
+        assert recorded.relay.installed == {ONE}
+        assert signal.getsignal(ONE) == recorded.relay._handle
+        recorded.relay.restore()
+        assert signal.getsignal(ONE) == before
+        assert recorded.relay.installed == frozenset()
+    finally:
+        signal.signal(ONE, was)
+
+
+def test_a_handler_of_c_code_becomes_the_default(recorded: Recorded, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A handler that C code installed can be neither named nor given back; the default takes its place."""
+    real = signal.getsignal
+    with monkeypatch.context() as patch:
+        patch.setattr(signal, "getsignal", lambda signum: None)
+        before = recorded.relay.install([ONE])
+    assert before == {ONE: None}
+    assert recorded.relay.previous(ONE) == signal.SIG_DFL
+    recorded.relay.restore(before)
+    assert real(ONE) == signal.SIG_DFL
+
+
+def test_installing_twice_is_harmless(recorded: Recorded) -> None:
+    """A second install does not take our own handler for what was there before, and starts no second thread."""
+    before = handlers()
+    recorded.relay.install([ONE])
+    second = recorded.relay.install([ONE, TWO])
+    assert second == {ONE: recorded.relay._handle, TWO: before[1]}
+    assert watchers() == 1
+    assert recorded.relay.previous(ONE) == before[0]
+    recorded.relay.restore()
+    assert handlers() == before
+
+
+def test_the_inner_of_two_installs_gives_back_its_own(recorded: Recorded) -> None:
+    """Restoring what one install returned leaves what an earlier one has taken over."""
+    before = handlers()
+    recorded.relay.install([ONE])
+    inner = recorded.relay.install([ONE, TWO])
+    recorded.relay.restore(inner)
+    assert handlers() == (recorded.relay._handle, before[1])
+    kill(ONE)
+    assert recorded.next()[0] == ONE
+
+
+def test_restoring_twice_is_harmless(recorded: Recorded) -> None:
+    """Giving back what was given back already changes nothing."""
+    before = handlers()
+    recorded.relay.install([ONE])
+    recorded.relay.restore()
+    recorded.relay.restore()
+    assert handlers() == before
+
+
+def test_a_handler_that_replaced_ours_stays(recorded: Recorded) -> None:
+    """Who took the signal over from us keeps it when we give it back."""
+    was = signal.getsignal(ONE)
+    recorded.relay.install([ONE])
+    signal.signal(ONE, theirs)
+    try:
+        recorded.relay.restore()
+        assert signal.getsignal(ONE) is theirs
+    finally:
+        signal.signal(ONE, was)
+
+
+def test_our_handler_put_back_by_somebody_else(recorded: Recorded) -> None:
+    """A handler of ours that somebody saved, and puts back when we have given everything back, raises nothing."""
+    recorded.relay.install([ONE])
+    ours = signal.getsignal(ONE)
+    recorded.relay.restore()
+    was = signal.signal(ONE, ours)
+    try:
+        kill()
+        assert recorded.got.empty()
+    finally:
+        signal.signal(ONE, was)
+
+
+def test_the_thread_and_the_pipe_are_given_back(recorded: Recorded) -> None:
+    """When nothing is installed any more the watcher ends and both ends of its pipe are closed."""
+    before = set(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else None
+    recorded.relay.install([ONE])
+    assert watchers() == 1
+    recorded.relay.restore()
+    until(lambda: watchers() == 0)
+    if before is not None:
+        assert set(os.listdir("/proc/self/fd")) == before
+
+
+def test_installed_again_after_a_restore(recorded: Recorded) -> None:
+    """A relay that gave everything back can be used again."""
+    for _ in range(2):
+        recorded.relay.install([ONE])
+        kill()
+        assert recorded.next()[0] == ONE
+        recorded.relay.restore()
+
+
+# -- errands in the main thread -----------------------------------------------------------------------------------
+
+
+def test_an_errand_runs_in_the_main_thread(recorded: Recorded) -> None:
+    """An errand interrupts the main thread and runs there, in place of a byte in the pipe."""
+    recorded.relay.install([ONE])
+    ran: list[threading.Thread] = []
+    with running(lambda: recorded.relay.run_in_main(lambda: ran.append(threading.current_thread()))):
+        until(lambda: bool(ran))
+    assert ran == [threading.main_thread()]
+    assert recorded.got.empty()
+
+
+def test_no_errand_without_a_signal_of_ours(recorded: Recorded) -> None:
+    """Where nothing is installed there is no way into the main thread, and the caller is told."""
+
+    def errand() -> None:
+        raise AssertionError("it ran")
+
+    assert not recorded.relay.run_in_main(errand)
+
+
+def test_a_signal_from_outside_fetches_the_errand(recorded: Recorded, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A signal between the errand's being left and being fetched runs it; the relay's own goes to whoever had it."""
+    # relay: leaves the errand | outside: signal, the handler runs the errand, which restores | relay: its own signal
+    heard: list[int] = []
+    was = signal.signal(ONE, lambda signum, frame: heard.append(signum))
+    ran: list[str] = []
+
+    def errand() -> None:
+        ran.append("errand")
+        recorded.relay.restore()
+
+    real = signal.pthread_kill
+
+    def outside_first(thread: int, signum: int) -> None:
+        kill()
+        assert ran == ["errand"]
+        real(thread, signum)
+
+    try:
+        recorded.relay.install([ONE])
+        monkeypatch.setattr(signal, "pthread_kill", outside_first)
+        assert recorded.relay.run_in_main(errand)
+        until(lambda: bool(heard))
+        assert (ran, heard) == (["errand"], [ONE])
+    finally:
+        signal.signal(ONE, was)
+
+
+def test_an_errand_runs_once(recorded: Recorded) -> None:
+    """The errand is taken before it runs: the kernel's next signal, merged or not, is a signal again."""
+    recorded.relay.install([ONE])
+    ran: list[str] = []
+
+    def errand() -> None:
+        ran.append("errand")
+        recorded.relay._handle(ONE, None)
+
+    recorded.relay.run_in_main(errand)
+    until(lambda: bool(ran))
+    assert recorded.next()[0] == ONE
+    assert ran == ["errand"]
+
+
+# -- fork, threads, death -----------------------------------------------------------------------------------------
+
+FORK = """
+import os, signal, sys
+from flask_lifecycle._core.signals import SignalRelay
+heard = []
+signal.signal(signal.SIGUSR1, lambda signum, frame: heard.append("previous"))
+got = []
+relay = SignalRelay(got.append)
+untouched = SignalRelay(got.append)
+relay.install([signal.SIGUSR1, signal.SIGUSR2])
+{replace}
+child = os.fork()
+if child == 0:
+    {expect}
+    assert relay.installed == frozenset()
+    assert not relay.run_in_main(print)
+    os._exit(0)
+_, status = os.waitpid(child, 0)
+assert os.waitstatus_to_exitcode(status) == 0
+assert got == []
+relay.restore()
+"""
+
+
+def test_a_forked_child_has_the_handlers_from_before() -> None:
+    """A child gets back what was there before us, and writes no byte that would stop its parent."""
+    expect = "\n    ".join(
+        [
+            "os.kill(os.getpid(), signal.SIGUSR1)",
+            "assert heard == ['previous']",
+            "assert signal.getsignal(signal.SIGUSR2) == signal.SIG_DFL",
+        ]
+    )
+    done = run_python(FORK.format(replace="", expect=expect), python=["-W", "ignore"])
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_forked_child_keeps_a_handler_that_replaced_ours() -> None:
+    """A child leaves alone what somebody put in our place."""
+    replace = "mine = lambda signum, frame: None; signal.signal(signal.SIGUSR1, mine)"
+    expect = "assert signal.getsignal(signal.SIGUSR1) is mine"
+    done = run_python(FORK.format(replace=replace, expect=expect), python=["-W", "ignore"])
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_in_main_thread() -> None:
+    """Only the main thread may install handlers."""
+    answers: list[bool] = []
+    with running(lambda: answers.append(in_main_thread())):
+        pass
+    assert (in_main_thread(), answers) == (True, [False])
+
+
+def test_die_by_a_signal() -> None:
+    """Dying by a signal looks to the parent as if nobody had ever handled it."""
+    code = (
+        "import signal; from flask_lifecycle._core.signals import die_by;"
+        "signal.signal(signal.SIGTERM, signal.SIG_IGN); die_by(signal.SIGTERM)"
+    )
+    done: subprocess.CompletedProcess[str] = run_python(code)
+    assert (done.returncode, done.stderr) == (-signal.SIGTERM, "")
+
+
+def test_die_by_a_signal_that_the_kernel_ignores(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the kernel ignores the signal (PID 1) dying by it returns."""
+    sent: list[tuple[int, int]] = []
+    was = signal.getsignal(ONE)
+    monkeypatch.setattr(os, "kill", lambda pid, signum: sent.append((pid, signum)))
+    die_by(ONE)
+    assert sent == [(os.getpid(), ONE)]
+    assert signal.getsignal(ONE) == signal.SIG_DFL
+    signal.signal(ONE, was)

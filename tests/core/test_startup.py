@@ -1,0 +1,701 @@
+"""The start-up: tasks that hold readiness, resources, twins, and whoever waits for ready."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import re
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from flask import Flask
+
+from flask_lifecycle import Lifecycle, ShutdownReport, State
+from flask_lifecycle._core import startup
+from flask_lifecycle._core.startup import StartupTasks
+from tests._fakes import BOUND, make_app, running, state_of, until, whole
+
+
+class Speechless(Exception):
+    """An exception that cannot be told."""
+
+    def __str__(self) -> str:
+        raise ValueError("no words")
+
+
+def started(lifecycle: Lifecycle, **config: Any) -> Flask:
+    """An application whose start-up functions have run."""
+    app = make_app(**config)
+    lifecycle.init_app(app)
+    state_of(app).start()
+    vars(lifecycle)["kept"] = app  # by itself it holds its applications weakly
+    return app
+
+
+def ended(app: Flask) -> ShutdownReport:
+    """The report of the shutdown that has begun by itself."""
+    shutdown = state_of(app).process.shutdown
+    assert shutdown.done.wait(BOUND)
+    return shutdown.wait()
+
+
+# -- who sees to it -----------------------------------------------------------------------------------------------
+
+
+def test_a_request_that_waits_for_a_hung_start_is_answered_when_the_process_stops() -> None:
+    """Under a server of somebody else's, too, a stop answers the requests that a start-up which hangs holds."""
+    lifecycle = Lifecycle()
+    free, statuses = threading.Event(), []
+    lifecycle.on_startup(name="hangs")(lambda: free.wait(BOUND))
+    lifecycle.init_app(app := make_app())
+    with running(lambda: statuses.append(app.test_client().get("/work", buffered=True).status_code)):
+        until(lambda: lifecycle.in_flight == 1 and lifecycle._state().hooks.startup_begun.is_set())
+        lifecycle.shutdown(wait=False)
+        until(lambda: bool(statuses))
+        free.set()
+    assert statuses == [503]
+    ended(app)
+
+
+def test_each_application_of_a_lifecycle_is_started_by_its_probe() -> None:
+    """Start-up functions run once for each application, and each that is asked whether it is ready becomes so."""
+    lifecycle = Lifecycle()
+    ran: list[str] = []
+    lifecycle.on_startup(name="first")(lambda: ran.append("first"))
+    apps = [make_app(), make_app()]
+    for app in apps:
+        lifecycle.init_app(app)
+        app.test_client().get("/readyz")
+        until(lambda app=app: state_of(app).machine.state is State.READY)  # type: ignore[misc]  # no defaults wanted
+    assert ran == ["first", "first"]
+
+
+# -- tasks --------------------------------------------------------------------------------------------------------
+
+
+def test_a_task_holds_readiness() -> None:
+    """Until the last task has ended the state is STARTING; requests are served meanwhile."""
+    lifecycle = Lifecycle()
+    first, second = lifecycle.startup_task("cache"), lifecycle.startup_task("model")
+    app = started(lifecycle)
+    client = app.test_client()
+    assert [client.get(path).status_code for path in ("/readyz", "/startupz", "/livez", "/work")] == [
+        503,
+        503,
+        200,
+        200,
+    ]
+    first.done()
+    assert lifecycle.state.name == "STARTING"
+    second.done()
+    assert lifecycle.state.name == "READY"
+    assert client.get("/readyz").status_code == 200
+
+
+def test_a_task_that_ends_before_the_functions_do() -> None:
+    """Tasks that are over before the start-up's functions hold nothing up, and make nobody ready too soon."""
+    lifecycle = Lifecycle()
+    states = []
+    lifecycle.on_startup(name="look")(lambda: states.append(lifecycle.state))
+    with lifecycle.startup_task("cache"):
+        app = make_app()
+        lifecycle.init_app(app)
+    assert lifecycle.state.name == "STARTING"
+    state_of(app).start()
+    assert (states, lifecycle.state) == ([State.STARTING], State.READY)
+
+
+def test_releasing_a_task_twice_is_harmless() -> None:
+    """A second ``done`` releases no other task."""
+    lifecycle = Lifecycle()
+    first, second = lifecycle.startup_task("a"), lifecycle.startup_task("b")
+    started(lifecycle)
+    first.done()
+    first.done()
+    first.fail("too late to fail")
+    assert lifecycle.state.name == "STARTING"
+    second.done()
+    assert lifecycle.state.name == "READY"
+
+
+def test_a_decorated_task_is_over_with_its_first_call() -> None:
+    """A decorated function is the task: readiness waits for its first call, and later calls change nothing."""
+    lifecycle = Lifecycle()
+    calls = []
+
+    @lifecycle.startup_task("warm")
+    def warm(number: int) -> int:
+        calls.append(lifecycle.state)
+        return number
+
+    started(lifecycle)
+    assert lifecycle.state.name == "STARTING"
+    with running(lambda: warm(1)):
+        pass
+    assert lifecycle.state.name == "READY"
+    assert warm(2) == 2
+    assert calls == [State.STARTING, State.READY]
+
+
+@pytest.mark.parametrize("begun", [True, False], ids=["serving", "not yet"])
+def test_a_failing_task_stops_the_process(caplog: pytest.LogCaptureFixture, begun: bool) -> None:
+    """A task that raises begins the shutdown, at once or as soon as the process serves, and the exit code is 1."""
+    lifecycle = Lifecycle()
+    task = lifecycle.startup_task("model")
+    app = started(lifecycle) if begun else make_app()
+    with pytest.raises(OSError, match=whole("no such model")), task:
+        raise OSError("no such model")
+    if not begun:
+        lifecycle.init_app(app)
+        assert not state_of(app).process.shutdown.begun
+        state_of(app).start()
+    report = ended(app)
+    assert report.reason == "start-up failed: startup task 'model'"
+    assert [(r.name, r.kind, r.outcome, r.error) for r in report.hooks] == [
+        ("model", "task", "failed", "OSError: no such model")
+    ]
+    assert (report.exit_code, str(report)) == (1, "1 hook failed, exit 1")
+    errors = [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
+    assert [re.sub(r"\d+\.\d s", "N s", error) for error in errors] == [
+        "startup task 'model' failed after N s: OSError: no such model"
+    ]
+
+
+def test_a_task_whose_failure_cannot_be_told() -> None:
+    """An exception whose text cannot be made is a failure as any other: the task is over."""
+    lifecycle = Lifecycle()
+    task = lifecycle.startup_task("model")
+    app = started(lifecycle)
+    with pytest.raises(Speechless), task:
+        raise Speechless
+    (record,) = ended(app).hooks
+    assert record.error == "Speechless: (its __str__ fails)"
+
+
+def test_what_a_task_is_failed_with_stays_out_of_the_report() -> None:
+    """The text that ``fail()`` was given is the application's own and may hold a secret: the log has it alone."""
+    lifecycle = Lifecycle()
+    task = lifecycle.startup_task("model")
+    app = started(lifecycle)
+    task.fail("hunter2 was refused")
+    report = ended(app)
+    assert report.hooks[0].error == "fail(): hunter2 was refused"
+    assert report.as_dict()["hooks"][0]["error"] == "fail()"
+
+
+def test_a_failing_task_may_leave_the_process_not_ready() -> None:
+    """With ``on_failure="not_ready"`` the start-up ends in NOT_READY, which says why, until ``set_ready()``."""
+    lifecycle = Lifecycle()
+    task, other = lifecycle.startup_task("cache", on_failure="not_ready"), lifecycle.startup_task("other")
+    app = started(lifecycle)
+    task.fail("cold")
+    assert lifecycle.state.name == "STARTING"
+    other.done()
+    assert (lifecycle.state, state_of(app).machine.reason) == (State.NOT_READY, "startup task 'cache' failed")
+    assert [app.test_client().get(path).status_code for path in ("/readyz", "/startupz")] == [503, 200]
+    lifecycle.set_ready()
+    assert lifecycle.state.name == "READY"
+    assert lifecycle.shutdown().clean  # it was a choice, and no flaw of the stop
+
+
+def test_ready_by_hand_after_a_failed_task() -> None:
+    """What was said after a task had failed is not undone when another task ends."""
+    lifecycle = Lifecycle()
+    task, other = lifecycle.startup_task("cache", on_failure="not_ready"), lifecycle.startup_task("other")
+    app = started(lifecycle)
+    task.fail("cold")
+    lifecycle.set_ready()
+    other.done()
+    assert (lifecycle.state, app.name) == (State.READY, "testing")
+
+
+def test_a_task_that_ends_in_a_forked_child() -> None:
+    """A task of the thread that forks holds the child's readiness too."""
+    lifecycle = Lifecycle()
+    task = lifecycle.startup_task("model")
+    app = make_app()
+    lifecycle.init_app(app)
+    child = os.fork()
+    if child == 0:
+        state_of(app).start()
+        before = lifecycle.state
+        task.done()
+        os._exit((before, lifecycle.state) != (State.STARTING, State.READY))
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+@pytest.mark.parametrize("on_failure", ["shutdown", "not_ready"])
+def test_a_task_that_is_lost_in_a_fork(on_failure: str, caplog: pytest.LogCaptureFixture) -> None:
+    """A task whose thread is left behind fails in the child that serves, and goes on in the parent."""
+    lifecycle = Lifecycle()
+    tasks: list[Any] = []
+    thread = threading.Thread(target=lambda: tasks.append(lifecycle.startup_task("cache", on_failure=on_failure)))
+    thread.name = "warmer"
+    thread.start()
+    thread.join(BOUND)
+    app = make_app()
+    lifecycle.init_app(app)
+    child = os.fork()
+    if child == 0:
+        tasks[0].done()  # by whoever: it is lost
+        state_of(app).start()
+        said = [record.getMessage() for record in caplog.records if "failed after" in record.getMessage()]
+        told = len(said) == 1 and "the thread 'warmer' that began it is not in this process" in said[0]
+        stops = state_of(app).process.shutdown.begun
+        os._exit(not (told and lifecycle.state is not State.READY and stops is (on_failure == "shutdown")))
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    state_of(app).start()
+    tasks[0].done()
+    assert lifecycle.state is State.READY
+
+
+def test_a_lost_task_that_is_begun_anew() -> None:
+    """The start-up of the child may begin a lost task for itself."""
+    lifecycle = Lifecycle()
+    with running(lambda: lifecycle.startup_task("cache")):
+        pass
+    lifecycle.on_startup(name="cache")(lambda: lifecycle.startup_task("cache").done())
+    app = make_app()
+    lifecycle.init_app(app)
+    child = os.fork()
+    if child == 0:
+        state_of(app).start()
+        os._exit(lifecycle.state is not State.READY)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_a_task_that_a_signal_handler_ends() -> None:
+    """A handler, or a finalizer, that runs in the middle of a task's end may end another one."""
+    lifecycle = Lifecycle()
+    task, other = lifecycle.startup_task("a"), lifecycle.startup_task("b")
+    started(lifecycle)
+
+    class Interrupted(list[Any]):
+        def append(self, failure: Any) -> None:
+            super().append(failure)
+            other.done()
+
+    lifecycle._registered.tasks.failures = Interrupted()
+    task.fail("interrupted")
+    assert lifecycle._registered.tasks.items() == ()
+
+
+def test_a_task_after_the_start_is_refused() -> None:
+    """Nothing leads back to STARTING, so a task that begins too late is an error that names what there is instead."""
+    lifecycle = Lifecycle()
+    started(lifecycle)
+    message = (
+        "The startup task 'late' begins when the start-up is over; begin it before, or use set_not_ready() and"
+        " set_ready()."
+    )
+    with pytest.raises(RuntimeError, match=whole(message)):
+        lifecycle.startup_task("late")
+    assert lifecycle.state.name == "READY"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"name": ""}, TypeError, "A startup task needs a name that is a string, not ''."),
+        ({"name": 3}, TypeError, "A startup task needs a name that is a string, not 3."),
+        (
+            {"name": "x", "on_failure": "retry"},
+            ValueError,
+            "The on_failure of the startup task 'x' must be 'shutdown' or 'not_ready', not 'retry'.",
+        ),
+    ],
+)
+def test_bad_tasks(arguments: dict[str, Any], error: type[Exception], message: str) -> None:
+    """A task without a name, or with an unknown way to fail, is refused and holds nothing up."""
+    lifecycle = Lifecycle()
+    with pytest.raises(error, match=whole(message)):
+        lifecycle.startup_task(**arguments)
+    started(lifecycle)
+    assert lifecycle.state.name == "READY"
+
+
+def test_a_shutdown_while_a_task_runs() -> None:
+    """A stop is legal while a task runs; the drain waits for it, and it makes nobody ready any more."""
+    lifecycle = Lifecycle()
+    task = lifecycle.startup_task("cache")
+    app = started(lifecycle)
+    lifecycle.shutdown(wait=False)
+    until(lambda: bool(state_of(app).tasks.watched))
+    assert lifecycle.state is State.DRAINING
+    task.done()
+    assert ended(app).clean
+
+
+def test_a_task_that_outlives_the_drain_is_abandoned() -> None:
+    """A task that has not ended at the deadline is told as work that was."""
+    lifecycle = Lifecycle()
+    lifecycle.startup_task("cache")
+    app = started(lifecycle, LIFECYCLE_GRACE_PERIOD=0.2)
+    lifecycle.shutdown(wait=False)
+    assert [info.name for info in ended(app).work] == ["cache"]
+
+
+def test_the_last_task_ends_while_the_start_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whichever comes last, the task's end or the functions' end, makes the application ready, and once."""
+    # start: functions are over | task: leaves, looks: both over, applies STARTED | start: looks, applies it again.
+    lifecycle = Lifecycle()
+    task = lifecycle.startup_task("cache")
+    app = make_app()
+    lifecycle.init_app(app)
+    state, changes = state_of(app), list[State]()
+    check = state.startup.check_tasks
+
+    def check_late() -> None:
+        monkeypatch.setattr(state.startup, "check_tasks", check)
+        task.done()
+        changes.append(lifecycle.state)
+        check()
+
+    monkeypatch.setattr(state.startup, "check_tasks", check_late)
+    state.start()
+    assert changes == [State.READY]
+    assert lifecycle.state.name == "READY"
+    # task: leaves, looks: the functions are not over | start: functions are over, looks: both over.
+    lifecycle = Lifecycle()
+    task = lifecycle.startup_task("cache")
+    lifecycle.on_startup(name="ends the task")(task.done)
+    app = started(lifecycle)
+    assert lifecycle.state.name == "READY"
+
+
+def test_a_task_begins_while_the_start_ends() -> None:
+    """A task that begins at the moment when the start-up ends is either waited for or refused."""
+    # start: finds no task, is about to close | begin: waits for the lock | start: closes | begin: is refused.
+    tasks = StartupTasks([])
+    outcome = []
+
+    def begin() -> None:
+        with contextlib.suppress(RuntimeError):
+            outcome.append(tasks.begin("late", "shutdown"))
+
+    tasks._lock.acquire()
+    with running(begin):
+        tasks.closed = not tasks.active  # what close() does under the lock
+        tasks._lock.release()
+    assert outcome == []
+    assert not tasks.active
+    # begin: is in first | start: finds it and does not close.
+    tasks = StartupTasks([])
+    task = tasks.begin("in time", "shutdown")
+    assert not tasks.close()
+    task.done()
+    assert tasks.close()
+
+
+def test_applications_of_one_lifecycle_wait_for_the_same_tasks() -> None:
+    """The tasks of a Lifecycle hold each of its applications."""
+    lifecycle = Lifecycle()
+    task = lifecycle.startup_task("cache")
+    apps = [started(lifecycle), started(lifecycle)]
+    assert [state_of(app).machine.state for app in apps] == [State.STARTING] * 2
+    task.done()
+    assert [state_of(app).machine.state for app in apps] == [State.READY] * 2
+
+
+def test_an_application_that_is_gone() -> None:
+    """The end of a task is told to the applications that are still there."""
+    tasks = StartupTasks([])
+    heard: list[str] = []
+
+    class Listener:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def hear(self) -> None:
+            heard.append(self.name)
+
+    kept, gone = Listener("kept"), Listener("gone")
+    tasks.listen(gone.hear)
+    tasks.listen(kept.hear)
+    del gone
+    tasks.begin("cache", "shutdown").done()
+    assert heard == ["kept"]
+
+
+def test_a_start_that_hangs_is_not_silent(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """While the start-up goes on the log says again and again what it waits for, function and tasks."""
+    monkeypatch.setattr(startup, "STILL_STARTING", 0.01)
+    lifecycle = Lifecycle()
+    free = threading.Event()
+    lifecycle.on_startup(name="migrate")(lambda: free.wait(BOUND))
+    task = lifecycle.startup_task("cache")
+    app = make_app()
+    lifecycle.init_app(app)
+    state = state_of(app)
+
+    def said(what: str) -> bool:
+        return any(r.getMessage().endswith(f"waiting for {what}") for r in caplog.records)
+
+    with running(state.startup._log_waiting), running(state.start):
+        until(lambda: said("on_startup 'migrate', startup task 'cache'"))
+        free.set()
+        until(lambda: said("startup task 'cache'"))
+        task.done()
+    assert lifecycle.state.name == "READY"
+    assert {r.levelname for r in caplog.records if "waiting for" in r.getMessage()} == {"WARNING"}
+
+
+# -- waiting for ready --------------------------------------------------------------------------------------------
+
+
+def test_wait_ready() -> None:
+    """``wait_ready`` comes back when the application is ready, or says that it is not in time."""
+    lifecycle = Lifecycle()
+    task = lifecycle.startup_task("cache")
+    started(lifecycle)
+    assert lifecycle.wait_ready(0) is False
+    assert lifecycle.wait_ready(0.01) is False
+    seen = []
+    with running(lambda: seen.append(lifecycle.wait_ready())):
+        task.done()
+    assert seen == [True]
+    assert lifecycle.wait_ready(0) is True
+
+
+def test_wait_ready_ends_with_a_shutdown() -> None:
+    """Nobody waits for a readiness that cannot come any more."""
+    lifecycle = Lifecycle()
+    task = lifecycle.startup_task("cache")
+    app = started(lifecycle)
+    seen = []
+    with running(lambda: seen.append(lifecycle.wait_ready())):
+        lifecycle.shutdown(wait=False)
+    assert seen == [False]
+    task.done()
+    ended(app)
+
+
+def test_wait_ready_in_a_hook_is_refused() -> None:
+    """A start-up function that waits for ready would wait for itself; it is told so."""
+    lifecycle = Lifecycle()
+    lifecycle.on_startup(name="waits for itself")(lambda: lifecycle.wait_ready())
+    report = ended(started(lifecycle))
+    (record,) = report.hooks
+    assert record.error == (
+        "RuntimeError: wait_ready() was called by a hook or a startup task, which readiness waits for; use a thread of"
+        " its own."
+    )
+
+
+def test_wait_ready_in_a_task_is_refused() -> None:
+    """Whoever waits for ready inside a startup task would wait for itself; beside the task one may wait."""
+    lifecycle = Lifecycle()
+    task = lifecycle.startup_task("cache")
+    started(lifecycle)
+    assert not lifecycle.wait_ready(0.0)
+    message = "wait_ready() was called by a hook or a startup task, which readiness waits for; use a thread of its own."
+    with contextlib.suppress(AssertionError), task, pytest.raises(RuntimeError, match=whole(message)):
+        lifecycle.wait_ready()
+    assert lifecycle.wait_ready(BOUND)
+
+
+def test_wait_ready_for_no_number() -> None:
+    """A time that is no number is over at once."""
+    lifecycle = Lifecycle()
+    lifecycle.init_app(app := make_app())
+    assert not lifecycle.wait_ready(float("nan"))
+    assert app.name == "testing"
+
+
+# -- resources and twins ------------------------------------------------------------------------------------------
+
+
+def test_resources_are_opened_in_order_and_closed_in_reverse() -> None:
+    """Generator functions, context managers and what returns them are opened at the start, and closed at the end."""
+    lifecycle, course = Lifecycle(), list[str]()
+
+    @lifecycle.resource
+    def engine() -> Iterator[str]:
+        course.append("open engine")
+        yield "the engine"
+        course.append("close engine")
+
+    class Pool:
+        def __enter__(self) -> Pool:
+            course.append("open pool")
+            return self
+
+        def __exit__(self, *exc_info: object) -> None:
+            course.append("close pool")
+
+    pool = lifecycle.resource(name="pool")(Pool)
+    instance = lifecycle.resource(name="instance")(Pool())
+    app = started(lifecycle)
+    assert (engine.value, type(pool.value), type(instance.value)) == ("the engine", Pool, Pool)
+    lifecycle.on_shutdown(name="last")(lambda: course.append("last registered"))
+    assert lifecycle.shutdown().clean
+    assert course == [
+        "open engine", "open pool", "open pool", "last registered", "close pool", "close pool", "close engine",
+    ]  # fmt: skip
+    message = "The resource 'engine' is not open; it is between the start-up and the drain's end."
+    with pytest.raises(RuntimeError, match=whole(message)):
+        _ = engine.value
+    assert app.name == "testing"
+
+
+def test_what_did_not_open_is_not_closed() -> None:
+    """Where the start-up fails, what was opened is closed, and neither what failed nor what came behind it."""
+    lifecycle, course = Lifecycle(), list[str]()
+
+    def resource(name: str, fails: bool = False) -> Any:
+        def opened() -> Iterator[None]:
+            course.append(f"open {name}")
+            if fails:
+                raise ConnectionError(name)
+            yield
+            course.append(f"close {name}")
+
+        return lifecycle.resource(name=name)(opened)
+
+    resource("first"), resource("second", fails=True), resource("third")
+    report = ended(started(lifecycle))
+    assert course == ["open first", "open second", "close first"]
+    assert [(r.name, r.kind, r.outcome) for r in report.hooks] == [
+        ("first", "startup", "ok"),
+        ("second", "startup", "failed"),
+        ("third", "shutdown", "skipped"),
+        ("second", "shutdown", "skipped"),
+        ("first", "shutdown", "ok"),
+    ]
+    assert report.exit_code == 1
+
+
+def test_a_resource_that_opens_after_its_timeout_is_closed() -> None:
+    """One that the start-up has given up and that is open when the shutdown comes to it is closed all the same."""
+    lifecycle = Lifecycle()
+    go, told = threading.Event(), []
+
+    @lifecycle.resource(timeout=0.01)
+    def slow() -> Iterator[None]:
+        go.wait(BOUND)
+        told.append("open")
+        yield
+        told.append("closed")
+
+    @lifecycle.on_drain
+    def let_it_open() -> None:
+        go.set()
+        until(lambda: bool(slow._open))
+
+    report = ended(started(lifecycle))
+    assert told == ["open", "closed"]
+    assert [(r.name, r.outcome) for r in report.hooks] == [("slow", "hung"), ("let_it_open", "ok"), ("slow", "ok")]
+
+
+def test_a_resource_that_opens_after_the_shutdown_closes_itself() -> None:
+    """One that opens when its turn in the shutdown is over is closed by whoever opens it."""
+    lifecycle = Lifecycle()
+    go, told, closed = threading.Event(), [], threading.Event()
+
+    @lifecycle.resource(timeout=0.01)
+    def slow() -> Iterator[None]:
+        go.wait(BOUND)
+        told.append("open")
+        yield
+        told.append("closed")
+        closed.set()
+
+    report = ended(started(lifecycle))
+    assert [(r.name, r.outcome) for r in report.hooks] == [("slow", "hung"), ("slow", "skipped")]
+    go.set()
+    assert closed.wait(BOUND)
+    assert told == ["open", "closed"]
+    slow.close()  # it has been closed, and that is that
+
+
+def test_the_twin_of_a_failed_function_is_skipped(caplog: pytest.LogCaptureFixture) -> None:
+    """An ``on_shutdown`` function is skipped if the ``on_startup`` function of its name failed; others run."""
+    caplog.set_level(logging.INFO, "flask_lifecycle")
+    lifecycle, course = Lifecycle(), list[str]()
+
+    @lifecycle.on_startup(name="pool")
+    def open_pool() -> None:
+        raise ConnectionError("refused")
+
+    lifecycle.on_shutdown(name="pool")(lambda: course.append("pool"))
+    lifecycle.on_shutdown(name="other")(lambda: course.append("other"))
+    ended(started(lifecycle))
+    assert course == ["other"]
+    assert "on_shutdown 'pool' skipped: its start did not succeed" in [r.getMessage() for r in caplog.records]
+
+
+def test_a_skipped_function_does_not_spoil_a_stop() -> None:
+    """A process that is stopped before it has started skips what it has not opened, and that is clean."""
+    lifecycle = Lifecycle()
+
+    @lifecycle.resource
+    def pool() -> Iterator[None]:
+        yield
+
+    lifecycle.init_app(app := make_app())
+    report = lifecycle.shutdown()
+    assert state_of(app).process.shutdown.report is report  # and the application lives until then
+    assert [(r.name, r.outcome) for r in report.hooks] == [("pool", "skipped")]
+    assert (report.clean, report.exit_code) == (True, 0)
+
+
+def test_a_resource_that_fails_to_close() -> None:
+    """What a resource raises while it closes is told as a failed hook."""
+    lifecycle = Lifecycle()
+
+    @lifecycle.resource(close_timeout=5.0)
+    def pool() -> Iterator[None]:
+        yield
+        raise OSError("cannot close")
+
+    started(lifecycle)
+    report = lifecycle.shutdown()
+    assert [(r.kind, r.outcome, r.error) for r in report.hooks] == [
+        ("startup", "ok", ""),
+        ("shutdown", "failed", "OSError: cannot close"),
+    ]
+
+
+def test_a_function_that_returns_no_context_manager() -> None:
+    """What a resource's function gave is looked at when it is opened; the start-up fails with a sentence."""
+    lifecycle = Lifecycle()
+
+    @lifecycle.resource
+    def pool() -> int:
+        return 5
+
+    (record,) = (r for r in ended(started(lifecycle)).hooks if r.kind == "startup")
+    assert (
+        record.error == "TypeError: The resource 'pool' gave 5, which is no context manager; yield once, or return one."
+    )
+
+
+async def coroutine_function() -> None: ...
+
+
+@pytest.mark.parametrize("function", [5, coroutine_function])
+def test_what_is_no_resource(function: Any) -> None:
+    """What could never be opened is refused where it is registered."""
+    message = (
+        f"is {function!r}; register a generator function that yields once, a context manager, or a function that"
+        " returns one."
+    )
+    lifecycle = Lifecycle()
+    with pytest.raises(TypeError, match=f"^The resource '.*' {whole(message)[1:]}"):
+        lifecycle.resource(function)
+    assert lifecycle._registered.hooks.of("startup") == ()
+
+
+def test_two_resources_of_one_name() -> None:
+    """A name is taken once."""
+    lifecycle = Lifecycle()
+    lifecycle.resource(name="pool")(contextlib.nullcontext)
+    message = (
+        "There is an on_startup function 'pool' already; pass name='...' to tell them apart, or, if a factory registers"
+        " it for each application, register it once, outside the factory."
+    )
+    with pytest.raises(ValueError, match=whole(message)):
+        lifecycle.resource(name="pool")(contextlib.nullcontext)

@@ -1,0 +1,384 @@
+"""The states: the one table, the lock, the signal."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from flask_lifecycle import State, state_changed
+from flask_lifecycle._core.state import ENDING, TRANSITIONS, Event, StateMachine, announce_change
+from tests._fakes import BOUND, running, whole
+
+ILLEGAL = [(state, event) for state in State for event in Event if event not in TRANSITIONS[state]]
+CURES = {
+    Event.SET_READY: "a drain is one-way, start a new process instead",
+    Event.SET_NOT_READY: "a drain is one-way and already answers readiness probes with 503",
+    Event.CORDON: "a drain is one-way and already answers readiness probes with 503",
+    Event.UNCORDON: "a drain is one-way, start a new process instead",
+    Event.STARTED: "an application starts once, and not after its shutdown has begun",
+    Event.STOP: "it is out of order",
+    Event.STOPPED: "it is out of order",
+}
+
+
+class Heard(list[tuple[State, State, str]]):
+    """The changes that a machine told of."""
+
+    def __call__(self, old: State, new: State, reason: str) -> None:
+        self.append((old, new, reason))
+
+
+def machine(*, ready: bool = True) -> tuple[StateMachine, Heard]:
+    """A machine at its beginning, and what it tells."""
+    heard = Heard()
+    return StateMachine(ready=ready, notify=heard), heard
+
+
+def bring(machine: StateMachine, state: State) -> None:
+    """Lead a machine to a state by legal events."""
+    way = {
+        State.STARTING: [],
+        State.READY: [Event.STARTED],
+        State.NOT_READY: [Event.STARTED, Event.SET_NOT_READY],
+        State.DRAINING: [Event.DRAIN],
+        State.STOPPING: [Event.DRAIN, Event.STOP],
+        State.STOPPED: [Event.DRAIN, Event.STOP, Event.STOPPED],
+    }
+    for event in way[state]:
+        machine.apply(event, "brought")
+    assert machine.state is state
+
+
+@pytest.fixture
+def receivers() -> Iterator[list[Any]]:
+    """Receivers of the signal, disconnected after the test."""
+    connected: list[Any] = []
+    yield connected
+    for receiver in connected:
+        state_changed.disconnect(receiver)
+
+
+def test_table_has_a_row_for_every_state() -> None:
+    """Every state has its row."""
+    assert set(TRANSITIONS) == set(State)
+
+
+@pytest.mark.parametrize("state", State)
+def test_a_stop_is_legal_in_every_state(state: State) -> None:
+    """A drain leads to DRAINING from any state before it, and changes nothing after it."""
+    subject, heard = machine()
+    bring(subject, state)
+    del heard[:]
+    after = subject.apply(Event.DRAIN, "stop")
+    assert after is (state if state in ENDING else State.DRAINING)
+    assert len(heard) == (0 if state in ENDING else 1)
+
+
+def test_nothing_leads_back_from_the_drain() -> None:
+    """From DRAINING on every transition goes to an ending state."""
+    assert all(new in ENDING for state in ENDING for new in TRANSITIONS[state].values())
+
+
+@pytest.mark.parametrize(("state", "event"), ILLEGAL, ids=lambda value: value.name)
+def test_an_illegal_event_changes_nothing(state: State, event: Event) -> None:
+    """An event that the table does not have raises, names itself and the state, and changes nothing."""
+    subject, heard = machine()
+    bring(subject, state)
+    before = (subject.state, subject.reason, subject.reached_ready, subject.cordon, list(heard))
+    message = f"'{event.value}' cannot happen in state {state.name}; {CURES[event]}."
+    with pytest.raises(RuntimeError, match=whole(message)) as caught:
+        subject.apply(event, "illegal")
+    assert caught.value.__suppress_context__
+    assert (subject.state, subject.reason, subject.reached_ready, subject.cordon, list(heard)) == before
+
+
+def test_start_leads_to_ready() -> None:
+    """READY comes by itself once the start-up is done."""
+    subject, heard = machine()
+    assert subject.apply(Event.STARTED) is State.READY
+    assert heard == [(State.STARTING, State.READY, "started")]
+    assert subject.reached_ready
+
+
+def test_manual_start_waits_for_set_ready() -> None:
+    """With manual readiness the start leads to NOT_READY, which says what it waits for."""
+    subject, _heard = machine(ready=False)
+    assert subject.apply(Event.STARTED) is State.NOT_READY
+    assert subject.reason == "waiting for set_ready()"
+    assert not subject.reached_ready
+    assert subject.apply(Event.SET_READY, "by hand") is State.READY
+    assert (subject.reason, subject.reached_ready) == ("by hand", True)
+
+
+@pytest.mark.parametrize("ready", [True, False])
+def test_last_wish_before_the_start_is_remembered(ready: bool) -> None:
+    """Readiness set by hand while starting is no error; the start leads to what was wished last."""
+    subject, heard = machine(ready=not ready)
+    first, last = (Event.SET_NOT_READY, Event.SET_READY) if ready else (Event.SET_READY, Event.SET_NOT_READY)
+    assert subject.apply(first, "first") is State.STARTING
+    assert subject.apply(last, "last") is State.STARTING
+    assert heard == []
+    assert subject.apply(Event.STARTED) is (State.READY if ready else State.NOT_READY)
+    assert subject.reason == "last"
+
+
+def test_a_new_reason_for_not_ready_is_kept_without_a_change() -> None:
+    """set_not_ready twice changes the reason and tells nobody."""
+    subject, heard = machine()
+    bring(subject, State.NOT_READY)
+    del heard[:]
+    subject.apply(Event.SET_NOT_READY, "another reason")
+    assert subject.reason == "another reason"
+    assert heard == []
+
+
+def test_set_ready_twice_tells_once() -> None:
+    """A change is told once; an event that leads to the same state is none."""
+    subject, heard = machine()
+    bring(subject, State.NOT_READY)
+    del heard[:]
+    subject.apply(Event.SET_READY, "one")
+    subject.apply(Event.SET_READY, "two")
+    assert heard == [(State.NOT_READY, State.READY, "one")]
+    assert subject.reason == "one"
+
+
+# -- the cordon ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("state", [State.DRAINING, State.STOPPING, State.STOPPED])
+@pytest.mark.parametrize("event", [Event.CORDON, Event.UNCORDON])
+def test_no_cordon_once_draining(state: State, event: Event) -> None:
+    """A cordon and its end are refused once a drain has begun."""
+    assert (state, event) in ILLEGAL
+
+
+@pytest.mark.parametrize("ready", [True, False])
+def test_a_cordon_ends_in_what_the_application_wishes(ready: bool) -> None:
+    """A cordon makes a live application not ready for its reason; its end leads to what the application wishes."""
+    subject, heard = machine()
+    bring(subject, State.READY if ready else State.NOT_READY)
+    del heard[:]
+    assert subject.apply(Event.CORDON, "cordoned") is State.NOT_READY
+    assert (subject.reason, subject.cordon) == ("cordoned", "cordoned")
+    assert subject.apply(Event.UNCORDON, "uncordoned") is (State.READY if ready else State.NOT_READY)
+    assert (subject.reason, subject.cordon) == ("uncordoned" if ready else "brought", None)
+    told = [(State.READY, State.NOT_READY, "cordoned"), (State.NOT_READY, State.READY, "uncordoned")]
+    assert heard == (told if ready else [])
+
+
+@pytest.mark.parametrize("ready", [True, False])
+def test_what_is_wished_under_a_cordon_comes_after_it(ready: bool) -> None:
+    """Readiness set by hand under a cordon is no error and changes nothing but where its end leads."""
+    subject, heard = machine()
+    bring(subject, State.NOT_READY if ready else State.READY)
+    subject.apply(Event.CORDON, "cordoned")
+    del heard[:]
+    assert subject.apply(Event.SET_READY if ready else Event.SET_NOT_READY, "wish") is State.NOT_READY
+    assert (subject.reason, heard) == ("cordoned", [])
+    assert subject.apply(Event.UNCORDON, "over") is (State.READY if ready else State.NOT_READY)
+    assert subject.reason == ("over" if ready else "wish")
+
+
+@pytest.mark.parametrize("ended", [True, False])
+def test_a_cordon_before_the_start_is_remembered(ended: bool) -> None:
+    """A cordon while starting waits for the start, and one that has ended by then is forgotten."""
+    subject, heard = machine()
+    assert subject.apply(Event.CORDON, "cordoned") is State.STARTING
+    assert subject.reason == "starting"
+    if ended:
+        assert subject.apply(Event.UNCORDON, "over") is State.STARTING
+    assert heard == []
+    assert subject.apply(Event.STARTED) is (State.READY if ended else State.NOT_READY)
+    assert subject.reason == ("started" if ended else "cordoned")
+
+
+def test_a_new_cordon_takes_the_place_of_the_old_one() -> None:
+    """There is one cordon at a time: the last. The end of an old one does not end it."""
+    subject, heard = machine()
+    bring(subject, State.READY)
+    del heard[:]
+    old, new = object(), object()
+    subject.apply(Event.CORDON, "old", old)
+    subject.apply(Event.CORDON, "new", new)
+    assert (subject.reason, subject.cordon) == ("new", new)
+    assert subject.apply(Event.UNCORDON, "old is over", old) is State.NOT_READY
+    assert (subject.reason, subject.cordon) == ("new", new)
+    assert subject.apply(Event.UNCORDON, "new is over", new) is State.READY
+    assert heard == [(State.READY, State.NOT_READY, "old"), (State.NOT_READY, State.READY, "new is over")]
+
+
+def test_uncordon_without_a_cordon() -> None:
+    """The end of a cordon that there is not changes nothing."""
+    subject, heard = machine()
+    bring(subject, State.READY)
+    del heard[:]
+    assert subject.apply(Event.UNCORDON, "over") is State.READY
+    assert (subject.reason, heard) == ("started", [])
+
+
+def test_a_drain_under_a_cordon() -> None:
+    """A drain is legal under a cordon, and finds an application that was not ready."""
+    subject, _heard = machine()
+    bring(subject, State.READY)
+    subject.apply(Event.CORDON, "cordoned")
+    assert subject.apply(Event.DRAIN, "stop") is State.DRAINING
+    assert (subject.reason, subject.was_ready, subject.reached_ready) == ("stop", False, True)
+
+
+def test_a_second_drain_keeps_the_first_reason() -> None:
+    """The reason of the shutdown is that of the first stop."""
+    subject, _heard = machine()
+    subject.apply(Event.DRAIN, "first")
+    subject.apply(Event.DRAIN, "second")
+    assert subject.reason == "first"
+
+
+@pytest.mark.parametrize("state", State)
+def test_ending_from_the_drain_on(state: State) -> None:
+    """``ending`` is true from DRAINING to STOPPED."""
+    subject, _heard = machine()
+    bring(subject, state)
+    assert subject.ending is (state in {State.DRAINING, State.STOPPING, State.STOPPED})
+
+
+def test_notify_is_called_without_the_lock() -> None:
+    """A receiver may change the state itself: nobody holds the lock then."""
+    subject: StateMachine
+    seen: list[State] = []
+
+    def notify(old: State, new: State, reason: str) -> None:
+        seen.append(new)
+        if new is State.READY:
+            subject.apply(Event.DRAIN, "from a receiver")
+
+    subject = StateMachine(ready=True, notify=notify)
+    with running(lambda: subject.apply(Event.STARTED)):
+        pass
+    assert seen == [State.READY, State.DRAINING]
+
+
+def test_change_took_effect_before_it_is_told() -> None:
+    """Whoever hears of a change finds it done."""
+    subject: StateMachine
+    seen: list[State] = []
+    subject = StateMachine(ready=True, notify=lambda old, new, reason: seen.append(subject.state))
+    bring(subject, State.STOPPED)
+    assert seen == [State.DRAINING, State.STOPPING, State.STOPPED]
+
+
+def test_two_drains_at_once_make_one_change() -> None:
+    """Of two threads that stop at the same moment one makes the change; both find it made."""
+    # Both come to the barrier, and then to the lock in either order: one finds READY, the other DRAINING.
+    for _ in range(50):
+        subject, heard = machine()
+        bring(subject, State.READY)
+        del heard[:]
+        barrier = threading.Barrier(2, timeout=BOUND)
+
+        def stop(subject: StateMachine = subject, barrier: threading.Barrier = barrier) -> None:
+            barrier.wait()
+            assert subject.apply(Event.DRAIN, threading.current_thread().name) is State.DRAINING
+
+        with running(stop, "one"), running(stop, "two"):
+            pass
+        assert len(heard) == 1
+
+
+def test_changes_out_of_order_tell_both_ends() -> None:
+    """Two changes may be heard out of order, but each tells both ends of its own step."""
+    # The first change is held in its receiver while the second is made and told by another thread.
+    told: list[tuple[State, State]] = []
+    held, go_on = threading.Event(), threading.Event()
+
+    def notify(old: State, new: State, reason: str) -> None:
+        if new is State.READY:
+            held.set()
+            assert go_on.wait(BOUND)
+        told.append((old, new))
+
+    subject = StateMachine(ready=True, notify=notify)
+    with running(lambda: subject.apply(Event.STARTED)):
+        assert held.wait(BOUND)
+        subject.apply(Event.SET_NOT_READY, "quick")
+        go_on.set()
+    assert told == [(State.READY, State.NOT_READY), (State.STARTING, State.READY)]
+
+
+def test_announce_sends_the_signal_once(receivers: list[Any]) -> None:
+    """A change is sent once, by its sender, with both ends and the reason."""
+    heard: list[Any] = []
+
+    def receiver(sender: Any, **arguments: Any) -> None:
+        heard.append((sender, arguments))
+
+    receivers.append(receiver)
+    state_changed.connect(receiver)
+    announce_change("app", State.READY, State.DRAINING, "SIGTERM")
+    assert heard == [("app", {"old": State.READY, "new": State.DRAINING, "reason": "SIGTERM"})]
+
+
+@pytest.mark.parametrize(("new", "level"), [(State.DRAINING, "INFO"), (State.STOPPING, "DEBUG")])
+def test_announce_logs_a_change_once(caplog: pytest.LogCaptureFixture, new: State, level: str) -> None:
+    """A change is logged once, with the new state and the reason as extra fields; the last two for debugging."""
+    caplog.set_level(logging.DEBUG, "flask_lifecycle")
+    announce_change("app", State.READY, new, "why")
+    [record] = caplog.records
+    assert (record.levelname, record.getMessage()) == (level, f"state READY -> {new.name}")
+    assert record.__dict__["lifecycle_state"] == new.name
+    assert record.__dict__["lifecycle_reason"] == "why"
+
+
+def test_a_raising_receiver_stops_nobody(receivers: list[Any], caplog: pytest.LogCaptureFixture) -> None:
+    """A receiver that raises is logged, and the others still hear the change, whichever was connected first."""
+    heard: list[str] = []
+
+    def first(sender: Any, **_arguments: Any) -> None:
+        heard.append("first")
+
+    def raises(sender: Any, **_arguments: Any) -> None:
+        raise ValueError("deaf")
+
+    def last(sender: Any, **_arguments: Any) -> None:
+        heard.append("last")
+
+    for receiver in (first, raises, last):
+        receivers.append(receiver)
+        state_changed.connect(receiver)
+    announce_change("app", State.STARTING, State.READY, "started")
+    assert sorted(heard) == ["first", "last"]
+    assert [r.getMessage() for r in caplog.records if r.exc_info] == ["a receiver of state_changed failed"]
+
+
+def test_a_receiver_of_one_sender_hears_no_other(receivers: list[Any]) -> None:
+    """A receiver that asked for one application hears of that one only."""
+    mine, other = object(), object()
+    heard: list[object] = []
+
+    def receiver(sender: object, **_arguments: Any) -> None:
+        heard.append(sender)
+
+    receivers.append(receiver)
+    state_changed.connect(receiver, sender=mine)
+    announce_change(other, State.STARTING, State.READY, "started")
+    announce_change(mine, State.STARTING, State.READY, "started")
+    assert heard == [mine]
+
+
+def test_a_forked_child_is_before_its_start() -> None:
+    """What is forked off a served process has not started, but knows what was wished; one that stops stays so."""
+    subject, heard = machine()
+    bring(subject, State.READY)
+    subject.apply(Event.SET_NOT_READY, "paused")
+    before = len(heard)
+    subject.after_fork()
+    assert (subject.state, subject.reason, subject.reached_ready) == (State.STARTING, "starting", False)
+    assert subject.apply(Event.STARTED) is State.NOT_READY
+    assert [new for _old, new, _reason in heard[before:]] == [State.NOT_READY]
+    subject.apply(Event.DRAIN)
+    subject.after_fork()
+    assert subject.state is State.DRAINING

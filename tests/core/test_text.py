@@ -1,0 +1,111 @@
+"""Text of the application and of clients: it forges no line of a log, and no terminal takes it for a command."""
+
+from __future__ import annotations
+
+import io
+import logging
+import re
+from collections.abc import Iterator
+
+import pytest
+
+from flask_lifecycle import HealthCheckError, Lifecycle
+from flask_lifecycle._cli.operators import remove_file
+from flask_lifecycle._core.state import logger
+from flask_lifecycle._core.text import Lines, visible
+from tests._fakes import make_app, state_of
+
+FORGED = "x\n2026-01-01 INFO shutdown complete\r\x1b[2J\u202e\x9b1m\u2028y"
+
+
+@pytest.fixture
+def log() -> Iterator[io.StringIO]:
+    """What a plain handler of the application writes."""
+    stream = io.StringIO()
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(logging.Formatter("RECORD %(levelname)s %(message)s"))
+    root = logging.getLogger("flask_lifecycle")
+    root.addHandler(handler)
+    level = root.level
+    root.setLevel(logging.DEBUG)
+    yield stream
+    root.removeHandler(handler)
+    root.setLevel(level)
+
+
+def harmless(text: str) -> bool:
+    """Whether a text has nothing but printed signs and line ends."""
+    return all(each.isprintable() or each == "\n" for each in text)
+
+
+def test_a_text_is_one_visible_line() -> None:
+    """Everything that is no sign is escaped, and a long text is cut if that is wanted."""
+    assert visible(FORGED) == r"x\n2026-01-01 INFO shutdown complete\r\x1b[2J\u202e\x9b1m\u2028y"
+    assert visible("größe 世") == "größe 世"
+    assert visible("x" * 100, 10) == "xxxxxxx..."
+
+
+def test_lines_after_the_first_are_indented() -> None:
+    """What has several lines keeps them, and none but the first begins at the margin."""
+    assert Lines.of("a\n  b\nc\x1b\n\nd\n") == "a\n  b\n    c\\x1b\n\n    d"
+
+
+def test_the_log_cannot_be_forged(log: io.StringIO) -> None:
+    """Reasons, names of hooks and exceptions, with their tracebacks, begin no line of the log."""
+    app = make_app()
+    lifecycle = Lifecycle(app)
+
+    @lifecycle.on_shutdown(name=FORGED)
+    def fail() -> None:
+        try:
+            raise KeyError(FORGED)
+        except KeyError as error:
+            raise ValueError(FORGED) from error
+
+    state_of(app).start()
+    lifecycle.set_not_ready(FORGED)
+    item = lifecycle.work(FORGED, of=FORGED)
+    item.done()
+    lifecycle.shutdown(FORGED)
+    written = log.getvalue()
+    assert "ValueError: x\n    2026-01-01 INFO shutdown complete\\r\\x1b[2J" in written
+    assert r"shutdown begins: x\n2026-01-01 INFO" in written
+    assert harmless(written)
+    for line in written.splitlines():
+        assert re.match(r"RECORD |\s|$|Traceback |KeyError: |ValueError: x|The above exception", line), line
+
+
+def test_an_object_that_cannot_tell_what_it_is(log: io.StringIO) -> None:
+    """An argument whose text raises costs the record and nothing else."""
+
+    class Mute:
+        def __str__(self) -> str:
+            raise ValueError("no words")
+
+    logger.info("%s", Mute())
+    logger.info("after %d and %.1f", 3, 0.5)
+    assert log.getvalue().endswith("RECORD INFO after 3 and 0.5\n")
+
+
+def test_plain_text_is_visible() -> None:
+    """A terminal that shows ``/readyz?verbose`` gets no sequence of the application's."""
+    app = make_app(LIFECYCLE_DETAILS="always")
+    lifecycle = Lifecycle(app)
+
+    @lifecycle.check("database")
+    def database() -> None:
+        raise HealthCheckError(FORGED)
+
+    state_of(app).start()
+    lifecycle.set_not_ready(FORGED)
+    body = app.test_client().get("/readyz?verbose", buffered=True).text
+    assert harmless(body)
+    assert not any(line.startswith("2026") for line in body.splitlines())
+    assert r"\x1b[2J" in body
+
+
+def test_what_the_command_line_prints_is_visible(capsys: pytest.CaptureFixture[str]) -> None:
+    """A name on the command line is shown as it is."""
+    with pytest.raises(SystemExit):
+        remove_file(f"/nowhere/{FORGED}", "cordon")
+    assert harmless(capsys.readouterr().err)

@@ -1,0 +1,570 @@
+"""Work that is not a request: what an item counts, and what a drain makes of it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import threading
+from collections.abc import Iterator
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from flask_lifecycle import Lifecycle, State, Work, WorkInfo
+from flask_lifecycle._core.shutdown import StopRequest
+from flask_lifecycle._core.work import WorkLedger
+from tests._fakes import BOUND, FakeMember, ManualClock, coordinate, finish, make_app, running, state_of, until, whole
+
+
+@pytest.fixture
+def lifecycle() -> Lifecycle:
+    return Lifecycle()
+
+
+def names(lifecycle: Lifecycle) -> list[str]:
+    return [item.name for item in lifecycle.work_items()]
+
+
+# -- items -------------------------------------------------------------------------------------------------------
+
+
+def test_an_item_counts_inside_its_block(lifecycle: Lifecycle) -> None:
+    """Work is under way inside the block, with its name, what it works on, its age and its thread."""
+    with lifecycle.work("import", file="a.csv") as item:
+        (info,) = lifecycle.work_items()
+        assert (info.name, info.info, info.thread) == ("import", {"file": "a.csv"}, threading.current_thread().name)
+        assert info.age >= 0
+        assert item.live
+    assert lifecycle.work_items() == ()
+    assert not item.live
+
+
+def test_an_item_ends_when_its_block_raises(lifecycle: Lifecycle) -> None:
+    """An exception ends the work and goes on."""
+    with pytest.raises(ValueError, match=whole("boom")), lifecycle.work("import"):
+        raise ValueError("boom")
+    assert lifecycle.work_items() == ()
+
+
+def test_done_twice_ends_one_item(lifecycle: Lifecycle) -> None:
+    """Ending an item twice ends no other, as it does where items are counted by their number."""
+    first, second = lifecycle.work("first"), lifecycle.work("second")
+    first.done()
+    first.done()
+    assert names(lifecycle) == ["second"]
+    second.done()
+
+
+def test_items_are_told_oldest_first() -> None:
+    """The snapshot begins with the oldest, whose age is the greatest."""
+    clock = ManualClock()
+    ledger = WorkLedger(clock.monotonic)
+    Work(ledger, "first", {})
+    clock.advance(2.0)
+    Work(ledger, "second", {})
+    clock.advance(1.0)
+    assert [(info.name, info.age) for info in ledger.items()] == [("first", 3.0), ("second", 1.0)]
+
+
+def test_an_item_of_a_thread_that_has_ended(lifecycle: Lifecycle) -> None:
+    """An item outlives the thread that began it, and then names none."""
+    with running(lambda: lifecycle.work("left behind")):
+        pass
+    (info,) = lifecycle.work_items(stacks=True)
+    assert (info.name, info.thread, info.stack) == ("left behind", "", "")
+
+
+def test_the_stack_of_the_thread_at_work(lifecycle: Lifecycle) -> None:
+    """With stacks the snapshot shows where the thread is that does the work."""
+    begun, free = threading.Event(), threading.Event()
+
+    def busy_with_the_import() -> None:
+        with lifecycle.work("import"):
+            begun.set()
+            free.wait(BOUND)
+
+    with running(busy_with_the_import):
+        assert begun.wait(BOUND)
+        (info,) = lifecycle.work_items(stacks=True)
+        assert "in busy_with_the_import" in info.stack
+        assert lifecycle.work_items()[0].stack == ""
+        free.set()
+
+
+@pytest.mark.parametrize(
+    ("info", "text"),
+    [
+        (
+            WorkInfo("import", 3.14, info={"file": "a\nb", "rows": 5}),
+            "work 'import' (file='a\\nb', rows=5) after 3.1 s",
+        ),
+        (WorkInfo("a\x1b[2J", 0.0), "work 'a\\x1b[2J' after 0.0 s"),
+        (WorkInfo("x", 0.0, info={"a\nb": 1}), "work 'x' ('a\\nb'=1) after 0.0 s"),
+        (WorkInfo("x", 0.0, info={"y": "z" * 300}), f"work 'x' (y='{'z' * 196}...) after 0.0 s"),
+    ],
+)
+def test_work_reads_as_logged(info: WorkInfo, text: str) -> None:
+    """What work says of itself stays on one line of the log, and is short."""
+    assert str(info) == text
+
+
+def test_work_that_cannot_be_told() -> None:
+    """An object that fails to say what it is, is told by its type."""
+
+    class Mute:
+        def __repr__(self) -> str:
+            raise RuntimeError("no words")
+
+    assert str(WorkInfo("import", 1.0, info={"what": Mute()})) == "work 'import' (what=<Mute>) after 1.0 s"
+
+
+def test_the_names_of_work_s_own_parameters_can_be_told(lifecycle: Lifecycle) -> None:
+    """``name`` and ``self`` are free for what the work is about."""
+    with lifecycle.work("import", name="x", self="y"):
+        assert lifecycle.work_items()[0].info == {"name": "x", "self": "y"}
+
+
+@pytest.mark.parametrize("name", [None, "", 5])
+def test_work_without_a_name(lifecycle: Lifecycle, name: Any) -> None:
+    """Work that nobody could name in a log is refused, and counts for nothing."""
+    with pytest.raises(
+        TypeError, match=whole(f"Work needs a name that is a string, not {name!r}; what it works on goes by keyword.")
+    ):
+        lifecycle.work(name)
+    assert lifecycle.work_items() == ()
+
+
+# -- decorated functions ------------------------------------------------------------------------------------------
+
+
+def test_each_call_of_a_decorated_function_is_work(lifecycle: Lifecycle) -> None:
+    """A decorated function is no work, each of its calls is, and it keeps its name and its result."""
+
+    @lifecycle.work("double", kind="sum")
+    def double(number: int) -> int:
+        told = [(item.name, item.info) for item in lifecycle.work_items()]
+        assert told == [("double", {"kind": "sum"})] * number
+        return 2 * number if number == 2 else double(number + 1)
+
+    assert lifecycle.work_items() == ()
+    assert not lifecycle._registered.work.working
+    assert double(1) == 4
+    assert lifecycle.work_items() == ()
+    assert double.__name__ == "double"
+    assert lifecycle._registered.work.working
+
+
+def test_a_decorated_coroutine_function_is_work_until_it_ends(lifecycle: Lifecycle) -> None:
+    """An async function is work while it is awaited, not only while its coroutine is made."""
+
+    @lifecycle.work("fetch")
+    async def fetch() -> list[str]:
+        await asyncio.sleep(0)
+        return names(lifecycle)
+
+    coroutine = fetch()
+    assert lifecycle.work_items() == ()
+    assert asyncio.run(coroutine) == ["fetch"]
+    assert lifecycle.work_items() == ()
+
+
+def test_a_decorated_generator_is_work_until_it_is_closed(lifecycle: Lifecycle) -> None:
+    """A generator is work from its first step until it ends or is closed."""
+
+    @lifecycle.work("rows")
+    def rows() -> Iterator[list[str]]:
+        yield names(lifecycle)
+        yield names(lifecycle)
+
+    assert list(rows()) == [["rows"], ["rows"]]
+    assert lifecycle.work_items() == ()
+    half = rows()
+    assert next(half) == ["rows"]
+    half.close()  # type: ignore[attr-defined]  # a generator
+    assert lifecycle.work_items() == ()
+
+
+def test_an_async_generator_is_refused(lifecycle: Lifecycle) -> None:
+    """An async generator cannot be decorated, and the error says what to do."""
+
+    async def rows() -> Any:
+        yield 1
+
+    message = "The async generator 'rows' cannot be decorated; use 'with lifecycle.work(...)' inside it."
+    with pytest.raises(TypeError, match=whole(message)):
+        lifecycle.work("rows")(rows)
+    assert lifecycle.work_items() == ()
+
+
+def test_what_cannot_be_called_is_refused(lifecycle: Lifecycle) -> None:
+    """Decorating what is no function is an error at once."""
+    with pytest.raises(TypeError, match=whole("Work was to be made of 5, which is not callable; decorate a function.")):
+        lifecycle.work("five")(5)  # type: ignore[type-var]  # that is the error
+
+
+# -- executors ----------------------------------------------------------------------------------------------------
+
+
+def test_submitted_work_counts_until_its_future_is_done(lifecycle: Lifecycle) -> None:
+    """A call given to an executor is work from the submission on, named for its function and with its thread."""
+    begun, free = threading.Event(), threading.Event()
+
+    def crunch(number: int, *, factor: int) -> int:
+        begun.set()
+        assert free.wait(BOUND)
+        return number * factor
+
+    with ThreadPoolExecutor(1, thread_name_prefix="crunchers") as pool:
+        future: Future[int] = lifecycle.submit(pool, crunch, 3, factor=2)
+        queued = lifecycle.submit(pool, crunch, 4, factor=2)
+        assert begun.wait(BOUND)
+        first, second = lifecycle.work_items()
+        assert (first.name, first.thread, second.name) == ("crunch", "crunchers_0", "crunch")
+        assert queued.cancel()
+        assert names(lifecycle) == ["crunch"]
+        free.set()
+        assert future.result(BOUND) == 6
+    until(lambda: lifecycle.work_items() == ())
+
+
+def test_submitted_work_that_fails(lifecycle: Lifecycle) -> None:
+    """Work whose call raises is over, and the future tells what it raised."""
+    with ThreadPoolExecutor(1) as pool:
+        future = lifecycle.submit(pool, int, "x")
+        assert isinstance(future.exception(BOUND), ValueError)
+    until(lambda: lifecycle.work_items() == ())
+
+
+def test_work_submitted_to_other_processes(lifecycle: Lifecycle) -> None:
+    """A process pool gets the function alone, since an item cannot be sent to another process."""
+    with ProcessPoolExecutor(1) as pool:
+        assert lifecycle.submit(pool, abs, -3).result(3 * BOUND) == 3
+    until(lambda: lifecycle.work_items() == ())
+
+
+def test_an_executor_that_takes_no_more(lifecycle: Lifecycle) -> None:
+    """What the executor refuses is no work, and its error comes through."""
+    pool = ThreadPoolExecutor(1)
+    pool.shutdown()
+    with pytest.raises(RuntimeError, match=whole("cannot schedule new futures after shutdown")):
+        lifecycle.submit(pool, print)
+    assert lifecycle.work_items() == ()
+
+
+@pytest.mark.parametrize("executor", [None, print, ThreadPoolExecutor])
+def test_what_is_no_executor(lifecycle: Lifecycle, executor: Any) -> None:
+    """Something without ``submit``, or the class itself, is refused by name."""
+    message = f"submit() was given {executor!r}; give it an executor such as a ThreadPoolExecutor first."
+    with pytest.raises(TypeError, match=whole(message)):
+        lifecycle.submit(executor, print)
+
+
+# -- the drain ----------------------------------------------------------------------------------------------------
+
+
+def test_a_drain_waits_for_work() -> None:
+    """The hooks run when the last item has ended, and not before."""
+    member, ran = FakeMember(), threading.Event()
+    member.hooks.add("shutdown", ran.set, "hook", None)
+    item = Work(member.work, "import", {})
+    shutdown = coordinate(None, member)
+    shutdown.begin(StopRequest("test"))
+    until(lambda: bool(member.work.watched))
+    assert not ran.is_set()
+    item.done()
+    report = finish(shutdown)
+    assert ran.is_set()
+    assert report.clean
+    assert report.work == ()
+
+
+def test_work_that_does_not_end_is_abandoned(clock: ManualClock, caplog: pytest.LogCaptureFixture) -> None:
+    """At the deadline work that still goes on is logged with its age and its thread's stack, and the exit code is 1."""
+    member = FakeMember(clock, grace_period=10.0, hook_reserve=2.0)
+    member.work = StuckWork(clock)
+    Work(member.work, "import", {"file": "a.csv"}).__enter__()
+    shutdown = coordinate(clock, member)
+    shutdown.begin(StopRequest("test"))
+    report = finish(shutdown)
+    warning, error = (r for r in caplog.records if "import" in r.getMessage())
+    assert (warning.levelno, error.levelno) == (logging.WARNING, logging.ERROR)
+    head = (
+        "halfway through the drain, waiting for work 'import' (file='a.csv') after 3.9 s; its thread 'MainThread' is at"
+    )
+    assert warning.getMessage().splitlines()[0] == head
+    assert error.getMessage().startswith("abandoned work 'import' (file='a.csv') after 7.8 s; its thread 'MainThread'")
+    assert "in test_work_that_does_not_end_is_abandoned" in error.getMessage()
+    assert (error.__dict__["lifecycle_work"], error.__dict__["lifecycle_age"]) == ("import", 7.75)
+    assert [(info.name, info.age) for info in report.work] == [("import", 7.75)]
+    assert (report.exit_code, str(report)) == (1, "1 abandoned, exit 1")
+
+
+def test_work_of_one_name_is_one_line(clock: ManualClock, caplog: pytest.LogCaptureFixture) -> None:
+    """Fifty pieces of work of one name are one line of the log, and all of them are in the report."""
+    member = FakeMember(clock, grace_period=10.0, hook_reserve=2.0)
+    member.work = StuckWork(clock)
+    for number in range(50):
+        Work(member.work, "mail", {"id": number}).__enter__()
+    Work(member.work, "import", {}).__enter__()
+    shutdown = coordinate(clock, member)
+    shutdown.begin(StopRequest("test"))
+    report = finish(shutdown)
+    lines = [record.getMessage().splitlines()[0] for record in caplog.records if record.levelno == logging.ERROR]
+    assert [line.partition(";")[0] for line in lines] == [
+        "abandoned work 'mail' (id=0) after 7.8 s and 49 more of this name",
+        "abandoned work 'import' after 7.8 s",
+    ]
+    assert len(report.work) == 51
+
+
+def test_work_that_begins_after_the_drain_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    """A loop that does not look at the drain and begins another job behind its back has lost that one too."""
+    member = FakeMember()
+    member.hooks.add("shutdown", lambda: Work(member.work, "late", {}), "starts work", None)
+    shutdown = coordinate(None, member)
+    shutdown.begin(StopRequest("test"))
+    report = finish(shutdown)
+    assert [info.name for info in report.work] == ["late"]
+    assert any(record.getMessage().startswith("abandoned work 'late'") for record in caplog.records)
+
+
+def test_applications_of_one_lifecycle_wait_for_its_work_once() -> None:
+    """Work belongs to the Lifecycle, so several applications of one tell it once."""
+    members = [FakeMember() for _ in range(2)]
+    members[1].work = members[0].work
+    Work(members[0].work, "shared", {})
+    assert [info.name for info in coordinate(None, *members).live_work()] == ["shared"]
+
+
+class StuckWork(WorkLedger):
+    """Work items that never end: waiting for them takes all the time there is."""
+
+    def __init__(self, clock: ManualClock) -> None:
+        super().__init__(clock.monotonic)
+        self._manual = clock
+
+    def wait_idle(self, timeout: float) -> bool:
+        if self.active:
+            self._manual.advance(timeout)
+        return not self.active
+
+
+@pytest.fixture
+def clock() -> ManualClock:
+    return ManualClock()
+
+
+def test_a_shutdown_of_an_application_waits_for_work() -> None:
+    """By way of the extension: ``shutdown()`` returns when the work is done, and the work sees the drain."""
+    app = make_app()
+    lifecycle = Lifecycle(app)
+    begun, seen = threading.Event(), []
+
+    def job() -> None:
+        with lifecycle.work("job"):
+            begun.set()
+            seen.append(lifecycle.draining.wait(BOUND))
+
+    with running(job):
+        assert begun.wait(BOUND)
+        report = lifecycle.shutdown()
+    assert (seen, report.clean, state_of(app).machine.state) == ([True], True, State.STOPPED)
+
+
+def test_a_forked_child_has_no_work(lifecycle: Lifecycle) -> None:
+    """The items of a process are no work of its children."""
+    with lifecycle.work("parent's"):
+        child = os.fork()
+        if child == 0:
+            os._exit(len(lifecycle.work_items()) + lifecycle._registered.work.working)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        assert names(lifecycle) == ["parent's"]
+
+
+# -- what has been tried to break it ------------------------------------------------------------------------------
+
+
+def test_any_keyword_may_be_submitted(lifecycle: Lifecycle) -> None:
+    """What the submitted function takes is not mistaken for what ``submit`` takes itself."""
+    keywords = {"executor": 1, "function": 2, "ledger": 3, "self": 4}
+    with ThreadPoolExecutor(1) as executor:
+        assert lifecycle.submit(executor, dict, **keywords).result(BOUND) == keywords
+
+
+def test_an_item_tells_the_thread_that_has_entered_it(lifecycle: Lifecycle) -> None:
+    """An item that is made here and entered in another thread is that thread's, name and stack."""
+    item, entered, end = lifecycle.work("job"), threading.Event(), threading.Event()
+
+    def carry_out() -> None:
+        with item:
+            entered.set()
+            end.wait(BOUND)
+
+    with running(carry_out, "worker"):
+        assert entered.wait(BOUND)
+        (info,) = lifecycle.work_items(stacks=True)
+        end.set()
+    assert info.thread == "worker"
+    assert "in carry_out" in info.stack
+
+
+def test_an_item_that_is_entered_again_counts_again(lifecycle: Lifecycle) -> None:
+    """Work must not go uncounted because its item has been used before."""
+    item = lifecycle.work("job")
+    for _ in range(2):
+        with item:
+            assert names(lifecycle) == ["job"]
+        assert names(lifecycle) == []
+
+
+def test_an_item_of_a_thread_whose_number_was_given_away(lifecycle: Lifecycle) -> None:
+    """The system gives an ended thread's number to the next thread, which has nothing to do with the item."""
+
+    class Renumbered(threading.Thread):
+        @property
+        def ident(self) -> int | None:
+            return threading.main_thread().ident
+
+    thread = Renumbered(target=lambda: lifecycle.work("job"))
+    thread.start()
+    thread.join(BOUND)
+    (info,) = lifecycle.work_items(stacks=True)
+    assert (info.name, info.thread, info.stack) == ("job", "", "")
+
+
+def test_what_an_item_says_may_change(lifecycle: Lifecycle) -> None:
+    """Work may write its progress into the item; what was told before does not change under who reads it."""
+    item = lifecycle.work("import", row=1)
+    (before,) = lifecycle.work_items()
+    item.info["row"] = 2  # type: ignore[index]  # a plain dict
+    (after,) = lifecycle.work_items()
+    assert (before.info, after.info) == ({"row": 1}, {"row": 2})
+
+
+def test_an_item_that_is_only_held_has_no_stack(lifecycle: Lifecycle) -> None:
+    """Who has made an item may have handed it on: where its thread is says nothing about the work."""
+    item = lifecycle.work("handed on")
+    (info,) = lifecycle.work_items(stacks=True)
+    assert (info.thread, info.stack) == (threading.current_thread().name, "")
+    item.done()
+
+
+def test_a_stack_is_looked_at_once(lifecycle: Lifecycle, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Thousands of items of one thread cost one look at its stack: a stop has no time for more."""
+    looks: list[Any] = []
+
+    def format_stack(frame: Any, limit: int) -> list[str]:
+        looks.append(frame)
+        return ["a line"]
+
+    monkeypatch.setattr("traceback.format_stack", format_stack)
+    items = [lifecycle.work("job").__enter__() for _ in range(100)]
+    assert {info.stack for info in lifecycle.work_items(stacks=True)} == {"a line"}
+    assert (len(looks), len(items)) == (1, 100)
+
+
+def test_a_decorated_object_with_an_async_call(lifecycle: Lifecycle) -> None:
+    """An object whose call is a coroutine is work until that has ended, as a coroutine function is."""
+
+    class Importer:
+        async def __call__(self) -> list[str]:
+            return names(lifecycle)
+
+    assert asyncio.run(lifecycle.work("import")(Importer())()) == ["import"]
+
+
+SELF_WAIT = (
+    "shutdown() was called in a thread that the shutdown itself waits for (a request, a hook, a work item or the"
+    " server's loop); call shutdown(wait=False) there."
+)
+
+
+@pytest.mark.parametrize("way", ["block", "decorator", "submitted", "task"])
+def test_work_that_shuts_down_would_wait_for_itself(way: str) -> None:
+    """A shutdown waits for the thread that is inside a piece of work, which must therefore not wait for it."""
+    lifecycle = Lifecycle()
+    lifecycle.init_app(app := make_app())
+
+    def stop() -> None:
+        with pytest.raises(RuntimeError, match=whole(SELF_WAIT)):
+            lifecycle.shutdown()
+
+    if way == "submitted":
+        with ThreadPoolExecutor(1) as executor:
+            lifecycle.submit(executor, stop).result(BOUND)
+    elif way == "decorator":
+        lifecycle.work("job")(stop)()
+    else:
+        with lifecycle.work("job") if way == "block" else lifecycle.startup_task("job"):
+            stop()
+    assert not state_of(app).process.shutdown.begun
+    item = lifecycle.work("job")
+    with running(item.done):
+        assert lifecycle.shutdown().clean  # it is another thread that ends it
+
+
+class Passing(WorkLedger):
+    """A ledger whose work ends when it is waited for, and begins as much in another ledger, so many times."""
+
+    other: WorkLedger
+    times = 12
+
+    def wait_idle(self, timeout: float) -> bool:
+        for item in list(self.active):
+            if Passing.times:
+                Passing.times -= 1
+                Work(self.other, "job", {})
+            item.done()
+        return super().wait_idle(timeout)
+
+
+def test_work_that_begins_other_work_is_waited_for_to_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However often work goes over from one application to the other, the drain waits for the last of it."""
+    # The first ledger is waited for and found idle, then the second; what ends there begins work in the first.
+    monkeypatch.setattr(Passing, "times", 12)
+    members = FakeMember(), FakeMember()
+    ledgers = Passing(), Passing()
+    for member, ledger, other in zip(members, ledgers, reversed(ledgers), strict=True):
+        member.work, ledger.other = ledger, other
+    Work(ledgers[0], "job", {})
+    shutdown = coordinate(None, *members)
+    shutdown.begin(StopRequest("test"))
+    report = finish(shutdown)
+    assert (Passing.times, report.work, report.clean) == (0, (), True)
+
+
+class LeavingWhenLookedAt(dict[Any, None]):
+    """The entries of a tally, of which the last leaves when somebody has looked whether there is one."""
+
+    leave: Any = None
+
+    def __bool__(self) -> bool:
+        there = len(self) > 0
+        if there:
+            self.leave()
+        return there
+
+
+def test_an_item_that_ends_in_the_thread_that_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A finalizer that ends the last item in the waiting thread blocks it neither with the lock nor unheard."""
+    # waiter: looks, one is there | finalizer in its thread: leaves, nobody sleeps yet | waiter: sleeps.
+    monkeypatch.setattr("flask_lifecycle._core.tally._LOOK", 0.001)
+    ledger = WorkLedger()
+    ledger.active = active = LeavingWhenLookedAt()
+    item = Work(ledger, "job", {})
+    active.leave = item.done
+    with running(lambda: ledger.wait_idle(3600.0)):
+        pass
+    assert not item.live
+
+
+def test_a_wait_for_work_ends_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However often it looks, the wait is over when its time is."""
+    monkeypatch.setattr("flask_lifecycle._core.tally._LOOK", 0.001)
+    ledger = WorkLedger()
+    item = Work(ledger, "job", {})
+    assert not ledger.wait_idle(0.01)
+    item.done()
+    assert ledger.wait_idle(0.0)

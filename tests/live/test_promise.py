@@ -1,0 +1,118 @@
+"""The guarantees of every server, asked of real processes: each test runs on each server that keeps its promise."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+
+import pytest
+
+from ._client import Connection, get, refuses, storm
+from ._process import Starter
+from ._traffic import Kind, Traffic
+
+TRAFFIC = {
+    "waitress": Kind(slots=4),
+    "waitress-serve": Kind(slots=4),
+    "werkzeug": Kind(keeps=False, pipelines=False),
+    "flask-run": Kind(keeps=False, pipelines=False),
+    "cheroot": Kind(slots=4),
+    "cheroot-alone": Kind(slots=4),
+    "cheroot-command": Kind(slots=4),
+    "gevent": Kind(),
+    "gevent-alone": Kind(),
+    "uvicorn": Kind(pipelines=False, chunks=False),
+    "uvicorn-native": Kind(pipelines=False, chunks=False),
+    "hypercorn": Kind(slots=4, pipelines=False, chunks=False),
+}
+each_server = pytest.mark.parametrize("server", TRAFFIC)
+# Without those that only start otherwise what another name of the list starts, or adapt it otherwise to WSGI.
+DIFFERENT = [server for server in TRAFFIC if server not in ("cheroot-command", "uvicorn-native")]
+# Long enough for a client that a busy machine holds up.
+LINGER = {"LIFECYCLE_KEEPALIVE_LINGER": 10.0}
+# As in a container that gives none.
+WITHOUT_CAPABILITIES = ("setpriv", "--inh-caps=-all", "--bounding-set=-all") if os.geteuid() == 0 else ()
+
+
+@each_server
+def test_every_accepted_request_is_answered(live: Starter, stack: contextlib.ExitStack, server: str) -> None:
+    """A stop answers what runs, what the server has queued or half received, and what waits in the kernel's queue; then
+    the hooks run, once, last in first, and the process exits with 0.
+    """
+    running = live.serve(server, threads=4, settings=LINGER)
+    traffic = Traffic(running, stack, TRAFFIC[server], address=running.address)
+    traffic.hold()
+    traffic.queue_in_kernel(4)
+    running.wait_log("listener closed")
+    assert refuses(traffic.address)
+    assert running.hooks() == []
+    traffic.finish()
+    traffic.check_started()
+    traffic.check_accepted()
+    traffic.check_kernel()
+    traffic.check_hooks()
+    assert "clean, exit 0" in running.log
+
+
+@pytest.mark.parametrize("server", [*DIFFERENT, "granian"])
+def test_the_delay(live: Starter, server: str) -> None:
+    """In the delay readiness fails, liveness does not, all else is served, and every answer closes its connection; what
+    has come in the delay is answered after it, when new connections are refused.
+    """
+    running = live.serve(server, settings={"LIFECYCLE_SHUTDOWN_DELAY": 1.0, "LIFECYCLE_GRACE_PERIOD": 30.0})
+    running.begin_stop()
+    with Connection(running.address) as connection:
+        connection.ask("/gate/a")
+        answers = [get(running.address, path) for path in ("/readyz", "/livez", "/fast")]
+        assert [answer.status for answer in answers] == [503, 200, 200]
+        assert all(answer.says_close for answer in answers)
+        running.wait_log("listener closed|'stop accepting' ended")
+        running.wait_for(lambda: refuses(running.address), "the closed port")
+        running.open_gate("a")
+        assert connection.answer().body == b"passed a"
+    assert running.wait_gone() == 0
+    assert running.lasted > 1.0
+    assert running.hooks() == ["last", "first"]
+
+
+@pytest.mark.parametrize("server", [*DIFFERENT, "granian"])
+def test_a_request_longer_than_the_grace_period(live: Starter, server: str) -> None:
+    """A request that does not end is named and abandoned, the hooks run, and the process is gone in time."""
+    running = live.serve(server, settings={"LIFECYCLE_GRACE_PERIOD": 1.0})
+    with Connection(running.address) as connection:
+        connection.ask("/gate/never")
+        running.wait_event("begin live never")
+        assert running.stop() == (0 if server == "granian" else 1)  # its worker's exit code is not granian's
+    assert "abandoned GET /gate/never [/gate/<gate>] after" in running.log
+    assert "1 abandoned" in running.log
+    assert running.hooks() == ["last", "first"]
+    assert running.lasted < 7.0
+
+
+@pytest.mark.parametrize(
+    ("server", "keep_alive"),
+    [*((server, False) for server in DIFFERENT), *((server, True) for server in DIFFERENT if TRAFFIC[server].keeps)],
+)
+def test_a_storm(live: Starter, server: str, keep_alive: bool) -> None:
+    """Of clients that ask without a pause not one loses a request over a stop, without any capability; where they keep
+    their connections the stop has a delay.
+    """
+    settings = {**LINGER, "LIFECYCLE_SHUTDOWN_DELAY": 0.3 if keep_alive else 0.0}
+    running = live.serve(server, settings=settings, prefix=WITHOUT_CAPABILITIES)
+    with storm(running.address, running.gone, clients=6, keep_alive=keep_alive) as tallies:
+        assert running.stop() == 0, running.log_tail
+    assert [loss for tally in tallies for loss in tally.lost] == []
+    running.wait_log(r"listener closed \(device binding\)")
+
+
+@pytest.mark.parametrize("server", ["waitress", "werkzeug", "cheroot", "gevent"])
+def test_a_storm_where_the_listener_goes_on_accepting(live: Starter, server: str) -> None:
+    """Where the kernel cannot keep clients from a listener, those that never pause neither keep it open nor use up a
+    short grace period.
+    """
+    running = live.serve(server, settings={"LIFECYCLE_GRACE_PERIOD": 3.0}, plan={"fallback": True})
+    with storm(running.address, running.gone, clients=16, keep_alive=False) as tallies:
+        assert running.stop() == 0, running.log_tail
+    assert sum(tally.answered for tally in tallies) > 0
+    assert running.shutdown_took <= 2.5
+    assert "listener closed (quiet period)" in running.log

@@ -1,0 +1,270 @@
+"""Starts that fail, and where the probes listen, on every server: the one policy of docs/startup.md."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ._client import get
+from ._process import Running, Starter, free_port
+
+HOOKS = "from flask_lifecycle.gunicorn import *\n"
+PYWSGI = """
+from gevent import monkey; monkey.patch_all()
+import sys
+from gevent.pywsgi import WSGIServer
+from live_app import app
+WSGIServer((sys.argv[1], int(sys.argv[2])), app, log=None).serve_forever()
+"""
+CHEROOT = """
+import sys
+from cheroot.wsgi import Server
+from live_app import app
+Server((sys.argv[1], int(sys.argv[2])), app).start()
+"""
+WSGIREF = """
+import sys
+from wsgiref.simple_server import make_server
+from live_app import app
+make_server(sys.argv[1], int(sys.argv[2]), app).serve_forever()
+"""
+UWSGI = ("--master", "--need-app", "--lazy-apps", "--enable-threads", "--wsgi-file", "live_app.py", "--callable", "app")
+
+
+def url_host(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
+
+
+# The arguments of Python by the host and the port to listen on.
+COMMANDS: dict[str, Callable[[str, int], tuple[str, ...]]] = {
+    "waitress-serve": lambda host, port: ("-m", "waitress", f"--listen={url_host(host)}:{port}", "live_app:app"),
+    "flask run": lambda host, port: ("-m", "flask", "--app", "live_app.py", "run", "-h", host, "-p", str(port)),
+    "flask run --debug": lambda host, port: (*COMMANDS["flask run"](host, port), "--debug"),
+    "cheroot": lambda host, port: ("-c", CHEROOT, host, str(port)),
+    "pywsgi": lambda host, port: ("-c", PYWSGI, host, str(port)),
+    "uvicorn": lambda host, port: (
+        "-m", "uvicorn", "--interface", "wsgi", "--host", host, "--port", str(port), "live_app:app",
+    ),
+    "hypercorn": lambda host, port: (
+        "-m", "hypercorn", "--workers", "0", "--bind", f"{url_host(host)}:{port}", "wsgi:live_app:app",
+    ),
+    "granian": lambda host, port: (
+        "-m", "granian", "--interface", "wsgi", "--host", host, "--port", str(port), "live_app:app",
+    ),
+    "gunicorn": lambda host, port: ("-m", "gunicorn", "--bind", f"{url_host(host)}:{port}", "live_app:app"),
+    "wsgiref": lambda host, port: ("-c", WSGIREF, host, str(port)),
+}  # fmt: skip
+for _name in ("waitress", "werkzeug", "cheroot", "gevent"):
+    COMMANDS[f"run {_name}"] = lambda host, port, name=_name: (  # type: ignore[misc]  # the name is bound here
+        "-m", "flask", "--app", "live_app.py", "lifecycle", "run", "--server", name, "-h", host, "-p", str(port),
+    )  # fmt: skip
+# gunicorn's boot error, and uWSGI's own for an application that cannot be loaded.
+CODES = {"gunicorn": 3, "uwsgi": 22}
+
+
+def start(live: Starter, server: str, host: str, port: int, **more: Any) -> Running:
+    plan = {"logging": True, **more.pop("plan", {})}
+    if server == "uwsgi":
+        program = str(Path(sys.executable).parent / "uwsgi")
+        where = ("--http-socket", f"{host}:{port}", "--virtualenv", sys.prefix)
+        return live.start(program, *UWSGI, *where, plan=plan, **more)
+    hooks: tuple[str, ...] = ()
+    if server.startswith("gunicorn "):
+        _, worker, _ = server.split()
+        config = live.home / "gunicorn.conf.py"
+        config.write_text(HOOKS)
+        hooks = ("-c", str(config), "-k", worker, "--workers", "2")
+        server = "gunicorn"
+    return live.start(sys.executable, *COMMANDS[server](host, port), *hooks, plan=plan, **more)
+
+
+HOOKED = [f"gunicorn {worker} hooks" for worker in ("sync", "gthread", "gevent")]
+SERVERS = [*COMMANDS, "uwsgi", *HOOKED]
+# One of each way in which a start that fails ends its process; the failure itself is the same to all of them.
+WAYS = ["run waitress", "waitress-serve", "flask run --debug", "uvicorn", "wsgiref", "gunicorn", HOOKED[1], "uwsgi"]
+
+
+@contextlib.contextmanager
+def taken_port() -> Iterator[int]:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        yield taken.getsockname()[1]
+
+
+def ask_once(running: Running, port: int) -> None:
+    """Ask for the first time, where the start-up waits for that."""
+    with contextlib.suppress(OSError, AssertionError):
+
+        def listens() -> bool:
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+                return True
+            return False
+
+        running.wait_for(listens, "its listener")
+        assert get(("127.0.0.1", port), "/fast").status == 503
+
+
+@pytest.mark.parametrize("server", WAYS)
+def test_probe_port_taken(live: Starter, server: str) -> None:
+    """A probe port that is taken ends the process with 1 (gunicorn 3, uWSGI 22) at once; the log has one sentence for
+    it and no traceback.
+    """
+    port = free_port()
+    with taken_port() as taken:
+        settings = {"LIFECYCLE_PROBE_HOST": "127.0.0.1", "LIFECYCLE_PROBE_PORT": taken}
+        running = start(live, server, "127.0.0.1", port, settings=settings)
+        if server == "wsgiref":
+            ask_once(running, port)
+        code = running.wait_gone()
+    assert code == CODES.get(server.partition(" ")[0], 1), running.log_tail
+    assert f"The probe listener cannot listen on 127.0.0.1:{taken} (Address already in use)" in running.log
+    assert "-> READY" not in running.log
+
+
+@pytest.mark.parametrize("server", SERVERS)
+def test_startup_function_fails(live: Starter, server: str) -> None:
+    """A start-up function that raises ends the process with 1 (gunicorn 3, uWSGI 22) at once, on every server, and the
+    on_shutdown functions run.
+    """
+    port = free_port()
+    plan = {"hooks": {"startup": [["warm-up", "raise", None]]}}
+    # The one traceback is the function's own, in each worker.
+    running = start(live, server, "127.0.0.1", port, plan=plan, excuse="ValueError: boom")
+    if server == "wsgiref":
+        ask_once(running, port)
+    assert running.wait_gone() == CODES.get(server.partition(" ")[0], 1), running.log_tail
+    assert "on_startup 'warm-up' failed" in running.log
+    assert "-> READY" not in running.log
+    hooks = running.hooks()  # of two workers at the same time, where there are two
+    assert hooks[0] == "last"
+    assert "first" in hooks
+
+
+def test_a_master_that_replaces_workers(live: Starter) -> None:
+    """hypercorn's parent stops with a worker whose start-up fails, and does not replace it; the code is hypercorn's."""
+    plan = {"logging": True, "hooks": {"startup": [["warm-up", "raise", None]]}}
+    command = ("-m", "hypercorn", "--bind", "127.0.0.1:0", "wsgi:live_app:app")
+    running = live.start(sys.executable, *command, plan=plan, excuse="ValueError: boom")
+    running.wait_gone()
+    assert running.hooks("startup") == ["warm-up"]
+    assert running.hooks() == ["last", "first"]
+
+
+def reached(port: int) -> set[str]:
+    """By which of the two loopback addresses a port is reached."""
+    found = set()
+    for family, host in ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")):
+        with contextlib.suppress(OSError), socket.socket(family) as sock:
+            sock.settimeout(5)
+            sock.connect((host, port))
+            found.add(host)
+    return found
+
+
+def probe_port(running: Running) -> int:
+    return int(running.wait_log(r"probe listener on http://\S+:(\d+)")[1])
+
+
+FOREIGN = ["waitress-serve", "flask run", "cheroot", "pywsgi", "uvicorn", "hypercorn", "granian", "gunicorn"]
+OURS = [f"run {name}" for name in ("waitress", "werkzeug", "cheroot", "gevent")]
+BOTH = {"127.0.0.1", "::1"}
+
+
+@pytest.mark.parametrize("server", [*FOREIGN, *OURS])
+def test_probes_listen_where_the_application_does(live: Starter, server: str) -> None:
+    """Without a host of its own the probe listener is reached by the addresses that the application is reached by."""
+    with contextlib.suppress(OSError), socket.socket(socket.AF_INET6) as sock:
+        sock.bind(("::1", 0))
+        for host in ("127.0.0.1", "::"):
+            port = free_port()
+            running = start(live, server, host, port, settings={"LIFECYCLE_PROBE_PORT": 0})
+            probes = probe_port(running)
+            assert reached(probes) == reached(port), host
+            if host == "127.0.0.1" or server in OURS:
+                assert reached(probes) == ({"127.0.0.1"} if host == "127.0.0.1" else BOTH)
+            running.stop()
+        return
+    pytest.skip("no IPv6 here")
+
+
+@pytest.mark.parametrize(
+    ("server", "where"),
+    [
+        *((server, ("-h", "*")) for server in OURS),
+        ("run waitress", ("--listen", "*:{}")),
+        ("run waitress", ("--listen", "[::]:{}")),
+    ],
+)
+def test_all_addresses(live: Starter, server: str, where: tuple[str, str]) -> None:
+    """``*`` and ``::`` mean all addresses, of both families, on the main port and as LIFECYCLE_PROBE_HOST."""
+    port, (option, text) = free_port(), where
+    options = (option, text.format(port), *(("-p", str(port)) if option == "-h" else ()))
+    host = "::" if "::" in text else "*"
+    settings = {"LIFECYCLE_PROBE_HOST": host, "LIFECYCLE_PROBE_PORT": 0}
+    running = live.serve(server.partition(" ")[2], *options, settings=settings)
+    families = reached(port)
+    assert families == reached(probe_port(running))
+    assert "127.0.0.1" in families
+    assert running.stop() == 0
+
+
+TWO = """
+import sys
+from flask import Flask
+from flask_lifecycle import Lifecycle
+from werkzeug.middleware.dispatcher import DispatcherMiddleware
+import live_app
+other = Flask("other")
+other.config.update(live_app.app.config)
+lifecycle = Lifecycle(other)
+lifecycle.set_not_ready("busy")
+both = DispatcherMiddleware(live_app.app, {"/other": other})
+if "gunicorn" not in sys.modules:
+    sys.exit(live_app.lifecycle.run(both, port=int(sys.argv[1])).exit_code)
+"""
+
+
+@pytest.mark.parametrize("server", ["run", "gunicorn"])
+def test_two_applications(live: Starter, server: str) -> None:
+    """Two applications of one process share a probe listener, on the same server: ready when both are, live as well."""
+    port, probes = free_port(), free_port()
+    settings = {"LIFECYCLE_PROBE_PORT": probes, "LIFECYCLE_SELF_TEST": False}
+    plan = {"logging": True}
+    if server == "run":
+        running = live.start(sys.executable, "-c", TWO, str(port), settings=settings, plan=plan)
+    else:
+        (live.home / "two.py").write_text(TWO)
+        (live.home / "hooks.py").write_text(HOOKS)
+        where = ("--pythonpath", str(live.home), "-c", str(live.home / "hooks.py"), "--bind", f"127.0.0.1:{port}")
+        running = live.start(sys.executable, "-m", "gunicorn", *where, "two:both", settings=settings, plan=plan)
+    running.wait_for(lambda: running.log.count("STARTING -> ") == 2, "the start of both")
+    address = ("127.0.0.1", probes)
+    assert [get(address, path).status for path in ("/livez", "/readyz")] == [200, 503]
+    assert get(("127.0.0.1", port), "/fast").status == 200
+    assert running.stop() == 0
+
+
+def test_in_kubernetes(live: Starter) -> None:
+    """In Kubernetes the probe listener is open to the kubelet, wherever the application listens."""
+    env = {"KUBERNETES_SERVICE_HOST": "10.0.0.1"}
+    settings = {"LIFECYCLE_PROBE_PORT": 0, "LIFECYCLE_SHUTDOWN_DELAY": 0}
+    running = live.serve("waitress", settings=settings, env=env)
+    assert "probe listener on http://0.0.0.0:" in running.log
+    assert running.stop() == 0
+
+
+@pytest.mark.parametrize("server", ["gunicorn", "mod_wsgi"])
+def test_servers_that_start_themselves(live: Starter, server: str) -> None:
+    """``--server`` with the name of a server that starts itself says how to start that."""
+    command = ("-m", "flask", "--app", "live_app.py", "lifecycle", "run", "--server", server)
+    running = live.start(sys.executable, *command)
+    assert running.wait_gone() == 2
+    assert f"The server '{server}' starts itself, and init_app is enough there; start it by '" in running.log
+    assert "did you mean" not in running.log

@@ -1,0 +1,504 @@
+"""The watch of the worker pool: which pools are stuck, and how a change is published."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from flask_lifecycle import Lifecycle, check_changed, health_changed
+from flask_lifecycle._core.inflight import Ledger, Load
+from flask_lifecycle._core.shutdown import StopRequest
+from flask_lifecycle._core.state import Event
+from flask_lifecycle._monitors.stuck_workers import PoolWatch
+from flask_lifecycle.checks import Check
+from tests._fakes import (
+    BOUND,
+    FakeMember,
+    FakeServer,
+    ManualClock,
+    enter,
+    make_app,
+    run_python,
+    running,
+    state_of,
+    until,
+)
+
+AFTER = 60.0
+
+
+class Bench:
+    """A pool of two workers that has served for a long time, and its watch."""
+
+    def __init__(self, *, members: int = 1, ours: bool = True) -> None:
+        self.clock = ManualClock()
+        self.server: FakeServer | None = FakeServer(ours)
+        self.server.pool = Load(0, 2, 2)
+        self.members = [FakeMember(self.clock) for _ in range(members)]
+        for member in self.members:
+            member.machine.apply(Event.STARTED)
+            member.served_since = 0.0
+        self.searches: list[bool] = []
+        self.watch = PoolWatch(AFTER, lambda: self.members, self.find, self.clock.monotonic)
+        self.ended: list[Any] = []
+
+    def find(self, search: bool) -> FakeServer | None:
+        self.searches.append(search)
+        return self.server
+
+    def begin(self, *threads: int, member: int = 0) -> list[Any]:
+        """Begin a request in each of these threads."""
+        bodies = []
+        for thread in threads:
+            bodies.append(enter(self.members[member].ledger))
+            bodies[-1].thread = thread
+        return bodies
+
+    def look(self, later: float = 0.0) -> str:
+        """Look, some seconds later."""
+        self.clock.advance(later)
+        return self.watch.look()
+
+    @property
+    def pings(self) -> list[Callable[[], None]]:
+        assert self.server is not None
+        return self.server.canaries
+
+    def answer(self) -> None:
+        """Let the ping return."""
+        self.pings.pop()()
+
+    def published(self) -> None:
+        """Wait until everything is published."""
+        until(lambda: not any(thread.name == "lifecycle-stuck-workers" for thread in threading.enumerate()))
+
+
+@pytest.fixture
+def bench() -> Iterator[Bench]:
+    bench = Bench()
+    yield bench
+    bench.published()
+
+
+# -- the same requests --------------------------------------------------------------------------------------------
+
+
+def test_all_workers_with_the_same_requests(bench: Bench) -> None:
+    """Once every worker has been busy with its request for longer than the limit, the pool is stuck."""
+    bench.begin(1)
+    bench.clock.advance(5)
+    bench.begin(2)
+    assert bench.look(60.0) == ""  # the younger one is as old as the limit, and not older
+    assert bench.look(2.0) == "all 2 workers have been busy with the same requests for 62 s"
+    assert bench.server is not None
+    bench.server.pool = Load(0, 1, 1)
+    assert bench.look() == "the only worker has been busy with the same request for 67 s"
+
+
+def test_it_is_over_when_one_ends(bench: Bench) -> None:
+    """One request that ends is enough: its worker takes the ping, and the next request."""
+    one, _two = bench.begin(1, 2)
+    assert bench.look(61.0) != ""
+    one.close()
+    bench.answer()
+    assert bench.look() == ""
+    bench.begin(1)
+    assert bench.look(30.0) == ""
+
+
+def test_one_hung_request_among_free_workers(bench: Bench) -> None:
+    """A request that hangs does not fail liveness while another worker makes progress."""
+    bench.begin(1)
+    for _ in range(5):
+        assert bench.look(61.0) == ""
+        bench.answer()
+
+
+def test_more_old_requests_than_workers(bench: Bench) -> None:
+    """The reported age is one that all workers reach, and of each thread only the newest request counts.
+
+    A file that is still being sent has left its thread, which runs a newer request.
+    """
+    bench.begin(1)
+    bench.clock.advance(10)
+    bench.begin(2)
+    bench.clock.advance(10)
+    bench.begin(3)
+    assert bench.look(61.0).endswith("for 71 s")
+    bench.begin(1, 2, 3)
+    bench.pings.clear()
+    assert bench.look() == ""
+
+
+def test_a_ping_that_returns(bench: Bench) -> None:
+    """Slow readers of files look like busy workers, but a worker takes the ping at once."""
+    bench.begin(1, 2)
+
+    def answer() -> None:
+        until(lambda: bool(bench.pings))
+        bench.answer()
+
+    with running(answer):
+        assert bench.look(61.0) == ""
+
+
+@pytest.mark.parametrize("load", [None, Load(0), Load(0, 2, 1), Load(0, 3, 3)])
+def test_a_pool_that_is_not_all_busy(bench: Bench, load: Load | None) -> None:
+    """An unknown load, no pool, an idle thread, and more threads than old requests are not stuck."""
+    assert bench.server is not None
+    bench.begin(1, 2)
+    bench.server.load = lambda: load  # type: ignore[method-assign]
+    assert bench.look(61.0) == ""
+
+
+def test_applications_that_share_a_pool() -> None:
+    """The requests of all applications in the process occupy its workers."""
+    bench = Bench(members=2)
+    bench.begin(1, member=0)
+    bench.begin(2, member=1)
+    assert bench.look(61.0) != ""
+    bench.published()
+
+
+# -- the ping -----------------------------------------------------------------------------------------------------
+
+
+def test_a_ping_that_does_not_return(bench: Bench) -> None:
+    """A pool that takes no task for longer than the limit is dead, whatever the in-flight set says."""
+    assert bench.look() == ""
+    assert bench.look(60.0) == ""
+    assert bench.look(2.0) == "fake has not run a task that it got 62 s ago"
+    bench.answer()
+    assert bench.look() == ""
+
+
+def test_one_ping_at_a_time(bench: Bench) -> None:
+    """A hung pool gets no second ping, a working one the next after half the limit, or at once if it looks stuck."""
+    bench.look()
+    for _ in range(3):
+        bench.look(61.0)
+    assert len(bench.pings) == 1
+    bench.answer()
+    bench.look()
+    assert len(bench.pings) == 1
+    bench.answer()
+    bench.look(29.0)
+    assert bench.pings == []
+    bench.look(1.0)
+    assert len(bench.pings) == 1
+    bench.answer()
+    bench.begin(1, 2)
+    bench.look(30.0)
+    bench.answer()
+    assert bench.look(61.0) != ""
+    assert len(bench.pings) == 1
+
+
+def test_a_ping_that_cannot_be_sent(bench: Bench) -> None:
+    """A lock that is never released is as bad as a pool that never answers, and the sending is tried again."""
+    assert bench.server is not None
+    bench.server.takes_canaries = False
+    assert bench.look() == ""
+    assert bench.look(61.0) == "fake has not run a task that it got 61 s ago"
+    bench.server.takes_canaries = True
+    assert bench.look() != ""
+    bench.answer()
+    assert bench.look() == ""
+
+
+def test_a_server_without_a_way_in(bench: Bench) -> None:
+    """Where no ping can be sent, only the requests decide."""
+    assert bench.server is not None
+    bench.server.takes_canaries = None
+    assert [bench.look(), bench.look(61.0)] == ["", ""]
+    bench.begin(1, 2)
+    assert bench.look(61.0) != ""
+
+
+def test_a_server_that_was_found() -> None:
+    """A server that a search has found may not run: its silence counts only after it has answered."""
+    bench = Bench(ours=False)
+    assert [bench.look(), bench.look(61.0)] == ["", ""]
+    bench.answer()
+    assert [bench.look(), bench.look(61.0)] == ["", "fake has not run a task that it got 61 s ago"]
+    bench.published()
+
+
+def test_another_server(bench: Bench) -> None:
+    """A ping to a server that is gone does not count for the next one."""
+    bench.look()
+    bench.server = FakeServer(ours=False)
+    assert bench.look(61.0) == ""
+    assert len(bench.pings) == 1
+    assert bench.look(61.0) == ""
+
+
+def test_no_server(bench: Bench) -> None:
+    """Without a server nothing is judged, and the searches for one become rarer."""
+    bench.server = None
+    bench.begin(1, 2)
+    assert [bench.look(later) for later in (0.0, 29.0, 1.0, 59.0, 1.0, 119.0, 1.0)] == [""] * 7
+    assert bench.searches == [True, False, True, False, True, False, True]
+
+
+# -- when nothing is judged ---------------------------------------------------------------------------------------
+
+
+def test_requests_that_wait_for_the_start_up(bench: Bench) -> None:
+    """Workers that wait for the start-up are not stuck, and their time begins when it is over."""
+    (member,) = bench.members
+    member.served_since = None
+    bench.begin(1, 2)
+    assert bench.look(61.0) == ""
+    member.served_since = bench.clock.now
+    assert bench.look(60.0) == ""
+    assert bench.look(1.0) == "all 2 workers have been busy with the same requests for 61 s"
+
+
+def test_requests_that_wait_for_another_start_up() -> None:
+    """The start-up of one application may occupy the workers of another; one that never starts hides no stuck pool."""
+    bench = Bench(members=2)
+    other = bench.members[1]
+    other.served_since = None
+    bodies = bench.begin(1, 2)
+    assert bench.look(61.0) != ""
+    for body in bodies:
+        body.close()
+    bench.answer()
+    assert bench.look() == ""
+    bench.published()
+    bench.begin(1, 2, member=1)
+    assert bench.look(61.0) == ""
+    other.served_since = bench.clock.now
+    assert bench.look(59.0) == ""
+    assert bench.look() == ""
+
+
+def test_a_shutdown(bench: Bench) -> None:
+    """A pool that is stuck in a drain is left to the drain's own deadline."""
+    bench.begin(1, 2)
+    bench.look(61.0)
+    bench.members[0].begin_drain(StopRequest("over"))
+    assert bench.look() == ""
+
+
+def test_a_child(bench: Bench) -> None:
+    """After a fork the ping and the result are gone; a lock may have been taken."""
+    bench.look()
+    assert bench.look(61.0) != ""
+    bench.published()
+    bench.watch._lock.acquire()
+    bench.watch.after_fork()
+    assert (bench.watch.status, bench.look()) == ("pass", "")
+    assert len(bench.pings) == 2
+
+
+# -- publishing---------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def hanging(ledger: Ledger, *paths: str) -> Iterator[None]:
+    """Have a thread hang in each of these requests."""
+    gate, begun = threading.Event(), threading.Semaphore(0)
+
+    def hang(path: str) -> None:
+        body = enter(ledger, path)
+        begun.release()
+        assert gate.wait(BOUND)
+        body.close()
+
+    with contextlib.ExitStack() as stack:
+        for number, path in enumerate(paths, 1):
+            stack.enter_context(running(functools.partial(hang, path), f"worker-{number}"))
+        stack.callback(gate.set)
+        for _ in paths:
+            assert begun.acquire(timeout=BOUND)
+        yield
+
+
+def test_the_stacks_are_logged_once(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    """Each worker's request is logged with its stack once, and again only if the pool gets stuck another time."""
+    for _ in range(2):
+        caplog.clear()
+        bench.begin(0)  # still being sent: its thread is gone
+        with hanging(bench.members[0].ledger, "/one", "/t%0Awo"):
+            assert bench.look(61.0) != ""
+            bench.published()
+            assert bench.look(1.0) != ""
+        bench.answer()
+        assert bench.look() == ""
+        bench.published()
+        assert [record.levelname for record in caplog.records] == ["ERROR", "ERROR", "ERROR", "WARNING"]
+        headline, *workers, over = caplog.records
+        assert headline.getMessage() == "liveness fails: all 2 workers have been busy with the same requests for 61 s"
+        assert over.getMessage() == "liveness passes again: the workers make progress"
+        logged = sorted(record.getMessage().splitlines() for record in workers)
+        assert [lines[0] for lines in logged] == [
+            "a worker is busy with GET /one after 61.0 s (running) in thread worker-1",
+            "a worker is busy with GET /t%0Awo after 61.0 s (running) in thread worker-2",
+        ]
+        assert all(any("in hang" in line for line in lines) for lines in logged)
+        assert sorted(record.__dict__["lifecycle_thread"] for record in workers) == ["worker-1", "worker-2"]
+
+
+class Listener:
+    """Stands for the health of an application; blocks until the gate is open."""
+
+    pool: Any
+
+    def __init__(self) -> None:
+        self.recorded: list[str] = []
+        self.received: list[tuple[str, ...]] = []
+        self.entered = threading.Event()
+        self.gate = threading.Event()
+
+    def record_check(self, check: Check, old: str, new: str, reason: str) -> None:
+        self.recorded.append(new)
+
+    def check_changed(self, check: Check, old: str, new: str, reason: str) -> None:
+        self.received.append((check.name, old, new, reason))
+        self.entered.set()
+        assert self.gate.wait(BOUND)
+        raise ValueError("boom")
+
+
+def test_a_listener_that_blocks_and_fails(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    """A listener that blocks delays no look and no record, costs one thread, and receives all changes in order."""
+    listener: Any = Listener()
+    bench.watch.attach(listener)
+    bench.look()
+    bench.look(61.0)
+    assert listener.entered.wait(BOUND)
+    bench.answer()
+    assert bench.look() == ""
+    assert listener.recorded == ["fail", "pass"]
+    assert sum(thread.name == "lifecycle-stuck-workers" for thread in threading.enumerate()) == 1
+    listener.gate.set()
+    bench.published()
+    assert listener.received == [
+        ("stuck-workers", "pass", "fail", "fake has not run a task that it got 61 s ago"),
+        ("stuck-workers", "fail", "pass", "the workers make progress again"),
+    ]
+    assert caplog.messages.count("a change of the health could not be published") == 2
+
+
+def test_no_more_threads(bench: Bench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """If no thread can be started, a later look publishes the change."""
+
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    bench.look()
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        assert bench.look(61.0) != ""
+    assert caplog.messages == []
+    assert bench.look() != ""
+    bench.published()
+    assert len(caplog.messages) == 1
+
+
+def test_two_looks_at_once(bench: Bench) -> None:
+    """A look that began earlier and ends later does not overwrite the other's result.
+
+    Forced: while the first look asks the server for its load, a request ends and the second look begins and ends. The
+    other order is in every other test.
+    """
+    assert bench.server is not None
+    one, _two = bench.begin(1, 2)
+
+    def load() -> Load:
+        bench.server.load = lambda: Load(0, 2, 2)  # type: ignore[method-assign,union-attr]
+        one.close()
+        assert bench.look(0.1) == ""
+        return Load(0, 2, 2)
+
+    bench.server.load = load  # type: ignore[method-assign]
+    assert bench.look(61.0) != ""
+    assert bench.watch.status == "pass"
+
+
+# -- in the application -------------------------------------------------------------------------------------------
+
+
+def test_probes_of_a_stuck_pool(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stuck pool fails liveness and ``/healthcheck``, not readiness or start-up; details have the reason."""
+    app = make_app(LIFECYCLE_STUCK_AFTER=60, LIFECYCLE_DETAILS="always")
+    lifecycle = Lifecycle(app)
+    lifecycle.check("mine", groups=("live",))(lambda: None)
+    client = app.test_client()
+    paths = ("/livez", "/readyz", "/startupz", "/healthcheck", "/livez/mine", "/livez/stuck-workers")
+    assert [client.get(path).status_code for path in paths] == [200, 200, 200, 200, 200, 404]
+    monkeypatch.setattr(state_of(app).features["stuck workers"], "look", lambda: "it is stuck")
+    assert [client.get(path).status_code for path in paths] == [503, 200, 200, 503, 200, 404]
+    (entry,) = json.loads(client.get("/livez").data)["checks"]["stuck-workers"]
+    assert (entry["status"], entry["output"]) == ("fail", "it is stuck")
+    assert "[-]stuck-workers failed: it is stuck" in client.get("/livez?verbose").text
+
+
+def test_the_change_is_published() -> None:
+    """A pool that gets stuck is a change of a check and of the health, sent and listed."""
+    app = make_app(LIFECYCLE_STUCK_AFTER=60)
+    lifecycle = Lifecycle(app)
+    app.test_client().get("/livez")
+    state = state_of(app)
+    watch = state.features["stuck workers"]
+    assert isinstance(watch, PoolWatch)
+    heard: list[tuple[str, ...]] = []
+
+    def receive(_sender: Any, **values: str) -> None:
+        heard.append(tuple(values.values()))
+
+    assert state.health.known()[-1].status == "pass"
+    watch._find_problem = lambda now: "it is stuck"  # type: ignore[method-assign]
+    with check_changed.connected_to(receive, app), health_changed.connected_to(receive, app):
+        watch.look()
+        until(lambda: len(heard) == 2)
+    last = state.health.known()[-1]
+    assert (last.name, last.status, last.output) == ("stuck-workers", "fail", "it is stuck")
+    assert heard == [("stuck-workers", "pass", "fail", "it is stuck"), ("pass", "fail", "check stuck-workers")]
+    with app.app_context():
+        assert [change.subject for change in lifecycle.transitions()][-2:] == ["check stuck-workers", "health"]
+    until(lambda: not any(thread.name == "lifecycle-stuck-workers" for thread in threading.enumerate()))
+
+
+def test_applications_share_a_watch() -> None:
+    """Applications of one process with the same limit share a watch, so a stuck pool is logged once."""
+    apps = [make_app(LIFECYCLE_STUCK_AFTER=after) for after in (60, 60.0, 61)]
+    for app in apps:
+        Lifecycle(app)
+    states = [state_of(app) for app in apps]
+    for state in states:
+        state.serving = states[0].serving
+    first, second, other = (PoolWatch.of(state) for state in states)
+    assert first is second
+    assert first is not other
+
+
+def test_requests_are_judged_from_the_end_of_the_start_up() -> None:
+    """The application records when requests no longer wait for its start-up."""
+    app = make_app(LIFECYCLE_STUCK_AFTER=60)
+    lifecycle = Lifecycle(app)
+    seen: list[float | None] = []
+    before = state_of(app).ledger.clock()
+    lifecycle.on_startup(lambda: seen.append(state_of(app).served_since))
+    app.test_client().get("/work").close()
+    assert seen == [None]
+    served_since = state_of(app).served_since
+    assert served_since is not None
+    assert before <= served_since <= state_of(app).ledger.clock()
+
+
+def test_it_is_imported_lazily() -> None:
+    """Without the setting the module is not imported."""
+    done = run_python(
+        "import sys; from flask import Flask; from flask_lifecycle import Lifecycle; app = Flask('x'); Lifecycle(app);"
+        "print(app.test_client().get('/livez').status, 'flask_lifecycle._monitors.stuck_workers' in sys.modules)"
+    )
+    assert done.stdout == "200 OK False\n", done.stderr

@@ -1,0 +1,591 @@
+"""The messages to systemd, on a real datagram socket and a manual clock."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+import socket
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from flask_lifecycle import CheckReport, HealthReport, HookRecord, State
+from flask_lifecycle._core.shutdown import Shutdown, StopRequest
+from flask_lifecycle._core.state import Event
+from flask_lifecycle._core.work import Work
+from flask_lifecycle._monitors.systemd import Notifier, _heartbeat
+from flask_lifecycle.checks import Check
+from tests._fakes import BOUND, FakeMember, ManualClock, enter, run_python, running, until
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="systemd is the subject")
+
+
+class Receiver:
+    """The socket of the service manager."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._socket.bind(f"\0{name[1:]}" if name.startswith("@") else name)
+        self._socket.setblocking(False)
+
+    def datagrams(self) -> list[str]:
+        """The datagrams since the last call."""
+        found = []
+        try:
+            while True:
+                found.append(self._socket.recv(65536).decode())
+        except BlockingIOError:
+            return found
+
+    def fill(self) -> None:
+        """Fill its queue."""
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender, contextlib.suppress(BlockingIOError):
+            while True:
+                sender.sendto(b"noise", socket.MSG_DONTWAIT, self._socket.getsockname())
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+class FakeHealth:
+    """Liveness as the test sets it."""
+
+    def __init__(self) -> None:
+        self.failing = ""
+        self.asked = 0
+        self.inside: Callable[[], object] = lambda: None
+
+    def report(self, group: str) -> HealthReport:
+        assert group == "live"
+        self.asked += 1
+        self.inside()
+        checks = (CheckReport(Check(self.failing, lambda: None), "fail", 0.0, 0.0),) if self.failing else ()
+        return HealthReport(group, None, "fail" if checks else "pass", State.READY, "", checks)
+
+
+class Member(FakeMember):
+    def __init__(self, clock: ManualClock) -> None:
+        super().__init__(clock, grace_period=25.0)
+        self.health = FakeHealth()
+
+
+class FakeProcess:
+    """Applications and their shutdown, which begins but goes no further by itself."""
+
+    def __init__(self, applications: int = 1) -> None:
+        self.clock = ManualClock()
+        self.made = [Member(self.clock) for _ in range(applications)]
+        self.shutdown = Shutdown(self.applications, clock=self.clock)
+        self.owner = ""
+        self.shutdown._run = lambda request, deadline: None  # type: ignore[method-assign]
+
+    def applications(self) -> list[Member]:
+        return self.made
+
+    def begin_stop(self) -> None:
+        self.shutdown.begin(StopRequest("SIGTERM"))
+        assert self.shutdown.thread is not None
+        self.shutdown.thread.join(BOUND)
+        self.shutdown.progress.enter("drain")
+
+
+class Subject:
+    """A notifier, its process and the receiver. The test takes the part of its threads."""
+
+    def __init__(self, receiver: Receiver, applications: int = 1, **environ: str) -> None:
+        self.receiver = receiver
+        process: Any = FakeProcess(applications)
+        self.process: FakeProcess = process
+        self.clock = self.process.clock
+        self.app = self.process.made[0]
+        variables = {"NOTIFY_SOCKET": receiver.name, "SYSTEMD_EXEC_PID": str(os.getpid()), **environ}
+        self.notifier = Notifier(process, variables, self.clock)
+        for scheduler in (self.notifier._sender, self.notifier._heartbeats):
+            scheduler.wake = lambda: None  # type: ignore[method-assign]
+        self.notifier.begin()
+
+    def look(self) -> list[list[str]]:
+        """One look of the notifier; the lines of its datagrams."""
+        self.pause = self.notifier._tick()
+        return [datagram.split("\n") for datagram in self.receiver.datagrams()]
+
+    def start(self) -> None:
+        for application in self.process.made:
+            application.start()
+
+
+@pytest.fixture
+def name() -> Iterator[str]:
+    with tempfile.TemporaryDirectory() as home:  # pytest's own may be longer than a socket's name
+        yield f"{home}/notify"
+
+
+@pytest.fixture
+def receiver(name: str) -> Iterator[Receiver]:
+    receiver = Receiver(name)
+    yield receiver
+    receiver.close()
+
+
+@pytest.fixture
+def subject(receiver: Receiver) -> Iterator[Subject]:
+    subject = Subject(receiver)
+    yield subject
+    subject.notifier.stop()
+
+
+# -- ready, and the status ----------------------------------------------------------------------------------------
+
+
+def test_ready_comes_with_readiness(subject: Subject) -> None:
+    """READY=1 is sent once, when the application is ready; after it only what is new."""
+    assert subject.look() == [["STATUS=STARTING, 0 in flight"]]
+    assert subject.look() == []
+    subject.start()
+    assert subject.look() == [["READY=1", "STATUS=READY, 0 in flight"]]
+    subject.clock.advance(5)
+    assert subject.look() == []
+    assert subject.pause == 1.0
+    subject.app.machine.apply(Event.SET_NOT_READY, "a\nWATCHDOG=trigger\0\udcff\N{SNOWMAN}" + 5000 * "x")
+    ((line,),) = subject.look()
+    assert line.startswith("STATUS=NOT_READY: a WATCHDOG=trigger  \N{SNOWMAN}xxx")  # a reason is not a message
+    assert len(line) == len("STATUS=") + 1000
+
+
+def test_ready_comes_when_all_are_ready(receiver: Receiver) -> None:
+    """Of several applications the last one makes the service ready."""
+    subject = Subject(receiver, applications=3)
+    one, two, three = subject.process.made
+    one.start()
+    assert subject.look() == [["STATUS=STARTING (2 of 3 applications), 0 in flight"]]
+    two.machine.apply(Event.SET_NOT_READY, "no database")
+    two.start()
+    three.start()
+    subject.clock.advance(1)
+    assert subject.look() == [["STATUS=NOT_READY (1 of 3 applications): no database, 0 in flight"]]
+    one.machine.apply(Event.SET_NOT_READY, "later")  # to have been ready is enough
+    two.machine.apply(Event.SET_READY)
+    assert subject.look() == [["READY=1", "STATUS=NOT_READY (1 of 3 applications): later, 0 in flight"]]
+    subject.notifier.stop()
+
+
+def test_the_status_counts(subject: Subject) -> None:
+    """The status counts requests and work items, each once if applications share them."""
+    subject.start()
+    other = Member(subject.clock)
+    other.work = subject.app.work
+    other.start()
+    subject.process.made.append(other)
+    requests = [enter(subject.app.ledger), enter(other.ledger)]
+    item = Work(subject.app.work, "import", {})
+    assert subject.look() == [["READY=1", "STATUS=READY, 2 in flight, 1 work item"]]
+    Work(subject.app.work, "export", {})
+    requests.pop().close()
+    subject.clock.advance(1)
+    assert subject.look() == [["STATUS=READY, 1 in flight, 2 work items"]]
+    item.done()
+    requests.pop().close()
+
+
+def test_the_status_has_a_period(subject: Subject) -> None:
+    """A status is sent once a second at most, and the next look is when it may be sent."""
+    subject.start()
+    subject.look()
+    subject.clock.advance(0.25)
+    request = enter(subject.app.ledger)
+    assert (subject.look(), subject.pause) == ([], 0.75)
+    subject.clock.advance(0.75)
+    assert subject.look() == [["STATUS=READY, 1 in flight"]]
+    request.close()
+
+
+# -- the stop -----------------------------------------------------------------------------------------------------
+
+
+def test_a_stop_is_sent_at_once(subject: Subject) -> None:
+    """STOPPING=1 comes at once with a status and an extension, and a service that has not started is never ready."""
+    subject.start()
+    subject.look()
+    subject.clock.advance(0.1)
+    request = enter(subject.app.ledger)
+    subject.process.begin_stop()
+    status = "STATUS=stopping (drain), 1 in flight, 25 s left"
+    assert subject.look() == [["STOPPING=1", status, "EXTEND_TIMEOUT_USEC=10000000"]]
+    subject.clock.advance(1)
+    assert subject.look() == [["STATUS=stopping (drain), 1 in flight, 24 s left"]]
+    request.close()
+
+
+def test_time_is_asked_for_as_long_as_it_is_needed(subject: Subject) -> None:
+    """The limit is extended before it is reached, and never beyond the grace period."""
+    subject.start()
+    subject.look()
+    subject.process.begin_stop()
+    asked = []
+    for second in range(30):
+        lines = [line for datagram in subject.look() for line in datagram]
+        asked += [(second, int(x.partition("=")[2]) / 1e6) for x in lines if x.startswith("EXTEND_TIMEOUT_USEC")]
+        subject.clock.advance(1)
+    assert asked == [(0, 10.0), (5, 10.0), (10, 10.0), (15, 10.0), (20, 6.0)]  # until 26: a second for the exit
+
+
+def test_ready_goes_before_stopping(subject: Subject) -> None:
+    """A service that stops as soon as it is ready sends both, in that order and in two datagrams."""
+    subject.start()
+    subject.process.begin_stop()
+    first, second = subject.look()
+    assert (first[0], second[0]) == ("READY=1", "STOPPING=1")
+
+
+def test_the_last_message(subject: Subject) -> None:
+    """The last status is the report, and ending twice is harmless."""
+    subject.start()
+    subject.look()
+    subject.process.begin_stop()
+    subject.look()
+    subject.process.shutdown._finish(subject.process.made)
+    subject.notifier.stop()
+    assert subject.receiver.datagrams() == ["STATUS=STOPPED: clean, exit 0"]
+    subject.notifier.stop()
+    subject.notifier.state_changed(State.STOPPED, "SIGTERM")
+    assert subject.receiver.datagrams() == []
+
+
+# -- the start ----------------------------------------------------------------------------------------------------
+
+
+def test_the_start_may_take_what_its_functions_may(subject: Subject) -> None:
+    """The limit of the start-up is extended while functions with a timeout run; the stop has its own."""
+    hooks = subject.app.hooks
+    hooks.add("startup", lambda: None, "migrate", 12.0)
+    hooks.add("startup", lambda: None, "warm up", None)
+
+    def asked() -> list[float]:
+        lines = [line for datagram in subject.look() for line in datagram]
+        return [int(line.partition("=")[2]) / 1e6 for line in lines if line.startswith("EXTEND_TIMEOUT_USEC")]
+
+    assert asked() == []
+    hooks.startup_begun.set()
+    assert asked() == [10.0]
+    subject.clock.advance(4)
+    assert asked() == []
+    subject.clock.advance(2)
+    assert asked() == [7.0]  # twelve seconds from its beginning, and one
+    subject.clock.advance(6)
+    assert asked() == []
+    hooks.records.append(HookRecord("migrate", "startup", "ok", 12.0))
+    subject.clock.advance(10)
+    assert asked() == []
+    hooks.startup_over.set()
+    assert asked() == []
+    subject.process.begin_stop()
+    assert asked() == [10.0]
+
+
+# -- the watchdog -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("environ", "interval"),
+    [
+        ({"WATCHDOG_USEC": "3000000"}, 1.5),
+        ({"WATCHDOG_USEC": "3000000", "WATCHDOG_PID": "7"}, 1.5),
+        ({"WATCHDOG_USEC": "3000000", "WATCHDOG_PID": "8"}, None),
+        ({"WATCHDOG_USEC": "1"}, 0.1),
+        ({"WATCHDOG_PID": "7"}, None),
+        ({"WATCHDOG_USEC": "0"}, None),
+        ({"WATCHDOG_USEC": "-5"}, None),
+        ({"WATCHDOG_USEC": "3s"}, None),
+        ({"WATCHDOG_USEC": ""}, None),
+        ({"WATCHDOG_USEC": "18446744073709551615"}, 3600.0),
+        ({"WATCHDOG_USEC": 400 * "9"}, None),
+        ({"WATCHDOG_USEC": 5000 * "9"}, None),
+    ],
+)
+def test_the_interval(environ: dict[str, str], interval: float | None) -> None:
+    """Heartbeats come at half of the interval that systemd wants of this process."""
+    assert _heartbeat(environ, 7) == interval
+
+
+def test_heartbeats_follow_liveness(receiver: Receiver, caplog: pytest.LogCaptureFixture) -> None:
+    """A heartbeat follows each time that liveness passes; else the status has the reason, which is logged once."""
+    caplog.set_level(logging.INFO, "flask_lifecycle")
+    subject = Subject(receiver, applications=2, WATCHDOG_USEC="4000000")
+    sick = subject.process.made[1].health
+    subject.start()
+    subject.look()
+    assert subject.notifier._look() == 2.0
+    assert subject.look() == [["WATCHDOG=1"]]
+    assert subject.look() == []
+    sick.failing = "pulse"
+    for _ in range(3):
+        subject.clock.advance(2)
+        subject.notifier._look()
+    assert subject.look() == [["STATUS=READY, 0 in flight, no heartbeats: check 'pulse' fails"]]
+    sick.failing = ""
+    subject.clock.advance(2)
+    subject.notifier._look()
+    assert subject.look() == [["STATUS=READY, 0 in flight", "WATCHDOG=1"]]
+    assert [record.getMessage() for record in caplog.records] == [
+        "liveness fails, no heartbeats for systemd's watchdog: check 'pulse' fails",
+        "liveness passes, heartbeats for systemd's watchdog again",
+    ]
+    subject.notifier.stop()
+
+
+def test_a_slow_check_does_not_move_the_heartbeats(receiver: Receiver) -> None:
+    """The next heartbeat comes at its time, however long this one has taken."""
+    subject = Subject(receiver, WATCHDOG_USEC="10000000")
+    subject.app.health.inside = lambda: subject.clock.advance(3)
+    assert subject.notifier._look() == 2.0
+    subject.clock.advance(2)
+    assert subject.notifier._look() == 2.0
+    subject.app.health.inside = lambda: subject.clock.advance(9)
+    subject.clock.advance(2)
+    assert subject.notifier._look() == 1.0  # the one that was due meanwhile is left out
+    subject.notifier.stop()
+
+
+def test_heartbeats_of_a_stop(receiver: Receiver) -> None:
+    """During a shutdown heartbeats are sent at their interval without running liveness checks."""
+    subject = Subject(receiver, WATCHDOG_USEC="5000000")
+    subject.app.health.failing = "pulse"
+    subject.notifier._look()
+    assert subject.look() == [["STATUS=STARTING, 0 in flight, no heartbeats: check 'pulse' fails"]]
+    subject.process.begin_stop()
+    fed = []
+    for second in range(9):
+        if "WATCHDOG=1" in [line for lines in subject.look() for line in lines]:
+            fed.append(second)
+        assert subject.notifier._look() is None
+        assert subject.pause == 1.0
+        subject.clock.advance(1)
+    assert fed == [0, 3, 6]
+    assert subject.app.health.asked == 1
+    subject.notifier.stop()
+    subject = Subject(receiver, WATCHDOG_USEC="500000")
+    subject.process.begin_stop()
+    subject.look()
+    assert subject.pause == 0.25
+    subject.notifier.stop()
+
+
+# -- the socket ---------------------------------------------------------------------------------------------------
+
+
+def test_a_full_queue_is_tried_again(subject: Subject, caplog: pytest.LogCaptureFixture) -> None:
+    """If the queue is full the messages are sent later, in order, without a log line; the end does not wait for it."""
+    subject.receiver.fill()
+    subject.start()
+    subject.notifier._tick()
+    subject.process.begin_stop()
+    assert subject.notifier._tick() == 0.1
+    subject.receiver.datagrams()
+    assert [lines[0] for lines in subject.look()] == ["READY=1", "STOPPING=1"]
+    subject.receiver.fill()
+    subject.clock.advance(1)
+    assert subject.notifier._tick() == 0.1
+    subject.receiver.datagrams()
+    assert subject.look() == [["STATUS=stopping (drain), 0 in flight, 24 s left"]]
+    subject.receiver.fill()
+    subject.clock.advance(1)
+    subject.notifier.stop()
+    assert not any("STATUS" in datagram for datagram in subject.receiver.datagrams())
+    assert caplog.text == ""
+
+
+def test_a_receiver_that_is_gone(subject: Subject, caplog: pytest.LogCaptureFixture) -> None:
+    """If the receiver is gone this is logged once; it is tried every second, in a stop as often as a full queue."""
+    subject.receiver.close()
+    for _ in range(2):
+        subject.notifier._tick()
+    os.unlink(subject.receiver.name)
+    assert subject.notifier._tick() == 1.0
+    assert [record.getMessage() for record in caplog.records] == [
+        f"cannot notify systemd at '{subject.receiver.name}': Connection refused"
+    ]
+    subject.receiver = Receiver(subject.receiver.name)
+    subject.start()
+    assert subject.look() == [["READY=1", "STATUS=READY, 0 in flight"]]
+    subject.receiver.close()
+    subject.process.begin_stop()
+    assert subject.notifier._tick() == 0.1
+
+
+def test_a_process_without_descriptors(
+    monkeypatch: pytest.MonkeyPatch, subject: Subject, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Without a descriptor for a socket the log says so once, and the end comes."""
+
+    def refuse(*arguments: object) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("flask_lifecycle._monitors.systemd.socket.socket", refuse)
+        assert subject.notifier._tick() == 1.0
+        subject.notifier.stop()
+    assert caplog.messages == [f"cannot notify systemd at '{subject.receiver.name}': Too many open files"]
+
+
+# -- which process sends------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        (
+            "vsock:2:",
+            "NOTIFY_SOCKET is '{}', which is neither a path nor an abstract name; nothing is sent to systemd.",
+        ),
+        ("/" + 200 * "x", "cannot notify systemd at '{}': AF_UNIX path too long"),
+        ("@flask-lifecycle-test-", ""),
+    ],
+    ids=["vsock", "long", "abstract"],
+)
+def test_names_of_sockets(kind: str, message: str, caplog: pytest.LogCaptureFixture) -> None:
+    """A name that cannot be used is logged once; one that begins with @ is in the abstract namespace."""
+    name = f"{kind}{os.getpid()}"
+    receiver = Receiver(name) if name.startswith("@") else None
+    process: Any = FakeProcess()
+    notifier = Notifier(process, {"NOTIFY_SOCKET": name}, process.clock)
+    notifier._sender.wake = lambda: None  # type: ignore[method-assign]
+    for _ in range(2):
+        notifier.begin()
+    notifier.state_changed(State.READY, "")
+    notifier.stop()
+    if receiver is not None:
+        assert receiver.datagrams() == ["STATUS=STARTING, 0 in flight"]
+        receiver.close()
+    assert caplog.messages == [message.format(name)] * bool(message)
+
+
+@pytest.mark.parametrize(
+    ("first", "owner", "sends"),
+    [(True, "", True), (False, "", False), (False, "run", True), (True, "gunicorn", False)],
+)
+def test_which_process_sends(
+    monkeypatch: pytest.MonkeyPatch, receiver: Receiver, first: bool, owner: str, sends: bool
+) -> None:
+    """The process that systemd has started sends, and one under run, but no worker; children get no variables."""
+    pid = os.getpid() if first else os.getpid() + 1
+    environ = {"NOTIFY_SOCKET": receiver.name, "WATCHDOG_USEC": "1", "WATCHDOG_PID": "1", "SYSTEMD_EXEC_PID": str(pid)}
+    for variable, value in environ.items():
+        monkeypatch.setenv(variable, value)
+    process: Any = FakeProcess()
+    process.owner = owner
+    notifier = Notifier(process)
+    notifier.begin()
+    notifier.begin()
+    left = [variable for variable in environ if variable in os.environ]
+    assert left == (["SYSTEMD_EXEC_PID"] if sends else list(environ))
+    notifier.stop()
+    assert bool(receiver.datagrams()) is sends
+
+
+def test_a_fork_does_not_send(monkeypatch: pytest.MonkeyPatch, subject: Subject) -> None:
+    """A child that is forked from the process that called init_app sends nothing, also not at its end."""
+    subject.start()
+    subject.look()
+    pid = os.getpid()
+    monkeypatch.setattr(os, "getpid", lambda: pid + 1)
+    subject.process.begin_stop()
+    subject.notifier.begin()
+    subject.notifier.state_changed(State.DRAINING, "SIGTERM")
+    subject.notifier.stop()
+    assert subject.receiver.datagrams() == []
+    monkeypatch.undo()
+
+
+# -- the threads --------------------------------------------------------------------------------------------------
+
+
+def test_the_threads(receiver: Receiver) -> None:
+    """A change of the state wakes the thread that sends it; both threads end with the process."""
+    process: Any = FakeProcess()
+    notifier = Notifier(process, {"NOTIFY_SOCKET": receiver.name, "WATCHDOG_USEC": "100000"}, process.clock)
+    notifier.begin()
+    process.made[0].start()
+    notifier.state_changed(State.READY, "started")
+    heard: list[str] = []
+
+    def received(line: str) -> bool:
+        heard.extend(line for datagram in receiver.datagrams() for line in datagram.split("\n"))
+        return line in heard
+
+    until(lambda: received("READY=1"))
+    until(lambda: received("WATCHDOG=1"))
+    notifier.stop()
+
+
+def test_a_log_that_hangs(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """If the thread hangs in a log handler, the end does not wait for it."""
+    monkeypatch.setattr("flask_lifecycle._monitors.systemd._PERIOD", 0.05)
+    hanging, release = threading.Event(), threading.Event()
+
+    class Handler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            hanging.set()
+            release.wait(BOUND)
+
+    handler = Handler()
+    logging.getLogger("flask_lifecycle").addHandler(handler)
+    try:
+        process: Any = FakeProcess()
+        notifier = Notifier(process, {"NOTIFY_SOCKET": name})  # without a receiver
+        notifier.begin()
+        assert hanging.wait(BOUND)
+        with running(notifier.stop):
+            pass
+    finally:
+        release.set()
+        logging.getLogger("flask_lifecycle").removeHandler(handler)
+
+
+RUN = """
+import os, sys, threading
+from flask import Flask
+from flask_lifecycle import Lifecycle
+def make(name):
+    app = Flask(name)
+    app.config.update(LIFECYCLE_GRACE_PERIOD=5, LIFECYCLE_SHUTDOWN_DELAY=0, TESTING=sys.argv[1] == "testing")
+    return app, Lifecycle(app)
+app, lifecycle = make("app")
+second, second_lifecycle = make("second")
+def stop():
+    assert lifecycle.wait_ready(10)
+    assert app.testing or second_lifecycle.wait_ready(10)
+    threads = sorted(t.name for t in threading.enumerate() if "systemd" in t.name)
+    print("flask_lifecycle._monitors.systemd" in sys.modules, threads, os.environ.get("NOTIFY_SOCKET"))
+    lifecycle.shutdown("enough", wait=False)
+threading.Thread(target=stop).start()
+lifecycle.run(app, port=0)
+left = [t for t in threading.enumerate() if "systemd" in t.name]
+for thread in left:
+    thread.join(10)  # the end does not wait for the heartbeats
+print([t.name for t in left if t.is_alive()])
+"""
+
+
+def test_without_a_socket() -> None:
+    """Without a socket, or in testing mode, there is no thread and no import."""
+    for mode, environ in (("served", {"NOTIFY_SOCKET": ""}), ("testing", {"NOTIFY_SOCKET": "@x"})):
+        done = run_python(RUN, mode, environ=environ)
+        assert done.stdout.splitlines() == [f"False [] {environ['NOTIFY_SOCKET']}", "[]"], done.stderr
+
+
+def test_a_service_from_start_to_end(receiver: Receiver) -> None:
+    """A process with two applications under run sends each message once, and ends its threads."""
+    done = run_python(RUN, "served", environ={"NOTIFY_SOCKET": receiver.name, "WATCHDOG_USEC": "10000000"})
+    threads = "['lifecycle-systemd', 'lifecycle-systemd-live']"
+    assert done.stdout.splitlines() == [f"True {threads} None", "[]"], done.stderr
+    lines = [line for datagram in receiver.datagrams() for line in datagram.split("\n")]
+    assert [line for line in lines if line in ("READY=1", "STOPPING=1")] == ["READY=1", "STOPPING=1"]
+    assert "WATCHDOG=1" in lines
+    assert lines[-1] == "STATUS=STOPPED: clean, exit 0"

@@ -1,0 +1,508 @@
+"""What operators ask for by file: whose files count, which of them are new, and that nobody waits for them."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flask_lifecycle import Lifecycle, State
+from flask_lifecycle._config import shown
+from flask_lifecycle._core.state import Event, StateMachine
+from flask_lifecycle._operators import files as module
+from flask_lifecycle._operators.cordon import Control
+from flask_lifecycle._operators.files import ControlDirectory
+from tests._fakes import BOUND, ManualClock, make_app, running, until, whole
+from tests._needs import need_root
+
+
+class Subject:
+    """A started application with a control directory, which looks when the test says so."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.clock = ManualClock()
+        self.wall = time.time()
+        self.drains: list[str] = []
+        self.machine = StateMachine(ready=True, notify=lambda old, new, reason: None)
+        self.machine.apply(Event.STARTED)
+        self.control = Control(self.machine, self.drains.append, self.clock)
+        self.directory = ControlDirectory(str(path), self.control, lambda: self.wall)
+
+    def write(self, text: str | bytes, name: str = "cordon") -> None:
+        """Put a file into the place of another, in one step and as another file."""
+        new = self.path / ".new"
+        new.write_bytes(text if isinstance(text, bytes) else text.encode())
+        new.rename(self.path / name)
+
+    @property
+    def ready(self) -> bool:
+        return self.machine.state is State.READY
+
+    def look(self, times: int = 1) -> Any:
+        for _ in range(times):
+            again = self.directory.look()
+        return again
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """A directory that is ours alone."""
+    made = tmp_path / "control"
+    made.mkdir(mode=0o755)
+    return made
+
+
+@pytest.fixture
+def subject(path: Path) -> Iterator[Subject]:
+    """An application whose directory was empty at the first look."""
+    subject = Subject(path)
+    subject.look()
+    yield subject
+    subject.control.stop()
+    subject.directory.stop()
+
+
+def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+
+
+# -- the drain ----------------------------------------------------------------------------------------------------
+
+
+def test_a_drain_is_asked_for_once(subject: Subject, caplog: pytest.LogCaptureFixture) -> None:
+    """A file 'drain' that comes begins the shutdown, stays where it is, and is not looked at again."""
+    assert subject.look(3) == 1.0
+    (subject.path / "drain").touch()
+    assert subject.look() is None
+    reason = f"drain requested by the file '{subject.path}/drain'"
+    assert subject.drains == [reason]
+    assert warnings(caplog) == [f"{reason} (file)"]
+    assert (subject.path / "drain").exists()
+
+
+def test_a_stale_drain_is_ignored(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A file that was there before is ignored, with one line that says so, until it is touched."""
+    (path / "drain").touch()
+    os.utime(path / "drain", ns=(1, 1))
+    subject = Subject(path)
+    assert subject.look(3) == 1.0
+    assert subject.drains == []
+    assert warnings(caplog) == [
+        f"the file '{path}/drain' was there before this process began, and is ignored; remove it, or touch it to drain"
+    ]
+    (path / "drain").touch()
+    assert subject.look() is None
+    assert len(subject.drains) == 1
+
+
+def test_a_stale_drain_that_was_removed(path: Path) -> None:
+    """Once it was seen to be gone, the same file counts when it comes back."""
+    (path / "drain").touch()
+    subject = Subject(path)
+    subject.look()
+    (path / "drain").rename(path / "away")
+    subject.look()
+    (path / "away").rename(path / "drain")
+    assert subject.look() is None
+
+
+def test_the_clock_is_not_asked_whether_a_drain_is_new(path: Path) -> None:
+    """A file from the future that was there is stale, and one from the past that comes is not: clocks differ."""
+    (path / "drain").touch()
+    os.utime(path / "drain", (2**32, 2**32))
+    subject = Subject(path)
+    subject.look()
+    assert subject.drains == []
+    (path / "drain").unlink()
+    subject.look()
+    (path / "drain").touch()
+    os.utime(path / "drain", (1, 1))
+    assert subject.look() is None
+
+
+def test_a_drain_between_init_app_and_the_first_look(path: Path) -> None:
+    """What comes after init_app is meant for this process, although it has not looked yet."""
+    subject = Subject(path)
+    (path / "drain").touch()
+    assert subject.look() is None
+
+
+def test_a_process_that_was_forked_since_begins_anew(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A worker that takes the place of a drained one is not stopped by the file that stopped that one."""
+    subject = Subject(path)  # in the master, which loads the application and forks
+    (path / "drain").touch()
+    subject.directory._known_in = -1
+    assert subject.look() == 1.0
+    assert "was there before this process began" in warnings(caplog)[0]
+    (path / "drain").unlink()
+    (path / "drain").touch()
+    os.utime(path / "drain", ns=(1, 1))
+    assert subject.look() is None
+
+
+# -- the cordon ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("text", ["10m by alice", "for 10m by alice\n", "for\t10m  by alice \r\n", "600 by alice"])
+def test_a_cordon_by_file(subject: Subject, text: str, caplog: pytest.LogCaptureFixture) -> None:
+    """A file 'cordon' begins a lease once, which ends when the file is removed."""
+    subject.write(text)
+    subject.look(3)
+    assert (subject.machine.state, subject.machine.reason) == (State.NOT_READY, "cordoned by alice for 10m")
+    (subject.path / "cordon").unlink()
+    subject.look(2)
+    assert subject.ready
+    assert warnings(caplog) == [
+        "cordon for 10m requested by alice (file)",
+        "uncordon requested by the removal of its file (file)",
+    ]
+
+
+def test_a_lease_ends_although_its_file_stays(subject: Subject) -> None:
+    """A lease ends by itself, and its file, which is still there, does not begin it again until it is written anew."""
+    subject.write("10m by alice")
+    subject.look()
+    subject.clock.pass_wait()
+    until(lambda: subject.ready)
+    subject.look(2)
+    assert subject.ready
+    subject.write("10m by alice")
+    subject.look()
+    assert not subject.ready
+    subject.write("20m by bob")
+    subject.look()
+    assert subject.machine.reason == "cordoned by bob for 20m"
+
+
+def test_the_removal_of_a_file_ends_its_own_lease_alone(subject: Subject) -> None:
+    """A lease that has replaced the file's is not ended by the removal of the file."""
+    subject.write("10m by alice")
+    subject.look()
+    subject.control.cordon(60, "bob", "HTTP")
+    (subject.path / "cordon").unlink()
+    subject.look()
+    assert subject.machine.reason == "cordoned by bob for 1m"
+
+
+@pytest.mark.parametrize(("age", "left"), [(0, 600), (400, 200), (-1000, 600)])
+def test_a_cordon_survives_a_restart(path: Path, age: float, left: float) -> None:
+    """What is left of a lease is kept by the next process; where the clocks differ, no more than the whole of it."""
+    subject = Subject(path)
+    subject.write("10m by alice")
+    os.utime(path / "cordon", (subject.wall - age, subject.wall - age))
+    subject.look()
+    assert subject.machine.reason == "cordoned by alice for 10m"
+    assert subject.clock.waits.get(timeout=BOUND) == pytest.approx(left, abs=1e-3)
+    subject.control.stop()
+
+
+def test_a_cordon_that_has_ended_before_the_start(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A lease that is over by then is not begun again, and its removal ends nothing."""
+    subject = Subject(path)
+    subject.write("10m by alice")
+    os.utime(path / "cordon", (subject.wall - 601, subject.wall - 601))
+    subject.look(2)
+    (path / "cordon").unlink()
+    subject.look()
+    assert (subject.machine.state, warnings(caplog)) == (State.READY, [])
+
+
+def test_a_cordon_that_comes_later_is_counted_from_then_on(subject: Subject) -> None:
+    """The time of a file that comes while we look does not matter: clocks differ."""
+    subject.write("10m by alice")
+    os.utime(subject.path / "cordon", (1, 1))
+    subject.look()
+    assert subject.clock.waits.get(timeout=BOUND) == 600
+
+
+def test_files_in_a_shutdown(subject: Subject, caplog: pytest.LogCaptureFixture) -> None:
+    """A cordon, and its end, that come when a shutdown has begun change nothing."""
+    subject.write("10m by alice")
+    subject.look()
+    subject.machine.apply(Event.DRAIN, "stop")
+    (subject.path / "cordon").unlink()
+    subject.look()
+    subject.write("10m by alice")
+    subject.look()
+    assert subject.machine.reason == "stop"
+    assert len(warnings(caplog)) == 1
+
+
+# -- bad content --------------------------------------------------------------------------------------------------
+
+
+def line(given: str) -> str:
+    return f"must hold one line such as '10m by alice', not {shown(given)}"
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        ("", line("")),
+        ("10m", line("10m")),
+        ("by alice", line("by alice")),
+        ("10m alice", line("10m alice")),
+        ("10m by alice\n20m by bob", line("10m by alice\n20m by bob")),
+        ("10m by alice bob", line("10m by alice bob")),
+        ("10m by a\u2028lice", r"is not valid: 'by' must be a name of up to 64 visible characters without blanks,"
+         r" such as 'alice', not 'a\u2028lice'"),
+        ("10x by alice", "is not valid: 'for' must be a duration such as '10m', '90s' or '1h30m', in the units"
+         " s, m, h and d, not '10x'"),
+        ("8d by alice", "is not valid: 'for' must be at most '7d', not '8d'; renew it then"),
+        (b"\xff\x00", line(r"\xff" + "\0")),
+        ("10m by alice" + " " * 4096, "is larger than 4096 bytes"),
+    ],
+)  # fmt: skip
+def test_bad_content(subject: Subject, caplog: pytest.LogCaptureFixture, content: str | bytes, complaint: str) -> None:
+    """A file that cannot be understood is warned of once and changes nothing, and is heeded once it is mended."""
+    subject.write("5m by carol")
+    subject.look()
+    caplog.clear()
+    subject.write(content)
+    subject.look(3)
+    assert subject.machine.reason == "cordoned by carol for 5m"
+    assert warnings(caplog) == [f"the file '{subject.path}/cordon' {complaint}; it changes nothing"]
+    subject.write("10m by alice")
+    subject.look()
+    assert subject.machine.reason == "cordoned by alice for 10m"
+
+
+def test_a_file_that_is_half_written_is_read_again(subject: Subject) -> None:
+    """A file that was read between its beginning and its end is understood at the next look."""
+    file = subject.path / "cordon"
+    file.write_text("10m b")
+    subject.look()
+    assert subject.ready
+    changed = file.stat().st_mtime_ns
+    file.write_text("10m by alice")
+    os.utime(file, ns=(changed, changed))  # as it is where times are coarse
+    subject.look()
+    assert subject.machine.reason == "cordoned by alice for 10m"
+
+
+# -- attacks ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["drain", "cordon"])
+@pytest.mark.parametrize("kind", ["symlink", "dangling", "fifo", "directory"])
+def test_what_is_no_regular_file(
+    subject: Subject, tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str, kind: str
+) -> None:
+    """A link, a FIFO (whose opening would wait for ever) and a directory are warned of once and change nothing."""
+    target = tmp_path / "target"
+    target.write_text("10m by mallory")
+    match kind:
+        case "symlink":
+            (subject.path / name).symlink_to(target)
+        case "dangling":
+            (subject.path / name).symlink_to(tmp_path / "nothing")
+        case "fifo":
+            os.mkfifo(subject.path / name)
+        case "directory":
+            (subject.path / name).mkdir()
+    subject.look(3)
+    assert (subject.machine.state, subject.drains) == (State.READY, [])
+    assert warnings(caplog) == [f"the file '{subject.path}/{name}' is not a regular file; it changes nothing"]
+
+
+@pytest.mark.parametrize("instead", ["symlink", "fifo", "nothing", "directory"])
+def test_a_file_that_is_exchanged_before_it_is_opened(
+    subject: Subject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, instead: str
+) -> None:
+    """What is opened is looked at once more: it may be another than the one that was found."""
+    # The look finds a good file; before it opens it, somebody puts something else into its place.
+    target = tmp_path / "target"
+    target.write_text("10m by mallory")
+    subject.write("10m by alice")
+    file, read = subject.path / "cordon", module._read
+
+    def exchanged(directory: Any, name: str) -> Any:
+        file.unlink()
+        match instead:
+            case "symlink":
+                file.symlink_to(target)
+            case "fifo":
+                os.mkfifo(file)
+            case "directory":
+                file.mkdir()
+        return read(directory, name)
+
+    monkeypatch.setattr(module, "_read", exchanged)
+    subject.look()
+    complaint = {
+        "symlink": "cannot be opened (Too many levels of symbolic links)",
+        "fifo": "is not a regular file",
+        "nothing": "does not exist",
+        "directory": "is not a regular file",
+    }[instead]
+    assert subject.ready
+    assert warnings(caplog) == [f"the file '{file}' {complaint}; it changes nothing"]
+
+
+@pytest.mark.services
+def test_files_of_others(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A file that belongs to neither us nor root is warned of and changes nothing."""
+    need_root()
+    subject = Subject(path)
+    subject.write("10m by mallory")
+    os.chown(path / "cordon", 65534, -1)
+    (path / "drain").touch()
+    os.chown(path / "drain", 65534, -1)
+    subject.look(3)
+    assert (subject.machine.state, subject.drains) == (State.READY, [])
+    assert warnings(caplog) == [
+        f"the file '{path}/{name}' belongs to another user than this process and root; it changes nothing"
+        for name in ("drain", "cordon")
+    ]
+
+
+@pytest.mark.parametrize("mode", [0o775, 0o757, 0o1777])
+def test_a_directory_that_was_exchanged(subject: Subject, caplog: pytest.LogCaptureFixture, mode: int) -> None:
+    """A directory that is put into the place of ours after the start is refused if others may write to it."""
+    subject.path.rename(subject.path.with_name("away"))
+    subject.path.mkdir()
+    subject.path.chmod(mode)
+    (subject.path / "drain").touch()
+    (subject.path / "cordon").write_text("10m by mallory")
+    subject.look(3)
+    assert (subject.machine.state, subject.drains) == (State.READY, [])
+    assert warnings(caplog) == [
+        f"the control directory {str(subject.path)!r} may be written to by its group or by others; it changes nothing"
+    ]
+
+
+@pytest.mark.parametrize("now", ["nothing", "file"])
+def test_a_directory_that_goes(subject: Subject, caplog: pytest.LogCaptureFixture, now: str) -> None:
+    """A directory that is not there for a while ends no lease and is warned of once; when it comes back, it counts."""
+    subject.write("10m by alice")
+    subject.look()
+    caplog.clear()
+    away = subject.path.with_name("away")
+    subject.path.rename(away)
+    if now == "file":
+        subject.path.touch()
+    subject.look(3)
+    assert not subject.ready
+    complaint = "does not exist" if now == "nothing" else "is not a directory"
+    assert warnings(caplog) == [f"the control directory {str(subject.path)!r} {complaint}; it changes nothing"]
+    subject.path.unlink(missing_ok=True)
+    away.rename(subject.path)
+    (subject.path / "cordon").unlink()
+    subject.look()
+    assert subject.ready
+
+
+@pytest.mark.parametrize("failing", ["stat", "read", "fstat"])
+def test_a_file_system_that_fails(
+    subject: Subject, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, failing: str
+) -> None:
+    """An error of the file system is no absence: it ends no lease, and is warned of."""
+    subject.write("10m by alice")
+    subject.look()
+    caplog.clear()
+    descriptors = len(os.listdir("/proc/self/fd"))
+
+    def fail(*arguments: Any, **options: Any) -> Any:
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        if failing == "read":
+            subject.write("20m by bob")
+        patch.setattr(os, failing, fail)
+        subject.look(3)
+    assert subject.machine.reason == "cordoned by alice for 10m"
+    what = f"the control directory '{subject.path}'" if failing == "fstat" else f"the file '{subject.path}/cordon'"
+    assert warnings(caplog)[-1] == f"{what} cannot be opened (Input/output error); it changes nothing"
+    assert len(os.listdir("/proc/self/fd")) == descriptors
+
+
+# -- the thread ---------------------------------------------------------------------------------------------------
+
+
+def test_the_thread(path: Path) -> None:
+    """The thread looks before begin() returns, goes on looking, and ends with the shutdown."""
+    subject = Subject(path)
+    (path / "cordon").write_text("10m by alice")
+    subject.directory.begin()
+    assert not subject.ready
+    subject.directory.state_changed(State.NOT_READY, "cordoned")
+    (path / "cordon").unlink()
+    until(lambda: subject.ready)
+    subject.directory.state_changed(State.DRAINING, "stop")
+    until(lambda: "lifecycle-control" not in {thread.name for thread in threading.enumerate()})
+    subject.directory.stop()
+
+
+def test_a_file_system_that_hangs_holds_up_nobody(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither the start, but for a moment, nor the end waits for a look that does not come back."""
+    monkeypatch.setattr(module, "_FIRST_LOOK", 0.01)
+    subject = Subject(path)
+    looking, go_on = threading.Event(), threading.Event()
+
+    def hang(*arguments: Any, **options: Any) -> int:
+        looking.set()
+        assert go_on.wait(BOUND)
+        raise FileNotFoundError(2, "gone")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", hang)
+        with running(subject.directory.begin):
+            assert looking.wait(BOUND)
+        subject.directory.state_changed(State.DRAINING, "stop")
+        subject.directory.stop()
+        assert "lifecycle-control" in {thread.name for thread in threading.enumerate()}
+        go_on.set()
+        until(lambda: "lifecycle-control" not in {thread.name for thread in threading.enumerate()})
+
+
+# -- the setting --------------------------------------------------------------------------------------------------
+
+
+def refused(path: Path, reason: str) -> None:
+    message = (
+        f"'LIFECYCLE_CONTROL_DIR' is {str(path)!r}, which {reason}; name a directory of the user that this process"
+        " runs as, or of root, which no other user may write to."
+    )
+    with pytest.raises(ValueError, match=whole(message)) as caught:
+        Lifecycle(make_app(LIFECYCLE_CONTROL_DIR=str(path)))
+    assert caught.value.__suppress_context__
+
+
+def test_a_directory_that_is_not_there(path: Path) -> None:
+    """A directory that does not exist, or is none, is refused by init_app."""
+    refused(path / "nothing", "does not exist")
+    (path / "file").touch()
+    refused(path / "file", "is not a directory")
+    refused(path / ("x" * 300), "cannot be opened (File name too long)")
+
+
+@pytest.mark.parametrize("mode", [0o775, 0o757, 0o777, 0o1777])
+def test_a_directory_that_others_may_write_to(path: Path, mode: int) -> None:
+    """A directory that the group or others may write to is refused by init_app."""
+    path.chmod(mode)
+    refused(path, "may be written to by its group or by others")
+
+
+@pytest.mark.services
+def test_a_directory_of_another_user(path: Path) -> None:
+    """A directory that belongs to neither us nor root is refused by init_app."""
+    need_root()
+    os.chown(path, 65534, -1)
+    refused(path, "belongs to another user than this process and root")
+
+
+def test_a_relative_path_is_taken_from_where_the_process_began(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that goes to another directory still looks into the one that was meant."""
+    monkeypatch.chdir(path.parent)
+    subject = Subject(Path("control"))
+    monkeypatch.chdir("/")
+    subject.look()
+    (path / "drain").touch()
+    assert subject.look() is None

@@ -1,0 +1,234 @@
+"""What operators ask for by HTTP, on the probe listener: each refusal, and that nothing is changed by it."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import pytest
+from flask import Flask
+from werkzeug.test import Client, TestResponse, create_environ
+
+from flask_lifecycle import Lifecycle, State
+from tests._fakes import listener_of, make_app, state_of
+
+TOKEN = "0123456789abcdef"
+NOT_FOUND = b"not found: only probes are answered here\n"
+
+
+def serve(**config: Any) -> Flask:
+    """An application whose operators may ask for something, started, but for its listener."""
+    app = make_app(**{"LIFECYCLE_TOKEN": TOKEN, "LIFECYCLE_PROBE_PORT": 0, **config})
+    Lifecycle(app)
+    state = state_of(app)
+    state.open = lambda: None  # type: ignore[method-assign]  # the tests call what it serves
+    state.start()
+    assert state.machine.state is State.READY
+    return app
+
+
+def ask(app: Flask, path: str, method: str = "POST", token: str | None = TOKEN, **more: Any) -> TestResponse:
+    """One request to the probe listener."""
+    headers = dict(more.pop("headers", {}))
+    if token is not None:
+        headers["Authorization"] = f"Bearer {token}"
+    more.setdefault("environ_base", {"REMOTE_ADDR": "127.0.0.1"})
+    return Client(listener_of(app)).open(path, method=method, headers=headers, buffered=True, **more)
+
+
+def told(response: TestResponse) -> tuple[int, str]:
+    """The status and the sentence of an answer, which has no other shape."""
+    assert response.headers["Cache-Control"] == "no-store"
+    assert response.headers["Content-Type"] == "text/plain; charset=utf-8"
+    assert response.text.endswith("\n")
+    assert response.text.count("\n") == 1
+    return response.status_code, response.text[:-1]
+
+
+def unchanged(app: Flask) -> bool:
+    """Whether nothing has happened to an application."""
+    state = state_of(app)
+    return state.machine.state is State.READY and not state.process.shutdown.begun
+
+
+ACTIONS = ["/lifecycle/drain?by=alice", "/lifecycle/cordon?by=alice&for=10m", "/lifecycle/uncordon?by=alice"]
+
+
+# -- what is done -------------------------------------------------------------------------------------------------
+
+
+def test_cordon_and_uncordon(caplog: pytest.LogCaptureFixture) -> None:
+    """A cordon says what it is, readiness fails for it until it is taken back, and each use is logged once."""
+    app = serve()
+    assert told(ask(app, "/lifecycle/cordon?for=10m&by=alice")) == (200, "cordoned by alice for 10m")
+    assert ask(app, "/readyz", "GET").status_code == 503
+    assert ask(app, "/livez", "GET").status_code == 200
+    assert told(ask(app, "/lifecycle/uncordon?by=bob")) == (200, "uncordoned")
+    assert ask(app, "/readyz", "GET").status_code == 200
+    assert told(ask(app, "/lifecycle/uncordon", environ_base={"REMOTE_ADDR": "10.0.0.7"})) == (200, "uncordoned")
+    logged = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert logged == [
+        "cordon for 10m requested by alice (HTTP from 127.0.0.1)",
+        "uncordon requested by bob (HTTP from 127.0.0.1)",
+        "uncordon requested by 10.0.0.7 (HTTP from 10.0.0.7)",
+    ]
+
+
+def test_drain() -> None:
+    """A drain begins the whole shutdown of the process and does not wait for it; a second one gets the same answer."""
+    app = serve()
+    assert told(ask(app, "/lifecycle/drain?by=alice")) == (202, "draining")
+    assert state_of(app).process.shutdown.wait().reason == "drain requested by alice"
+    assert told(ask(app, "/lifecycle/drain")) == (202, "draining")
+
+
+def test_the_same_request_twice() -> None:
+    """A cordon and its end that are sent twice lead to the same state with the same answer, and no key is needed."""
+    app = serve()
+    machine = state_of(app).machine
+    for path, answer, reached in (
+        ("/lifecycle/cordon?for=10m&by=alice", "cordoned by alice for 10m", State.NOT_READY),
+        ("/lifecycle/uncordon?by=alice", "uncordoned", State.READY),
+    ):
+        for _ in range(2):
+            assert (told(ask(app, path)), machine.state) == ((200, answer), reached)
+
+
+def test_a_drain_begins_when_its_answer_is_written() -> None:
+    """The drain begins when the response is closed, so that an idle process answers before it is gone."""
+    app = serve()
+    environ = create_environ("/lifecycle/drain", method="POST")
+    environ["HTTP_AUTHORIZATION"] = f"Bearer {TOKEN}"
+    answer = listener_of(app)(environ, lambda *_: lambda _data: None)
+    assert next(iter(answer)) == b"draining\n"
+    assert unchanged(app)
+    answer.close()  # type: ignore[attr-defined]
+    assert state_of(app).process.shutdown.wait().reason == "drain requested by -"
+
+
+def test_a_cordon_is_refused_in_a_drain() -> None:
+    """A cordon and its end come too late once the shutdown has begun."""
+    app = serve()
+    assert ask(app, "/lifecycle/drain").text == "draining\n"
+    state_of(app).process.shutdown.wait()
+    sentence = (
+        "'cordon' cannot happen in state STOPPED; a drain is one-way and already answers readiness probes with 503."
+    )
+    assert told(ask(app, "/lifecycle/cordon?for=10m&by=alice")) == (409, sentence)
+    assert ask(app, "/lifecycle/uncordon").status_code == 409
+
+
+def test_prefix_and_case() -> None:
+    """The paths are below the prefix of the probes, and their case matters as little as that of a probe."""
+    app = serve(LIFECYCLE_URL_PREFIX="/Ops", LIFECYCLE_CASE_INSENSITIVE=True)
+    assert told(ask(app, "/ops/LIFECYCLE/uncordon")) == (200, "uncordoned")
+    assert ask(app, "/lifecycle/uncordon").status_code == 404
+    app = serve()
+    assert ask(app, "/lifecycle/UNCORDON").status_code == 404
+
+
+# -- who may ------------------------------------------------------------------------------------------------------
+
+
+def not_found(response: TestResponse) -> bool:
+    """Whether an answer is the one of any path that does not exist."""
+    assert "Allow" not in response.headers
+    return (response.status_code, response.data) == (404, NOT_FOUND)
+
+
+@pytest.mark.parametrize("path", ACTIONS)
+@pytest.mark.parametrize("method", ["POST", "GET", "OPTIONS"])
+def test_no_token_set(path: str, method: str) -> None:
+    """Where no token is set there is nothing, whatever is sent along, the empty token included."""
+    app = serve(LIFECYCLE_TOKEN=None)
+    assert all(not_found(ask(app, path, method, token)) for token in (None, "", "None", TOKEN))
+    assert unchanged(app)
+
+
+@pytest.mark.parametrize("path", ACTIONS)
+@pytest.mark.parametrize("method", ["POST", "GET", "OPTIONS"])
+def test_no_token_given(path: str, method: str) -> None:
+    """Without a token an action looks like any path that does not exist, whatever the method."""
+    app = serve()
+    assert not_found(ask(app, path, method, None))
+    assert unchanged(app)
+
+
+@pytest.mark.parametrize("path", ACTIONS)
+@pytest.mark.parametrize("token", ["", "0", TOKEN[:-1], f"{TOKEN}x", TOKEN.upper(), "ü" * 16])
+@pytest.mark.parametrize("method", ["POST", "GET"])
+def test_wrong_token(path: str, token: str, method: str) -> None:
+    """With a wrong token neither."""
+    app = serve()
+    response = ask(app, path, method, None, headers={"Authorization": f"Bearer {token}".encode().decode("latin-1")})
+    assert not_found(response)
+    assert not_found(ask(app, path, method, None, headers={"Authorization": f"Basic {TOKEN}"}))
+    assert not_found(ask(app, f"{path}&token={TOKEN}", method, None))
+    assert unchanged(app)
+
+
+@pytest.mark.parametrize("path", ACTIONS)
+def test_the_main_port_knows_nothing_of_it(path: str) -> None:
+    """On the main port there is no such path, for nobody."""
+    app = serve()
+    headers = {"Authorization": f"Bearer {TOKEN}"}
+    assert app.test_client().post(path, headers=headers, buffered=True).status_code == 404
+    assert unchanged(app)
+
+
+def test_no_probe_listener() -> None:
+    """Without a probe listener nothing of it is there."""
+    app = serve(LIFECYCLE_PROBE_PORT=None)
+    assert state_of(app).control is None
+    assert not_found(ask(app, ACTIONS[0]))
+
+
+# -- what is refused ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", ACTIONS)
+@pytest.mark.parametrize("method", ["GET", "PUT", "OPTIONS", "DELETE"])
+def test_another_method_with_the_token(path: str, method: str) -> None:
+    """With the token and another method the answer says which one does it."""
+    app = serve()
+    response = ask(app, path, method)
+    assert told(response) == (405, "This is done by POST alone; nothing was done.")
+    assert response.headers["Allow"] == "POST"
+    assert unchanged(app)
+
+
+DURATION = "'for' must be a duration such as '10m', '90s' or '1h30m', in the units s, m, h and d, not {}."
+NAME = "'by' must be a name of up to 64 visible characters without blanks, such as 'alice', not {}."
+
+
+@pytest.mark.parametrize(
+    ("path", "sentence"),
+    [
+        ("cordon?by=alice", DURATION.format("''")),
+        ("cordon?by=alice&for=", DURATION.format("''")),
+        ("cordon?by=alice&for=10x", DURATION.format("'10x'")),
+        ("cordon?by=alice&for=-5m", DURATION.format("'-5m'")),
+        ("cordon?by=alice&for=nan", DURATION.format("'nan'")),
+        ("cordon?by=alice&for=%D9%A5m", DURATION.format(r"'\u0665m'")),
+        ("cordon?by=alice&for=" + "9" * 2000, DURATION.format("'" + "9" * 56 + "...")),
+        ("cordon?by=alice&for=0", "'for' must be longer than zero, such as '10m', not '0'."),
+        ("cordon?by=alice&for=8d", "'for' must be at most '7d', not '8d'; renew it then."),
+        ("cordon?for=10m", NAME.format("''")),
+        ("cordon?for=10m&by=", NAME.format("''")),
+        ("cordon?for=10m&by=a%0d%0astate+READY", NAME.format(r"'a\r\nstate READY'")),
+        ("drain?by=a+b", NAME.format("'a b'")),
+        ("drain?by=%1b%5b2J", NAME.format(r"'\x1b[2J'")),
+        ("uncordon?by=" + "x" * 65, NAME.format("'" + "x" * 56 + "...")),
+        ("drain?by=a&by=b", "The parameter 'by' is given twice; give it once."),
+        ("drain?" + "by=a&" * 500, "The query string has more than 2048 characters; give each parameter once."),
+        ("drain?for=10m", "There is no parameter 'for' here; there is 'by'."),
+        ("cordon?by=a&for=1m&x%0a=1", r"There is no parameter 'x\n' here; there is 'by' and 'for'."),
+    ],
+)  # fmt: skip
+def test_bad_parameters(path: str, sentence: str, caplog: pytest.LogCaptureFixture) -> None:
+    """A bad duration, an unknown unit, a missing name and the like are one sentence, and change nothing."""
+    app = serve()
+    assert told(ask(app, f"/lifecycle/{path}")) == (400, sentence)
+    assert unchanged(app)
+    assert caplog.records == []
+    assert ask(app, "/lifecycle/uncordon").status_code == 200

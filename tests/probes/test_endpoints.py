@@ -1,0 +1,1103 @@
+"""The probes and the guard, through Flask's test client."""
+
+from __future__ import annotations
+
+import http
+import json
+import logging
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+from flask import Flask, Response, abort, redirect, request, url_for
+from flask.sessions import SecureCookieSessionInterface
+from werkzeug import Response as BaseResponse
+from werkzeug.middleware.dispatcher import DispatcherMiddleware
+from werkzeug.test import Client, TestResponse, create_environ
+
+from flask_lifecycle import CheckResult, HealthCheckError, HealthReport, Lifecycle, State, probe_refused
+from flask_lifecycle._core.shutdown import StopRequest
+from flask_lifecycle._probes.blueprint import refusal
+from flask_lifecycle._probes.render import HEALTH_JSON, HTML, JSON, TEXT, negotiate
+from tests._fakes import BOUND, FakeServer, ManualClock, finish, listener_of, make_app, running, state_of, use_clock
+
+PROBES = ("livez", "readyz", "startupz", "healthcheck")
+SECRET = "postgres://admin:hunter2@db.internal"
+
+
+def serve(**config: Any) -> tuple[Flask, Lifecycle]:
+    """A testing application with a Lifecycle."""
+    app = make_app(**config)
+    return app, Lifecycle(app)
+
+
+def get(app: Flask, path: str, **arguments: Any) -> TestResponse:
+    """One request, its answer read and closed."""
+    return app.test_client().open(path, buffered=True, **arguments)
+
+
+def codes(app: Flask) -> dict[str, int]:
+    return {probe: get(app, f"/{probe}").status_code for probe in PROBES}
+
+
+def raises_secret() -> None:
+    raise ValueError(SECRET)
+
+
+# -- the table of states ------------------------------------------------------------------------------------------
+
+
+def in_state(app: Flask, state: State) -> None:
+    """Put a started application into a state, by the short way."""
+    get(app, "/work")
+    state_of(app).machine.state = state
+
+
+@pytest.mark.parametrize(
+    ("state", "status", "expected"),
+    [
+        (State.STARTING, "pass", (200, 503, 503, 503)),
+        (State.READY, "pass", (200, 200, 200, 200)),
+        (State.READY, "warn", (200, 200, 200, 200)),
+        (State.READY, "fail", (200, 503, 200, 503)),
+        (State.NOT_READY, "pass", (200, 503, 200, 503)),
+        (State.DRAINING, "pass", (200, 503, 200, 503)),
+        (State.STOPPING, "pass", (200, 503, 200, 503)),
+        (State.STOPPED, "pass", (200, 503, 200, 503)),
+    ],
+)
+def test_table_of_answers(state: State, status: str, expected: tuple[int, ...]) -> None:
+    """Each probe answers in each state as the table of states has it; a check of the group ready says the rest."""
+    app, lifecycle = serve()
+    lifecycle.check("db")(lambda: CheckResult(status))
+    in_state(app, state)
+    assert tuple(codes(app).values()) == expected
+
+
+@pytest.mark.parametrize(("probe", "group"), [("livez", "live"), ("readyz", "ready"), ("startupz", "startup")])
+def test_each_probe_asks_its_group(probe: str, group: str) -> None:
+    """A probe asks the checks of its own group, and the health check asks all."""
+    app, lifecycle = serve()
+    asked: list[str] = []
+    get(app, "/work")
+    for name in ("live", "ready", "startup"):
+        lifecycle.check(name, groups=(name,), ttl=0)(lambda name=name: asked.append(name))
+    get(app, f"/{probe}")
+    assert asked == [group]
+    asked.clear()
+    get(app, "/healthcheck")
+    assert sorted(asked) == ["live", "ready", "startup"]
+
+
+def test_a_live_check_fails_liveness_only_when_it_says_so() -> None:
+    """Only a check that asked for the group live can fail liveness."""
+    app, lifecycle = serve()
+    lifecycle.add_check(raises_secret)
+    assert codes(app) == {"livez": 200, "readyz": 503, "startupz": 200, "healthcheck": 503}
+    lifecycle.check("self", groups=("live",))(raises_secret)
+    assert codes(app)["livez"] == 503
+
+
+# -- the manners of a probe ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", ["/livez", "/livez/", "/livez?x=1&verbosely", "/livez/?x"])
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+def test_slash_and_query(path: str, method: str) -> None:
+    """A probe is answered with and without a trailing slash, whatever the query, by GET and HEAD."""
+    app, _lifecycle = serve()
+    response = get(app, path, method=method)
+    assert response.status_code == 200
+    assert response.headers["Cache-Control"] == "no-store"
+    assert response.headers["Content-Type"] == HEALTH_JSON
+    assert response.headers["Content-Length"] == str(len(b'{"status": "pass"}\n'))
+    assert response.data == (b"" if method == "HEAD" else b'{"status": "pass"}\n')
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "TRACE", "PATCH"])
+def test_other_methods(method: str) -> None:
+    """Any other method is answered 405 with what is allowed, and runs no check."""
+    app, lifecycle = serve()
+    asked: list[str] = []
+    lifecycle.check("db", groups=("live", "ready"))(lambda: asked.append("db"))
+    for path in ("/livez", "/readyz/"):
+        response = get(app, path, method="POST", environ_overrides={"REQUEST_METHOD": method})
+        assert (response.status_code, response.headers["Allow"]) == (405, "GET, HEAD, OPTIONS")
+        assert response.data == b"probes answer GET and HEAD\n"
+    assert asked == []
+
+
+def test_methods_of_the_applications_own_route() -> None:
+    """What a probe does not serve goes to the application's route at that path, if it has one for that method."""
+    app, _lifecycle = serve()
+    app.add_url_rule("/healthcheck", "own", lambda: "own", methods=["GET", "POST"])
+    app.add_url_rule("/livez", "gets", lambda: "own")
+    answers = [get(app, "/healthcheck", method=method) for method in ("GET", "POST", "PUT")]
+    assert [answer.status_code for answer in answers] == [200, 200, 405]
+    assert [answer.data == b"own" for answer in answers] == [False, True, False]
+    assert get(app, "/livez", method="POST").status_code == 405
+    beside = Client(listener_of(app), Response)  # as the probe listener has it
+    assert beside.post("/healthcheck").status_code == 405
+
+
+def test_replaced_routes_are_named_once(caplog: pytest.LogCaptureFixture) -> None:
+    """One warning at the start names the routes that probes answer, and the setting that moves a probe."""
+    app = make_app()
+    lifecycle = Lifecycle(app)
+    lifecycle.check("db")(lambda: None)
+    for rule in ("/healthcheck", "/readyz/", "/healthcheck/<name>", "/healthcheck/db", "/<path:rest>"):
+        app.add_url_rule(rule, rule, lambda **values: "own")
+    app.add_url_rule("/startupz", "posts", lambda: "own", methods=["POST"])
+    for _ in range(2):
+        get(app, "/readyz")
+        get(app, "/work")
+    warned = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert warned == [
+        "A probe answers GET at /healthcheck /readyz/ in place of the application's route; move the probe by"
+        " 'LIFECYCLE_PATHS' or 'LIFECYCLE_URL_PREFIX', or remove the route."
+    ]
+
+
+def test_settings_that_come_late_are_named_once(caplog: pytest.LogCaptureFixture) -> None:
+    """A setting that was made or changed after init_app has no effect, and one warning at the start says so."""
+    app = make_app(LIFECYCLE_GRACE_PERIOD=8, LIFECYCLE_LOG_PROBES=True)
+    Lifecycle(app)
+    app.config.update(LIFECYCLE_GRACE_PERIOD=9, LIFECYCLE_LOG_PROBES=True, LIFECYCLE_PROBE_PORT=8081, OTHER=1)
+    for _ in range(2):
+        get(app, "/work")
+    warned = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert warned == [
+        "'LIFECYCLE_GRACE_PERIOD' 'LIFECYCLE_PROBE_PORT' was set after init_app, which reads the settings once, and has"
+        " no effect; set it before."
+    ]
+
+
+@pytest.mark.parametrize("path", ["/livez", "/readyz/", "/healthcheck?verbose"])
+def test_options(path: str) -> None:
+    """OPTIONS is answered with what is allowed and nothing else, whatever the state."""
+    app, lifecycle = serve()
+    lifecycle.set_not_ready()
+    response = get(app, path, method="OPTIONS")
+    assert (response.status, response.data) == ("204 NO CONTENT", b"")
+    assert dict(response.headers) == {
+        "Allow": "GET, HEAD, OPTIONS",
+        "Cache-Control": "no-store",
+        "X-Content-Type-Options": "nosniff",
+    }
+
+
+@pytest.mark.parametrize(
+    ("accept", "kind"),
+    [
+        (None, HEALTH_JSON),
+        ("", HEALTH_JSON),
+        ("*/*", HEALTH_JSON),
+        ("application/*", HEALTH_JSON),
+        ("application/health+json", HEALTH_JSON),
+        ("application/json", JSON),
+        ("text/plain", TEXT),
+        ("text/*", TEXT),
+        ("text/plain;q=0.5, application/json", JSON),
+        ("text/html", HTML),
+        # What a browser sends, and axios.
+        ("text/html,application/xhtml+xml,application/xml;q=0.9,image/webp,*/*;q=0.8", HTML),
+        ("application/json, text/plain, */*", JSON),
+        ("text/plain;q=many", HEALTH_JSON),
+        (";;,,;q=", HEALTH_JSON),
+        ("image/png", HEALTH_JSON),
+        ("rubbish", HEALTH_JSON),
+    ],
+)
+def test_accept(accept: str | None, kind: str) -> None:
+    """The body is of the kind that the client likes best, and never 406."""
+    app, _lifecycle = serve()
+    response = get(app, "/readyz", headers={} if accept is None else {"Accept": accept})
+    assert (response.status_code, response.mimetype) == (200, kind)
+    assert response.content_type == (f"{kind}; charset=utf-8" if kind in (TEXT, HTML) else kind)
+    if kind == HTML:
+        assert "<h1>pass</h1>" in response.text
+    else:
+        assert response.data == (b"pass\n" if kind == TEXT else b'{"status": "pass"}\n')
+    assert response.headers["Vary"] == "Accept, Authorization"
+    assert negotiate(accept or "") == kind
+
+
+@pytest.mark.parametrize("accept", [None, "*/*"])
+def test_verbose_is_text(accept: str | None) -> None:
+    """With ?verbose whoever accepts anything gets text, as from the Kubernetes API server."""
+    app, _lifecycle = serve()
+    headers = {} if accept is None else {"Accept": accept}
+    assert get(app, "/readyz?verbose", headers=headers).data == b"pass\n"
+    assert get(app, "/readyz?verbose", headers={"Accept": "application/json"}).json == {"status": "pass"}
+
+
+def test_configured_paths() -> None:
+    """Paths and prefix are configurable; the default ones are the application's then."""
+    app, _lifecycle = serve(LIFECYCLE_URL_PREFIX="/ops", LIFECYCLE_PATHS={"livez": "/alive"})
+    assert [get(app, path).status_code for path in ("/ops/alive", "/ops/alive/", "/ops/readyz")] == [200] * 3
+    assert [get(app, path).status_code for path in ("/livez", "/ops/livez", "/readyz")] == [404] * 3
+
+
+@pytest.mark.parametrize("path", ["/livez", "/livez/"])
+def test_the_blueprint_answers_alike(path: str) -> None:
+    """A probe that comes to Flask by another way than the middleware gets the same answer."""
+    app, _lifecycle = serve()
+
+    class Rewritten:
+        """A proxy's rewriting inside of our middleware would do this."""
+
+        def __call__(self, environ: Any, start_response: Any) -> Any:
+            with app.request_context({**environ, "PATH_INFO": path}):
+                return app.full_dispatch_request()(environ, start_response)
+
+    response = Client(Rewritten(), Response).get("/elsewhere")
+    assert (response.status_code, response.data) == (200, b'{"status": "pass"}\n')
+    with app.request_context({**app.test_request_context(path).request.environ, "REQUEST_METHOD": "POST"}):
+        assert app.full_dispatch_request().status_code == 405
+
+
+def test_where_an_application_is_mounted_is_learned() -> None:
+    """A probe under a mount is recognised by its path once one was answered there; a claimed prefix is not believed."""
+    app, _lifecycle = serve()
+    probe_worker = app.extensions["lifecycle"].probe_worker
+    outer = Client(DispatcherMiddleware(Flask("outer").wsgi_app, {"/shop": app.wsgi_app}), Response)
+    assert [probe_worker("/livez"), probe_worker("/shop/livez"), probe_worker("/work")] == ["live", None, None]
+    outer.get("/shop/livez", environ_overrides={"REQUEST_URI": "/shop/livez?x"})
+    assert [probe_worker("/shop/livez"), probe_worker("/shop/readyz/"), probe_worker("/shop/livez//")] == [
+        "live",
+        "ready",
+        None,
+    ]
+    assert [probe_worker("/livez"), probe_worker("/shoplivez"), probe_worker("/shop/work")] == ["live", None, None]
+    Client(app.wsgi_app).get("/livez", environ_overrides={"SCRIPT_NAME": "/made/up", "REQUEST_URI": "/livez"})
+    assert probe_worker("/made/up/livez") is None
+
+
+def test_mounts_are_not_remembered_without_end() -> None:
+    """Where a client names the place at which an application is mounted, as a tenant's, not all of them are kept."""
+    app, _lifecycle = serve()
+    probe_worker = app.extensions["lifecycle"].probe_worker
+    for number in range(100):
+        mount = f"/tenant{number}"
+        overrides = {"SCRIPT_NAME": mount, "REQUEST_URI": f"{mount}/livez"}
+        assert Client(app.wsgi_app).get("/livez", environ_overrides=overrides).status_code == 200
+    assert [probe_worker(f"/tenant{number}/livez") for number in range(100)].count("live") == 16
+
+
+def test_probes_are_not_counted() -> None:
+    """A probe is not in flight, not even the one that asks."""
+    app, lifecycle = serve()
+    seen: list[int] = []
+    lifecycle.check("flight")(lambda: seen.append(lifecycle.in_flight))
+    get(app, "/readyz")
+    assert seen == [0]
+
+
+# -- what an application does to requests -------------------------------------------------------------------------
+
+
+def trusted_hosts(app: Flask) -> None:
+    app.config["TRUSTED_HOSTS"] = ["shop.example"]
+
+
+def login_guard(app: Flask) -> None:
+    @app.before_request
+    def login() -> None:
+        abort(401)
+
+
+def https_only(app: Flask) -> None:
+    @app.before_request
+    def https() -> BaseResponse | None:
+        return None if request.is_secure else redirect(request.url.replace("http://", "https://", 1))
+
+
+def broken_session(app: Flask) -> None:
+    class Broken(SecureCookieSessionInterface):
+        def open_session(self, app: Flask, request: Any) -> Any:
+            raise ConnectionError("no session store")
+
+    app.session_interface = Broken()
+
+
+def broken_after_request(app: Flask) -> None:
+    @app.after_request
+    def after(response: Response) -> Response:
+        raise ValueError("after")
+
+
+def url_preprocessor(app: Flask) -> None:
+    @app.url_value_preprocessor
+    def before(endpoint: str | None, values: dict[str, Any] | None) -> None:
+        raise ValueError("tenant")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "broken"),
+    [
+        # Flask itself reads the key from 3.1 on.
+        (trusted_hosts, 400 if "TRUSTED_HOSTS" in Flask.default_config else 200),
+        (login_guard, 401),
+        (https_only, 302),
+        (broken_session, 500),
+        (broken_after_request, 500),
+        (url_preprocessor, 500),
+    ],
+)
+@pytest.mark.parametrize("first", [True, False])
+def test_nothing_breaks_a_probe(spoil: Callable[[Flask], None], broken: int, first: bool) -> None:
+    """Whatever an application does to its requests, before or after init_app, probes are answered 200."""
+    app = make_app(PROPAGATE_EXCEPTIONS=False)
+    if first:
+        spoil(app)
+    Lifecycle(app)
+    if not first:
+        spoil(app)
+    headers = {"Host": "10.1.2.3:8000"}
+    assert [get(app, f"/{probe}", headers=headers).status_code for probe in PROBES] == [200] * 4
+    assert get(app, "/work", headers=headers).status_code == broken
+
+
+# -- details ------------------------------------------------------------------------------------------------------
+
+
+def detailed(**config: Any) -> Flask:
+    """An application with a check that fails with a secret in its text, and one that has seen something."""
+    app, lifecycle = serve(**config)
+    lifecycle.check("db", critical=False, affects=("/orders",))(raises_secret)
+    lifecycle.check("cache")(lambda: {"hit_rate": 0.9})
+    lifecycle.check("disk")(lambda: CheckResult("warn", "nearly full", {"path": "/data"}, 97, "%"))
+    return app
+
+
+@pytest.mark.parametrize("authorization", [None, "Bearer ", "Bearer wrong", "Basic hush", "hush", "Bearer hüsh"])
+@pytest.mark.parametrize("query", ["", "?verbose", "?verbose=1"])
+def test_details_never(authorization: str | None, query: str) -> None:
+    """By default nobody sees more than the status, whatever they send."""
+    app = detailed(LIFECYCLE_TOKEN="hush")
+    headers = {} if authorization is None else {"Authorization": authorization}
+    accept = {"Accept": "application/json"}
+    assert get(app, f"/healthcheck{query}", headers=headers | accept).json == {"status": "warn"}
+    assert get(app, f"/healthcheck{query}", headers={**headers, "Accept": "text/plain"}).data == b"warn\n"
+    page = get(app, f"/healthcheck{query}", headers={**headers, "Accept": "text/html"}).text
+    assert page.count("warn") == 2
+    assert not any(word in page for word in ("db", "cache", "disk", "READY", "started"))
+
+
+def test_details_always() -> None:
+    """With 'always', every caller sees state, reason and checks, and no exception's text."""
+    app = detailed(LIFECYCLE_DETAILS="always")
+    response = get(app, "/healthcheck")
+    document = json.loads(response.data)
+    assert list(document.pop("checks")) == ["db", "cache", "disk"]
+    assert document == {"status": "warn", "state": "READY", "reason": "started"}
+    text = get(app, "/healthcheck?verbose").text
+    assert text.splitlines()[:2] == ["[+]state READY: started", "[!]db warning: ValueError"]
+    page = get(app, "/healthcheck", headers={"Accept": "text/html"}).text
+    assert "nearly full" in page
+    assert SECRET not in response.text + text + page
+
+
+@pytest.mark.parametrize(
+    "authorization",
+    [
+        None,
+        "",
+        "Bearer",
+        "Bearer ",
+        "Bearer wrong",
+        "Bearer hüsh",
+        "Basic hush-hüsh",
+        "hush-hüsh",
+        "Bearer hush-hüsh x",
+    ],
+)
+def test_a_wrong_token_is_like_no_token(authorization: str | None) -> None:
+    """A wrong token, another scheme and no token get the same answer, the status alone."""
+    app = detailed(LIFECYCLE_DETAILS="token", LIFECYCLE_TOKEN="hush-hüsh")
+    headers = {} if authorization is None else {"Authorization": authorization.encode().decode("latin-1")}
+    response = get(app, "/healthcheck", headers=headers)
+    assert (response.status_code, response.json) == (200, {"status": "warn"})
+
+
+@pytest.mark.parametrize("scheme", ["Bearer", "bearer", "BEARER"])
+def test_the_right_token(scheme: str) -> None:
+    """The right token, also one beyond ASCII, shows the details."""
+    app = detailed(LIFECYCLE_DETAILS="token", LIFECYCLE_TOKEN="hush-hüsh")
+    headers = {"Authorization": f"{scheme} hush-hüsh".encode().decode("latin-1")}
+    response = get(app, "/healthcheck", headers=headers)
+    assert response.json is not None
+    assert set(response.json) == {"status", "state", "reason", "checks"}
+    assert SECRET not in response.text
+
+
+@pytest.mark.parametrize("accept", [HEALTH_JSON, JSON, TEXT, HTML])
+@pytest.mark.parametrize("details", ["never", "always"])
+def test_no_exception_text_in_any_body(accept: str, details: str) -> None:
+    """What an exception says stays in the log: it may hold hosts, users and passwords."""
+    app, lifecycle = serve(LIFECYCLE_DETAILS=details)
+    lifecycle.check("db")(raises_secret)
+    for probe in (*PROBES, "healthcheck/db"):
+        text = get(app, f"/{probe}?verbose", headers={"Accept": accept}).text
+        assert "hunter2" not in text
+        assert "internal" not in text
+
+
+# -- components, exclusion and own groups ------------------------------------------------------------------------
+
+
+def grouped(**config: Any) -> tuple[Flask, Lifecycle]:
+    """An application with details for everybody and a group of its own, with a check that is shared and fails."""
+    app, lifecycle = serve(**{"LIFECYCLE_DETAILS": "always", **config})
+    lifecycle.group("data", path="/health/data", status_codes={"fail": 500}, headers={"X-Group": "data"})
+    lifecycle.check("db", groups=("ready", "data"), scope="shared")(raises_secret)
+    lifecycle.check("cache", groups=("data",))(lambda: None)
+    return app, lifecycle
+
+
+@pytest.mark.parametrize(
+    ("path", "code", "status", "names"),
+    [
+        ("/readyz", 200, "warn", ["db"]),
+        ("/healthcheck", 200, "warn", ["db", "cache"]),
+        ("/health/data", 500, "fail", ["db", "cache"]),
+        ("/health/data/", 500, "fail", ["db", "cache"]),
+        ("/health/data?exclude=db", 200, "pass", ["cache"]),
+        ("/health/data?exclude=db&exclude=cache", 200, "pass", []),
+        ("/healthcheck/db", 503, "fail", ["db"]),
+        ("/healthcheck/db/?exclude=db", 503, "fail", ["db"]),
+        ("/readyz/db", 503, "fail", ["db"]),
+        ("/health/data/db", 500, "fail", ["db"]),
+        ("/health/data/cache", 200, "pass", ["cache"]),
+    ],
+)
+def test_what_is_asked(path: str, code: int, status: str, names: list[str]) -> None:
+    """A group asks its checks but for the excluded ones, a component's URL that one; what is shared warns or fails."""
+    app, _lifecycle = grouped()
+    response = get(app, path)
+    assert response.json is not None
+    assert (response.status_code, response.json["status"]) == (code, status)
+    assert list(response.json["checks"]) == names
+
+
+def test_what_is_not_there_cannot_be_excluded() -> None:
+    """Who may see the checks is told that the one to exclude is none of them."""
+    response = get(grouped()[0], "/healthcheck?exclude=db&exclude=other")
+    assert (response.status_code, response.text) == (404, "there is no check 'other' to exclude\n")
+
+
+@pytest.mark.parametrize("name", ["db", "other"])
+def test_exclusion_is_for_those_who_see_the_checks(name: str) -> None:
+    """For anybody else exclude changes nothing: it would tell by trial which checks there are, and which one fails."""
+    app, lifecycle = serve()
+    lifecycle.check("db")(raises_secret)
+    response = get(app, f"/readyz?exclude={name}")
+    assert (response.status_code, response.json) == (503, {"status": "fail"})
+
+
+@pytest.mark.parametrize("path", ["/readyz/cache", "/healthcheck/other", "/livez/db", "/health", "/health/data/db/x"])
+def test_only_what_is_configured(path: str) -> None:
+    """There is no component of a group that does not ask it, and nothing else below a probe."""
+    app, _lifecycle = grouped()
+    assert get(app, path).status_code == 404
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD", "POST", "OPTIONS"])
+@pytest.mark.parametrize("authorization", [None, "Bearer wrong"])
+def test_a_hidden_component_is_not_there(method: str, authorization: str | None) -> None:
+    """Whoever may not see details is answered for a component exactly as for a path that there is not."""
+    app, lifecycle = grouped(LIFECYCLE_DETAILS="token", LIFECYCLE_TOKEN="hush")
+    headers = {} if authorization is None else {"Authorization": authorization}
+    for group in ("/healthcheck", "/health/data"):
+        there, not_there = (get(app, f"{group}/{name}", method=method, headers=headers) for name in ("db", "no"))
+        assert (there.status, there.data, dict(there.headers)) == (
+            not_there.status,
+            not_there.data,
+            dict(not_there.headers),
+        )
+        assert there.status_code == 404
+    shown = get(app, "/healthcheck/db", headers={"Authorization": "Bearer hush"})
+    assert shown.status_code == 503
+    assert lifecycle.in_flight == 0
+
+
+def test_a_hidden_component_is_the_applications_path() -> None:
+    """Where the application itself has something at a component's path, whoever may not see the component gets that."""
+    app, lifecycle = serve()
+    app.add_url_rule("/healthcheck/<name>", view_func=lambda name: f"{name}, {lifecycle.in_flight}", endpoint="own")
+    lifecycle.check("db")(lambda: None)
+    assert get(app, "/healthcheck/db").data == b"db, 1"
+
+
+def test_a_groups_own_details() -> None:
+    """A group may show its details to everybody, or to nobody, whatever the others do."""
+    app, lifecycle = serve(LIFECYCLE_TOKEN="hush")
+    lifecycle.group("open", path="/open", details="always")
+    lifecycle.group("keyed", path="/keyed", details="token")
+    lifecycle.group("ready", details="always")
+    lifecycle.group("closed", path="/closed")
+    lifecycle.check("db", groups=("open", "keyed", "ready", "closed"))(lambda: None)
+    told = {path: "checks" in json.loads(get(app, path).data) for path in ("/open", "/keyed", "/readyz", "/closed")}
+    assert told == {"/open": True, "/keyed": False, "/readyz": True, "/closed": False}
+    assert "checks" in json.loads(get(app, "/keyed", headers={"Authorization": "Bearer hush"}).data)
+    assert [get(app, f"{path}/db").status_code for path in ("/open", "/keyed", "/closed")] == [200, 404, 404]
+
+
+@pytest.mark.parametrize("late", [True, False])
+def test_groups_and_components_before_or_after_init_app(late: bool) -> None:
+    """Groups and checks are served whether they come before or after init_app; a group goes before a component."""
+    lifecycle, app = Lifecycle(), make_app(LIFECYCLE_DETAILS="always", LIFECYCLE_URL_PREFIX="/ops")
+    if late:
+        lifecycle.init_app(app)
+    lifecycle.check("db")(raises_secret)
+    lifecycle.group("other", path="/healthcheck/db")
+    lifecycle.check("new", groups=("other",))(lambda: None)
+    if not late:
+        lifecycle.init_app(app)
+    assert get(app, "/ops/healthcheck/db").status_code == 200
+    assert [get(app, f"/ops/{path}").status_code for path in ("readyz/db", "healthcheck/db/new")] == [503, 200]
+
+
+@pytest.mark.parametrize("name", ["größe", "main db", "db/primary", "50%", "🌍", "a+b"])
+def test_components_of_any_name(name: str) -> None:
+    """A check is asked by its URL whatever it is called."""
+    app, lifecycle = serve(LIFECYCLE_DETAILS="always")
+    lifecycle.check(name)(lambda: None)
+    with app.test_request_context():
+        path = url_for("lifecycle.healthcheck") + "/" + quote(name)
+    response = get(app, path)
+    assert response.json is not None
+    assert list(response.json["checks"]) == [name]
+    assert get(app, f"/readyz?verbose&exclude={quote(name)}").text.count("]") == 1
+
+
+def test_lanes() -> None:
+    """Each probe and own group has a probe worker of its own, all components share one, and work has none."""
+    app, _lifecycle = grouped()
+    probe_worker = state_of(app).probe_worker
+    paths = ["/livez", "/readyz/", "/startupz", "/healthcheck", "/health/data", "/health/data/"]
+    assert [probe_worker(path) for path in paths] == ["live", "ready", "startup", "healthcheck", "data", "data"]
+    assert [probe_worker(path) for path in ("/healthcheck/db", "/health/data/cache/")] == ["component"] * 2
+    assert [probe_worker(path) for path in ("/work", "/livez/db", "/health", "")] == [None] * 4
+    assert state_of(app).probes.is_probe("/healthcheck/db")
+    assert not state_of(app).probes.is_probe("/work")
+
+
+@pytest.mark.parametrize(("details", "probe_worker"), [("always", "component"), ("token", None), ("never", None)])
+def test_the_probe_worker_of_a_hidden_check(details: str, probe_worker: str | None) -> None:
+    """A hidden check has no probe worker: its path is answered no sooner than one that does not exist."""
+    app, lifecycle = serve(LIFECYCLE_DETAILS=details, LIFECYCLE_TOKEN=TOKEN)
+    lifecycle.check("db")(lambda: None)
+    assert state_of(app).probe_worker("/healthcheck/db") == probe_worker
+    assert state_of(app).probe_worker("/healthcheck/cache") is None
+    assert state_of(app).probes.is_probe("/healthcheck/db")
+
+
+def test_case() -> None:
+    """Paths are case-sensitive unless LIFECYCLE_CASE_INSENSITIVE says otherwise."""
+    paths = ("/LIVEZ", "/Health/Data/", "/healthcheck/DB")
+    app, _lifecycle = grouped()
+    assert [get(app, path).status_code for path in paths] == [404] * 3
+    app, _lifecycle = grouped(LIFECYCLE_CASE_INSENSITIVE=True, LIFECYCLE_PATHS={"livez": "/LiveZ"})
+    assert [get(app, path).status_code for path in paths] == [200, 500, 503]
+    assert state_of(app).probe_worker("/READYZ") == "ready"
+    assert (get(app, "/livez").status_code, get(app, "/WORK").status_code) == (200, 404)
+
+
+def test_the_probe_listener_serves_the_same() -> None:
+    """The probe listener serves probes, groups and components, and 404 for all else and for what is hidden."""
+    app, _lifecycle = grouped(LIFECYCLE_DETAILS="token", LIFECYCLE_TOKEN="hush", LIFECYCLE_HEADERS={"X-Node": "a"})
+    client = Client(listener_of(app), Response)
+    assert [client.get(path).status_code for path in ("/livez", "/readyz/", "/health/data")] == [200, 200, 500]
+    assert client.get("/healthcheck/db", headers={"Authorization": "Bearer hush"}).status_code == 503
+    for path in ("/work", "/healthcheck/db", "/healthcheck/other", "/"):
+        for method in ("GET", "POST"):
+            response = client.open(path, method=method)
+            assert (response.status_code, response.data) == (404, b"not found: only probes are answered here\n")
+            assert response.headers["X-Node"] == "a"
+
+
+# -- what is sent in place of the defaults -----------------------------------------------------------------------
+
+
+def test_status_codes() -> None:
+    """Given status codes override, globally and over that in a group; the rest of the defaults stay."""
+    app, lifecycle = serve(LIFECYCLE_STATUS_CODES={"fail": 500, "warn": 207})
+    lifecycle.group("own", path="/own", status_codes={"warn": http.HTTPStatus.ALREADY_REPORTED})
+    status = ["pass"]
+    lifecycle.check("db", groups=("ready", "own"), ttl=0)(lambda: CheckResult(status[0]))
+    told = {}
+    for status[0] in ("pass", "warn", "fail"):
+        told[status[0]] = (get(app, "/readyz").status_code, get(app, "/own").status)
+    assert told == {
+        "pass": (200, "200 OK"),
+        "warn": (207, "208 ALREADY REPORTED"),
+        "fail": (500, "500 INTERNAL SERVER ERROR"),
+    }
+    lifecycle.set_not_ready()
+    assert get(app, "/readyz").status_code == 500
+    lifecycle.shutdown()
+    assert [get(app, path).status_code for path in ("/livez", "/readyz", "/own")] == [200, 500, 500]
+
+
+def test_a_status_that_nobody_has_named() -> None:
+    """A status code that HTTP does not name is sent all the same."""
+    app, _lifecycle = serve(LIFECYCLE_STATUS_CODES={"pass": 299})
+    assert get(app, "/livez").status == "299 UNKNOWN"
+
+
+@pytest.mark.parametrize(("code", "length"), [(204, None), (304, None), (205, "0")])
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+def test_a_status_without_a_body(code: int, length: str | None, method: str) -> None:
+    """With a status that allows no body none is sent, which the next answer on the connection would begin with."""
+    app, lifecycle = serve(LIFECYCLE_STATUS_CODES={"pass": code})
+    lifecycle.renderer(lambda report: "text")
+    response = get(app, "/livez", method=method)
+    assert (response.status_code, response.data, response.headers.get("Content-Length")) == (code, b"", length)
+
+
+def test_headers() -> None:
+    """Configured headers are sent in every state and with every answer, a group's own over them."""
+    app, lifecycle = serve(LIFECYCLE_HEADERS={"X-Node": "a", "cache-control": "max-age=1"}, LIFECYCLE_DETAILS="always")
+    lifecycle.group("own", path="/own", headers={"x-node": "b", "X-More": "c"})
+    lifecycle.check("db", groups=("own",))(lambda: None)
+
+    def sent(path: str, method: str = "GET") -> tuple[list[str], list[str], list[str]]:
+        headers = get(app, path, method=method).headers
+        return headers.getlist("X-Node"), headers.getlist("X-More"), headers.getlist("Cache-Control")
+
+    for _ in range(2):
+        for path in ("/livez", "/readyz", "/healthcheck", "/startupz"):
+            for method in ("GET", "HEAD", "POST", "OPTIONS"):
+                assert sent(path, method) == (["a"], [], ["max-age=1"])
+        for path in ("/own", "/own/db"):
+            for method in ("GET", "HEAD", "POST", "OPTIONS"):
+                assert sent(path, method) == (["b"], ["c"], ["max-age=1"])
+        lifecycle.shutdown()
+    assert get(app, "/own").status_code == 503
+
+
+def test_a_configured_content_type() -> None:
+    """A Content-Type among the headers takes the place of ours, whatever its case; the rest stays."""
+    app, _lifecycle = serve(LIFECYCLE_HEADERS={"content-type": "application/problem+json"})
+    headers = get(app, "/livez").headers
+    assert headers.getlist("Content-Type") == ["application/problem+json"]
+    assert (headers["Content-Length"], headers["X-Content-Type-Options"]) == ("19", "nosniff")
+
+
+@pytest.mark.parametrize(
+    ("made", "kind", "body"),
+    [
+        ({"ok": True}, "application/json", b'{"ok": true}\n'),
+        (["ok"], "application/json", b'["ok"]\n'),
+        ("gut", "text/plain; charset=utf-8", b"gut"),
+        (b"\x00", "application/octet-stream", b"\x00"),
+        (("<ok/>", "application/xml"), "application/xml", b"<ok/>"),
+        (({"ok": True}, "application/vnd.own+json"), "application/vnd.own+json", b'{"ok": true}\n'),
+        ("", "text/plain; charset=utf-8", b""),
+    ],
+)
+@pytest.mark.parametrize("where", ["global", "group"])
+def test_a_renderer(made: Any, kind: str, body: bytes, where: str) -> None:
+    """A renderer makes the bodies, of all probes or of its group; the status stays ours."""
+    app, lifecycle = serve()
+    lifecycle.group("own", path="/own", renderer=(lambda report: made) if where == "group" else None)
+    if where == "global":
+        lifecycle.renderer(lambda report: made)
+    response = get(app, "/own", headers={"Accept": "text/html"})
+    assert (response.status_code, response.content_type, response.data) == (200, kind, body)
+    lifecycle.shutdown()
+    response = get(app, "/own")
+    assert (response.status_code, response.content_type, response.data) == (503, kind, body)
+    assert get(app, "/livez").data == (body if where == "global" else b'{"status": "pass"}\n')
+
+
+def test_a_renderer_gets_the_report() -> None:
+    """A renderer gets the whole report, and is told whether the caller may see more than the status."""
+    app, lifecycle = serve(LIFECYCLE_DETAILS="token", LIFECYCLE_TOKEN="hush")
+    reports: list[HealthReport] = []
+
+    @lifecycle.renderer
+    def renderer(report: HealthReport) -> None:
+        reports.append(report)
+
+    lifecycle.check("db")(lambda: None)
+    assert get(app, "/readyz").json == {"status": "pass"}
+    assert get(app, "/healthcheck/db", headers={"Authorization": "Bearer hush"}).status_code == 200
+    hidden, shown = reports
+    assert (hidden.group, hidden.component, hidden.status, hidden.state, hidden.details) == (
+        "ready", None, "pass", State.READY, False,
+    )  # fmt: skip
+    assert (shown.group, shown.component, shown.details) == ("healthcheck", "db", True)
+    assert [check.name for check in hidden.checks] == ["db"]
+
+
+NO_BODY = "The body of a probe is a mapping, a list, a text or bytes, or one of them with its content type, not {}."
+
+
+@pytest.mark.parametrize(
+    ("returned", "message"),
+    [
+        (LookupError("broken"), "broken"),
+        (3, NO_BODY.format("3")),
+        ({"set"}, NO_BODY.format("{'set'}")),
+        (("text", 503), NO_BODY.format("('text', 503)")),
+        ((None, "text/plain"), NO_BODY.format("None")),
+    ],
+)
+def test_a_renderer_that_fails(returned: Any, message: str, caplog: pytest.LogCaptureFixture) -> None:
+    """A renderer that raises, or returns what is no body, is logged once for each group; the default is sent."""
+    app, lifecycle = serve()
+
+    @lifecycle.renderer
+    def renderer(report: HealthReport) -> Any:
+        if isinstance(returned, Exception):
+            raise returned
+        return returned
+
+    for _ in range(2):
+        for path in ("/livez", "/readyz"):
+            response = get(app, path)
+            assert (response.status_code, response.json) == (200, {"status": "pass"})
+    assert [record.getMessage() for record in caplog.records] == [
+        f"the body of '{group}' could not be made; the default one is sent in its place" for group in ("live", "ready")
+    ]
+    assert caplog.records[0].exc_info is not None
+    assert str(caplog.records[0].exc_info[1]) == message
+
+
+def raises(**options: Any) -> Callable[[], None]:
+    """A check that fails with these words for the probe."""
+
+    def check() -> None:
+        raise HealthCheckError("down", **options)
+
+    return check
+
+
+def test_a_check_that_says_how_its_probe_fails() -> None:
+    """A HealthCheckError may bring the status code and the body of the probe that fails because of it."""
+    app, lifecycle = serve(LIFECYCLE_STATUS_CODES={"fail": 500})
+    lifecycle.renderer(lambda report: "rendered")
+    lifecycle.group("own", path="/own", status_codes={"fail": 501})
+    lifecycle.check("first", groups=("own",))(raises())
+    assert (get(app, "/own").status_code, get(app, "/own").data) == (501, b"rendered")
+    lifecycle.check("code", groups=("own",))(raises(status_code=502))
+    assert (get(app, "/own").status_code, get(app, "/own").data) == (502, b"rendered")
+    lifecycle.check("both", groups=("own",))(raises(status_code=504, response={"why": "down"}))
+    assert (get(app, "/own").status_code, get(app, "/own").json) == (502, {"why": "down"})
+    lifecycle.shutdown()
+    assert (get(app, "/own").status_code, get(app, "/own").data) == (501, b"rendered")
+
+
+@pytest.mark.parametrize("options", [{"critical": False}, {"scope": "shared"}, {"fail_after": 2}])
+def test_a_check_that_does_not_fail_the_probe_says_nothing(options: dict[str, Any]) -> None:
+    """Where a failure only warns, or does not count yet, its own status code and body are not sent."""
+    app, lifecycle = serve()
+    error: list[Exception] = []
+
+    @lifecycle.check("db", ttl=0, **options)
+    def check() -> None:
+        if error:
+            raise error[0]
+
+    get(app, "/readyz")
+    error.append(HealthCheckError("down", status_code=500, response="down"))
+    status = "pass" if "fail_after" in options else "warn"
+    response = get(app, "/readyz")
+    assert (response.status_code, response.json) == (200, {"status": status})
+
+
+@pytest.mark.parametrize(("code", "sent"), [(501, 501), ("teapot", 503), (1000, 503), ([], 503)])
+def test_a_subclass_with_a_status_code(code: Any, sent: int) -> None:
+    """A subclass of HealthCheckError may have a status code and a body of its own; a code that is none is not sent."""
+    app, lifecycle = serve()
+    kind = type("Gone", (HealthCheckError,), {"status_code": code, "response": "gone"})
+
+    @lifecycle.check("db")
+    def check() -> None:
+        raise kind("down")
+
+    response = get(app, "/readyz")
+    assert (response.status_code, response.data) == (sent, b"gone")
+
+
+def test_a_probe_that_the_drain_refuses_is_told() -> None:
+    """The signal probe_refused is sent for each probe that fails because of the drain, and for no other."""
+    app, lifecycle = serve()
+    heard: list[tuple[Any, str]] = []
+    lifecycle.group("own", path="/own")
+    lifecycle.check("db", groups=("own",))(raises_secret)
+
+    def receiver(sender: Any, group: str) -> None:
+        heard.append((sender, group))
+        raise LookupError("odd")
+
+    with probe_refused.connected_to(receiver, app):
+        get(app, "/own")
+        lifecycle.set_not_ready()
+        codes(app)
+        assert heard == []
+        lifecycle.shutdown()
+        codes(app)
+        get(app, "/own", method="OPTIONS")
+        assert get(app, "/own").status_code == 503
+    assert heard == [(app, "ready"), (app, "healthcheck"), (app, "own")]
+
+
+# -- the guard ----------------------------------------------------------------------------------------------------
+
+
+def test_during_the_delay_everything_is_served() -> None:
+    """During the delay work is served and readiness fails; after it the guard refuses."""
+    clock = ManualClock()
+    app, lifecycle = serve(LIFECYCLE_SHUTDOWN_DELAY=3.0)
+    shutdown = use_clock(app, clock)
+    with_server(app)
+    assert get(app, "/work").status_code == 200
+    shutdown.begin(StopRequest("test"))
+    assert clock.waits.get(timeout=BOUND) == 3.0
+    assert (get(app, "/work").status_code, get(app, "/readyz").status_code) == (200, 503)
+    clock.advance(3.0)
+    finish(shutdown)
+    assert get(app, "/work").status_code == 503
+    assert lifecycle.state is State.STOPPED
+
+
+def with_server(app: Flask, *, ours: bool = False) -> FakeServer:
+    server = FakeServer(ours=ours)
+    assert state_of(app).process.shutdown.attach(server)
+    return server
+
+
+class Asks(FakeServer):
+    """A server that sends a request during the drain."""
+
+    def __init__(self, app: Flask, ours: bool) -> None:
+        super().__init__(ours)
+        self.app = app
+        self.answers: list[TestResponse] = []
+
+    def wait_idle(self, timeout: float, linger: float) -> bool:
+        self.answers.append(get(self.app, "/work"))
+        return True
+
+
+@pytest.mark.parametrize(
+    ("policy", "ours", "code"),
+    [
+        ("auto", True, 200),
+        ("auto", False, 503),
+        ("serve", True, 200),
+        ("serve", False, 200),
+        ("reject", True, 503),
+        ("reject", False, 503),
+    ],
+)
+def test_drain_policies(policy: str, ours: bool, code: int) -> None:
+    """In the drain auto serves where the listener is ours and closed, else refuses; the others do as they say."""
+    app, lifecycle = serve(LIFECYCLE_DRAIN_POLICY=policy)
+    server = Asks(app, ours)
+    state_of(app).process.shutdown.attach(server)
+    get(app, "/work")
+    lifecycle.shutdown()
+    assert [response.status_code for response in server.answers] == [code]
+    assert get(app, "/work").status_code == 503
+
+
+def test_a_refusal() -> None:
+    """A refusal is 503 with Retry-After and problem+json, and nobody stores it."""
+    app, lifecycle = serve()
+    get(app, "/work")
+    lifecycle.shutdown()
+    response = get(app, "/work")
+    assert (response.status_code, response.content_type) == (503, "application/problem+json")
+    assert response.headers["Cache-Control"] == "no-store"
+    assert 1 <= int(response.headers["Retry-After"]) <= 10
+    assert response.json == {
+        "type": "about:blank",
+        "title": "Service Unavailable",
+        "status": 503,
+        "detail": "This instance is shutting down and takes no new requests; try again.",
+    }
+    assert get(app, "/no-such-path").status_code == 503
+
+
+@pytest.mark.parametrize(("remaining", "header"), [(None, "1"), (0.0, "1"), (0.2, "1"), (12.4, "12"), (25.0, "25")])
+def test_retry_after(remaining: float | None, header: str) -> None:
+    """Another process can be asked when this one is gone; at least a second from now."""
+    assert refusal(remaining).headers["Retry-After"] == header
+
+
+@pytest.mark.parametrize("late", [True, False])
+def test_the_guard_is_ahead_of_the_applications_functions(late: bool) -> None:
+    """A refused request reaches none of the application's before_request functions, nor its blueprints'."""
+    app = make_app()
+    ran: list[str] = []
+    if late:
+        lifecycle = Lifecycle(app)
+    app.before_request(lambda: ran.append("before"))
+    if not late:
+        lifecycle = Lifecycle(app)
+    get(app, "/work")
+    assert ran == ["before"]
+    lifecycle.shutdown()
+    assert get(app, "/work").status_code == 503
+    assert ran == ["before"]
+
+
+def test_a_request_under_way_keeps_its_functions() -> None:
+    """The guard goes in as a new list: a request that is iterating over the old one is not refused halfway."""
+    app = make_app()
+    entered, go_on, codes = threading.Event(), threading.Event(), list[int]()
+
+    @app.before_request
+    def slow() -> None:
+        entered.set()
+        assert go_on.wait(BOUND)
+
+    @app.before_request
+    def second() -> None:
+        """What comes after the one that is running when the guard goes in."""
+
+    lifecycle = Lifecycle(app)
+    with running(lambda: codes.append(get(app, "/work").status_code)):
+        assert entered.wait(BOUND)
+        state_of(app).refuse()
+        go_on.set()
+    assert codes == [200]
+    lifecycle.shutdown()
+
+
+# -- counting -----------------------------------------------------------------------------------------------------
+
+
+def test_probes_are_counted_by_group_and_status() -> None:
+    """Each answer of a probe counts, by the group that was asked and its status; work and unknown paths do not."""
+    app, lifecycle = serve(LIFECYCLE_DETAILS="always")
+    lifecycle.check("db")(raises_secret)
+    get(app, "/work")
+    get(app, "/nowhere")
+    for _ in range(2):
+        get(app, "/livez")
+    get(app, "/readyz")
+    get(app, "/readyz/db")
+    get(app, "/livez", method="POST")
+    counts = {("live", 200): 2, ("ready", 503): 2, ("live", 405): 1}
+    assert state_of(app).probes.counts() == counts
+
+
+def test_a_forked_child_has_answered_nothing() -> None:
+    """In a forked child the counts begin anew, also where another thread counts at that moment."""
+    app, _ = serve()
+    probes = state_of(app).probes
+    get(app, "/livez")
+    with probes._counting:
+        child = os.fork()
+        if not child:
+            os._exit(len(probes.counts()))
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert probes.counts() == {("live", 200): 1}
+
+
+def test_what_the_probe_listener_serves_beside_the_probes() -> None:
+    """What is put beside the probes is answered on the probe listener, and on the main port there is no such path."""
+    app, _ = serve()
+    state_of(app).probes.listener_only["/figures"] = lambda request: Response("figures")
+    assert Client(listener_of(app)).get("/figures").data == b"figures"
+    assert Client(listener_of(app)).get("/livez").status_code == 200
+    assert get(app, "/figures").status_code == 404
+
+
+# -- requests that are made to be expensive -----------------------------------------------------------------------
+
+TOKEN = "x7Qm2pKdLw9vTr4n"
+BEARER = {"HTTP_AUTHORIZATION": f"Bearer {TOKEN}"}
+LONG = 200_000  # characters: waitress lets 256 KB of headers in
+
+
+def calls_of(function: Callable[[], object]) -> int:
+    """How many functions a call makes this thread call, in Python and in C."""
+    counted = 0
+
+    def count(frame: Any, event: str, argument: Any) -> None:
+        nonlocal counted
+        counted += event in ("call", "c_call")
+
+    before = sys.getprofile()
+    sys.setprofile(count)
+    try:
+        function()
+    finally:
+        sys.setprofile(before)
+    return counted
+
+
+EXPENSIVE = {
+    "Accept of blanks": {"HTTP_ACCEPT": f"a/b{' ' * 30_000}x"},
+    "Accept of types": {"HTTP_ACCEPT": "a/b," * (LONG // 4)},
+    "Accept of parameters": {"HTTP_ACCEPT": "a/b" + ";a=b" * (LONG // 4)},
+    "Accept of a sign-in": {"HTTP_ACCEPT": "a/b," * (LONG // 4), "QUERY_STRING": "login"},
+    "query of parameters": {"QUERY_STRING": "a&" * (LONG // 2)},
+    "query of escapes": {"QUERY_STRING": "a=" + "%41" * (LONG // 3)},
+    "exclude": {"QUERY_STRING": "exclude=db&" * (LONG // 11), **BEARER},
+    "bearer": {"HTTP_AUTHORIZATION": "Bearer " + "\xff" * LONG},
+    "basic": {"HTTP_AUTHORIZATION": "Basic " + "QUJD" * (LONG // 4)},
+    "cookies": {"HTTP_COOKIE": "a=b; " * (LONG // 5)},
+    "Accept-Language": {"HTTP_ACCEPT_LANGUAGE": "de," * (LONG // 3)},
+    "Host": {"HTTP_HOST": "a." * (LONG // 2)},
+    "User-Agent": {"HTTP_USER_AGENT": "a/b " * (LONG // 4)},
+    "forwarded address": {"REMOTE_ADDR": "1." * (LONG // 2), "SERVER_PORT": "1" * LONG, "HTTP_VIA": "x" * LONG},
+    "mount": {"SCRIPT_NAME": "/a" * (LONG // 2), "REQUEST_URI": "/%61" * (LONG // 2) + "/healthcheck"},
+}
+
+
+@pytest.mark.parametrize("path", ["/livez", "/healthcheck", "/healthcheck/-/feed", "/lifecycle/cordon"])
+@pytest.mark.parametrize("more", EXPENSIVE.values(), ids=EXPENSIVE.keys())
+def test_no_request_is_expensive(path: str, more: dict[str, str]) -> None:
+    """What a client sends makes a probe neither call functions by its length, nor take noticeable time."""
+    app, lifecycle = serve(LIFECYCLE_TOKEN=TOKEN, LIFECYCLE_DETAILS="token", LIFECYCLE_PROBE_PORT=0)
+    lifecycle.check("db")(lambda: None)
+    listener = listener_of(app)
+    state_of(app).open = lambda: None  # type: ignore[method-assign]  # what it serves is called here
+
+    def ask(**more: str) -> None:
+        environ = create_environ(path, method="POST" if "cordon" in path else "GET", environ_overrides=more)
+        for _piece in listener(environ, lambda *_: lambda _data: None):
+            pass
+
+    signed = BEARER if "cordon" in path or BEARER.items() <= more.items() else {}
+    ask(**signed)
+    usual = min(calls_of(lambda: ask(**signed)) for _ in range(2))
+    began = time.thread_time()
+    assert calls_of(lambda: ask(**signed | more)) < usual + 500
+    assert time.thread_time() - began < 0.5  # without a bound the blanks take seconds
+
+
+@pytest.mark.parametrize(
+    ("query", "code"),
+    [
+        ("&".join(["exclude=db"] * 128), 200),
+        ("&".join(["exclude=db"] * 129), 414),
+        ("verbose&" + "x" * 2040, 200),
+        ("verbose&" + "x" * 2041, 414),
+    ],
+)
+def test_a_query_has_a_length(query: str, code: int) -> None:
+    """A query of more than 2,048 characters or 128 parameters is refused: half of it would be another question."""
+    app, lifecycle = serve(LIFECYCLE_DETAILS="always")
+    lifecycle.check("db")(lambda: None)
+    answer = get(app, f"/healthcheck?{query}")
+    assert answer.status_code == code
+    assert code == 200 or answer.text == "the query string is too long\n"
+
+
+@pytest.mark.parametrize(("accept", "kind"), [("text/html".rjust(300), HTML), ("text/html".rjust(301), HEALTH_JSON)])
+def test_a_long_accept_counts_as_absent(accept: str, kind: str) -> None:
+    """An Accept header of more than 300 characters is not read, and no reason to refuse an answer."""
+    assert negotiate(accept) == kind

@@ -1,0 +1,505 @@
+"""The second listener: its socket, its threads, its bounds."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import http.client
+import logging
+import os
+import socket
+import threading
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from flask_lifecycle import Lifecycle, State
+from flask_lifecycle._probes import http_server
+from flask_lifecycle._probes.http_server import ProbeServer
+from flask_lifecycle.checks._engine import MOST_WAITING
+from tests._fakes import BOUND, make_app, running, until
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
+
+
+def alive(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+    start_response("200 OK", [("Content-Length", "6")])
+    return [b"alive\n"]
+
+
+@pytest.fixture
+def started() -> Iterator[Any]:
+    """Start listeners; they are closed when the test is over."""
+    servers: list[ProbeServer] = []
+
+    def start(app: WSGIApplication = alive, host: str = "127.0.0.1") -> ProbeServer:
+        servers.append(ProbeServer(app, host, 0))
+        servers[-1].start()
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.close()
+
+
+def test_the_listener_of_another_process(started: Any) -> None:
+    """One that has the address is used, port 0 being any; else another is bound, and that one is left alone."""
+    before = started()
+    for port, same in [(0, True), (before.port, True), (0, False)]:
+        host = "127.0.0.1" if same else "127.0.0.2"
+        handed = before.listener.dup()
+        server = ProbeServer(alive, host, port, handed=handed)
+        assert (server.port == before.port) == same
+        server.close()
+        assert (handed.fileno() == -1) == same
+        handed.close()
+
+
+def get(server: ProbeServer, path: str = "/livez") -> tuple[int, bytes]:
+    connection = http.client.HTTPConnection(server.host, server.port, timeout=BOUND)
+    try:
+        connection.request("GET", path)
+        response = connection.getresponse()
+        return response.status, response.read()
+    finally:
+        connection.close()
+
+
+def open_connections(server: ProbeServer) -> int:
+    return len(server.sockets()) - 1
+
+
+def connect(server: ProbeServer) -> socket.socket:
+    return socket.create_connection((server.host, server.port), timeout=BOUND)
+
+
+def test_port_0_takes_a_free_one_and_logs_it(started: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """Port 0 takes a free port, which the log tells, and the listener answers there."""
+    caplog.set_level(logging.INFO, "flask_lifecycle")
+    server = started()
+    assert get(server) == (200, b"alive\n")
+    assert server.url == f"http://127.0.0.1:{server.port}"
+    [record] = caplog.records
+    assert record.getMessage() == f"probe listener on {server.url}"
+    assert record.__dict__["lifecycle_port"] == server.port
+
+
+def test_ipv6(started: Any) -> None:
+    """An IPv6 address works and is written with its brackets."""
+    if not socket.has_ipv6:
+        pytest.skip("there is no IPv6 here")
+    try:
+        server = started(host="::1")
+    except OSError:
+        pytest.skip("there is no IPv6 here")
+    assert server.url == f"http://[::1]:{server.port}"
+    assert get(server) == (200, b"alive\n")
+
+
+def test_a_forked_child_keeps_it_not_open(started: Any) -> None:
+    """A child that may outlive us keeps neither the listener nor a connection of a prober open."""
+    server = started()
+    with connect(server):
+        until(lambda: len(server.sockets()) == 2)
+        kept = server.sockets()
+        child = os.fork()
+        if not child:
+            os._exit(sum(sock.fileno() >= 0 for sock in kept))
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        assert all(sock.fileno() >= 0 for sock in kept)
+
+
+def test_a_taken_port_is_a_clear_error() -> None:
+    """A port that is taken is refused with one sentence that names the key and the cure."""
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        message = (
+            f"The probe listener cannot listen on 127.0.0.1:{port} (Address already in use);"
+            " set 'LIFECYCLE_PROBE_PORT' to a free port, or to 0 for any."
+        )
+        with pytest.raises(OSError, match="cannot listen on") as caught:
+            ProbeServer(alive, "127.0.0.1", port)
+    assert caught.value.strerror == message
+    assert caught.value.__suppress_context__
+
+
+def test_workers_of_one_server_share_a_port() -> None:
+    """Those that are told so listen on one port, and who connects gets to one of them."""
+    one = ProbeServer(alive, "127.0.0.1", 0, shared=True)
+    two = ProbeServer(alive, "127.0.0.1", one.port, shared=True)
+    one.start()
+    two.start()
+    assert [get(one) for _ in range(10)] == [(200, b"alive\n")] * 10
+    one.close()
+    assert get(two) == (200, b"alive\n")
+    two.close()
+
+
+def test_a_host_that_does_not_resolve(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A host that does not resolve is refused with one sentence that names its key; the resolver has no traceback."""
+
+    def fail(*arguments: Any, **options: Any) -> Any:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(socket, "getaddrinfo", fail)
+        with pytest.raises(OSError, match="cannot listen on") as caught:
+            ProbeServer(alive, "nowhere", 9000)
+    assert caught.value.strerror == (
+        "The probe listener cannot listen on nowhere:9000 (Name or service not known);"
+        " set 'LIFECYCLE_PROBE_HOST' to an address of this machine, or to '0.0.0.0' for all."
+    )
+    assert caught.value.__suppress_context__
+
+
+@pytest.mark.parametrize("host", ["a..b", "x" * 64 + ".example"])
+def test_a_host_that_could_be_none(host: str) -> None:
+    """A name that no host can have is refused as one that does not resolve."""
+    with pytest.raises(OSError, match=r"\(Name or service not known\); set 'LIFECYCLE_PROBE_HOST' to an address"):
+        ProbeServer(alive, host, 0)
+
+
+def test_closing_gives_everything_back(started: Any) -> None:
+    """After close nobody listens there any more and the thread has ended."""
+    server = started()
+    assert get(server)[0] == 200
+    thread = server._thread
+    server.close()
+    assert not thread.is_alive()
+    with pytest.raises(ConnectionRefusedError, match="refused"):
+        connect(server)
+    # The fixture closes what is open.
+    server.close = lambda: None
+
+
+def test_closing_what_was_never_started() -> None:
+    """A listener that never answered is closed as well."""
+    server = ProbeServer(alive, "127.0.0.1", 0)
+    server.close()
+    with pytest.raises(ConnectionRefusedError, match="refused"):
+        connect(server)
+
+
+@pytest.mark.parametrize("said", [b"", b"GET /livez HTTP/1.1\r\nHost:"])
+def test_a_slow_request_is_hung_up(started: Any, monkeypatch: pytest.MonkeyPatch, said: bytes) -> None:
+    """Whoever has not sent a request in time is hung up, and the connection forgotten."""
+    assert (http_server._REQUEST_TIMEOUT, http_server._Handler.timeout) == (5.0, 5.0)
+    monkeypatch.setattr(http_server, "_REQUEST_TIMEOUT", 0.05)
+    server = started()
+    with connect(server) as silent:
+        silent.sendall(said)
+        assert silent.recv(1) == b""
+    until(lambda: open_connections(server) == 0)
+
+
+@pytest.mark.parametrize("said", [b"GET /livez HTTP/1.1\r\n", b"GET /livez HTTP/1.1\r\nHost: here\r\nX-M"])
+def test_a_request_that_is_cut_off_is_none(started: Any, said: bytes) -> None:
+    """Where a connection ends before the headers do, nothing is done and nobody answered."""
+    asked = []
+
+    def note(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        asked.append(environ["PATH_INFO"])
+        return alive(environ, start_response)
+
+    server = started(note)
+    with connect(server) as client:
+        client.sendall(said)
+        client.shutdown(socket.SHUT_WR)
+        assert client.recv(1) == b""
+    with connect(server) as client:
+        client.sendall(b"GET /whole HTTP/1.1\r\nHost: here\r\n\r\n")
+        client.shutdown(socket.SHUT_WR)
+        assert client.recv(12) == b"HTTP/1.1 200"
+    assert asked == ["/whole"]
+
+
+def test_the_oldest_silent_connection_makes_room(started: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beyond the bound the connection that has kept silent longest is hung up: what comes is more likely a prober."""
+    assert http_server._CONNECTIONS == 64
+    monkeypatch.setattr(http_server, "_CONNECTIONS", 2)
+    server = started()
+    before = threading.active_count()
+    with connect(server) as first:
+        until(lambda: open_connections(server) == 1)
+        with connect(server) as second:
+            until(lambda: open_connections(server) == 2)
+            assert get(server) == (200, b"alive\n")
+            assert first.recv(1) == b""
+            assert threading.active_count() <= before + 3
+            second.setblocking(False)
+            with pytest.raises(BlockingIOError, match="unavailable"):
+                second.recv(1)
+
+
+def slow_readiness() -> tuple[WSGIApplication, threading.Event, threading.Event]:
+    """An application whose readiness waits; the event that it does, and the one that ends it."""
+    entered, free = threading.Event(), threading.Event()
+
+    def slow(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        if environ["PATH_INFO"] == "/readyz":
+            entered.set()
+            assert free.wait(BOUND)
+        return alive(environ, start_response)
+
+    return slow, entered, free
+
+
+def test_the_oldest_answer_makes_room(started: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where as many probes as the bound wait for slow checks, the one that has waited longest is hung up."""
+    assert http_server._ANSWERS > MOST_WAITING
+    monkeypatch.setattr(http_server, "_ANSWERS", 1)
+    slow, entered, free = slow_readiness()
+    server = started(slow)
+    with connect(server) as first:
+        first.sendall(b"GET /readyz HTTP/1.1\r\n\r\n")
+        assert entered.wait(BOUND)
+        assert get(server) == (200, b"alive\n")
+        assert first.recv(1) == b""
+        free.set()
+    until(lambda: open_connections(server) == 0)
+
+
+def test_who_has_its_answer_makes_room_first(started: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A connection that is answered and goes on sending makes room before one that still waits for its answer."""
+    monkeypatch.setattr(http_server, "_ANSWERS", 2)
+    monkeypatch.setattr(http_server, "_LINGERING", BOUND)
+    slow, entered, free = slow_readiness()
+    server = started(slow)
+    with connect(server) as waiting, connect(server) as lingering:
+        waiting.sendall(b"GET /readyz HTTP/1.1\r\n\r\n")
+        assert entered.wait(BOUND)
+        lingering.sendall(b"GET /livez HTTP/1.1\r\n\r\n" + b"x" * 10_000)
+        assert lingering.recv(15) == b"HTTP/1.1 200 OK"
+        until(lambda: len(server._server.lingering) == 1)
+        assert get(server) == (200, b"alive\n")
+        until(lambda: open_connections(server) == 1)
+        free.set()
+        assert waiting.recv(15) == b"HTTP/1.1 200 OK"
+
+
+def test_an_answer_has_a_time_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A connection whose answer takes longer than the application may take for one is hung up."""
+    monkeypatch.setattr(http_server, "_SENDING", 0.05)
+    monkeypatch.setattr(http_server, "_REQUEST_TIMEOUT", 0.05)
+    free = threading.Event()
+
+    def hangs(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        assert free.wait(BOUND)
+        return alive(environ, start_response)
+
+    server = ProbeServer(hangs, "127.0.0.1", 0, timeout=0.05)
+    server.start()
+    with connect(server) as client:
+        client.sendall(b"GET /readyz HTTP/1.1\r\n\r\n")
+        assert client.recv(1) == b""
+    free.set()
+    until(lambda: open_connections(server) == 0)
+    server.close()
+
+
+@pytest.mark.parametrize(
+    "said", [b"GET /livez HTTP/1.1\r\n", b"POST /livez HTTP/1.1\r\nContent-Length: 9999999\r\n\r\n", b""]
+)
+def test_a_connection_is_read_to_a_bound(started: Any, monkeypatch: pytest.MonkeyPatch, said: bytes) -> None:
+    """Of a connection 64 KB are read at most, whether it is one request without an end, or what comes behind one."""
+    assert http_server._MOST_READ == 65536
+    read: list[int] = []
+
+    class Input(http_server._Input):
+        def close(self) -> None:
+            read.append(http_server._MOST_READ - self.left)
+            super().close()
+
+    def reads(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        assert len(environ["wsgi.input"].read()) < 65536
+        assert environ["wsgi.input"].read(1) == b""
+        return alive(environ, start_response)
+
+    monkeypatch.setattr(http_server, "_Input", Input)
+    server = started(reads)
+    with connect(server) as client, contextlib.suppress(ConnectionError):
+        client.sendall(said)
+        for _ in range(1000):
+            client.sendall(b"x" * 10_000)
+    until(lambda: bool(read) and open_connections(server) == 0)
+    assert read == [65536]
+
+
+def test_a_client_that_resets_after_its_answer(started: Any) -> None:
+    """An answer is closed also where the client has reset the connection meanwhile: a viewer of the page is gone."""
+    closed = threading.Event()
+
+    class Answer:
+        def __iter__(self) -> Iterator[bytes]:
+            rude.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\0\0\0\0\0\0\0")
+            rude.close()
+            yield from [b"alive\n"] * 1000
+
+        def close(self) -> None:
+            closed.set()
+
+    def answers(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        start_response("200 OK", [("Content-Length", "6000")])
+        return Answer()
+
+    server = started(answers)
+    rude = connect(server)
+    rude.sendall(b"GET /livez HTTP/1.1\r\n\r\n" + b"x" * 10_000)
+    assert closed.wait(BOUND)
+    until(lambda: open_connections(server) == 0)
+
+
+def test_an_application_that_raises(started: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """What raises in place of an answer is logged, and answered with 500."""
+
+    def raises(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        raise ValueError("boom")
+
+    server = started(raises)
+    assert get(server)[0] == 500
+    [record] = [record for record in caplog.records if record.levelno == logging.ERROR]
+    assert record.getMessage() == "a request to the probe listener failed"
+
+
+@pytest.mark.parametrize("said", [b"GET /livez HTTP/1.1\r\n\r\n", b"rubbish\r\n\r\n", b"GET / HTTP/x.y\r\n\r\n"])
+def test_no_answer_names_what_answers(started: Any, said: bytes) -> None:
+    """No answer has a Server header, nor a version, errors included that the application does not see."""
+    with connect(started()) as client:
+        client.sendall(said)
+        answer = b"".join(iter(lambda: client.recv(65536), b""))
+    assert answer
+    for name in (b"server:", b"werkzeug", b"python"):
+        assert name not in answer.lower()
+
+
+def test_a_carriage_return_within_a_line(started: Any) -> None:
+    """A bare carriage return in a head is a blank, and not the end of a line that a header of its own comes behind."""
+    seen: list[WSGIEnvironment] = []
+
+    def note(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        seen.append(environ)
+        return alive(environ, start_response)
+
+    with connect(started(note)) as client:
+        client.sendall(b"GET /livez HTTP/1.1\r\nX-A: 1\rX-B: 2\r\n\r\n")
+        assert client.recv(12) == b"HTTP/1.1 200"
+    assert seen[0]["HTTP_X_A"] == "1 X-B: 2"
+
+
+@pytest.mark.parametrize(("length", "status"), [(8190, b"200"), (8191, b"414")])
+def test_a_request_line_has_a_length(started: Any, length: int, status: bytes) -> None:
+    """A request line of more than 8,190 bytes is refused."""
+    with connect(started()) as client:
+        client.sendall(b" HTTP/1.1\r\n".rjust(length, b"a").replace(b"aaaaa", b"GET /", 1) + b"\r\n")
+        assert client.recv(12) == b"HTTP/1.1 " + status
+
+
+def test_threads_that_do_not_end_are_not_added_to(started: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where code of the application holds as many threads as there may be, a connection waits until one has ended."""
+    monkeypatch.setattr(http_server, "_THREADS", 1)
+    monkeypatch.setattr(http_server, "_PAUSE", 1)
+    entered, free = threading.Event(), threading.Event()
+
+    def hangs(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        entered.set()
+        assert free.wait(BOUND)
+        return alive(environ, start_response)
+
+    server = started(hangs)
+    answers: list[tuple[int, bytes]] = []
+    with running(lambda: answers.append(get(server))):
+        assert entered.wait(BOUND)
+        with running(lambda: answers.append(get(server))):
+            assert open_connections(server) == 1
+            free.set()
+    assert answers == [(200, b"alive\n")] * 2
+
+
+def test_no_thread_to_be_had(started: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where no thread can be started a connection is hung up, and the next is answered."""
+    server = started()
+
+    def refuse(request: Any, address: Any) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(server._server, "process_request", refuse)
+        with connect(server) as refused:
+            assert refused.recv(1) == b""
+    until(lambda: open_connections(server) == 0)
+    assert get(server) == (200, b"alive\n")
+
+
+def test_no_descriptor_to_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a process has no descriptors left its listener waits for one, and does not try again and again."""
+    server = ProbeServer(alive, "127.0.0.1", 0)
+    monkeypatch.setattr(http_server, "_PAUSE", 60_000)
+    tried = []
+
+    def refuse() -> None:
+        tried.append(threading.current_thread())
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(server._server, "get_request", refuse)
+    server.start()
+    with connect(server):
+        until(lambda: bool(tried))
+        server.close()
+    assert not server._thread.is_alive()
+    assert len(tried) == 1
+
+
+def test_a_client_that_left_before_it_was_accepted(started: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An accept that fails does not end the listener."""
+    server = started()
+    failed = threading.Event()
+    real = server._server.get_request
+
+    def get_request() -> Any:
+        if not failed.is_set():
+            failed.set()
+            raise ConnectionAbortedError
+        return real()
+
+    monkeypatch.setattr(server._server, "get_request", get_request)
+    assert get(server) == (200, b"alive\n")
+    assert failed.is_set()
+
+
+# The second is a line that is well formed, of an address that is not: Werkzeug raises where it takes it apart.
+@pytest.mark.parametrize("said", [b"rubbish\r\n\r\n", b"GET http://[livez HTTP/1.1\r\n\r\n"])
+def test_a_probe_is_never_logged(
+    started: Any, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str], said: bytes
+) -> None:
+    """Neither an answer nor a broken request is printed or logged above debug."""
+    caplog.set_level(logging.DEBUG)
+
+    server = started()
+    get(server)
+    with connect(server) as rubbish:
+        rubbish.sendall(said)
+        rubbish.recv(1000)
+    until(lambda: open_connections(server) == 0)
+    assert [r.getMessage() for r in caplog.records if r.levelno > logging.DEBUG] == [f"probe listener on {server.url}"]
+    assert capfd.readouterr() == ("", "")
+
+
+# -- the listener of an application -------------------------------------------------------------------------------
+
+
+def test_a_taken_port_where_nothing_serves(caplog: pytest.LogCaptureFixture) -> None:
+    """Where no server runs, as in a test suite, a probe port that is taken is one warning, and requests are served."""
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        app = make_app(LIFECYCLE_PROBE_HOST="127.0.0.1", LIFECYCLE_PROBE_PORT=port)
+        lifecycle = Lifecycle(app)
+        assert app.test_client().get("/work", buffered=True).status_code == 200
+    assert lifecycle.probe_address is None
+    warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert warnings == [
+        f"The probe listener cannot listen on 127.0.0.1:{port} (Address already in use); set 'LIFECYCLE_PROBE_PORT' to"
+        " a free port, or to 0 for any. No server runs in this process, so it continues without the probe listener."
+    ]
+    assert lifecycle.state is State.READY

@@ -1,0 +1,247 @@
+"""The probe listener that the applications of a process share."""
+
+from __future__ import annotations
+
+import gc
+import http.client
+import socket
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from flask import Flask
+
+from flask_lifecycle import Lifecycle, State
+from flask_lifecycle._probes import listener as listener_module
+from tests._fakes import BOUND, make_app, run_python, state_of
+
+TOKEN = "0123456789abcdef"
+
+
+@pytest.fixture
+def port() -> int:
+    """A port that was free a moment ago."""
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        number: int = sock.getsockname()[1]
+        return number
+
+
+@pytest.fixture
+def serve(port: int) -> Iterator[Any]:
+    """Start applications that all name this port; they are ended when the test is over."""
+    apps: list[Flask] = []
+
+    def start(**config: Any) -> Lifecycle:
+        app = make_app(LIFECYCLE_PROBE_HOST="127.0.0.1", LIFECYCLE_PROBE_PORT=port, **config)
+        apps.append(app)
+        lifecycle = Lifecycle(app)
+        app.test_client().get("/work", buffered=True)
+        return lifecycle
+
+    yield start
+    for app in apps:
+        state_of(app).end()
+
+
+def ask(port: int, path: str, method: str = "GET", **headers: str) -> tuple[int, bytes]:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=BOUND)
+    try:
+        connection.request(method, path, body=b"x" if method == "POST" else None, headers=headers)
+        response = connection.getresponse()
+        return response.status, response.read()
+    finally:
+        connection.close()
+
+
+def test_it_answers_for_all(serve: Any, port: int) -> None:
+    """The process is ready when all its applications are, and live when all are; one that has ended does not count."""
+    first, second = serve(), serve()
+    assert first.probe_address == second.probe_address == ("127.0.0.1", port)
+    assert ask(port, "/readyz")[0] == 200
+    for lifecycle in (first, second):
+        lifecycle.set_not_ready("busy")
+        assert (ask(port, "/readyz")[0], ask(port, "/livez")[0]) == (503, 200)
+        lifecycle.set_ready()
+    assert ask(port, "/nothing")[0] == 404
+    second.shutdown()
+    state_of(second._apps.pop()).end()
+    assert ask(port, "/readyz")[0] == 200
+
+
+def test_each_by_its_prefix(serve: Any, port: int) -> None:
+    """Applications with a prefix of their own are asked one by one."""
+    serve(LIFECYCLE_URL_PREFIX="/a")
+    serve(LIFECYCLE_URL_PREFIX="/b").set_not_ready("busy")
+    assert [ask(port, f"{prefix}/readyz")[0] for prefix in ("/a", "/b", "")] == [200, 503, 404]
+
+
+def test_a_check_of_one(serve: Any, port: int) -> None:
+    """A check that one application has is answered by that one."""
+    serve(LIFECYCLE_DETAILS="always")
+    serve(LIFECYCLE_DETAILS="always").check("database")(lambda: {"rows": 3})
+    assert ask(port, "/healthcheck/database")[0] == 200
+    status, page = ask(port, "/healthcheck/-/status.css")
+    assert (status, bool(page)) == (200, True)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"LIFECYCLE_PATHS": {"readyz": "/-/ready"}},  # as GitLab's and Prometheus' are; not a part of a status page
+        {"LIFECYCLE_STATUS_CODES": {"fail": 404}},  # not "there is no such path"
+    ],
+)
+def test_a_failure_is_told(serve: Any, port: int, config: dict[str, Any]) -> None:
+    """A failure of one application counts, whatever its path and its status."""
+    serve(**config)
+    serve(**config).set_not_ready("busy")
+    path = config.get("LIFECYCLE_PATHS", {}).get("readyz", "/readyz")
+    assert ask(port, path)[0] == config.get("LIFECYCLE_STATUS_CODES", {}).get("fail", 503)
+
+
+def test_an_excluded_check_of_one(serve: Any, port: int) -> None:
+    """A check that one application has can be excluded, and the others are asked all the same."""
+    first, second = (serve(LIFECYCLE_DETAILS="always") for _ in range(2))
+    first.check("database")(lambda: False)
+    assert ask(port, "/readyz?exclude=database")[0] == 200
+    assert ask(port, "/readyz?exclude=other")[0] == 404
+    second.set_not_ready("busy")
+    assert ask(port, "/readyz?exclude=database")[0] == 503
+
+
+def test_collected_applications(port: int) -> None:
+    """Applications that were collected before their end, as in tests, leave no listener and no time for answers."""
+    for number in (port, 0, 0):
+        app = make_app(LIFECYCLE_PROBE_HOST="127.0.0.1", LIFECYCLE_PROBE_PORT=number)
+        Lifecycle(app)
+        app.test_client().get("/work", buffered=True)
+        del app
+    gc.collect()
+    app = make_app(LIFECYCLE_PROBE_HOST="127.0.0.1", LIFECYCLE_PROBE_PORT=port)
+    Lifecycle(app)
+    app.test_client().get("/work", buffered=True)
+    try:
+        assert [listener.members() for listener in listener_module._listeners.values()] == [[state_of(app).probes]]
+        assert ask(port, "/readyz")[0] == 200
+    finally:
+        state_of(app).end()
+
+
+def test_operators_mean_all(serve: Any, port: int) -> None:
+    """A cordon holds for every application that lets operators in; without the token there is nothing."""
+    lets_in = [serve(LIFECYCLE_TOKEN=TOKEN), serve(), serve(LIFECYCLE_TOKEN=TOKEN)]
+    assert ask(port, "/lifecycle/cordon?by=me&for=60", "POST")[0] == 404
+    with_token = {"Authorization": f"Bearer {TOKEN}", "Idempotency-Key": f"{int(time.time())}-abcdefgh"}
+    assert ask(port, "/lifecycle/cordon?by=me&for=60", "POST", **with_token)[0] == 200
+    assert [each.state for each in lets_in] == [State.NOT_READY, State.READY, State.NOT_READY]
+
+
+def test_the_last_closes_it(serve: Any, port: int) -> None:
+    """The listener stays until its last application has ended, and can then be opened anew."""
+    first, second = serve(), serve()
+    for lifecycle in (first, second):
+        assert ask(port, "/livez")[0] == 200
+        state_of(lifecycle._apps.pop()).end()
+    with pytest.raises(ConnectionRefusedError, match="refused"):
+        ask(port, "/livez")
+    serve()
+    assert ask(port, "/livez")[0] == 200
+
+
+def test_port_0_is_not_shared() -> None:
+    """With port 0 each application has a listener of its own."""
+    apps = [make_app(LIFECYCLE_PROBE_HOST="127.0.0.1", LIFECYCLE_PROBE_PORT=0) for _ in range(2)]
+    lifecycles = [Lifecycle(app) for app in apps]
+    try:
+        for app in apps:
+            app.test_client().get("/work", buffered=True)
+        addresses = {lifecycle.probe_address for lifecycle in lifecycles}
+        assert len(addresses) == 2
+        assert None not in addresses
+    finally:
+        for app in apps:
+            state_of(app).end()
+
+
+FACTORY = """
+import gc, os, sys
+from flask import Flask
+from flask_lifecycle import Lifecycle
+
+def make():
+    app = Flask("shop")
+    app.config["LIFECYCLE_PROBE_PORT"] = int(os.environ["PORT"])
+    Lifecycle(app)
+    return app
+
+for _ in range(3):
+    print(make().test_client().get("/livez").status_code)
+    gc.collect()
+kept = [make() for _ in range(3)]
+print([app.test_client().get("/readyz").status_code for app in kept])
+"""
+
+
+@pytest.mark.parametrize("taken", [False, True], ids=["free", "taken by another process"])
+def test_a_factory_that_is_called_for_each_test(port: int, taken: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process without a server makes one application after the other with one probe port, and none stops it."""
+    monkeypatch.setenv("PORT", str(port))
+    with socket.socket() as other:
+        if taken:
+            other.bind(("127.0.0.1", port))
+            other.listen()
+        done = run_python(FACTORY)
+    assert (done.returncode, done.stdout.split()) == (0, ["200"] * 3 + ["[200,", "200,", "200]"])
+    assert "Traceback" not in done.stderr
+
+
+TWO = """
+import http.client, os, signal, sys, threading, time
+from flask import Flask
+from flask_lifecycle import Lifecycle, State
+from werkzeug.middleware.dispatcher import DispatcherMiddleware
+from werkzeug.serving import run_simple
+
+port, bound = int(sys.argv[1]), float(sys.argv[2])
+apps = [Flask("first"), Flask("second")]
+for app in apps:
+    app.config.update(LIFECYCLE_PROBE_HOST="127.0.0.1", LIFECYCLE_PROBE_PORT=port)
+first, second = map(Lifecycle, apps)
+go = threading.Event()
+
+@second.on_startup
+def slow():
+    go.wait(bound)
+
+def ready():
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=bound)
+    try:
+        connection.request("GET", "/readyz")
+        return connection.getresponse().status
+    except ConnectionRefusedError:
+        return 0
+    finally:
+        connection.close()
+
+def until(seen):
+    end = time.monotonic() + bound
+    while not seen() and time.monotonic() < end:
+        time.sleep(0.01)
+
+def probe():
+    until(lambda: first.state is State.READY and ready())
+    print(ready())
+    go.set()
+    until(lambda: ready() == 200)
+    print(ready(), flush=True)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+threading.Thread(target=probe, daemon=True).start()
+run_simple("127.0.0.1", 0, DispatcherMiddleware(apps[0], {"/second": apps[1]}), threaded=True)
+"""
+
+
+def test_it_waits_for_the_slowest_start(port: int) -> None:
+    """Under a server that somebody else started the listener says not ready while an application still starts."""
+    assert run_python(TWO, str(port), str(BOUND)).stdout.split() == ["503", "200"]

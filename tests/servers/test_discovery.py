@@ -1,0 +1,394 @@
+"""Discovery: a server that another program has started is found, and its start noticed."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import sys
+import textwrap
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from werkzeug.serving import make_server
+
+from flask_lifecycle._core.process import Process
+from flask_lifecycle._servers import discovery
+from flask_lifecycle._servers.adapter import Adapter
+from flask_lifecycle._servers.asgi.uvicorn import Uvicorn
+from flask_lifecycle._servers.serving import Serving
+from tests._fakes import BOUND, run_python, running
+
+
+def test_a_search_holds_nothing_of_other_threads() -> None:
+    """A tuple that another thread is building while the objects are searched can still grow."""
+    found = []
+
+    def items() -> Iterator[int]:
+        found.extend(discovery.instances(Asked))
+        yield from range(100)
+
+    asked = Asked(1)
+    assert tuple(items()) == tuple(range(100))
+    assert found == [asked]
+
+
+class Asked:
+    """A lock that tells when so many have asked for it."""
+
+    def __init__(self, parties: int) -> None:
+        self._left = parties
+        self._lock = threading.RLock()
+        self.all = threading.Event()
+
+    def __enter__(self) -> None:
+        self._left -= 1
+        if not self._left:
+            self.all.set()
+        self._lock.acquire()
+
+    def __exit__(self, *_error: object) -> None:
+        self._lock.release()
+
+
+def test_two_that_search_find_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The waiting thread and the first request may search at once: the second waits, and gets what the first found.
+
+    Without that both would have found nothing yet, and each would make an object; the one that is put in place would
+    not be the one that is told to stop. The other interleaving, one after the other, never was a race.
+    """
+    searching, made = Asked(2), list[Adapter]()
+
+    def find() -> Adapter:
+        if not made:
+            assert searching.all.wait(BOUND)
+            made.append(Adapter())
+        return made[-1]
+
+    monkeypatch.setattr(discovery, "_searching", searching)
+    monkeypatch.setattr(discovery, "listens", lambda: True)
+    monkeypatch.setattr(discovery, "KINDS", (("sys", "asgi.uvicorn"),))
+    monkeypatch.setattr(sys.modules[Uvicorn.__module__], "find", find)
+    others: list[Adapter | None] = []
+    with running(lambda: others.append(discovery.find())):
+        mine = discovery.find()
+    assert others == [mine]
+    assert made == [mine]
+
+
+FORKED_IN_A_SEARCH = """
+import os, threading
+from flask_lifecycle._servers import discovery as found
+held = threading.Event()
+def search():
+    with found._searching:
+        held.set()
+        threading.Event().wait()
+threading.Thread(target=search, daemon=True).start()
+held.wait(10)
+child = os.fork()
+if child:
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+else:
+    os._exit(0 if found._searching.acquire(timeout=10) else 1)
+"""
+
+
+def test_the_search_for_run_simple_waits_for_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The thread that looks for ``run_simple`` searches after the one that looks for any server, or before it.
+
+    At the same time both would track the connections of the server that they find, each by a handler class of its own.
+    """
+    searching, waited = Asked(2), list[bool]()
+
+    def search() -> None:
+        with searching:
+            waited.append(searching.all.wait(BOUND))
+
+    monkeypatch.setattr(discovery, "_searching", searching)
+    monkeypatch.setattr(discovery, "listens", lambda: True)
+    with running(search):
+        Serving(Process(signals=False))._find_werkzeug()
+    assert waited == [True]
+
+
+def test_a_server_that_closes_its_listener_in_a_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A listener that its server closes when the search has just seen it open is not found, and nothing is raised."""
+
+    class Closing(socket.socket):
+        def getsockname(self) -> Any:
+            self.close()
+            return super().getsockname()
+
+    with socket.create_server(("127.0.0.1", 0)) as other, contextlib.closing(Closing()) as sock:
+        sock.bind(("127.0.0.1", 0))
+        sock.listen()
+        server = make_server("127.0.0.1", 0, lambda environ, start_response: [])
+        server.socket.close()
+        server.socket = sock
+        monkeypatch.setattr(discovery, "KINDS", (("werkzeug.serving", "werkzeug"),))
+        assert discovery.find() is None
+        assert sock.fileno() == -1
+        assert other.fileno() >= 0  # without it there would be no search
+
+
+def test_a_child_that_is_forked_in_a_search_can_search() -> None:
+    """A thread that searches in the parent is not in the child, and nobody waits for it there."""
+    done = run_python(FORKED_IN_A_SEARCH, python=("-W", "ignore"))
+    assert done.stdout == "0\n", done.stderr
+
+
+class World:
+    """What each look sees; the last of each goes on."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.listening: list[frozenset[int]] = [frozenset()]
+        self.servers: list[Adapter | None] = [None]
+        self.looks = self.searches = 0
+        self.most = 30
+        monkeypatch.setattr(discovery, "_FIRST_PAUSE", 0.0)
+        monkeypatch.setattr(discovery, "_LONGEST_PAUSE", 0.0)
+        monkeypatch.setattr(discovery, "listeners", self._listeners)
+        monkeypatch.setattr(discovery, "find", self._find)
+
+    def _listeners(self) -> frozenset[int]:
+        self.looks += 1
+        return self.listening.pop(0) if len(self.listening) > 1 else self.listening[0]
+
+    def _find(self) -> Adapter | None:
+        self.searches += 1
+        return self.servers.pop(0) if len(self.servers) > 1 else self.servers[0]
+
+    def look(self) -> bool:
+        """Wait for a server, for a number of looks at most."""
+        return discovery.wait_for_server(lambda: self.looks < self.most, contextlib.nullcontext())
+
+
+@pytest.fixture
+def world(monkeypatch: pytest.MonkeyPatch) -> World:
+    return World(monkeypatch)
+
+
+def test_nothing_is_searched_where_nothing_listens(world: World) -> None:
+    """A process without a listening socket is spared the search, however long it lives."""
+    assert not world.look()
+    assert (world.looks, world.searches) == (30, 0)
+
+
+def test_a_server_that_serves_ends_it(world: World) -> None:
+    """A server of a kind that we know, found when it listens, is what it waits for."""
+    world.listening = [frozenset(), frozenset(), frozenset({7})]
+    world.servers = [Adapter()]
+    assert world.look()
+    assert (world.looks, world.searches) == (3, 1)
+
+
+def test_a_server_that_does_not_serve_yet(world: World) -> None:
+    """What has been found before its loop runs is not searched again, and waited for."""
+    serving = iter([False, False, False, True])
+
+    class Late(Adapter):
+        def serving(self) -> bool:
+            return next(serving)
+
+    world.listening = [frozenset({7})]
+    world.servers = [Late()]
+    assert world.look()
+    assert (world.looks, world.searches) == (4, 1)
+
+
+def test_a_listener_of_something_else(world: World) -> None:
+    """A listener under which nothing is found is given up after a few searches, until another socket listens."""
+    world.listening = [frozenset({7})] * 20 + [frozenset({7, 8})]
+    world.servers = [None] * 8 + [Adapter()]
+    assert world.look()
+    assert (world.looks, world.searches) == (21, 9)
+
+
+def test_the_time_is_bounded(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It does not look for ever."""
+    monkeypatch.setattr(discovery, "_BOUND", 0.0)
+    assert not world.look()
+    assert world.looks == 0
+
+
+def test_listeners_are_told_apart() -> None:
+    """Each listening socket has a number of its own, and one that is connected has none."""
+    before = discovery.listeners()
+    with socket.create_server(("127.0.0.1", 0)) as one, socket.create_connection(one.getsockname()):
+        first = discovery.listeners() - before
+        with socket.create_server(("127.0.0.1", 0)):
+            assert len(discovery.listeners() - before) == 2
+            assert first < discovery.listeners()
+    assert discovery.listeners() == before
+
+
+HEAD = """
+import logging, os, sys, threading
+from flask import Flask
+from flask_lifecycle import Lifecycle, State
+from tests._fakes import until
+from waitress.server import create_server
+logging.basicConfig(stream=sys.stdout, format="%(message)s", level=logging.INFO)
+app = Flask("app")
+app.config["LIFECYCLE_SELF_TEST"] = False
+lifecycle = Lifecycle()
+"""
+
+
+def program(code: str, *more: Any) -> list[str]:
+    done = run_python(HEAD + textwrap.dedent(code), *more, python=["-W", "ignore"])
+    assert (done.returncode, done.stderr) == (0, ""), done.stderr
+    return done.stdout.splitlines()
+
+
+LINE = "server waitress (detected): a shutdown answers every accepted connection"
+
+
+def test_the_start_comes_with_the_server() -> None:
+    """A server that begins to serve begins the start-up, before any request. From READY on a stop may come: by then the
+    server is known, and what has to be in place is.
+    """
+    assert program(
+        """
+        lifecycle.on_startup(lambda: print("on_startup"))
+        lifecycle.init_app(app)
+        server = create_server(app, host="127.0.0.1", port=0)
+        threading.Thread(target=server.run, daemon=True).start()
+        until(lambda: logging.getLogger("flask_lifecycle") and app.extensions["lifecycle"].startup.over.is_set())
+        os._exit(0)
+        """
+    ) == ["on_startup", "on_startup '<lambda>' done after 0.0 s", LINE, "state STARTING -> READY"]
+
+
+def test_a_server_that_is_bound_does_not_serve() -> None:
+    """Between the bind and the first round of its loop the start-up has not begun."""
+    assert program(
+        """
+        lifecycle.init_app(app)
+        server = create_server(app, host="127.0.0.1", port=0)
+        waiting = [each for each in threading.enumerate() if each.name == "lifecycle-discovery"]
+        waiting[0].join(0.3)
+        print(lifecycle.state.value)
+        threading.Thread(target=server.run, daemon=True).start()
+        until(lambda: lifecycle.state is State.READY)
+        os._exit(0)
+        """
+    )[:2] == ["STARTING", LINE]
+
+
+def test_a_child_looks_for_itself() -> None:
+    """A forked child does not take its parent's server for its own, and finds one that it starts itself."""
+    assert program(
+        """
+        logging.disable()
+        lifecycle.init_app(app)
+        parent = create_server(app, host="127.0.0.1", port=0)
+        threading.Thread(target=parent.run, daemon=True).start()
+        until(lambda: lifecycle.state is State.READY)
+        child = os.fork()
+        if child == 0:
+            [thread] = [each for each in threading.enumerate() if each.name == "lifecycle-discovery"]
+            thread.join(0.3)
+            print(lifecycle._state().started)
+            own = create_server(app, host="127.0.0.1", port=0)
+            threading.Thread(target=own.run, daemon=True).start()
+            until(lambda: lifecycle._state().started)
+            print("child", lifecycle._state().started, flush=True)
+            os._exit(0)
+        os.waitpid(child, 0)
+        os._exit(0)
+        """
+    ) == ["False", "child True"]
+
+
+def test_a_fork_does_not_come_between() -> None:
+    """A fork waits for who looks, and may be in the middle of an import; in vain it waits for a moment only."""
+    assert program(
+        """
+        from flask_lifecycle import Lifecycle
+        from flask_lifecycle._servers import serving as _serving
+        forks, done, hold = threading.Event(), [], threading.Event()
+        os.register_at_fork(before=forks.set)
+        held = threading.Event()
+        def look(over):
+            with _serving.this_serving._undisturbed:
+                held.set()
+                over.wait(10)
+                done.append("looked")
+        def fork():
+            child = os.fork()
+            if child == 0:
+                print(done, flush=True)
+                os._exit(0)
+            os.waitpid(child, 0)
+        threading.Thread(target=look, args=(forks,)).start()
+        held.wait(10)
+        fork()
+        held.clear()
+        _serving._UNDISTURBED = 0.01
+        threading.Thread(target=look, args=(hold,)).start()
+        held.wait(10)
+        fork()
+        hold.set()
+        """
+    ) == ["['looked']", "['looked']"]
+
+
+# A server is made, all objects are frozen as gunicorn's users do it, and only then the server is searched.
+FROZEN = {
+    "waitress": """
+        from waitress.server import create_server
+        server = create_server(app, host="127.0.0.1", port=0)
+        serve = server.run
+        """,
+    "cheroot": """
+        from cheroot.wsgi import Server
+        server = Server(("127.0.0.1", 0), app)
+        server.prepare()
+        serve = server.serve
+        """,
+    "werkzeug": """
+        from werkzeug.serving import make_server
+        server = make_server("127.0.0.1", 0, app)
+        serve = server.serve_forever
+        """,
+    "gevent": """
+        from gevent.pywsgi import WSGIServer
+        server = WSGIServer(("127.0.0.1", 0), app)
+        server.start()
+        serve = lambda: None
+        """,
+    "gunicorn": """
+        from gunicorn.workers.gthread import ThreadWorker
+        import gunicorn.config, socket
+        listener = socket.create_server(("127.0.0.1", 0))
+        worker = ThreadWorker(0, 0, [], None, 0, gunicorn.config.Config(), None)
+        worker.pid, worker.booted = os.getpid(), True
+        serve = lambda: None
+        """,
+    "uvicorn": """
+        import uvicorn
+        server = uvicorn.Server(uvicorn.Config(app, interface="wsgi", port=0, log_level="warning"))
+        serve = server.run
+        """,
+}
+
+
+@pytest.mark.parametrize("server", FROZEN)
+def test_a_frozen_server_is_found(server: str) -> None:
+    """A server is found although ``gc.freeze`` hides it from the garbage collector, and what was frozen stays so."""
+    code = textwrap.dedent(FROZEN[server]) + textwrap.dedent(
+        """
+        import gc
+        gc.freeze()
+        assert not any(each is locals().get("server") for each in gc.get_objects())
+        threading.Thread(target=serve, daemon=True).start()
+        from flask_lifecycle._servers import discovery
+        until(lambda: discovery.find() is not None)
+        print(discovery.find().name, gc.get_freeze_count() > 1000, gc.isenabled())
+        os._exit(0)
+        """
+    )
+    assert program(code) == [f"{server} True True"]

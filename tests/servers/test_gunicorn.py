@@ -1,0 +1,658 @@
+"""The parts of gunicorn's master and workers that we bring, on fakes of gunicorn; what they do together is live."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import math
+import os
+import signal
+import socket
+import tempfile
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from gunicorn import util
+from gunicorn.errors import HaltServer
+from gunicorn.workers.base import Worker as GunicornWorker
+from gunicorn.workers.sync import SyncWorker
+
+from flask_lifecycle._config import Settings
+from flask_lifecycle._core.process import Process
+from flask_lifecycle._core.server import STARTED
+from flask_lifecycle._servers.gunicorn import connections, hooks
+from flask_lifecycle._servers.gunicorn import master as master_module
+from flask_lifecycle._servers.gunicorn.connections import Connections
+from flask_lifecycle._servers.gunicorn.master import Master
+from flask_lifecycle._servers.gunicorn.shared import (
+    ABSENT,
+    CLEAN,
+    DELAYED,
+    DELAYING,
+    GONE,
+    SERVING,
+    UNCLEAN,
+    SharedMemory,
+)
+from flask_lifecycle._servers.gunicorn.unhooked import find
+from flask_lifecycle._servers.gunicorn.worker import HookedWorker, warn_of_timeout
+from flask_lifecycle._servers.serving import Serving
+from flask_lifecycle._servers.sockets import has_input
+from tests._fakes import BOUND, FakeMember, until
+
+# The file by whose time a worker of gunicorn shows that it lives.
+with tempfile.TemporaryFile() as _file:
+    _LIFE = os.dup(_file.fileno())
+LIFE = SimpleNamespace(fileno=lambda: _LIFE)
+
+
+class FakeArbiter:
+    """gunicorn's master, as far as we touch it."""
+
+    def __init__(self, *listeners: socket.socket, ages: tuple[int, ...] = ()) -> None:
+        self.LISTENERS = [FakeListener(sock) for sock in listeners]
+        self.WORKERS = {100 + age: SimpleNamespace(age=age) for age in ages}
+        self.cfg = SimpleNamespace(address=[("127.0.0.1", 8000)], graceful_timeout=30, set=self._set)
+        self.halts = 0  # how often a worker is found that could not start
+        self.log = SimpleNamespace(info=self._note)
+        self.worker_class: type = SyncWorker
+        self.systemd = False
+        self.reexec_pid = self.master_pid = 0
+        self.queued: list[int] = []
+        self.calls: list[Any] = []
+
+    def _note(self, text: str, *arguments: Any) -> None:
+        self.calls.append(text % arguments)
+
+    def _set(self, name: str, value: Any) -> None:
+        setattr(self.cfg, name, value)
+
+    def reap_workers(self) -> None:
+        if self.halts:
+            raise HaltServer("Worker failed to boot.", 3)
+
+    def signal(self, signum: int, frame: Any) -> None:
+        self.queued.append(signum)
+
+    def handle_term(self) -> None:
+        self.calls.append("halt")
+
+    def kill_worker(self, pid: int, signum: int) -> None:
+        self.calls.append((pid, signum))
+
+    def kill_workers(self, signum: int) -> None:
+        for pid in self.WORKERS:
+            self.kill_worker(pid, signum)
+
+    def stop(self, graceful: bool = True) -> None:
+        self.calls.append(("stop", graceful))
+
+
+class FakeListener:
+    """gunicorn's wrapper of a listening socket."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.sock = sock
+
+    def close(self) -> None:
+        self.sock.close()
+
+
+@pytest.fixture
+def shared() -> SharedMemory:
+    """What master and workers share, with the numbers of some settings on it."""
+    shared = SharedMemory()
+    shared.publish([Settings(grace_period=10.0, hook_reserve=2.0, shutdown_delay=3.0)])
+    return shared
+
+
+@pytest.fixture
+def listener() -> Iterator[socket.socket]:
+    """A TCP listener."""
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        yield sock
+
+
+@pytest.fixture(autouse=True)
+def no_trace() -> Iterator[None]:
+    """Give back the signals and what the hooks keep."""
+    taken = (signal.SIGTERM, signal.SIGALRM, signal.SIGINT, signal.SIGQUIT)
+    before = {number: signal.getsignal(number) for number in taken}
+    yield
+    signal.setitimer(signal.ITIMER_REAL, 0.0)
+    for number, handler in before.items():
+        signal.signal(number, handler)
+    hooks.here.shared = hooks.here.master = hooks.here.worker = None
+
+
+class FakeGunicornWorker(SimpleNamespace):
+    """gunicorn's worker, as far as we touch it."""
+
+    def __init__(self, age: int = 2, **more: Any) -> None:
+        values: dict[str, Any] = {
+            "age": age, "sockets": [], "cfg": SimpleNamespace(graceful_timeout=30), "alive": True, "tmp": LIFE,
+            "wsgi": lambda environ, start: [], "handle": lambda *arguments: None,
+        }  # fmt: skip
+        super().__init__(**{**values, **more})
+
+    def handle_exit(self, signum: int, frame: Any) -> None:
+        self.alive = False
+
+
+def adapter_of(worker: FakeGunicornWorker, shared: SharedMemory) -> HookedWorker:
+    serving: Any = SimpleNamespace(process=SimpleNamespace(shutdown=SimpleNamespace(in_flight=1)))
+    return HookedWorker(worker, shared, serving)
+
+
+# -- what is shared ---------------------------------------------------------------------------------------------------
+
+
+def test_a_stop_reaches_children(shared: SharedMemory) -> None:
+    """What one process writes another reads, and the one byte wakes all and stays."""
+    assert (shared.limits, shared.stop_requested, shared.state(7)) == ((3.0, 8.0, 10.0), 0.0, 0)
+    child = os.fork()
+    if not child:
+        shared.set_state(7, SERVING)
+        shared.request_stop()
+        shared.request_stop()
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert (shared.state(7), shared.state(8), shared.wait_for_stop(0.0), shared.wait_for_stop(0.0)) == (
+        SERVING,
+        0,
+        True,
+        True,
+    )
+    assert 0.0 < shared.stop_requested <= time.monotonic()
+    assert len(os.read(shared.fileno(), 2)) == 1
+
+
+def test_one_acts_for_all(shared: SharedMemory) -> None:
+    """The first that ends waits for all others, and no other one does, nor twice; one that leaves alone does not."""
+    settings = [Settings()]
+    assert (shared.is_last(1, BOUND), shared.claim_group_hooks()) == (False, False)  # nobody stops, nothing is wanted
+    shared.publish(settings, True)
+    shared.set_last_workers([])
+    assert not shared.is_last(1, BOUND)
+    shared.set_state(2, GONE)
+    shared.set_last_workers([3, 1])
+    shared.set_state(3, GONE)
+    fcntl.lockf(shared._lock, fcntl.LOCK_EX)
+    child = os.fork()
+    if not child:  # another worker, while this one has the lock
+        os._exit(int(shared.is_last(3, BOUND)))
+    assert os.waitpid(child, 0)[1] == 0
+    assert shared.is_last(1, BOUND)
+    shared.publish(settings, True)  # by a worker that comes late
+    assert not shared.claim_group_hooks()
+
+
+def test_one_acts_for_all_in_time(shared: SharedMemory, caplog: pytest.LogCaptureFixture) -> None:
+    """A worker that does not end does not keep another from acting for all."""
+    shared.publish([Settings()], True)
+    shared.set_last_workers([1, 2])
+    assert shared.is_last(1, 0.02)
+    assert caplog.messages == ["1 other workers have not ended; the on_shutdown functions of the process group run now"]
+
+
+# -- the worker -------------------------------------------------------------------------------------------------------
+
+
+def test_a_worker_that_stops_by_itself_ends_its_loop(shared: SharedMemory) -> None:
+    """Without a stop of the master it sends itself what the master would send; when it is over, once more."""
+    subject, got = adapter_of(FakeGunicornWorker(), shared), list[int]()
+
+    def handle_exit(signum: int, frame: Any) -> None:
+        got.append(signum)
+        subject._leave()
+
+    signal.signal(signal.SIGTERM, handle_exit)
+    subject.stop_accepting(BOUND)
+    assert got == [signal.SIGTERM]
+    subject.stop()
+    assert got == [signal.SIGTERM] * 2
+
+
+def test_what_a_leaving_worker_has_accepted(shared: SharedMemory) -> None:
+    """Connections that are neither idle nor in the application count while it leaves, and at no other time."""
+    subject = adapter_of(FakeGunicornWorker(nr_conns=4, keepalived_conns=[object()]), shared)
+    assert subject.unfinished() == ()
+    subject._leave()
+    assert [info.stage for info in subject.unfinished()] == ["receiving"] * 2
+    subject._leave_loop()
+    assert subject.unfinished() == ()
+
+
+class FakeServerSocket(FakeListener):
+    """gunicorn's wrapper of a listening socket, as workers have it."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.sock, name)
+
+
+def test_the_last_to_come_are_accepted_by_a_loop(shared: SharedMemory, listener: socket.socket) -> None:
+    """A gthread worker does so in its loop, and leaves it then; while the others go on it leaves at once."""
+    calls, deferred = list[Any](), list[Any]()
+    worker = FakeGunicornWorker(
+        sockets=[FakeServerSocket(listener)],
+        method_queue=SimpleNamespace(defer=lambda *call: deferred.append(call)),
+        set_accept_enabled=calls.append,
+        accept=lambda accepted: accepted.accept()[0].close(),
+        tpool=None,
+    )
+    worker.handle_exit = lambda *signal: calls.append("exit")  # type: ignore[method-assign]
+    subject = adapter_of(worker, shared)
+    shared.dismiss(2)
+    subject._signalled(signal.SIGTERM, None)
+    assert (calls, deferred) == (["exit"], [])
+    shared.request_stop()
+    with socket.create_connection(listener.getsockname()):
+        subject._signalled(signal.SIGTERM, None)
+        for function, *arguments in deferred:
+            function(*arguments)
+    assert calls == ["exit", False, "exit"]
+
+
+# -- the master -------------------------------------------------------------------------------------------------------
+
+
+def test_without_our_applications_gunicorn_stops_at_once() -> None:
+    """Where no worker has ever taken part SIGTERM does what it does without us."""
+    server, shared = FakeArbiter(ages=(1,)), SharedMemory()
+    shared.set_state(1, ABSENT)
+    master = Master(server, shared)
+    master.install()
+    server.handle_term()
+    until(lambda: server.queued == [signal.SIGTERM])
+    server.handle_term()
+    server.stop()
+    assert server.calls == ["halt", ("stop", True)]
+    assert master.exit_code == 0
+
+
+def test_workers_that_end_at_once(shared: SharedMemory, listener: socket.socket) -> None:
+    """Their end is seen before gunicorn looks, when the listener is closed, and none is told twice."""
+    server = FakeArbiter(listener, ages=(1,))
+    master = Master(server, shared)
+    master.install()
+    shared.set_state(1, CLEAN)
+    assert not master._step(0.0)
+    master._finished = True
+    looks = []
+
+    def look() -> None:
+        looks.append(listener.fileno())
+        if len(looks) == 3:
+            server.WORKERS.clear()
+
+    server.reap_workers = look  # type: ignore[method-assign]  # a fake's
+    server.stop()
+    server.kill_worker(101, signal.SIGTERM)
+    server.kill_worker(101, signal.SIGKILL)
+    master._tick(signal.SIGALRM, None)  # one that was due when the stop began
+    assert signal.getitimer(signal.ITIMER_REAL)[0] == 0.0
+    assert looks == [-1] * 3
+    assert (server.LISTENERS, server.calls) == ([], [(101, signal.SIGTERM), ("stop", True), (101, signal.SIGKILL)])
+
+
+def test_the_master_does_not_wait_for_ever(shared: SharedMemory, listener: socket.socket) -> None:
+    """A worker that never ends its delay, and a queue that nobody serves, hold the master for as long as they may."""
+    server = FakeArbiter(listener, ages=(1,))
+    shared.set_state(1, DELAYING)
+    master = Master(server, shared)
+    with socket.create_connection(listener.getsockname()):
+        assert not master._step(8.9)
+        assert master._step(9.1)
+        shared.set_state(1, DELAYED)
+        assert not master._step(7.9)
+
+
+def test_a_tick_that_fails_stops(shared: SharedMemory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What goes wrong in a tick neither ends the master's loop nor holds it: gunicorn stops as ever."""
+    server = FakeArbiter()
+    master = Master(server, shared)
+    signal.signal(signal.SIGALRM, lambda signum, frame: None)
+    monkeypatch.setattr(master, "_step", lambda now: 1 / 0)
+    master._tick(signal.SIGALRM, None)
+    master._tick(signal.SIGALRM, None)  # until gunicorn has heard it
+    assert server.queued == [signal.SIGTERM] * 2
+    master.stop()
+    assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+
+
+@pytest.mark.parametrize("more", [{"systemd": True}, {"reexec_pid": 1}, {"master_pid": os.getppid()}, {"address": [3]}])
+def test_listeners_of_others_are_left_alone(
+    shared: SharedMemory, listener: socket.socket, more: dict[str, Any]
+) -> None:
+    """Given sockets, and those that another master has as well, are neither filtered nor waited for."""
+    server = FakeArbiter(listener)
+    server.cfg.address = more.pop("address", server.cfg.address)
+    vars(server).update(more)
+    with socket.create_connection(listener.getsockname()):
+        assert Master(server, shared)._step(0.0)
+
+
+def test_a_stop_before_anything_is_loaded(listener: socket.socket) -> None:
+    """Nobody has to notice; what waits is waited for as long as gunicorn waits for a worker."""
+    server = FakeArbiter(listener, ages=(1,))
+    master = Master(server, SharedMemory())
+    with socket.create_connection(listener.getsockname()):  # from now on nobody can
+        assert [master._step(0.0), master._step(29.0), master._step(30.0)] == [False, False, True]
+        listener.accept()[0].close()
+    assert master._step(29.0)
+
+
+def test_a_signal_in_a_child_that_has_no_handlers_yet(shared: SharedMemory) -> None:
+    """A worker that is signalled as soon as it is forked leaves, and tells nobody to stop."""
+    master = Master(FakeArbiter(), shared)
+    child = os.fork()
+    if not child:
+        master._signalled(signal.SIGTERM, None)
+        os._exit(1)
+    assert os.waitpid(child, 0)[1] == 0
+    assert not shared.wait_for_stop(0.0)
+
+
+def test_a_tick_is_not_interrupted_by_the_next(shared: SharedMemory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The timer is wound up when a tick is over: on a busy machine ticks would nest otherwise, without end."""
+    master = Master(FakeArbiter(), shared)
+    running = []
+
+    def step(now: float) -> bool:
+        running.append(signal.getitimer(signal.ITIMER_REAL))
+        return False
+
+    monkeypatch.setattr(master, "_step", step)
+    monkeypatch.setattr(master_module, "_TICK", BOUND)
+    master._begin()
+    signal.setitimer(signal.ITIMER_REAL, 0.0)  # it has gone off
+    master._tick(signal.SIGALRM, None)
+    assert running == [(0.0, 0.0)]
+    assert 0.0 < signal.getitimer(signal.ITIMER_REAL)[0] <= BOUND
+    assert signal.getitimer(signal.ITIMER_REAL)[1] == 0.0
+
+
+def test_a_worker_that_cannot_start(shared: SharedMemory, listener: socket.socket) -> None:
+    """All stop, in the way of every stop while others serve, and with gunicorn's own exit code."""
+    server = FakeArbiter(listener, ages=(1,))
+    shared.set_state(1, SERVING)
+    master = Master(server, shared)
+    master.install()
+    server.halts = 1
+    server.reap_workers()
+    server.reap_workers()  # another one, meanwhile
+    assert shared.wait_for_stop(0.0)
+    assert not master._step(shared.stop_requested)
+    shared.set_state(1, 0)  # and only such come now
+    until(lambda: server.queued == [signal.SIGTERM])
+    with pytest.raises(HaltServer, match="Worker failed to boot"):
+        server.handle_term()
+    server.stop()
+    shared.set_state(1, UNCLEAN)
+    assert master.exit_code == 0  # gunicorn has its own
+
+
+@pytest.mark.parametrize(("age", "timeout"), [(3.2, 7), (60.0, 1), (-25.0, 30)])
+def test_the_master_waits_no_longer_than_the_grace_period(shared: SharedMemory, age: float, timeout: int) -> None:
+    """A worker that hangs is killed by then, whatever gunicorn would give it."""
+    server = FakeArbiter()
+    master = Master(server, shared)
+    master._finished, master._began = True, time.monotonic() - age
+    master.stop()
+    assert server.cfg.graceful_timeout == timeout
+
+
+# -- the warning ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("delay", "timeout", "needed"), [(3.0, 22.0, None), (3.0, 21.5, 22), ("auto", 24.0, 25), ("auto", 25.0, None)]
+)
+def test_the_warning_names_the_number(
+    delay: Any, timeout: float, needed: int | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    """gunicorn waits from the end of the delay on; one that ends when it may may end at once."""
+    warn_of_timeout(timeout, [Settings(grace_period=25.0, shutdown_delay=delay)])
+    expected = (
+        f"gunicorn's graceful_timeout is {timeout:g} s, and a worker may need {needed} s after the delay; set"
+        f" 'graceful_timeout' to {needed}, or a shorter 'LIFECYCLE_GRACE_PERIOD'."
+    )
+    assert caplog.messages == ([] if needed is None else [expected])
+
+
+# -- the hooks --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def process(monkeypatch: pytest.MonkeyPatch) -> tuple[Process, FakeMember]:
+    """A process that touches no signals, with one application, in the place of this one."""
+    process, member = Process(signals=False), FakeMember(grace_period=20.0, hook_reserve=1.0)
+    process.join(member, ())
+    monkeypatch.setattr(hooks, "this_process", process)
+    monkeypatch.setattr(hooks, "this_serving", Serving(process))
+    return process, member
+
+
+def test_threads_of_the_master_alone_are_named(
+    process: tuple[Process, FakeMember], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One warning names the threads that an application has started in the master; ours and those of none are none."""
+    free = threading.Event()
+    threads = [threading.Thread(target=free.wait, args=(BOUND,), name=name) for name in ("poller", "lifecycle-x")]
+    for thread in threads:
+        thread.start()
+    hooks.when_ready(FakeArbiter())
+    monkeypatch.setattr(process[0], "_applications", [])
+    hooks.when_ready(FakeArbiter())
+    free.set()
+    for thread in threads:
+        thread.join(BOUND)
+    assert [record.getMessage() for record in caplog.records] == [
+        "threads that were started before the fork are in no worker: poller; start them in an on_startup function, or"
+        " load the application without --preload."
+    ]
+
+
+@pytest.mark.parametrize(
+    ("worker_class", "more", "unknown"),
+    [
+        (type("Other", (GunicornWorker,), {}), (), "workers of class Other"),
+        (SyncWorker, ("changed",), "a gunicorn without 'changed'"),
+    ],
+)
+def test_a_gunicorn_that_is_not_known_is_left_alone(
+    process: tuple[Process, FakeMember], monkeypatch: pytest.MonkeyPatch,
+    worker_class: type, more: tuple[str, ...], unknown: str,
+) -> None:  # fmt: skip
+    """Where the hooks do not know the class of the workers, or gunicorn lacks what they use, they do nothing."""
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(hooks, "_OF_WORKER", more)
+    arbiter = FakeArbiter()
+    arbiter.worker_class = worker_class
+    hooks.when_ready(arbiter)
+    assert signal.getsignal(signal.SIGTERM) == before
+    assert arbiter.calls == [f"flask_lifecycle does not know {unknown}; each worker stops as with init_app alone"]
+    worker = FakeGunicornWorker(age=1)
+    for hook in (hooks.post_fork, hooks.worker_exit):
+        hook(arbiter, worker)
+    hooks.post_worker_init(worker)
+    hooks.on_exit(arbiter)
+    assert not process[0].shutdown.begun
+
+
+def test_a_worker_that_is_signalled_while_it_loads(process: tuple[Process, FakeMember], shared: SharedMemory) -> None:
+    """It has begun nothing if the master has dismissed it alone; if all stop it serves what waits; else it goes on."""
+    carried, _member = process
+    hooks.here.shared = shared
+    worker = FakeGunicornWorker(3)
+    worker.alive = False
+    shared.dismiss(3)
+    hooks.post_worker_init(worker)
+    assert (hooks.here.worker, shared.state(3), worker.alive) == (None, 0, False)
+    shared.clear(3)
+    shared.request_stop()
+    hooks.post_worker_init(worker)
+    assert worker.alive
+    until(lambda: carried.shutdown.begun)
+    shared.dismiss(3)
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert not worker.alive
+    hooks.worker_exit(None, worker)
+
+
+def test_the_workers_that_end_are_noted(shared: SharedMemory) -> None:
+    """The master notes who has ended, however it was found, and keeps what it said."""
+    server = FakeArbiter(ages=(1, 2))
+    master = Master(server, shared)
+    master.install()
+    shared.set_state(1, CLEAN)
+    shared.set_state(2, UNCLEAN)
+    master._stopped = [1, 2]
+    master._reap = lambda: server.WORKERS.pop(101)
+    server.reap_workers()
+    master._kill = lambda pid, signum: server.WORKERS.pop(pid)
+    server.kill_worker(102, signal.SIGKILL)
+    assert (shared.state(1), shared.state(2), master.exit_code) == (GONE, GONE, 1)
+    master._ended[2] = CLEAN
+    assert master.exit_code == 0
+
+
+def test_a_worker_without_our_hooks_is_found() -> None:
+    """It is the one whose process this is, from when it loads the application, and serves when it has; neither its
+    master is one, nor a worker that could not load it.
+    """
+    mine, other = (SyncWorker.__new__(SyncWorker) for _ in range(2))
+    mine.pid, mine.booted = "[booting]", False
+    other.pid = os.getppid()
+    assert find() is None
+    mine.pid = os.getpid()
+    assert find() is None
+    mine.app = SimpleNamespace(wsgi=find)
+    mine.load_wsgi()
+    found = mine.wsgi
+    assert (found.name, found.guarantee, found.serving()) == ("gunicorn", STARTED, False)
+    mine.booted = True
+    assert found.serving()
+    assert find() is not None
+    mine.pid = 0  # other tests search as well
+
+
+# -- connections that wait ---------------------------------------------------------------------------------------------
+
+
+def at_end(sock: socket.socket) -> bool:
+    """Whether a reader meets the end of this connection now."""
+    sock.setblocking(False)
+    try:
+        return sock.recv(1) == b""
+    except BlockingIOError:
+        return False
+
+
+def test_connections_of_gevent_that_wait_are_hung_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """When a gevent worker leaves, connections without a request are read no more once they have had their patience."""
+    now = [100.0]
+    monkeypatch.setattr(connections, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    seen: list[Any] = []
+    ours, theirs = socket.socketpair()
+
+    def look(patience: float) -> bool:
+        """Whether the connection is at its end, after this time."""
+        now[0] += patience
+        subject.hang_up(0.0, 0.0)
+        return at_end(ours)
+
+    def handle(listener: Any, client: Any, addr: Any) -> None:
+        seen.append(look(1.9))
+        worker.handle_request(None, None, client, None)
+        seen.append(look(1.9))
+        worker.handle_http2(None, client, None)
+        worker.handle_request(None, None, client, None)
+        seen.append(look(2.1))
+
+    worker = FakeGunicornWorker(
+        timeout_ctx=None, handle=handle,
+        handle_request=lambda *_: seen.append(look(9.0)), handle_http2=lambda *_: seen.append(look(9.0)),
+    )  # fmt: skip
+    subject = Connections(worker)
+    with ours, theirs:
+        worker.handle(None, ours, None)
+        assert seen == [False, False, False, False, False, True]
+        look(0.0)  # harmless
+
+
+def test_connections_of_threads_that_wait_are_hung_up(listener: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A gthread worker reads no more from idle and silent connections after the linger, but for bytes waiting."""
+    now = [100.0]
+    monkeypatch.setattr(connections, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    with contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(socket.create_connection(listener.getsockname())) for _ in range(4)]
+        kept, asking, silent, busy = (
+            SimpleNamespace(sock=stack.enter_context(listener.accept()[0]), initialized=False) for _ in clients
+        )
+        clients[1].send(b"x")
+        clients[3].send(b"x")
+        until(lambda: all(has_input(each.sock) for each in (asking, busy)))
+
+        def handle(conn: Any) -> None:
+            for seconds in (0.0, 0.2, 0.1):
+                assert has_input(conn.sock) is (conn is busy)
+                now[0] += seconds
+                subject.hang_up(0.25, math.inf)
+
+        worker = FakeGunicornWorker(handle=handle, keepalived_conns=deque([kept, asking]), pending_conns=deque())
+        subject = Connections(worker)
+        worker.handle(silent)
+        assert (at_end(kept.sock), at_end(silent.sock)) == (True, True)
+        worker.keepalived_conns.clear()
+        worker.handle(busy)
+        for each in (asking, busy):
+            assert each.sock.recv(2) == b"x"
+            assert not at_end(each.sock)
+
+
+@pytest.mark.parametrize("sends_on", [False, True])
+def test_an_answered_connection_is_closed_when_its_client_has_the_answer(sends_on: bool) -> None:
+    """A leaving worker waits neither for a client to close nor for two seconds, unless the client sends on."""
+    before, closed = util.close_graceful, list[Any]()
+    util.close_graceful = closed.append
+    try:
+        subject = Connections(FakeGunicornWorker())
+        subject.leaving = True
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            theirs.send(b"x" * sends_on)
+            util.close_graceful(ours)
+            assert (closed == [ours], ours.fileno() == -1) == (sends_on, not sends_on)
+    finally:
+        util.close_graceful = before
+
+
+def test_a_connection_that_comes_to_a_leaving_worker_has_its_linger(
+    listener: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A gevent worker accepts for a second after it was asked to leave: its new connections are not hung up at once.
+
+    Interleavings: if the request arrives between the accept and our look, the connection is not silent. If the look
+    comes first, the connection is silent; it was hung up as one that had waited since the worker was asked to leave.
+    """
+    now = [100.0]
+    monkeypatch.setattr(connections, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    ended = list[bool]()
+
+    def handle(_listener: Any, client: Any, _address: Any) -> None:
+        for seconds in (0.0, 0.2, 0.1):
+            now[0] += seconds
+            subject.hang_up(0.25, closed=99.5)
+            ended.append(at_end(client))
+
+    worker = FakeGunicornWorker(timeout_ctx=None, handle=handle, handle_request=None, handle_http2=None)
+    subject = Connections(worker)
+    with socket.create_connection(listener.getsockname()), listener.accept()[0] as accepted:
+        worker.handle(listener, accepted, None)
+    assert ended == [False, False, True]

@@ -1,0 +1,230 @@
+"""``run``, with a server that is a fake: what it asks of the server, and what it logs."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from flask_lifecycle import Lifecycle, ServerInfo, State, _servers
+from flask_lifecycle._core.process import Process
+from flask_lifecycle._servers.serving import Serving, probe_worker_finder
+from tests._fakes import BOUND, FakeMember, FakeServer, make_app, running, until, whole
+
+
+class FakeRunner(FakeServer):
+    """A server of ours that serves until it is stopped, and can be told what to do meanwhile."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.serving = threading.Event()
+        self.stopped = threading.Event()
+
+    def addresses(self) -> list[str]:
+        return ["http://fake:1", "unix:/fake"]
+
+    def serve(self) -> None:
+        self.serving.set()
+        assert self.stopped.wait(BOUND)
+
+    def stop(self) -> None:
+        super().stop()
+        self.stopped.set()
+
+    def close(self) -> None:
+        self.calls.append(("close",))
+
+
+@pytest.fixture
+def runner(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeRunner]:
+    """The server that run() gets, whatever it asks for."""
+    made = FakeRunner()
+    monkeypatch.setattr(_servers, "create", lambda *arguments: made)
+    yield made
+    made.stopped.set()
+
+
+def test_run_serves_until_stopped(runner: FakeRunner, caplog: pytest.LogCaptureFixture) -> None:
+    """run() logs where it listens, starts the application, serves until a shutdown, and returns its report."""
+    caplog.set_level(logging.INFO, "flask_lifecycle")
+    lifecycle = Lifecycle(app := make_app())
+    seen: list[Any] = [lifecycle.server]
+
+    def stop() -> None:
+        assert runner.serving.wait(BOUND)
+        until(lambda: lifecycle.state is State.READY)
+        seen.append(lifecycle.server)
+        seen.append(lifecycle.shutdown("enough"))
+
+    with running(stop):
+        report = lifecycle.run(app)
+    assert (report.reason, report.clean) == ("enough", True)
+    assert seen == [None, ServerInfo("fake", "made by a test", "all connections", ""), report]
+    assert runner.verbs == ["announce", "stop_accepting", "wait_idle", "stop"]
+    messages = [record.getMessage() for record in caplog.records]
+    assert messages[:4] == [
+        f"listening on http://fake:1 (fake, pid {os.getpid()})",
+        f"listening on unix:/fake (fake, pid {os.getpid()})",
+        "server fake (made by a test): a shutdown answers every accepted connection",
+        "probes at /healthcheck /livez /readyz /startupz",
+    ]
+
+
+def test_an_unknown_server_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    """Whatever serves the application without being known carries out what it has started, and one line says so."""
+    caplog.set_level(logging.INFO, "flask_lifecycle")
+    serving = Serving(Process(signals=False))
+    member = FakeMember()
+    member.started = False
+    serving.process.join(member, ())
+    serving.attach()
+    assert serving.info() is None
+    member.started = True
+    serving.attach()
+    serving.attach()
+    assert serving.info() == ServerInfo("unknown", "no known server detected", "started requests")
+    assert [record.getMessage() for record in caplog.records] == [
+        "server unknown (no known server detected): a shutdown answers requests that the application has started"
+    ]
+
+
+def test_the_line_says_what_to_do_for_more() -> None:
+    """Where more can be had, the line at the start says by what."""
+    info = ServerInfo("waitress", "found", "accepted requests", "do this")
+    assert str(info) == (
+        "server waitress (found): a shutdown answers accepted requests, but not those in the kernel's queue at the"
+        " exit; do this"
+    )
+
+
+def test_run_passes_everything_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server gets host, port and its options as they were given."""
+    given: list[Any] = []
+
+    def create(*arguments: Any) -> FakeRunner:
+        given.extend(arguments)
+        raise OSError("enough")
+
+    monkeypatch.setattr(_servers, "create", create)
+    lifecycle = Lifecycle(app := make_app(LIFECYCLE_URL_PREFIX="/ops"))
+    with pytest.raises(OSError, match=whole("enough")):
+        lifecycle.run(app, "::1", 0, "werkzeug", listen="x", threads=3)
+    assert given == ["werkzeug", app, "::1", 0, {"listen": "x", "threads": 3}]
+
+
+def test_run_has_probes_told_from_work(runner: FakeRunner) -> None:
+    """The server gets the function that names the worker of a probe."""
+    lifecycle = Lifecycle(app := make_app(LIFECYCLE_URL_PREFIX="/ops"))
+    with running(lambda: runner.serving.wait(BOUND) and lifecycle.shutdown("enough")):
+        lifecycle.run(app)
+    assert runner.probe_worker is not None
+    lanes = {"livez": "live", "readyz": "ready", "startupz": "startup", "healthcheck": "healthcheck"}
+    for path, name in lanes.items():
+        assert [runner.probe_worker(at) for at in (f"/ops/{path}", f"/ops/{path}/", f"/{path}")] == [name, name, None]
+
+
+def test_several_applications_have_their_lanes() -> None:
+    """The probes of each application of a process are told from work, wherever it is mounted."""
+    members = [FakeMember(), FakeMember()]
+    for member, path in zip(members, ("/livez", "/second/livez"), strict=True):
+        member.probe_worker = {path: "livez"}.get  # type: ignore[method-assign,assignment]
+    probe_worker = probe_worker_finder(members)
+    assert [probe_worker(path) for path in ("/livez", "/second/livez", "/third/livez")] == ["livez", "livez", None]
+
+
+def test_run_of_a_containing_application(runner: FakeRunner) -> None:
+    """A WSGI application that contains the Flask one is served, under the only application's settings."""
+    lifecycle = Lifecycle(app := make_app())
+
+    def outer(environ: Any, start_response: Any) -> Any:
+        return app(environ, start_response)
+
+    with running(lambda: runner.serving.wait(BOUND) and lifecycle.shutdown("enough")):
+        assert lifecycle.run(outer).reason == "enough"
+
+
+def test_shutdown_in_the_servers_loop(runner: FakeRunner) -> None:
+    """Waiting for the shutdown in the thread that must serve meanwhile is an error; wait=False works."""
+    lifecycle = Lifecycle(app := make_app())
+    message = (
+        "shutdown() was called in a thread that the shutdown itself waits for (a request, a hook, a work item or the"
+        " server's loop); call shutdown(wait=False) there."
+    )
+
+    def serve() -> None:
+        with pytest.raises(RuntimeError, match=whole(message)):
+            lifecycle.shutdown()
+        lifecycle.shutdown("in the loop", wait=False)
+        assert runner.stopped.wait(BOUND)
+
+    runner.serve = serve  # type: ignore[method-assign]
+    assert lifecycle.run(app).reason == "in the loop"
+    assert lifecycle.shutdown().reason == "in the loop"
+
+
+def test_a_shutdown_while_the_server_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A shutdown that begins while the server is being made: it is drained, as it listens already."""
+    lifecycle = Lifecycle(app := make_app())
+    runner = FakeRunner()
+
+    def create(*arguments: Any) -> FakeRunner:
+        lifecycle.shutdown("early", wait=False)
+        return runner
+
+    monkeypatch.setattr(_servers, "create", create)
+    assert lifecycle.run(app).reason == "early"
+    assert (runner.verbs, runner.serving.is_set()) == (["announce", "stop_accepting", "wait_idle", "stop"], True)
+
+
+def test_a_shutdown_before_the_server_is_attached(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A shutdown that waits for the server that is being made, but for nothing: it is let go without serving."""
+    monkeypatch.setattr("flask_lifecycle._core.shutdown._MAKING", 0.0)
+    lifecycle = Lifecycle(app := make_app())
+    runner = FakeRunner()
+
+    def create(*arguments: Any) -> FakeRunner:
+        lifecycle.shutdown("early")
+        return runner
+
+    monkeypatch.setattr(_servers, "create", create)
+    assert lifecycle.run(app).reason == "early"
+    assert (runner.verbs, runner.serving.is_set()) == (["close"], False)
+
+
+def test_a_server_that_fails(runner: FakeRunner, caplog: pytest.LogCaptureFixture) -> None:
+    """A loop that raises ends run() with its exception, and the hooks have run."""
+    lifecycle, ran = Lifecycle(app := make_app()), list[str]()
+    lifecycle.on_shutdown(name="hook")(lambda: ran.append("hook"))
+
+    def serve() -> None:
+        raise ValueError("loop")
+
+    runner.serve = serve  # type: ignore[method-assign]
+    with pytest.raises(ValueError, match=whole("loop")):
+        lifecycle.run(app)
+    assert ran == ["hook"]
+    assert lifecycle.shutdown().reason == "server failed: ValueError"
+    assert "the server failed" in [record.getMessage() for record in caplog.records]
+
+
+def test_a_probe_port_that_is_taken(runner: FakeRunner) -> None:
+    """A probe listener that cannot be opened lets the server go, and run() can be called again."""
+    lifecycle = Lifecycle(app := make_app(LIFECYCLE_PROBE_HOST="192.0.2.1", LIFECYCLE_PROBE_PORT=0))
+    for _ in range(2):
+        with pytest.raises(OSError, match=r"The probe listener cannot listen on 192\.0\.2\.1:0"):
+            lifecycle.run(app)
+    assert runner.verbs == ["close", "close"]
+
+
+def test_probe_listener_under_run(runner: FakeRunner) -> None:
+    """Under run() the probe listener is open from before the server serves until the hooks have run."""
+    lifecycle = Lifecycle(app := make_app(LIFECYCLE_PROBE_HOST="127.0.0.1", LIFECYCLE_PROBE_PORT=0))
+    seen: list[bool] = []
+    lifecycle.on_shutdown(name="hook")(lambda: seen.append(lifecycle.probe_address is not None))
+    with running(lambda: runner.serving.wait(BOUND) and lifecycle.shutdown("enough")):
+        lifecycle.run(app)
+    assert (seen, lifecycle.probe_address) == ([True], None)

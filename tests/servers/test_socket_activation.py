@@ -1,0 +1,150 @@
+"""Listeners that somebody else has opened: by systemd's variables and by their descriptors."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from flask_lifecycle import Lifecycle
+from flask_lifecycle._servers import socket_activation
+from tests._fakes import make_app, run_python
+
+
+@pytest.fixture
+def given() -> Iterator[socket.socket]:
+    """A listener that children inherit, as systemd opens it."""
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        sock.set_inheritable(True)
+        yield sock
+
+
+@pytest.fixture
+def from_given(given: socket.socket, monkeypatch: pytest.MonkeyPatch) -> socket.socket:
+    """The descriptors that are passed on begin with that of the listener."""
+    monkeypatch.setattr(socket_activation, "_FIRST", given.fileno())
+    return given
+
+
+def variables(count: object = 1, pid: object = None) -> dict[str, str]:
+    pid = os.getpid() if pid is None else pid
+    return {"LISTEN_FDS": str(count), "LISTEN_PID": str(pid), "LISTEN_FDNAMES": "web", "LISTEN_PIDFDID": "7", "A": "b"}
+
+
+def test_what_systemd_passes_on_is_served(from_given: socket.socket) -> None:
+    """The listeners become the server's sockets; no child inherits them, nor the variables."""
+    environ = variables()
+    options = socket_activation.with_passed_on(None, None, {"threads": 2}, environ)
+    (sock,) = options.pop("sockets")
+    try:
+        assert options == {"threads": 2}
+        assert sock.fileno() == from_given.fileno()
+        assert not sock.get_inheritable()
+        assert environ == {"A": "b"}
+    finally:
+        sock.detach()
+
+
+def test_what_is_meant_for_another_process_is_not_served(caplog: pytest.LogCaptureFixture) -> None:
+    """Variables that speak to another process change nothing but the environment, and are told of."""
+    environ = variables(pid=1)
+    assert socket_activation.with_passed_on(None, 80, {}, environ) == {}
+    assert environ == {"A": "b"}
+    assert caplog.messages == [
+        f"LISTEN_FDS is meant for process 1, and this is {os.getpid()}: its sockets are not used;"
+        " let systemd start this process itself, or a shell by 'exec'."
+    ]
+
+
+def test_nothing_is_passed_on() -> None:
+    """Without the variables nothing changes."""
+    assert socket_activation.with_passed_on("::1", 80, {"threads": 2}, {}) == {"threads": 2}
+
+
+def test_descriptors_that_are_named_are_not_taken_twice(from_given: socket.socket) -> None:
+    """Who names descriptors, as other servers want it of a service with a socket unit, means those of systemd."""
+    environ = variables()
+    assert socket_activation.with_passed_on(None, None, {"sockets": [from_given]}, environ) == {"sockets": [from_given]}
+    assert environ == {"A": "b"}
+
+
+@pytest.mark.parametrize("where", [("::1", None, {}), (None, 0, {}), (None, None, {"listen": ":80"})])
+def test_an_address_beside_it(where: tuple[str | None, int | None, dict[str, str]]) -> None:
+    """An address beside listeners that were passed on is an error: nobody would accept from these."""
+    message = (
+        r"^LISTEN_FDS is 1, so there are listening sockets already, and an address is given as well;"
+        r" leave the address out, or the socket unit\.$"
+    )
+    with pytest.raises(ValueError, match=message):
+        socket_activation.with_passed_on(*where, variables())
+
+
+@pytest.mark.parametrize("count", ["many", "-1", "99999"])
+def test_a_number_that_is_none(count: str) -> None:
+    """What is no number of sockets is an error."""
+    message = rf"^LISTEN_FDS is '{count}', which is no number of sockets; let systemd set it\.$"
+    with pytest.raises(ValueError, match=message):
+        socket_activation.with_passed_on(None, None, {}, variables(count))
+
+
+def test_bad_descriptors(tmp_path: Path) -> None:
+    """What is no listener is one sentence that says what it is, and stays open."""
+    with (
+        socket.create_server(("127.0.0.1", 0)) as listener,
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as datagram,
+        socket.socket() as deaf,
+        socket.socket(socket.AF_NETLINK, socket.SOCK_DGRAM) as netlink,
+        socket.create_connection(listener.getsockname()) as connection,
+        (tmp_path / "file").open("w") as file,
+    ):
+        closed = os.dup(0)
+        os.close(closed)
+        for number, what in [
+            (closed, "is not open"),
+            (file.fileno(), "is no socket"),
+            (datagram.fileno(), r"is no stream socket \(ListenStream= in a socket unit\)"),
+            (netlink.fileno(), "is neither an Internet nor a Unix socket"),
+            (deaf.fileno(), r"does not listen \(a connection itself: Accept=no in a socket unit\)"),
+            (connection.fileno(), r"does not listen \(a connection itself: Accept=no in a socket unit\)"),
+        ]:
+            with pytest.raises(ValueError, match=f"^The descriptor {number} {what}; pass on a listening socket.$"):
+                socket_activation.listeners([number])
+            assert number == closed or os.fstat(number)
+
+
+def test_its_name_is_told(from_given: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where systemd names the sockets an error has the name."""
+    with socket.socket() as deaf:
+        monkeypatch.setattr(socket_activation, "_FIRST", deaf.fileno())
+        with pytest.raises(ValueError, match=rf"^The descriptor {deaf.fileno()} \('web'\) does not listen"):
+            socket_activation.with_passed_on(None, None, {}, variables())
+
+
+def test_a_descriptor_that_is_named_twice() -> None:
+    """A descriptor that is named twice is an error."""
+    with pytest.raises(ValueError, match=r"^The descriptor 7 is named twice; name each once\.$"):
+        socket_activation.listeners([7, 8, 7])
+
+
+def test_run_asks_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """``run()`` looks for what it was started with."""
+    monkeypatch.setenv("LISTEN_FDS", "nonsense")
+    monkeypatch.setenv("LISTEN_PID", str(os.getpid()))
+    lifecycle = Lifecycle(app := make_app())
+    with pytest.raises(ValueError, match=r"^LISTEN_FDS is 'nonsense'"):
+        lifecycle.run(app)
+    assert "LISTEN_FDS" not in os.environ
+
+
+def test_fd_on_the_command_line(given: socket.socket, tmp_path: Path) -> None:
+    """A bad ``--fd`` is one sentence on stderr, with exit 2."""
+    (tmp_path / "app.py").write_text(
+        "from flask import Flask\nfrom flask_lifecycle import Lifecycle\napp = Flask(__name__)\nLifecycle(app)\n"
+    )
+    code = "import sys; from flask.cli import main; sys.argv[0] = 'flask'; main()"
+    done = run_python(code, "--app", str(tmp_path / "app.py"), "lifecycle", "run", "--fd", "2")
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1] == "Error: The descriptor 2 is no socket; pass on a listening socket."

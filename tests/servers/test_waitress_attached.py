@@ -1,0 +1,305 @@
+"""waitress that somebody else started, in this process: what the live tests cannot force."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import socket
+import threading
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from waitress import wasyncore
+from waitress.channel import HTTPChannel
+from waitress.server import create_server
+from waitress.task import Task, WSGITask
+
+from flask_lifecycle._servers import waitress
+from flask_lifecycle._servers.adapter import Adapter
+from flask_lifecycle._servers.discovery import inside
+from flask_lifecycle._servers.waitress import Waitress
+from tests._fakes import BOUND, running, served, until
+from tests.live._client import Connection, get, head_of, refuses
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIEnvironment
+
+
+class App:
+    """Answers ``ok``; under ``/wait`` when the gate is open."""
+
+    def __init__(self) -> None:
+        self.begun, self.gate = threading.Semaphore(0), threading.Event()
+
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        if environ["PATH_INFO"].startswith("/wait"):
+            self.begun.release()
+            assert self.gate.wait(BOUND)
+        start_response("200 OK", [("Content-Length", "2")])
+        return [b"ok"]
+
+
+class Theirs:
+    """A waitress with a map of its own, in a thread that is not ours."""
+
+    def __init__(self, app: App, **options: Any) -> None:
+        self.map: dict[int, Any] = {}
+        where = {} if "sockets" in options else {"listen": "127.0.0.1:0"}
+        made = create_server(app, map=self.map, **{**where, "threads": 1, **options})
+        self.run = made.run
+        self.servers = [each for each in self.map.values() if hasattr(each, "task_dispatcher")]
+        self.addresses = [("127.0.0.1", each.socket.getsockname()[1]) for each in self.servers]
+        self.address = self.addresses[0]
+
+
+def attached(servers: list[Any]) -> Waitress:
+    """An adapter for these servers."""
+    adapter = Waitress()
+    adapter.adopt(servers, [sock for server in servers for sock in server.adj.sockets])
+    return adapter
+
+
+@contextlib.contextmanager
+def turning(theirs: Theirs) -> Iterator[threading.Thread]:
+    """Turn its loop until the test is over, and let go of it."""
+    with running(theirs.run) as thread:
+        until(lambda: bool(inside(wasyncore.loop, map=theirs.map)))
+        try:
+            yield thread
+        finally:
+            left = dict(theirs.map)
+            theirs.servers[0].trigger.pull_trigger(theirs.map.clear)
+    for server in theirs.servers:
+        server.task_dispatcher.shutdown(timeout=BOUND)
+    wasyncore.close_all(left, ignore_all=True)
+
+
+@pytest.fixture
+def app() -> Iterator[App]:
+    app = App()
+    yield app
+    app.gate.set()
+
+
+def test_what_it_holds(app: App) -> None:
+    """Requests that are queued, behind another on their connection, or half received are seen; what runs is not its."""
+    theirs = Theirs(app)
+    subject = attached(theirs.servers)
+    with turning(theirs), contextlib.ExitStack() as stack:
+        one, two, three = (stack.enter_context(Connection(theirs.address)) for _ in range(3))
+        one.send(head_of("GET", "/wait", {}, 0) + head_of("GET", "/behind", {}, 0))
+        assert app.begun.acquire(timeout=BOUND)
+        two.ask("/queued")
+        three.send(head_of("POST", "/half", {}, 10))
+        stages = [("/behind", "queued"), ("/queued", "queued"), ("/half", "receiving")]
+        until(lambda: [(info.path, info.stage) for info in subject.unfinished()] == stages)
+        assert not subject.wait_idle(0.03, 0.0)
+        app.gate.set()
+        assert [one.answer().status, one.answer().status, two.answer().status] == [200] * 3
+        three.reset()
+        until(lambda: subject.unfinished() == [])
+        assert subject.wait_idle(0.03, 0.0)
+
+
+def test_before_a_stop_the_loop_is_waitress_own(app: App) -> None:
+    """Until a stop begins, waitress asks each connection, reads, and writes answers by its own methods alone."""
+    with served("waitress", app) as ours:
+        theirs = Theirs(app)
+        attached(theirs.servers)
+        for server in (*ours.runner._servers(), *theirs.servers):
+            kind = server.channel_class
+            for name in ("__init__", "readable", "writable", "handle_read", "handle_write", "received", "service"):
+                assert getattr(kind, name) is getattr(HTTPChannel, name)
+            for task in (kind.task_class, kind.error_task_class):
+                assert task.build_response_header is Task.build_response_header
+            assert "handle_read" not in vars(server.trigger)
+    theirs.servers[0].task_dispatcher.shutdown(timeout=BOUND)
+    wasyncore.close_all(theirs.map, ignore_all=True)
+
+
+def test_a_connection_from_before_is_taken_along(app: App) -> None:
+    """A stop also tells connections to close that there were before the server was found."""
+    theirs = Theirs(app)
+    with turning(theirs), Connection(theirs.address) as before:
+        assert not before.get("/").says_close
+        subject = attached(theirs.servers)
+        assert not before.get("/").says_close
+        subject.announce()
+        assert subject.ours
+        assert before.get("/").says_close
+        assert before.rest() == b""
+        subject.stop_accepting(BOUND)
+        assert refuses(theirs.address)
+        assert subject.wait_idle(BOUND, 0.0)
+
+
+def test_a_probe_does_not_queue(app: App) -> None:
+    """With every worker busy a probe is answered, and all else waits."""
+    theirs = Theirs(app)
+    subject = attached(theirs.servers)
+    subject.use_probe_workers({"/livez": "livez"}.get)
+    with turning(theirs), Connection(theirs.address) as busy, Connection(theirs.address) as queued:
+        busy.ask("/wait")
+        assert app.begun.acquire(timeout=BOUND)
+        queued.ask("/")
+        until(lambda: subject.load().queued == 1)
+        assert get(theirs.address, "/livez").status == 200
+        assert subject.load().queued == 1
+        app.gate.set()
+        assert (busy.answer().status, queued.answer().status) == (200, 200)
+        for pool in subject._workers.pools():
+            pool.shutdown(timeout=BOUND)
+
+
+def test_two_loops(app: App) -> None:
+    """Servers in two maps have two loops, and a stop closes and empties both."""
+    both = [Theirs(app, listen="127.0.0.1:0 127.0.0.1:0"), Theirs(app)]
+    subject = attached([server for theirs in both for server in theirs.servers])
+    with turning(both[0]), turning(both[1]):
+        assert subject.serving()
+        connections = [Connection(address) for theirs in both for address in theirs.addresses]
+        for connection in connections:
+            connection.ask("/wait")
+        subject.announce()
+        subject.stop_accepting(BOUND)
+        assert all(app.begun.acquire(timeout=BOUND) for _ in both)
+        until(lambda: bool(subject.unfinished()))
+        assert len(subject.unfinished()) == 1  # one runs in each loop, and the last one waits
+        app.gate.set()
+        assert [connection.answer().says_close for connection in connections] == [True] * 3
+        assert subject.wait_idle(BOUND, 0.0)
+        assert all(refuses(address) for theirs in both for address in theirs.addresses)
+        for connection in connections:
+            connection.sock.close()
+
+
+def test_a_loop_in_a_thread_is_ended(app: App) -> None:
+    """A server that runs in a thread of its own is told to end, as its thread would hold the interpreter open."""
+    theirs = Theirs(app)
+    subject = attached(theirs.servers)
+    with running(theirs.run) as thread:
+        until(subject.serving)
+        subject.announce()
+        subject.stop_accepting(BOUND)
+        assert subject.wait_idle(BOUND, 0.0)
+        subject.stop()
+        thread.join(BOUND)
+        assert not thread.is_alive()
+    until(lambda: theirs.servers[0].task_dispatcher.threads == set())
+    theirs.servers[0].trigger.close()
+
+
+def test_a_loop_of_the_main_thread_is_not(app: App, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A loop in the main thread goes on until the process ends, which sends its SystemExit there."""
+    theirs = Theirs(app)
+    subject = attached(theirs.servers)
+    with turning(theirs) as thread:
+        subject.announce()
+        monkeypatch.setattr(threading, "main_thread", lambda: thread)
+        subject.stop()
+        assert get(theirs.address, "/").status == 200
+
+
+def test_a_loop_that_does_not_run(app: App) -> None:
+    """A server whose loop does not run is not waited for, its listener is not touched, and the guard is to refuse."""
+    theirs = Theirs(app)
+    subject = attached(theirs.servers)
+    assert not subject.serving()
+    subject.announce()
+    assert not subject.ours
+    subject.stop_accepting(BOUND)
+    subject.stop()
+    assert subject.wait_idle(BOUND, 0.0)
+    assert not refuses(theirs.address)
+    theirs.servers[0].task_dispatcher.shutdown(timeout=BOUND)
+    wasyncore.close_all(theirs.map)
+
+
+def test_a_loop_that_is_stuck(app: App, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A loop that somebody holds up is waited for a moment, and not taken over."""
+    monkeypatch.setattr(waitress, "_PATIENCE", 0.01)
+    theirs = Theirs(app)
+    subject = attached(theirs.servers)
+    held, free = threading.Event(), threading.Event()
+
+    def hang() -> None:
+        held.set()
+        assert free.wait(BOUND)
+
+    with turning(theirs):
+        theirs.servers[0].trigger.pull_trigger(hang)
+        assert held.wait(BOUND)
+        monkeypatch.setattr("flask_lifecycle._servers.waitress.pool._NEXT_PATIENCE", 0.01)
+        subject.announce()
+        assert not subject.ours
+        free.set()
+        until(lambda: get(theirs.address, "/").status == 200)
+        subject.announce()
+        assert subject.ours
+        subject.announce()  # twice is harmless
+        assert subject.ours
+
+
+def test_a_given_socket_is_left(app: App, caplog: pytest.LogCaptureFixture) -> None:
+    """A socket that was given to waitress is neither drained nor closed."""
+    caplog.set_level(logging.INFO, "flask_lifecycle")
+    with socket.create_server(("127.0.0.1", 0)) as giver:
+        theirs = Theirs(app, sockets=[giver])
+        subject = attached(theirs.servers)
+        with turning(theirs):
+            subject.announce()
+            subject.stop_accepting(BOUND)
+            assert caplog.messages == ["listener closed (left to the process that opened it)"]
+            with socket.create_connection(giver.getsockname()):
+                assert giver.accept()[0].close() is None  # type: ignore[func-returns-value]
+            assert subject.wait_idle(BOUND, 0.0)
+
+
+def test_a_listener_that_comes_later(app: App) -> None:
+    """A further server in the same loop joins what there is, and what has been adopted is not adopted twice."""
+    theirs = Theirs(app)
+    subject = attached(theirs.servers)
+    kind = theirs.servers[0].channel_class
+    later = create_server(app, map=theirs.map, host="127.0.0.1", port=0, threads=1)
+    assert waitress.find() is subject
+    assert theirs.servers[0].channel_class is kind
+    address = ("127.0.0.1", int(later.effective_port))
+    with turning(theirs):
+        subject.announce()
+        subject.stop_accepting(BOUND)
+        assert refuses(address)
+        assert refuses(theirs.address)
+    later.task_dispatcher.shutdown(timeout=BOUND)
+
+
+def test_classes_of_the_user_s_own(app: App) -> None:
+    """Channels and tasks of the user's own go on being what they are."""
+    made: list[str] = []
+
+    class Counting(WSGITask):  # type: ignore[misc]
+        def execute(self) -> None:
+            made.append("task")
+            super().execute()
+
+    class Channel(HTTPChannel):  # type: ignore[misc]
+        task_class = Counting
+
+        def received(self, data: bytes) -> bool:
+            made.append("channel")
+            return bool(super().received(data))
+
+    theirs = Theirs(app)
+    theirs.servers[0].channel_class = Channel
+    subject = attached(theirs.servers)
+    with turning(theirs), Connection(theirs.address) as connection:
+        subject.announce()
+        assert connection.get("/").says_close
+    assert made == ["channel", "task"]
+
+
+def test_what_others_have_by_default() -> None:
+    """A kind of server that has no loop of its own to look for serves, and takes no lanes."""
+    other = Adapter()
+    other.use_probe_workers(lambda path: "probe_worker")
+    assert other.serving()

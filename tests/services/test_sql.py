@@ -1,0 +1,438 @@
+"""The checks of a SQL database, against a real PostgreSQL that the tests hang, kill and start again."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from flask import Flask
+from flask_sqlalchemy import SQLAlchemy
+from sqlalchemy import Connection, Engine, create_engine, event, exc, text
+from sqlalchemy.dialects import registry
+from sqlalchemy.orm import Session
+from sqlalchemy.pool import AssertionPool, NullPool, Pool, SingletonThreadPool, StaticPool
+
+from flask_lifecycle import CheckResult, HealthCheckError, Lifecycle
+from flask_lifecycle.checks import DatabaseCheck, PoolCheck
+from tests._fakes import make_app, running, until, whole
+
+from ._servers import Postgres
+
+if TYPE_CHECKING:  # pytest imports it, as a plugin
+    from ._servers import Postgres
+
+NO_ANSWER = "The database did not answer; the log has the reason."
+NO_CONNECTION = (
+    "No connection of the pool became free in time; look for ones that are not returned, or raise 'pool_size'."
+)
+NOT_ASKED = CheckResult(output="The pool has no connection for a check alone, so the database was not asked.")
+# How long a test watches that something does not happen, in seconds.
+A_WHILE = 0.2
+
+
+@contextlib.contextmanager
+def engine_to(url: str, **options: Any) -> Iterator[Engine]:
+    """An engine as an application makes it."""
+    engine = create_engine(url, **options)
+    try:
+        yield engine
+    finally:
+        engine.dispose()
+
+
+@pytest.fixture
+def engine(postgres: Postgres) -> Iterator[Engine]:
+    """The engine of an application."""
+    with engine_to(postgres.url) as made:
+        yield made
+
+
+def in_thread(function: Callable[[], Any]) -> Any:
+    """The result of a function in its own thread, as the engine runs every check."""
+    returned: list[Any] = []
+    with running(lambda: returned.append(function())):
+        pass
+    return returned[0]
+
+
+def fill(engine: Engine, count: int) -> None:
+    """Put idle connections into the pool."""
+    with contextlib.ExitStack() as stack:
+        for _ in range(count):
+            stack.enter_context(engine.connect()).execute(text("SELECT 1"))
+
+
+def flask_app(url: str, **config: Any) -> tuple[Flask, SQLAlchemy]:
+    """A Flask application with Flask-SQLAlchemy."""
+    app = make_app(SQLALCHEMY_DATABASE_URI=url, **config)
+    db = SQLAlchemy()
+    db.init_app(app)
+    return app, db
+
+
+@pytest.fixture
+def application(postgres: Postgres) -> Iterator[tuple[Flask, SQLAlchemy]]:
+    """An application whose default database is PostgreSQL, with a bind 'other' to a pool of one connection there."""
+    bind = {"url": postgres.url, "pool_size": 1, "max_overflow": 0}
+    app, db = flask_app(postgres.url, SQLALCHEMY_BINDS={"other": bind})
+    yield app, db
+    with app.app_context():
+        for engine in db.engines.values():
+            engine.dispose()
+
+
+# -- the database: well, dead, hung, back ---------------------------------------------------------------------------
+
+
+def test_attributes(engine: Engine) -> None:
+    """A database that answers passes. It is shared by all replicas, and a pool belongs to one; names can be chosen."""
+    database, pool = DatabaseCheck(engine, name="orders"), PoolCheck(engine)
+    assert (database(), database.name, database.scope) == (CheckResult(), "orders", "shared")
+    assert (pool.name, pool.scope) == ("database pool", "local")
+
+
+def test_killed_while_connected(postgres: Postgres, engine: Engine) -> None:
+    """A dead database fails with a public sentence, the pool's state is still known, and it passes when it is back."""
+    check = DatabaseCheck(engine)
+    fill(engine, 3)
+    postgres.stop()
+    for _ in range(2):
+        with pytest.raises(HealthCheckError, match=whole(NO_ANSWER)) as caught:
+            check()
+        assert isinstance(caught.value.__cause__, exc.OperationalError)
+    assert str(postgres.port) in str(caught.value.__cause__)
+    assert PoolCheck(engine)().status == "pass"
+    postgres.start()
+    assert check() == CheckResult()
+
+
+@pytest.mark.parametrize("options", [{}, {"pool_use_lifo": True}, {"pool_pre_ping": True}, {"poolclass": NullPool}])
+def test_a_restart_raises_no_false_alarm(postgres: Postgres, options: dict[str, Any]) -> None:
+    """After a restart the pool is full of dead connections, and the first run of the check passes."""
+    with engine_to(postgres.url, **options) as engine:
+        fill(engine, 5)
+        postgres.stop()
+        postgres.start()
+        seen = statements(engine, lambda _connection: None)
+        assert DatabaseCheck(engine)() == CheckResult()
+        # The second is the retry; the pool sees for itself what is stale, or keeps nothing.
+        assert seen == ["SELECT 1"] * (1 if {"pool_pre_ping", "poolclass"} & set(options) else 2)
+
+
+def test_hung(postgres: Postgres, engine: Engine) -> None:
+    """The check waits for a database that hangs, and its late answer passes."""
+    check = DatabaseCheck(engine)
+    fill(engine, 1)
+    returned: list[CheckResult] = []
+    postgres.hang()
+    with running(lambda: returned.append(check())) as thread:
+        thread.join(A_WHILE)
+        assert thread.is_alive()
+        postgres.resume()
+    assert returned == [CheckResult()]
+
+
+def test_hung_seen_by_a_probe(postgres: Postgres, engine: Engine) -> None:
+    """Probes of a database that hangs, or of an exhausted pool, fail in time and take one connection."""
+    check: Any = DatabaseCheck(engine)
+    check.timeout, check.scope, check.ttl = 0.05, "local", 0
+    lifecycle = Lifecycle(app := make_app())
+    lifecycle.add_check(check)
+    client = app.test_client()
+    fill(engine, 1)
+    postgres.hang()
+    assert [client.get("/readyz").status_code for _ in range(5)] == [503] * 5
+    assert engine.pool.status().endswith("Current Checked out connections: 1")
+    postgres.resume()
+    until(lambda: engine.pool.status().endswith("Current Checked out connections: 0"))
+    until(lambda: client.get("/readyz").status_code == 200)
+    with engine_to(postgres.url, pool_size=1, max_overflow=0) as small:  # its timeout is 30 s
+        check._db = small
+        with small.connect():
+            assert [client.get("/readyz").status_code for _ in range(3)] == [503] * 3
+        until(lambda: client.get("/readyz").status_code == 200)
+
+
+# -- exactly one retry ----------------------------------------------------------------------------------------------
+
+
+def statements(engine: Engine, meddle: Callable[[Connection], str | None]) -> list[str]:
+    """Record the statements of an engine, and call a function before each; it may replace the statement."""
+    seen: list[str] = []
+
+    def before(
+        connection: Connection, _cursor: Any, statement: str, parameters: Any, _context: Any, _many: bool
+    ) -> tuple[str, Any]:
+        seen.append(statement)
+        return meddle(connection) or statement, parameters
+
+    event.listen(engine, "before_cursor_execute", before, retval=True)
+    return seen
+
+
+def backend_of(connection: Connection) -> int:
+    driver: Any = connection.connection.dbapi_connection
+    pid: int = driver.info.backend_pid
+    return pid
+
+
+def test_one_retry(postgres: Postgres, engine: Engine) -> None:
+    """A connection that breaks is replaced once; if the second breaks too, the check fails."""
+
+    def end(connection: Connection) -> None:
+        postgres.ask(f"SELECT pg_terminate_backend({backend_of(connection)}, 5000)")
+
+    seen = statements(engine, end)
+    with pytest.raises(HealthCheckError, match=whole(NO_ANSWER)) as caught:
+        DatabaseCheck(engine)()
+    assert seen == ["SELECT 1", "SELECT 1"]
+    assert isinstance(caught.value.__cause__, exc.DBAPIError)
+    assert caught.value.__cause__.connection_invalidated
+    until(lambda: postgres.sessions() == [])
+
+
+def test_no_retry_of_what_is_not_stale(postgres: Postgres, engine: Engine) -> None:
+    """An error on a good connection is not retried."""
+    seen = statements(engine, lambda _connection: "SELECT 1/0")
+    with pytest.raises(HealthCheckError, match=whole(NO_ANSWER)):
+        DatabaseCheck(engine)()
+    assert seen == ["SELECT 1"]
+    assert [state for _, state in postgres.sessions()] == ["idle"]
+
+
+@pytest.mark.parametrize(
+    ("dialect", "expected"), [("oracle", "SELECT 1 FROM DUAL"), ("mysql", "SELECT 1"), ("mssql", "SELECT 1")]
+)
+def test_what_is_asked(engine: Engine, dialect: str, expected: str) -> None:
+    """The query is a statement in the form of each dialect."""
+    asked: list[str] = []
+    foreign = registry.load(dialect)()
+
+    def before(_connection: Any, statement: Any, *_others: Any) -> None:
+        asked.append(str(statement.compile(dialect=foreign, compile_kwargs={"literal_binds": True})))
+
+    event.listen(engine, "before_execute", before)
+    DatabaseCheck(engine)()
+    assert asked == [expected]
+
+
+# -- the application's own pool -------------------------------------------------------------------------------------
+
+
+def test_no_connection_of_its_own(postgres: Postgres, engine: Engine) -> None:
+    """Fifty runs leave the server with the same connections, none in a transaction."""
+    check = DatabaseCheck(engine)
+    fill(engine, 2)
+    before = postgres.sessions()
+    for _ in range(50):
+        assert in_thread(check) == CheckResult()
+    assert postgres.sessions() == before
+    assert [state for _, state in before] == ["idle", "idle"]
+    assert engine.pool.status() == (
+        "Pool size: 5  Connections in pool: 2 Current Overflow: -3 Current Checked out connections: 0"
+    )
+
+
+def test_an_exhausted_pool(postgres: Postgres) -> None:
+    """A pool without a free connection fails with that reason after the pool's timeout."""
+    with engine_to(postgres.url, pool_size=1, max_overflow=0, pool_timeout=0.05) as engine:
+        check = DatabaseCheck(engine)
+        with engine.connect() as taken:
+            taken.execute(text("SELECT 1"))
+            with pytest.raises(HealthCheckError, match=whole(NO_CONNECTION)) as caught:
+                check()
+            assert isinstance(caught.value.__cause__, exc.TimeoutError)
+            assert len(postgres.sessions()) == 1
+        assert check() == CheckResult()
+
+
+def test_a_transaction_of_the_application(engine: Engine) -> None:
+    """A check that runs during a transaction of the application does not interfere with it."""
+    with Session(engine) as session:
+        session.execute(text("CREATE TEMPORARY TABLE held (x int)"))
+        session.execute(text("INSERT INTO held VALUES (1)"))
+        assert in_thread(DatabaseCheck(engine)) == CheckResult()
+        assert DatabaseCheck(engine)() == CheckResult()
+        assert session.scalar(text("SELECT count(*) FROM held")) == 1
+        session.commit()
+
+
+def test_an_engine_disposed_of(postgres: Postgres, engine: Engine) -> None:
+    """An engine that is disposed of between two runs, or during one, still answers."""
+    check = DatabaseCheck(engine)
+    assert check() == CheckResult()
+    engine.dispose()
+    assert check() == CheckResult()
+    before = engine.pool
+    statements(engine, lambda _connection: engine.dispose())
+    assert check() == CheckResult()
+    assert engine.pool is not before
+    before.dispose()  # the connection went back to where it had come from
+    until(lambda: postgres.sessions() == [])
+
+
+@pytest.mark.parametrize("poolclass", [StaticPool, SingletonThreadPool, AssertionPool])
+def test_pools_that_share_a_connection_are_left_alone(poolclass: type[Pool]) -> None:
+    """The checks do not touch a transaction on the only connection of a pool."""
+    with engine_to("sqlite://", poolclass=poolclass, connect_args={"check_same_thread": False}) as engine:
+        with engine.connect() as connection:
+            connection.execute(text("CREATE TABLE held (x int)"))
+            connection.commit()
+            connection.execute(text("INSERT INTO held VALUES (1)"))
+            for _ in range(10):
+                assert in_thread(DatabaseCheck(engine)) == NOT_ASKED
+            connection.commit()
+            assert connection.scalar(text("SELECT count(*) FROM held")) == 1
+        assert PoolCheck(engine)() == CheckResult(output="The pool has no size, so it cannot be exhausted.")
+
+
+# -- Flask-SQLAlchemy -----------------------------------------------------------------------------------------------
+
+
+def test_flask_sqlalchemy(postgres: Postgres, application: tuple[Flask, SQLAlchemy]) -> None:
+    """The db of Flask-SQLAlchemy gives the engine of the current application, by the name of a bind."""
+    app, db = application
+    default, other = DatabaseCheck(db), DatabaseCheck(db, bind="other")
+    with app.app_context():
+        assert default() == other() == CheckResult()
+        with db.engines["other"].connect():
+            assert PoolCheck(db)().value == 0.0
+            assert PoolCheck(db, bind="other")().value == 100.0
+    assert len(postgres.sessions()) == 2
+
+
+def test_a_bind_that_is_not_configured(application: tuple[Flask, SQLAlchemy]) -> None:
+    """A bind that the application does not have fails the check."""
+    app, db = application
+    message = "The application does not configure this database."
+    for check in (DatabaseCheck(db, bind="none"), PoolCheck(db, bind="none")):
+        with app.app_context(), pytest.raises(HealthCheckError, match=whole(message)):
+            check()
+
+
+def test_a_check_with_the_session(postgres: Postgres, application: tuple[Flask, SQLAlchemy]) -> None:
+    """The session that a check function uses is removed with its application context: nothing is left open."""
+    app, db = application
+    lifecycle = Lifecycle(app)
+    states: list[str] = []
+
+    @lifecycle.check(ttl=0)
+    def database() -> None:
+        db.session.execute(text("SELECT 1"))
+        states.extend(state for _, state in postgres.sessions())
+
+    client = app.test_client()
+    assert [client.get("/readyz").status_code for _ in range(3)] == [200] * 3
+    assert states == ["idle in transaction"] * 3
+    assert [state for _, state in postgres.sessions()] == ["idle"]
+    with app.app_context():
+        assert PoolCheck(db)().value == 0.0
+
+
+def test_registered(application: tuple[Flask, SQLAlchemy]) -> None:
+    """The checks are registered as they are and run in the application's context."""
+    app, db = application
+    lifecycle = Lifecycle(app)
+    lifecycle.add_check(DatabaseCheck(db))
+    lifecycle.add_check(PoolCheck(db))
+    assert app.test_client().get("/readyz").status_code == 200
+
+
+# -- the pool -------------------------------------------------------------------------------------------------------
+
+
+def pool_result(engine: Engine, taken: int, **options: Any) -> CheckResult:
+    """What a PoolCheck says while so many connections are out."""
+    with contextlib.ExitStack() as stack:
+        for _ in range(taken):
+            stack.enter_context(engine.connect())
+        return PoolCheck(engine, **options)()
+
+
+WARNING = (
+    "{} of the 4 connections that the pool may open are in use;"
+    " look for ones that are not returned, or raise 'pool_size'."
+)
+
+
+@pytest.mark.parametrize(
+    ("taken", "overflow", "warn_at", "status", "percent"),
+    [
+        (0, 0, 0.75, "pass", 0.0),
+        (2, 0, 0.75, "pass", 50.0),
+        (3, 1, 0.75, "warn", 75.0),
+        (4, 2, 0.75, "warn", 100.0),
+        (3, 1, 1, "pass", 75.0),
+        (4, 2, 1, "warn", 100.0),
+        (3, 1, 0.8, "pass", 75.0),
+        (1, 0, 0.01, "warn", 25.0),
+    ],
+)
+def test_pool(postgres: Postgres, taken: int, overflow: int, warn_at: float, status: str, percent: float) -> None:
+    """A pool warns from its threshold on, with the share of what it may open in per cent, and is asked alone."""
+    with engine_to(postgres.url, pool_size=2, max_overflow=2) as engine:
+        seen = statements(engine, lambda _connection: None)
+        observed = {"size": 2, "overflow": overflow, "checked_out": taken, "limit": 4}
+        output = WARNING.format(taken) if status == "warn" else ""
+        expected = CheckResult(status, output, observed, percent, "%")
+        assert pool_result(engine, taken, warn_at=warn_at) == expected
+        assert seen == []
+
+
+@pytest.mark.parametrize("options", [{"pool_size": 0}, {"pool_size": 2, "max_overflow": -1}])
+def test_a_pool_without_a_limit(postgres: Postgres, options: dict[str, int]) -> None:
+    """A pool without a limit, or without a size, passes and says so."""
+    with engine_to(postgres.url, **options) as engine:
+        result = pool_result(engine, 3)
+    assert (result.status, result.value) == ("pass", None)
+    assert result.output == "The pool has no upper limit, so it cannot be exhausted."
+    assert result.observed["checked_out"] == 3
+    with engine_to(postgres.url, poolclass=NullPool) as engine:
+        expected = CheckResult(output="The pool has no size, so it cannot be exhausted.")
+        assert pool_result(engine, 3) == expected
+
+
+# -- bad arguments --------------------------------------------------------------------------------------------------
+
+
+class Asynchronous:
+    """Has the attribute of an AsyncEngine."""
+
+    sync_engine = None
+
+
+@pytest.mark.parametrize("kind", [DatabaseCheck, PoolCheck])
+def test_bad_database(kind: Any) -> None:
+    """What cannot be asked is refused at once, with the cure."""
+    message = "'db' must be a SQLAlchemy Engine or the db of Flask-SQLAlchemy, not 'str'."
+    with pytest.raises(TypeError, match=whole(message)):
+        kind("postgresql://localhost")
+    message = (
+        "'db' is an asynchronous engine, and a check cannot await it; give a synchronous one for the same database."
+    )
+    for asynchronous in (Asynchronous(), create_engine("postgresql+psycopg_async://")):
+        with pytest.raises(TypeError, match=whole(message)):
+            kind(asynchronous)
+    message = "An engine has no bind 'other'; leave 'bind' out, or give the db of Flask-SQLAlchemy."
+    with engine_to("sqlite://") as engine, pytest.raises(ValueError, match=whole(message)):
+        kind(engine, bind="other")
+
+
+@pytest.mark.parametrize("warn_at", [0, -0.5, 1.01, 80, float("nan"), True, "0.8", None])
+def test_bad_threshold(warn_at: Any) -> None:
+    """A threshold that is no share is refused."""
+    message = f"'warn_at' must be a share of the pool, more than 0 and at most 1, not {warn_at!r}; 0.8 is 80 %."
+    with engine_to("sqlite://") as engine, pytest.raises(ValueError, match=whole(message)):
+        PoolCheck(engine, warn_at=warn_at)
+
+
+@pytest.mark.parametrize("kind", [DatabaseCheck, PoolCheck])
+def test_not_installed(kind: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without SQLAlchemy, the error names the extra to install."""
+    monkeypatch.setitem(sys.modules, "sqlalchemy", None)
+    message = "SQLAlchemy is not installed; install it with: pip install 'flask-lifecycle[sqlalchemy]'"
+    with pytest.raises(RuntimeError, match=whole(message)):
+        kind(None)

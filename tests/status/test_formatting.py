@@ -1,0 +1,187 @@
+"""The figures of the status page in words."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+
+from flask_lifecycle._core import shutdown
+from flask_lifecycle._status import formatting
+
+NAN, INFINITY = math.nan, math.inf
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0, "0.0 s"),
+        (-0.4, "0.0 s"),
+        (9.94, "9.9 s"),
+        (10, "10 s"),
+        (59.9, "59 s"),
+        (60, "1 min 00 s"),
+        (3599, "59 min 59 s"),
+        (3600, "1 h 00 min"),
+        (86399, "23 h 59 min"),
+        (86400, "1 d 0 h"),
+        (1e300, "11574074 d 1 h"),
+        (NAN, "nan"),
+        (INFINITY, "inf"),
+        (None, ""),
+        (True, "True"),
+        ("soon", "soon"),
+    ],
+)
+def test_long(seconds: Any, text: str) -> None:
+    """An age is told in two units at most, and what is no number as it is."""
+    assert formatting.long(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0, "0.0 s"), (15.74, "15.7 s"), (59.9, "59.9 s"), (60, "1 min 00 s"), (-1, "0.0 s"), ("x", "x")],
+)
+def test_tenths(seconds: Any, text: str) -> None:
+    """What is over is told to the tenth of a second, as long as that matters."""
+    assert formatting.tenths(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0, "0.00 ms"),
+        (-1, "0.00 ms"),
+        (0.00012, "0.12 ms"),
+        (0.0012, "1.2 ms"),
+        (0.0123, "12 ms"),
+        (0.999, "999 ms"),
+        (1, "1.00 s"),
+        (123.4, "123 s"),
+        (NAN, "nan"),
+    ],
+)
+def test_brief(seconds: Any, text: str) -> None:
+    """What a run took is told to three digits at most."""
+    assert formatting.brief(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        ("", ""),
+        ("one", "one"),
+        (7, "7"),
+        ("a" * 300, "a" * 300),
+        ("a" * 301, "a" * 300 + "\u2026"),
+        ("one\ttwo\r\nthree", "one two  three"),
+        ("\x00\x1b[31m\x7f\x9b", "\ufffd\ufffd[31m\ufffd\ufffd"),
+        ("moc.\u202eevil\u2066\u200f", "moc.\ufffdevil\ufffd\ufffd"),
+        ("größe 🌍", "größe 🌍"),
+    ],
+)
+def test_short(value: Any, text: str) -> None:
+    """A text is cut where it is too long; what cannot be seen, or turns the text around it, is shown as a sign."""
+    assert formatting.short(value) == text
+
+
+def test_clock() -> None:
+    """A moment is told to the second, and what is none is told as it is."""
+    assert formatting.clock("2026-01-02T03:04:05.678+00:00") == "2026-01-02 03:04:05 UTC"
+    assert formatting.clock(None) == " UTC"
+
+
+def test_statuses() -> None:
+    """A status has a sign, a class and an icon of its own; what is none has something as well."""
+    statuses = ("pass", "warn", "fail", "<odd>")
+    assert [formatting.mark(status) for status in statuses] == ["✓", "!", "✕", "?"]
+    assert [formatting.css_class(status) for status in statuses] == ["pass", "warn", "fail", ""]
+    icons = {formatting.icon(status) for status in statuses}
+    assert len(icons) == 4
+    assert all(icon.startswith("data:image/svg+xml,%3Csvg") and " " not in icon for icon in icons)
+
+
+def test_tally_and_order() -> None:
+    """The checks are counted by what they say, and listed the worst first, else as they were."""
+    checks = {
+        name: [{"status": status}] for name, status in (("a", "pass"), ("b", "fail"), ("c", "pass"), ("d", "warn"))
+    }
+    assert formatting.status_counts(checks) == "2 pass, 1 warn, 1 fail"
+    assert formatting.status_counts({}) == "0"
+    assert [name for name, _ in formatting.worst_first(checks)] == ["b", "d", "a", "c"]
+
+
+@pytest.mark.parametrize(
+    ("check", "text"),
+    [
+        (
+            {"observedValue": 12.3, "observedUnit": "ms", "duration": 0.012345},
+            "",
+        ),  # what the draft has where there is none
+        ({"observedValue": 12.4, "observedUnit": "ms", "duration": 0.012345}, "12.4 ms"),
+        ({"observedValue": 97, "observedUnit": "%", "duration": 1}, "97 %"),
+        ({"observedValue": "nan", "observedUnit": ""}, "nan"),
+        ({"observedValue": 0, "observedUnit": None}, "0"),
+        ({}, ""),
+    ],
+)
+def test_figure(check: dict[str, Any], text: str) -> None:
+    """A check's own figure is told with its unit; how long it took is no figure of its own."""
+    assert formatting.figure(check) == text
+
+
+def test_keyed() -> None:
+    """Rows that are alike have keys of their own all the same, and the first keeps its own when another comes."""
+    rows: list[dict[str, Any]] = [{"path": "/a", "age": 2}, {"path": "/b"}, {"path": "/a", "age": 1}]
+    assert [row.key for row in formatting.keyed(rows, "path", "thread")] == ["/a||1", "/b||1", "/a||2"]
+    assert formatting.keyed(rows, "path")[2].of is rows[2]
+
+
+@pytest.mark.parametrize("value", [None, "text", 3, {"a": 1}, [3, "x", None]])
+def test_records_of_what_has_none(value: Any) -> None:
+    """Of what is no list of mappings nothing is shown."""
+    assert formatting.records(value) == []
+
+
+def test_phases() -> None:
+    """Phases are over, now or ahead; their names are those of the stop."""
+    assert (*(name for name, _ in shutdown.PHASES), "exit") == formatting.COURSE
+    over = [{"name": "announce", "seconds": 0.1}, {"name": "delay", "seconds": 5.0}]
+    found = formatting.phases({"phase": "stop accepting", "phases": over})
+    assert [phase.when for phase in found] == ["over", "over", "now", "ahead", "ahead", "ahead"]
+    assert [phase.seconds for phase in found] == [0.1, 5.0, None, None, None, None]
+    assert len({phase.mark for phase in found}) == 3
+
+
+def test_between_two_phases() -> None:
+    """At the instant when one phase is over and the next has not begun, the one that is over is still the one shown."""
+    found = formatting.phases({"phase": "announce", "phases": [{"name": "announce", "seconds": 0.1}]})
+    assert [phase.when for phase in found][:2] == ["now", "ahead"]
+
+
+def test_spark() -> None:
+    """The durations are bars, the newest on the right and the highest of full height, and told in words as well."""
+    found = formatting.spark([0.001, 0.004])
+    assert found is not None
+    assert found.path == "M84 16v-4h2v4zM87 16v-16h2v16z"
+    assert (found.width, found.height) == (89, 16)
+    assert found.label == "The last 2 runs took 1.0 ms to 4.0 ms, the latest 4.0 ms"
+    assert found.range == "1.0 ms \u2013 4.0 ms"
+
+
+@pytest.mark.parametrize("durations", [None, [], [1.0], ["nan", 1.0, -1, NAN, None]])
+def test_no_spark(durations: Any) -> None:
+    """Where there are no two figures there is no line."""
+    assert formatting.spark(durations) is None
+
+
+def test_spark_of_extremes() -> None:
+    """Runs that take no time have bars as well, and of more than there is room for the newest are shown."""
+    found = formatting.spark([0.0] * 3)
+    assert found is not None
+    assert (found.path.count("v-1h"), found.range) == (3, "0.00 ms")
+    found = formatting.spark([float(number) for number in range(100)])
+    assert found is not None
+    assert (found.path.count("M"), found.path.startswith("M0 ")) == (30, True)
+    assert found.range == "70.00 s \u2013 99.00 s"

@@ -1,0 +1,584 @@
+"""The status page: what it shows, to whom, and what a browser is let do with it."""
+
+from __future__ import annotations
+
+import base64
+import gc
+import logging
+import re
+from collections.abc import Callable, Iterator
+from html.parser import HTMLParser
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flask import Flask
+from werkzeug.middleware.dispatcher import DispatcherMiddleware
+from werkzeug.test import Client, TestResponse
+
+from flask_lifecycle import CheckResult, HealthCheckError, Lifecycle
+from flask_lifecycle._probes import auth
+from flask_lifecycle._status import page as page_module
+from flask_lifecycle._status.page import ASSETS
+from tests._fakes import LastReport, enter, make_app, state_of
+
+HTML = {"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
+NASTY = "<script>alert('x')</script><img src=x onerror=alert(1)>\"'&"
+
+
+def serve(**config: Any) -> tuple[Flask, Lifecycle]:
+    """A testing application whose page everybody may see."""
+    app = make_app(**{"LIFECYCLE_DETAILS": "always", **config})
+    return app, Lifecycle(app)
+
+
+def get(app: Any, path: str = "/healthcheck", method: str = "GET", **headers: str) -> TestResponse:
+    """Ask as a browser does."""
+    wsgi = app.wsgi_app if isinstance(app, Flask) else app
+    more = {name.replace("_", "-"): value for name, value in headers.items()}
+    return Client(wsgi).open(path, method=method, headers=HTML | more, buffered=True)
+
+
+class Page(HTMLParser):
+    """A page taken apart: its elements with their attributes, and its text."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.words: list[str] = []
+        self.open: list[str] = []
+        self.feed(text)
+        assert self.open == [], "elements that are not closed"
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        if tag not in ("meta", "link"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.words).split())
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.elements if name == tag]
+
+    def one(self, tag: str, **wanted: str) -> dict[str, str | None]:
+        [found] = [each for each in self.all(tag) if wanted.items() <= each.items()]
+        return found
+
+    @property
+    def document(self) -> dict[str, str | None]:
+        """What the script reads."""
+        return self.one("div", id="document")
+
+
+def page_of(app: Any, *arguments: Any, **options: Any) -> Page:
+    response = get(app, *arguments, **options)
+    assert response.content_type == "text/html; charset=utf-8"
+    return Page(response.text)
+
+
+def full() -> tuple[Flask, Lifecycle]:
+    """An application about which there is everything to see, and all of it hostile."""
+    app, lifecycle = serve()
+    error = HealthCheckError(NASTY, {NASTY: NASTY})
+    lifecycle.check(NASTY, critical=False, affects=(NASTY,))(_raiser(error))
+    lifecycle.check("-")(lambda: CheckResult("warn", NASTY, {NASTY: [NASTY]}, float("nan"), NASTY))
+    answers = iter([{"a": 1}])
+    lifecycle.check("-/feed", ttl=0, fail_after=1000)(lambda: next(answers, False))
+    get(app, "/work")
+    state = state_of(app)
+    enter(state.ledger, f"/{NASTY}?{NASTY}")
+    lifecycle.work(NASTY, file=NASTY)
+    lifecycle.set_not_ready(NASTY)
+    lifecycle.set_ready()
+    report: dict[str, Any] = {"summary": NASTY, "reason": NASTY, "began": NASTY, "duration": NASTY, "served": NASTY}
+    report |= {
+        "phases": [{"name": NASTY, "seconds": NASTY}],
+        "work": [{"name": NASTY}],
+        "abandoned": [{"path": NASTY}],
+    }
+    report |= {"hooks": [{"name": NASTY, "kind": NASTY, "outcome": NASTY, "error": NASTY}]}
+    LastReport(app, report)
+    get(app, "/readyz", User_Agent=NASTY)
+    get(app)
+    return app, lifecycle
+
+
+def _raiser(error: Exception) -> Callable[[], None]:
+    def fail() -> None:
+        raise error
+
+    return fail
+
+
+# -- what it shows ------------------------------------------------------------------------------------------------
+
+
+def test_the_page_of_an_idle_application() -> None:
+    """The page says what the application is and how it is, and that there is nothing else to see."""
+    page = page_of(serve()[0])
+    assert page.text.startswith("✓ READY · testing testing on ")
+    assert ", served by unknown: started requests" in page.text
+    assert "✓ pass READY started" in page.text
+    assert "None has run yet." in page.text
+    assert page.text.count("None.") == 1
+    assert not any(word in page.text for word in ("Stop", "Probers", "Work items, oldest", "Last stop"))
+
+
+def test_everything_there_is() -> None:
+    """Checks, requests, work items, changes, probers and the last stop are shown."""
+    app, lifecycle = full()
+    page = page_of(app)
+    for words in (
+        "1 pass, 2 warn Up",
+        "affects <script>",
+        " contrary in a row",
+        "GET /%3Cscript%3Ealert('x')%3C/script%3E",
+        "file=<script>",
+        "not_ready",
+        "Requests that were abandoned",
+        "Work that was abandoned",
+        "Hooks that failed",
+        "ready",
+    ):
+        assert words.lower() in page.text.lower(), words
+    gc.collect()
+    lifecycle.work_items()
+
+
+def test_nothing_becomes_markup() -> None:
+    """Nothing that a check, a request, a work item, an operator, a prober or a file says becomes markup."""
+    page = page_of(full()[0])
+    assert page.all("img") == []
+    assert [list(script) for script in page.all("script")] == [["src", "defer"]]
+    for tag, attributes in page.elements:
+        assert not any(name.startswith("on") or name == "style" for name in attributes), tag
+    assert page.text.count("<script>alert('x')</script><img") > 15
+
+
+def test_many_changes() -> None:
+    """The last changes are shown, and those before them can be opened."""
+    app, lifecycle = serve()
+    get(app, "/work")
+    for _ in range(10):
+        lifecycle.set_not_ready("again")
+        lifecycle.set_ready()
+    page = page_of(app)
+    assert page.one("details") == {"id": "earlier"}
+    assert re.search(r"\d+ earlier", page.text)
+
+
+def test_a_stop_that_is_under_way() -> None:
+    """During a stop the page shows its phase and what is left of the time, and checks as they were last."""
+    app, lifecycle = serve()
+    lifecycle.check("db")(lambda: None)
+    pages: list[Page] = []
+    lifecycle.on_shutdown(lambda: pages.append(page_of(app)), name="asks")  # type: ignore[call-overload]
+    get(app)
+    lifecycle.shutdown("for the test")
+    [page] = pages
+    assert re.search(r"Time left [\d.]+ s of 10 s", page.text)
+    progress = page.one("progress")
+    assert 0 < float(progress["value"] or 0) <= float(progress["max"] or 0) == 10
+    assert page.one("li", **{"aria-current": "step"})["data-key"] == "hooks"
+    assert "✕ STOPPING" in page.text
+    assert "data-stopping" in page.document
+    assert "db" in [row.get("data-key") for row in page.all("tr")]
+
+
+def test_a_stop_that_is_over() -> None:
+    """When the stop is over, the page shows its report."""
+    app, lifecycle = serve()
+    get(app)
+    lifecycle.shutdown("for the test")
+    page = page_of(app)
+    assert "Outcome clean, exit 0 Reason for the test" in page.text
+    assert "data-stopping" in page.document
+
+
+def test_startup_tasks() -> None:
+    """What the start-up waits for is shown."""
+    app, lifecycle = serve()
+    with lifecycle.startup_task("warm the cache"):
+        assert "Start-up waits for" in page_of(app).text
+        assert "warm the cache" in page_of(app).text
+
+
+@pytest.mark.parametrize("path", ["/readyz", "/healthcheck/db", "/own"])
+def test_other_probes_have_the_small_page(path: str) -> None:
+    """Other groups, and single checks, have the page that they had."""
+    app, lifecycle = serve()
+    lifecycle.group("own", path="/own")
+    lifecycle.check("db", groups=("ready", "own"))(lambda: None)
+    response = get(app, path)
+    assert "<h1>pass</h1>" in response.text
+    assert "Content-Security-Policy" not in response.headers
+
+
+# -- structure ----------------------------------------------------------------------------------------------------
+
+
+def _headings(page: Page) -> list[int]:
+    return [int(tag[1]) for tag, _ in page.elements if re.fullmatch("h[1-6]", tag)]
+
+
+@pytest.mark.parametrize("make", [serve, full])
+def test_structure(make: Callable[[], tuple[Flask, Lifecycle]]) -> None:
+    """Landmarks, headings in order, captions, headers with a scope, one live region for the state, unique ids."""
+    page = page_of(make()[0])
+    assert page.one("html") == {"lang": "en"}
+    assert [len(page.all(tag)) for tag in ("header", "main", "footer", "h1")] == [1] * 4
+    assert _headings(page) == [1] + [2] * (len(_headings(page)) - 1)
+    assert len(page.all("caption")) == len(page.all("table"))
+    assert all(each.get("scope") in ("col", "row") for each in page.all("th"))
+    assert [each for _, each in page.elements if "aria-live" in each] == [{"id": "state", "aria-live": "polite"}]
+    assert page.one("p", role="status") == {"id": "live", "role": "status"}
+    ids = [each["id"] for _, each in page.elements if "id" in each]
+    assert len(ids) == len(set(ids))
+    for section in page.all("section"):
+        assert section["aria-labelledby"] in ids
+    for bars in page.all("svg"):
+        assert (bars["role"], bool(bars["aria-label"])) == ("img", True)
+    assert len(page.all("title")) == 1 + len(page.all("svg"))
+
+
+def test_a_status_is_never_a_colour_alone() -> None:
+    """A status is a word and a sign wherever it is shown."""
+    page = page_of(full()[0])
+    badges = [each for each in page.all("span") if (each.get("class") or "").startswith("badge")]
+    assert len(badges) == 4
+    assert page.text.count("! warn") == 3
+    assert page.text.count("✓ pass") == 1
+
+
+def test_complete_without_script_and_style() -> None:
+    """The page loads two files, both its own and by relative URLs; what it shows is in it without them."""
+    page = page_of(full()[0])
+    loaded = [each["href"] for each in page.all("link") if each["rel"] == "stylesheet"]
+    loaded += [each["src"] for each in page.all("script")]
+    assert [re.sub(r"\?[0-9a-f]{12}$", "?", str(url)) for url in loaded] == [
+        "./healthcheck/-/status.css?",
+        "./healthcheck/-/status.js?",
+    ]
+    assert page.all("style") == []
+    assert str(page.one("link", rel="icon")["href"]).startswith("data:image/svg+xml,")
+    assert page.one("button")["hidden"] is None  # without the script there is nothing to pause
+
+
+# -- the rows stay the same ---------------------------------------------------------------------------------------
+
+
+def test_keys() -> None:
+    """Rows are told apart by keys that do not change while they are there."""
+    app, _lifecycle = full()
+
+    def keys() -> list[str | None]:
+        return [row["data-key"] for row in page_of(app).all("tr") if "data-key" in row]
+
+    assert keys() == keys()
+    assert len([key for key in keys() if key and "running|GET" in key]) == 1
+
+
+# -- headers ------------------------------------------------------------------------------------------------------
+
+
+def test_headers() -> None:
+    """The page is sent with a policy that forbids all but its own two files, is not kept, and depends on who asks."""
+    response = get(serve()[0])
+    assert response.headers["Content-Security-Policy"] == (
+        "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; img-src 'self' data:;"
+        " base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    )
+    assert response.headers["Referrer-Policy"] == "no-referrer"
+    assert response.headers["X-Content-Type-Options"] == "nosniff"
+    assert response.headers["Cache-Control"] == "no-store"
+    assert response.headers["Vary"] == "Accept, Authorization"
+
+
+def test_own_headers_go_before() -> None:
+    """LIFECYCLE_HEADERS can replace the policy, as any other header of a probe, whatever the case."""
+    app, _lifecycle = serve(LIFECYCLE_HEADERS={"content-security-policy": "default-src 'self'"})
+    for path in ("/healthcheck", "/healthcheck/-/feed"):
+        assert get(app, path).headers.getlist("Content-Security-Policy") == ["default-src 'self'"]
+
+
+@pytest.mark.parametrize("path", ["/healthcheck", "/healthcheck/-/status.js", "/healthcheck/-/feed"])
+def test_head(path: str) -> None:
+    """HEAD is answered with the headers of GET and without a body."""
+    app, _lifecycle = serve()
+    response = get(app, path, method="HEAD")
+    assert (response.status_code, response.data) == (200, b"")
+    assert int(response.headers["Content-Length"]) > 1000
+
+
+@pytest.mark.parametrize("failing", [True, False])
+def test_status_codes(failing: bool) -> None:
+    """The page has the status of the health check, because somebody may look at that alone; the feed is always 200."""
+    app, lifecycle = serve()
+    lifecycle.check("db")(lambda: CheckResult("fail" if failing else "pass"))
+    assert get(app).status_code == (503 if failing else 200)
+    assert get(app, "/healthcheck/-/feed").status_code == 200
+    assert state_of(app).probes.counts() == {("healthcheck", 503 if failing else 200): 1}
+
+
+def test_a_page_that_cannot_be_made(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """If the page cannot be made the small one is sent in its place, and the log says so once."""
+    app, _lifecycle = serve()
+    monkeypatch.setattr(page_module, "_template", _raiser(LookupError("no template")))
+    with caplog.at_level(logging.ERROR, "flask_lifecycle"):
+        assert [get(app).status_code for _ in range(3)] == [200] * 3
+        assert "<h1>pass</h1>" in get(app).text
+    [record] = caplog.records
+    assert (
+        record.getMessage() == "the body of 'the status page' could not be made; the default one is sent in its place"
+    )
+
+
+# -- files --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ASSETS)
+def test_files(name: str) -> None:
+    """A file that is asked for as the page does may be kept for ever, and otherwise has to be asked for again."""
+    app, _lifecycle = serve()
+    page = get(app).text
+    [version] = re.findall(rf"{re.escape(name)}\?([0-9a-f]+)", page)
+    known = get(app, f"/healthcheck/-/{name}?{version}")
+    assert (known.status_code, known.content_type) == (200, ASSETS[name])
+    assert known.headers["Cache-Control"] == "public, max-age=31536000, immutable"
+    assert known.data == (Path(page_module.__file__).parent / "static" / name).read_bytes()
+    for query in ("", "?", "?0123456789ab", f"?{version}&x"):
+        assert get(app, f"/healthcheck/-/{name}{query}").headers["Cache-Control"] == "no-cache"
+
+
+@pytest.mark.parametrize("path", ["/healthcheck/-", "/healthcheck/-/", "/healthcheck/-/other", "/readyz/-/status.css"])
+def test_nothing_else_is_beside_it(path: str) -> None:
+    """Nothing but the page's own files is beside it, and nothing is beside other probes."""
+    assert get(serve()[0], path).status_code == 404
+
+
+def test_a_check_of_that_name() -> None:
+    """A check that is called as the place of the files is asked as any other; the files go before their namesakes."""
+    app, lifecycle = serve()
+    for name in ("-", "-/feed", "-/status.css"):
+        lifecycle.check(name)(lambda: None)
+    accept = {"Accept": "application/json"}
+    assert Client(app.wsgi_app).get("/healthcheck/-", headers=accept).status_code == 200
+    assert get(app, "/healthcheck/-/status.css").content_type == ASSETS["status.css"]
+    assert Client(app.wsgi_app).get("/readyz/-/feed", headers=accept).status_code == 200
+
+
+def test_no_page_no_files() -> None:
+    """Where nobody may see details the paths of the page are the application's own."""
+    app, _lifecycle = serve(LIFECYCLE_DETAILS="never")
+    for name in (*ASSETS, "feed"):
+        assert get(app, f"/healthcheck/-/{name}").status_code == 404
+    assert get(app, "/healthcheck?login").status_code == 200
+    assert "login" not in get(app).text
+
+
+# -- where --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("config", "path", "beside"),
+    [
+        ({}, "/healthcheck", "./healthcheck/-/"),
+        ({}, "/healthcheck/", "./-/"),
+        ({"LIFECYCLE_URL_PREFIX": "/ops"}, "/ops/healthcheck", "./healthcheck/-/"),
+        ({"LIFECYCLE_PATHS": {"healthcheck": "/a:b"}}, "/a:b", "./a:b/-/"),
+        ({"LIFECYCLE_PATHS": {"healthcheck": "/a&b'c"}}, "/a&b'c/", "./-/"),
+        ({"LIFECYCLE_PATHS": {"healthcheck": "/a&b'c"}}, "/a&b'c", "./a&b'c/-/"),
+        ({"LIFECYCLE_CASE_INSENSITIVE": True}, "/HealthCheck", "./HealthCheck/-/"),
+    ],
+)
+def test_where_its_files_are(config: dict[str, Any], path: str, beside: str) -> None:
+    """The page names its files from where it was asked, whatever the prefix, and they are there."""
+    app, _lifecycle = serve(**config)
+    page = page_of(app, path)
+    assert page.one("body")["data-feed"] == f"{beside}feed"
+    at = path.rpartition("/")[0] + beside.removeprefix(".")
+    assert [get(app, f"{at}{part}").status_code for part in ("feed", *ASSETS)] == [200] * 3
+
+
+@pytest.mark.parametrize("mount", ["/shop", "/größe", "/a b"])
+def test_under_a_mount(mount: str) -> None:
+    """Under a mount of any name the page is the same, and its files are known for probes after its first visit."""
+    app, _lifecycle = serve()
+    outer = DispatcherMiddleware(Flask("outer").wsgi_app, {mount.encode().decode("latin-1"): app.wsgi_app})
+    assert "./healthcheck/-/status.css" in get(outer, f"{mount}/healthcheck").text
+    probe_worker = state_of(app).probe_worker
+    inside = mount.encode().decode("latin-1")
+    assert [probe_worker(f"{inside}/healthcheck{path}") for path in ("", "/-/feed", "/-/status.css")] == [
+        "healthcheck",
+        "page",
+        "page",
+    ]
+
+
+# -- who ----------------------------------------------------------------------------------------------------------
+
+
+def basic(password: str, user: str = "anybody") -> str:
+    """What a browser sends."""
+    return "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()
+
+
+KEYED = {"LIFECYCLE_DETAILS": "token", "LIFECYCLE_TOKEN": "hush-hüsh:hush"}
+RIGHT = basic("hush-hüsh:hush")
+
+
+@pytest.mark.parametrize("authorization", [RIGHT, basic("hush-hüsh:hush", ""), RIGHT.replace("Basic", "bAsIc")])
+@pytest.mark.parametrize("path", ["/healthcheck", "/healthcheck?login", "/healthcheck/-/feed"])
+def test_signed_in(authorization: str, path: str) -> None:
+    """The token as the password of any user shows the page, also under the URL at which one signs in."""
+    app, _lifecycle = serve(**KEYED)
+    assert "READY" in page_of(app, path, Authorization=authorization).text
+
+
+WRONG = [
+    None,
+    basic("wrong"),
+    basic(""),
+    basic("hush-hüsh:hush "),
+    "Basic",
+    "Basic ",
+    "Basic hush-hüsh:hush".encode().decode("latin-1"),
+    "Basic ?",
+    "Basic " + base64.b64encode("hush-hüsh:hush".encode()).decode(),  # a user, and no password
+    "Basic \udc80".encode("utf-8", "surrogateescape").decode("latin-1"),
+    RIGHT.replace("Basic", "Digest"),
+    "Bearer " + RIGHT.removeprefix("Basic "),
+]
+
+
+@pytest.mark.parametrize("authorization", WRONG)
+def test_not_signed_in(authorization: str | None) -> None:
+    """Whoever has no right token sees the status and the way in, and no name; the feed tells no more."""
+    app, lifecycle = serve(**KEYED)
+    lifecycle.check("secret")(lambda: None)
+    headers = {} if authorization is None else {"Authorization": authorization}
+    for path in ("/healthcheck", "/healthcheck/-/feed"):
+        response = get(app, path, **headers)
+        assert response.status_code == 200
+        assert "secret" not in response.text
+        assert "READY" not in response.text
+    page = page_of(app, **headers)
+    assert page.text == "pass pass Sign in to see details." or page.text.endswith("pass Sign in to see details.")
+    assert page.all("a") == [{"href": "?login"}]
+
+
+@pytest.mark.parametrize("authorization", WRONG)
+@pytest.mark.parametrize("path", ["/healthcheck?login", "/healthcheck/?x&login=1"])
+def test_the_way_in(authorization: str | None, path: str) -> None:
+    """Whoever follows it without the right token is asked for one, and no check is run for that."""
+    app, lifecycle = serve(**KEYED)
+    asked: list[str] = []
+    lifecycle.check("db")(lambda: asked.append("db"))
+    headers = {} if authorization is None else {"Authorization": authorization}
+    response = get(app, path, **headers)
+    assert response.status_code == 401
+    assert response.headers["WWW-Authenticate"] == 'Basic realm="flask_lifecycle", charset="UTF-8"'
+    assert response.headers["Vary"] == "Accept, Authorization"
+    assert response.headers["Cache-Control"] == "no-store"
+    assert response.text == "Sign in with any user name, and the token as the password.\n"
+    assert asked == []
+
+
+@pytest.mark.parametrize(
+    ("config", "path", "method", "accept"),
+    [
+        (KEYED, "/healthcheck?login", "GET", "*/*"),  # what a kubelet sends
+        (KEYED, "/healthcheck?login", "GET", ""),
+        (KEYED, "/healthcheck?login", "GET", "application/json"),
+        (KEYED, "/healthcheck?login", "HEAD", HTML["Accept"]),
+        (KEYED, "/readyz?login", "GET", HTML["Accept"]),
+        (KEYED, "/livez?login", "GET", HTML["Accept"]),
+        (KEYED, "/healthcheck/-/feed?login", "GET", HTML["Accept"]),
+        ({"LIFECYCLE_DETAILS": "never"}, "/healthcheck?login", "GET", HTML["Accept"]),
+        ({"LIFECYCLE_DETAILS": "never", "LIFECYCLE_TOKEN": "hush"}, "/healthcheck?login", "GET", HTML["Accept"]),
+        ({"LIFECYCLE_DETAILS": "always"}, "/healthcheck?login", "GET", HTML["Accept"]),
+    ],
+)
+def test_no_prober_is_asked_to_sign_in(config: dict[str, Any], path: str, method: str, accept: str) -> None:
+    """Only a browser that asks for the page is asked to sign in, and only where a token would help."""
+    assert get(serve(**config)[0], path, method=method, Accept=accept).status_code in (200, 404)
+
+
+def test_signing_in_is_for_looking() -> None:
+    """What a browser sends along by itself lets nobody operate the process: another site could make it do so."""
+    assert auth.has_password(RIGHT, "hush-hüsh:hush")
+    assert not auth.has_bearer_token(RIGHT, "hush-hüsh:hush")
+
+
+# -- the feed -----------------------------------------------------------------------------------------------------
+
+
+def test_the_feed_is_the_page() -> None:
+    """The feed is the page."""
+    app, lifecycle = serve()
+    lifecycle.check("db")(lambda: None)
+    get(app)  # from now on this browser is among the probers
+    pages = [page_of(app).elements, page_of(app, "/healthcheck/-/feed").elements]
+    assert [tag for tag, _ in pages[0]] == [tag for tag, _ in pages[1]]
+
+
+# -- colours ------------------------------------------------------------------------------------------------------
+
+CSS = (Path(page_module.__file__).parent / "static" / "status.css").read_text(encoding="utf-8")
+# What is written on what.
+PAIRS = [
+    *product(("text", "muted", "accent"), ("ground", "raised")),
+    *((status, f"{status}-ground") for status in ("pass", "warn", "fail")),
+]
+
+
+def _themes() -> Iterator[tuple[str, dict[str, str]]]:
+    light: dict[str, str] = {}
+    for name, block in (
+        ("light", r"\A.*?:root \{(.*?)\}"),
+        ("dark", r"dark\) \{\s*:root \{(.*?)\}"),
+        ("print", r"print \{\s*:root \{(.*?)\}"),
+    ):
+        [found] = re.findall(block, CSS, re.DOTALL)
+        colours = dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6});", found))
+        light = light or colours
+        yield name, light | colours
+
+
+def _luminance(colour: str) -> float:
+    """Relative luminance, WCAG 2.2."""
+    channels = [int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)]
+    linear = [value / 12.92 if value <= 0.04045 else ((value + 0.055) / 1.055) ** 2.4 for value in channels]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def contrast(one: str, other: str) -> float:
+    """The contrast ratio of two colours."""
+    brighter, darker = sorted((_luminance(one), _luminance(other)), reverse=True)
+    return (brighter + 0.05) / (darker + 0.05)
+
+
+@pytest.mark.parametrize(("theme", "colours"), list(_themes()), ids=["light", "dark", "print"])
+@pytest.mark.parametrize(("ink", "paper"), PAIRS)
+def test_contrast(theme: str, colours: dict[str, str], ink: str, paper: str) -> None:
+    """Whatever is written is at least 4.5 to 1 against what it is written on: light, dark and in print."""
+    assert contrast("#000000", "#ffffff") == pytest.approx(21)
+    assert contrast(colours[ink], colours[paper]) >= 4.5, theme
+
+
+def test_every_colour_is_a_property() -> None:
+    """There is no colour in the style sheet but in its properties, and each of them is used."""
+    names = {name for _, colours in _themes() for name in colours}
+    rest = re.sub(r"--[\w-]+: #[0-9a-f]{6};", "", CSS)
+    assert re.findall(r"#[0-9a-f]{3,8}\b(?![\w-])", rest) == []
+    assert set(re.findall(r"var\(--([\w-]+)\)", CSS)) == names
+    assert not any(word in CSS for word in ("@import", "url(", "http", "!important"))

@@ -1,0 +1,152 @@
+"""``flask lifecycle verify`` as its users meet it."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+from click.testing import CliRunner, Result
+from flask import Flask
+
+from flask_lifecycle import Lifecycle
+from flask_lifecycle._verify.command import commands
+from flask_lifecycle._verify.scenarios import CATALOGUE
+
+from .page import PAGE, replaced
+
+BREAKING = str(Path(__file__).with_name("breaking_server.py"))
+BOUND = 60.0
+
+
+def verify(*arguments: str) -> Result:
+    return CliRunner().invoke(commands(lambda _info: None)["verify"], arguments)
+
+
+def test_the_list() -> None:
+    """It has every scenario and what it promises."""
+    listed = verify("--list").output.splitlines()
+    assert [line.split()[0] for line in listed] == list(CATALOGUE)
+    chosen = verify("--list", "--only", "hooks").output.splitlines()
+    assert chosen == [line for line in listed if line.startswith("hooks/")]
+
+
+def test_the_page() -> None:
+    """``docs/verify.md`` has the catalogue of the code."""
+    text = PAGE.read_text(encoding="utf-8")
+    assert replaced(text) == text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ((), "Give the command that starts the server after '--'"),
+        (("--", "serve"), "The command has no {port}, which is replaced by a free port"),
+        (("--only", "accept/que", "--", "serve", "{port}"), "did you mean 'accept/queue'?"),
+        (("--skip", "xyz", "--", "serve", "{port}"), "There is no scenario 'xyz'; --list shows all."),
+        (("--url", "here", "--", "serve"), "--url 'here' is not of the form http://HOST:PORT."),
+        (("--url", "http://localhost:x", "--", "serve"), "is not of the form http://HOST:PORT."),
+        (("--url", "localhost:80", "--jobs", "2", "--", "serve"), "leave --jobs at 1."),
+        (("--", "/no/such/command", "{port}"), "'/no/such/command' cannot be started: No such file"),
+        (("--", "false", "{port}"), "The command ended with 1 before it answered. Its last line: it printed nothing"),
+        (("--", "true", "{port}"), "The command ended with 0 before it answered; it must stay in the foreground."),
+        (("--timeout", "1", "--", "yes", "{port}"), "did not answer on 127.0.0.1:"),
+    ],
+)  # fmt: skip
+def test_misuse(arguments: tuple[str, ...], sentence: str) -> None:
+    """What cannot be checked is said in one sentence, with exit code 2; a command that floods its output as well."""
+    result = verify(*arguments)
+    assert result.exit_code == 2
+    assert sentence in result.output
+
+
+def test_an_address_that_is_taken() -> None:
+    """Nothing is started where another process answers."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        result = verify("--url", f"http://127.0.0.1:{port}", "--", sys.executable, "-m", "http.server", str(port))
+    assert result.exit_code == 2
+    assert f"Something listens on 127.0.0.1:{port} already; stop it first." in result.output
+
+
+def test_the_outcomes(tmp_path: Path) -> None:
+    """A broken promise fails the levels that include it, and is in the table, the JSON and the JUnit file."""
+    files = ("--json", str(tmp_path / "json"), "--junit", str(tmp_path / "junit"), "--keep-logs", str(tmp_path))
+    chosen = ("--only", "in-flight/half-head", "--only", "in-flight/running", "--jobs", "2")
+    command = ("--", sys.executable, BREAKING, "{port}", "in-flight/half-head")
+    result = verify("--require", "accepted", *files, *chosen, *command)
+    assert result.exit_code == 1, result.output
+    assert "1 holds, 1 broken, 0 not checked. The promise 'accepted' is broken." in result.output
+    document = json.loads((tmp_path / "json").read_text())
+    assert (document["required"], document["holds"]) == ("accepted", False)
+    assert {each["scenario"]: each["result"] for each in document["scenarios"]} == {
+        "in-flight/half-head": "broken", "in-flight/running": "holds",
+    }  # fmt: skip
+    suite = ElementTree.parse(tmp_path / "junit").getroot()
+    assert (suite.get("tests"), suite.get("failures"), suite.get("skipped")) == ("2", "1", "0")
+    assert (tmp_path / "in-flight-half-head.log").exists()
+    assert verify("--require", "started", *chosen, *command).exit_code == 0
+
+
+def test_a_server_without_a_lifecycle() -> None:
+    """Its own paths are asked for; what has none is not checked."""
+    server = ("--", sys.executable, "-m", "http.server", "--bind", "127.0.0.1", "{port}")
+    result = verify(*server)
+    assert result.exit_code == 2
+    assert "The application has no Lifecycle, so give the paths of its own work" in result.output
+    result = verify("--fast", "/", "--only", "accept/queue", "--only", "in-flight/running", "--require", "all", *server)
+    assert result.exit_code == 1
+    assert "accept/queue                    all      broken" in result.output
+    assert "no path is given for slow" in result.output
+
+
+def test_ctrl_c_ends_all_processes(tmp_path: Path) -> None:
+    """Ctrl-C in the middle of a scenario ends the process under test, and the exit code says so."""
+    command = (sys.executable, "-m", "flask", "lifecycle", "verify", "--only", "exit", "--keep-logs", str(tmp_path))
+    served = ("--", sys.executable, BREAKING, "{port}", "exit/hung-request")
+    with subprocess.Popen([*command, *served], stdout=subprocess.PIPE, text=True) as running:
+        try:
+            assert running.stdout is not None
+            assert running.stdout.readline().startswith("scenario")  # now a scenario runs
+            running.send_signal(signal.SIGINT)
+            assert running.wait(BOUND) == 128 + signal.SIGINT
+        finally:
+            running.kill()
+    mark = f"{BREAKING}\0".encode()
+    assert not [
+        path for path in Path("/proc").glob("[0-9]*/cmdline")
+        if str(running.pid) in path.parent.joinpath("stat").read_text().split() and mark in path.read_bytes()
+    ]  # fmt: skip
+
+
+def test_the_routes_exist_only_under_verify(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Without the variable that ``verify`` sets, an application has none of its routes and hooks."""
+
+    def rules() -> set[str]:
+        app = Flask("shop")
+        app.config["TESTING"] = True
+        Lifecycle(app)
+        return {rule.rule for rule in app.url_map.iter_rules() if "abc" in rule.rule}
+
+    assert rules() == set()
+    record = tmp_path / "record"
+    record.touch()
+    monkeypatch.setenv("LIFECYCLE_VERIFY", f"abc:{record}")
+    assert "/abc/slow" in rules()
+    monkeypatch.setenv("LIFECYCLE_VERIFY", "1")
+    with pytest.raises(ValueError, match="LIFECYCLE_VERIFY is set, but not by 'flask lifecycle verify'; unset it"):
+        rules()
+
+
+def test_our_own_server() -> None:
+    """The promise of ``flask lifecycle run`` on waitress holds, by the claim that the server makes."""
+    app = str(Path(__file__).parent.parent.parent / "examples" / "quickstart.py")
+    command = (sys.executable, "-m", "flask", "--app", app, "lifecycle", "run", "-p", "{port}")
+    result = verify("--jobs", "5", "--grace", "30", "--skip", "exit/hung-request", "--", *command)
+    assert result.exit_code == 0, result.output
+    assert "0 broken, 0 not checked. The promise 'all' holds." in result.output
