@@ -22,6 +22,7 @@ from pathlib import Path
 from .processes import FleetError, Instance, Process, ask, find, free_port, wait_until
 
 INTERVAL = 200  # milliseconds between two checks
+TIMEOUT = 2  # seconds that a check may take; without it HAProxy allows one interval, too short on a busy machine
 FALL = 2
 FAIL_TIMEOUT = 2  # seconds
 
@@ -33,6 +34,7 @@ defaults
     timeout connect 5s
     timeout client 30s
     timeout server 30s
+    timeout check {timeout}s
 listen fleet
     bind 127.0.0.1:{port}
     option httpchk GET /readyz
@@ -116,7 +118,7 @@ class HAProxy(Balancer):
 
     def command(self) -> list[str]:
         servers = "\n".join(f"    server {each.name} 127.0.0.1:{each.port}" for each in self.instances)
-        numbers = {"port": self.port, "interval": INTERVAL, "fall": FALL}
+        numbers = {"port": self.port, "interval": INTERVAL, "timeout": TIMEOUT, "fall": FALL}
         redispatch = "option redispatch 1" if self.redispatch else ""
         path = self.home / "haproxy.cfg"
         path.write_text(_HAPROXY.format(home=self.home, redispatch=redispatch, servers=servers, **numbers))
@@ -181,7 +183,7 @@ class Envoy(Balancer):
         }
         chain = {"filters": [{"name": "envoy.filters.network.http_connection_manager", "typed_config": manager}]}
         check = {
-            "timeout": "2s",
+            "timeout": f"{TIMEOUT}s",
             "interval": f"{INTERVAL / 1000}s",
             # Else 60 s, from a check that came before the first request.
             "no_traffic_interval": f"{INTERVAL / 1000}s",
@@ -222,7 +224,7 @@ class Traefik(Balancer):
     def command(self) -> list[str]:
         self._api = free_port()
         servers = [{"url": f"http://127.0.0.1:{each.port}"} for each in self.instances]
-        check = {"path": "/readyz", "interval": f"{INTERVAL}ms", "timeout": "2s"}
+        check = {"path": "/readyz", "interval": f"{INTERVAL}ms", "timeout": f"{TIMEOUT}s"}
         balancer = {"servers": servers, "healthCheck": check}
         configuration = {
             "http": {
