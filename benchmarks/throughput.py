@@ -52,7 +52,9 @@ def gunicorn(worker_class: str) -> Command:
 
     def command(kind: str, port: int) -> list[str]:
         hooks = ["--config", str(ROOT / "examples/gunicorn/gunicorn.conf.py")] if kind == OURS else []
-        options = ["--worker-class", worker_class, "--threads", str(THREADS), "--bind", f"127.0.0.1:{port}"]
+        # Those of the command line take the place of the file's.
+        options = ["--workers", "1", "--keep-alive", "120", "--worker-class", worker_class, "--threads", str(THREADS)]
+        options += ["--bind", f"127.0.0.1:{port}"]
         return [sys.executable, "-m", "gunicorn", *hooks, *options, f"{APP}:app"]
 
     return command

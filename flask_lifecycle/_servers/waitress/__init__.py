@@ -24,7 +24,8 @@ then nothing is closed, and the guard refuses.
 
 Traps of waitress that this package avoids: ``server.close()`` closes the trigger's pipe while workers still write to
 that number; ``MultiSocketServer`` has none of the attributes of a server (the servers are taken from the map);
-``connection_limit`` stops accepting (lifted in a stop); ``select`` ends at descriptor 1,024 (``run`` uses ``poll``).
+``connection_limit`` stops accepting (lifted in a stop); ``select`` ends at descriptor 1,024, from where ``run`` uses
+``poll``, which costs waitress more for each connection.
 """
 
 from __future__ import annotations
@@ -364,7 +365,8 @@ class RunningWaitress(Waitress):
         # At most a second, so that a signal which another thread took is not left lying.
         timeout = min(1.0, float(self._adj.asyncore_loop_timeout))
         while not self._ended:
-            wasyncore.loop(timeout, self._adj.asyncore_use_poll, self._map, count=1)
+            poll = self._adj.asyncore_use_poll and max(self._map, default=0) >= _SELECTABLE
+            wasyncore.loop(timeout, poll, self._map, count=1)
         self._release()
 
     def stop(self) -> None:
