@@ -6,15 +6,19 @@ made and ended, by a reset or an end of file, before the whole response had arri
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import select
 import socket
 import threading
 import time
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-Address = tuple[str, int]
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+Tcp = tuple[str, int]  # host and port
+Address = Tcp | str  # or the path of a Unix socket
 
 
 class LostError(Exception):
@@ -30,38 +34,59 @@ class Response:
     body: bytes
 
     @property
-    def closes(self) -> bool:
+    def says_close(self) -> bool:
         """Whether it says that the connection ends here."""
         return self.headers.get("connection", "").lower() == "close"
 
 
-def request_head(path: str, method: str = "GET", **headers: str) -> bytes:
-    """The head of a request; ``_`` in the name of a header stands for ``-``."""
-    lines = [f"{method} {path} HTTP/1.1", "Host: localhost"]
-    lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
+def shown(address: Address) -> str:
+    """An address as a person writes it."""
+    return address if isinstance(address, str) else f"{address[0]}:{address[1]}"
+
+
+def request_head(path: str, method: str = "GET", length: int = 0, /, *, version: str = "1.1", **headers: str) -> bytes:
+    """The head of a request.
+
+    :param length: of the body in bytes.
+    :param headers: ``_`` in a name stands for ``-``.
+    """
+    fields = {"Host": "localhost", **{name.replace("_", "-"): value for name, value in headers.items()}}
+    if (length or method == "POST") and "Transfer-Encoding" not in fields:
+        fields["Content-Length"] = str(length)
+    lines = [f"{method} {path} HTTP/{version}", *(f"{name}: {value}" for name, value in fields.items())]
     return ("\r\n".join(lines) + "\r\n\r\n").encode()
 
 
 class Connection:
-    """One connection of a client.
+    """One connection of a client; at the end of a ``with`` block it is closed.
 
     :param patience: seconds that each wait for the server may take; then :exc:`TimeoutError`.
     :param slow: receive into a small buffer, so that a large response stays with the server.
+    :param sock: an already connected socket.
     """
 
-    def __init__(self, address: Address, patience: float, *, slow: bool = False) -> None:
+    def __init__(
+        self, address: Address, patience: float, *, slow: bool = False, sock: socket.socket | None = None
+    ) -> None:
         self._unread = b""
-        self.sock = socket.socket(socket.AF_INET6 if ":" in address[0] else socket.AF_INET)
+        self.sock = sock or _new_socket(address)
         try:
             self.sock.settimeout(patience)
             if slow:
                 self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-            self.sock.connect(address)
-            if self.sock.getsockname() == self.sock.getpeername():  # as happens on the loopback without a listener
-                raise ConnectionRefusedError(errno.ECONNREFUSED, "connected to itself")
+            if sock is None:
+                self.sock.connect(address)
+                if _is_its_own_peer(self.sock):
+                    raise ConnectionRefusedError(errno.ECONNREFUSED, "connected to itself")
         except BaseException:
             self.sock.close()
             raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self.sock.close()
 
     def close(self) -> None:
         self.sock.close()
@@ -73,50 +98,64 @@ class Connection:
         except ConnectionError as error:
             raise LostError(f"{type(error).__name__} while sending") from error
 
+    def ask(self, path: str, method: str = "GET", body: bytes = b"", /, **headers: str) -> None:
+        """Send one request and do not wait for the response."""
+        self.send(request_head(path, method, len(body), **headers) + body)
+
     def get(self, path: str) -> Response:
         """Send one request and read its response."""
-        self.send(request_head(path))
+        self.ask(path)
         return self.response()
 
-    def _receive(self, where: str) -> bytes:
+    def receive(self, size: int = 65536, where: str = "what was read") -> bytes:
+        """Read what the kernel has, ``b""`` at the end of file; ``where`` is for the text of a loss."""
         try:
-            data = self.sock.recv(65536)
+            return self.sock.recv(size)
         except ConnectionError as error:
             raise LostError(f"{type(error).__name__} in {where}") from error
+
+    def _receive_more(self, where: str) -> None:
+        data = self.receive(where=where)
         if not data:
             raise LostError(f"end of file in {where}")
+        self._unread += data
+
+    def until(self, end: bytes, where: str) -> bytes:
+        """Read until these bytes; return those before them."""
+        while end not in self._unread:
+            self._receive_more(where)
+        data, self._unread = self._unread.split(end, 1)
         return data
 
-    def _line(self, where: str) -> bytes:
-        while b"\r\n" not in self._unread:
-            self._unread += self._receive(where)
-        line, self._unread = self._unread.split(b"\r\n", 1)
-        return line
-
-    def _exactly(self, size: int) -> bytes:
-        parts = [self._unread[:size]]
-        missing = size - len(parts[0])
+    def exactly(self, size: int) -> bytes:
+        """Read a number of bytes."""
+        parts, missing = [self._unread[:size]], size - len(self._unread[:size])
         self._unread = self._unread[size:]
-        while missing > 0:
-            data = self._receive(f"the body, {missing} of {size} bytes missing")
-            self._unread = data[missing:]
-            parts.append(data[:missing])
-            missing -= len(parts[-1])
+        while missing:
+            where = f"the body, {missing} of {size} bytes missing"
+            data = self.receive(min(missing, 65536), where)
+            if not data:
+                raise LostError(f"end of file in {where}")
+            parts.append(data)
+            missing -= len(data)
         return b"".join(parts)
+
+    def rest(self) -> bytes:
+        """Read until the server closes the connection."""
+        parts, self._unread = [self._unread], b""
+        while data := self.receive(where="the body"):
+            parts.append(data)
+        return b"".join(parts)
+
+    def _line(self, where: str) -> bytes:
+        return self.until(b"\r\n", where)
 
     def _chunks(self) -> bytes:
         parts = []
         while size := int(self._line("the size of a chunk"), 16):
-            parts.append(self._exactly(size))
+            parts.append(self.exactly(size))
             self._line("the end of a chunk")
         self._line("the last chunk")
-        return b"".join(parts)
-
-    def _to_the_end(self) -> bytes:
-        parts, self._unread = [self._unread], b""
-        with contextlib.suppress(LostError):  # the end of file; a reset is one of the body's lengths
-            while True:
-                parts.append(self._receive("the body"))
         return b"".join(parts)
 
     def head(self) -> tuple[int, dict[str, str]]:
@@ -135,8 +174,8 @@ class Connection:
         if headers.get("transfer-encoding", "").lower() == "chunked":
             return self._chunks()
         if "content-length" in headers:
-            return self._exactly(int(headers["content-length"]))
-        return self._to_the_end()
+            return self.exactly(int(headers["content-length"]))
+        return self.rest()
 
     def response(self) -> Response:
         """Read one whole response."""
@@ -144,24 +183,38 @@ class Connection:
         return Response(status, headers, self.body(headers))
 
 
+def _new_socket(address: Address) -> socket.socket:
+    if isinstance(address, str):
+        return socket.socket(socket.AF_UNIX)
+    return socket.socket(socket.AF_INET6 if ":" in address[0] else socket.AF_INET)
+
+
+def _is_its_own_peer(sock: socket.socket) -> bool:
+    """Whether a socket has connected to itself, as may happen on the loopback to a port without a listener."""
+    try:
+        return bool(sock.getsockname() == sock.getpeername())
+    except OSError:  # connected and reset meanwhile, so a request on it is lost
+        return False
+
+
 def is_refused(address: Address, patience: float) -> bool:
     """Whether a new connection is refused."""
     try:
         Connection(address, patience).close()
-    except ConnectionRefusedError:
+    except (ConnectionRefusedError, FileNotFoundError):
         return True
     except OSError:
         return False
     return False
 
 
-def _connect(address: Address, gone: threading.Event, patience: float) -> Connection | None:
+def connect_unless_gone(address: Tcp, gone: threading.Event, patience: float) -> Connection | None:
     """Connect; ``None`` if it is refused, or not accepted before the process has gone.
 
     The kernel drops the SYN of a client that comes while the listener refuses or is full, and the client repeats it a
     second later. If there is no process then, nothing was sent, so nothing is lost.
     """
-    sock = socket.socket(socket.AF_INET6 if ":" in address[0] else socket.AF_INET)
+    sock = _new_socket(address)
     sock.setblocking(False)
     error = sock.connect_ex(address)
     end = time.monotonic() + patience
@@ -170,60 +223,88 @@ def _connect(address: Address, gone: threading.Event, patience: float) -> Connec
             error = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         elif gone.is_set():
             break
-    with contextlib.suppress(OSError):
-        if not error and sock.getsockname() != sock.getpeername():
-            connection = Connection.__new__(Connection)
-            connection._unread, connection.sock = b"", sock
-            sock.settimeout(patience)
-            return connection
-    sock.close()
-    return None
+    if error or _is_its_own_peer(sock):
+        sock.close()
+        return None
+    return Connection(address, patience, sock=sock)
 
 
 @dataclass
-class _Client:
+class StormClient:
+    """What one client of a storm has met; it alone writes this, so there is no lock."""
+
     answered: int = 0
     lost: list[str] = field(default_factory=list)
 
 
 class Storm:
-    """Clients that ask again and again without a pause, until a connection is refused.
+    """Clients that ask again and again without a pause, until a connection is refused. A ``with`` block waits for them.
 
+    :param gone: set when the process has gone.
     :param keep: use a connection until a response closes it; otherwise a new one for each request.
+    :param body: of each response, if it is known.
     """
 
     def __init__(
-        self, address: Address, path: str, gone: threading.Event, patience: float, *, clients: int, keep: bool
+        self,
+        address: Tcp,
+        path: str,
+        gone: threading.Event,
+        patience: float,
+        *,
+        clients: int,
+        keep: bool,
+        body: bytes | None = None,
     ) -> None:
-        self._address, self._path, self._gone, self._patience, self._keep = address, path, gone, patience, keep
-        self._clients = [_Client() for _ in range(clients)]
-        self._threads = [threading.Thread(target=self._run, args=(each,), daemon=True) for each in self._clients]
+        self._address, self._path, self._gone, self._patience = address, path, gone, patience
+        self._keep, self._body = keep, body
+        self.clients = [StormClient() for _ in range(clients)]
+        self._threads = [threading.Thread(target=self._run, args=(each,), daemon=True) for each in self.clients]
         for thread in self._threads:
             thread.start()
         end = time.monotonic() + patience
-        while min(each.answered for each in self._clients) < 10 and time.monotonic() < end:
+        while min(each.answered for each in self.clients) < 20 and time.monotonic() < end:
             time.sleep(0.01)
 
-    def _run(self, client: _Client) -> None:
-        headers = {} if self._keep else {"Connection": "close"}
-        while (connection := _connect(self._address, self._gone, self._patience)) is not None:
-            with contextlib.closing(connection):
-                try:
-                    while True:
-                        connection.send(request_head(self._path, **headers))
-                        response = connection.response()
-                        if response.status != 200:
-                            raise LostError(f"status {response.status}")
-                        client.answered += 1
-                        if not self._keep or response.closes:
-                            break
-                except (LostError, OSError) as error:
-                    client.lost.append(str(error))
+    def __enter__(self) -> Self:
+        return self
 
-    def end(self) -> tuple[int, list[str]]:
-        """Wait for the clients; return how many requests were answered, and how each other one was lost."""
-        for thread in self._threads:
+    def __exit__(self, kind: object, *_exc: object) -> None:
+        if kind is None:
+            self.end()
+
+    def _run(self, client: StormClient) -> None:
+        headers = {} if self._keep else {"Connection": "close"}
+        while (connection := connect_unless_gone(self._address, self._gone, self._patience)) is not None:
+            with connection:
+                try:
+                    while self._ask(connection, headers, client):
+                        pass
+                except (LostError, OSError) as error:
+                    client.lost.append(f"after {client.answered} responses: {error}")
+
+    def _ask(self, connection: Connection, headers: dict[str, str], client: StormClient) -> bool:
+        """Send one request; return whether the connection can take another."""
+        connection.ask(self._path, **headers)
+        response = connection.response()
+        if response.status != 200 or self._body not in (None, response.body):
+            raise LostError(f"status {response.status}, {response.body[:80]!r}")
+        client.answered += 1
+        return self._keep and not response.says_close
+
+    def end(self) -> None:
+        """Wait for the clients; one that still waits for its response has lost it."""
+        for client, thread in zip(self.clients, self._threads, strict=True):
             thread.join(self._patience)
-        if any(thread.is_alive() for thread in self._threads):
-            return sum(each.answered for each in self._clients), ["a client still waits for its response"]
-        return sum(each.answered for each in self._clients), [loss for each in self._clients for loss in each.lost]
+            if thread.is_alive():
+                client.lost.append("it still waits for a response")
+
+    @property
+    def answered(self) -> int:
+        """How many requests were answered."""
+        return sum(each.answered for each in self.clients)
+
+    @property
+    def lost(self) -> list[str]:
+        """How each lost request was lost."""
+        return [loss for each in self.clients for loss in each.lost]

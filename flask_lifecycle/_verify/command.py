@@ -17,7 +17,7 @@ from xml.etree import ElementTree
 
 import click
 
-from .client import Address
+from .client import Tcp
 from .runner import BROKEN, HOLDS, NOT_CHECKED, Outcome, Plan, Runner, choose
 from .scenarios import LEVELS, SIGNALS, Scenario
 from .subject import MisuseError
@@ -41,7 +41,7 @@ def _path_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-def _address(url: str) -> Address:
+def _address(url: str) -> Tcp:
     parts = urlsplit(url if "//" in url else f"//{url}")
     try:
         port = parts.port

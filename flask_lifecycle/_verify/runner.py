@@ -11,8 +11,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
-from .client import Address, LostError, is_refused
-from .scenarios import ACCEPTED, ALL, CATALOGUE, STARTED, STARTS_ITSELF, Scenario
+from .client import LostError, Tcp, is_refused, shown
+from .scenarios import ACCEPTED, ALL, CATALOGUE, STARTED, Scenario
 from .subject import MisuseError, Subject
 from .trial import BrokenError, NotCheckedError, Trial
 
@@ -45,7 +45,7 @@ class Plan:
     """
 
     command: Sequence[str]
-    address: Address | None
+    address: Tcp | None
     paths: Mapping[str, str]
     number: int
     grace: float | None
@@ -98,7 +98,7 @@ class Runner:
         if not Path("/proc/self/environ").exists():
             raise MisuseError("This system has no /proc, by which the processes of the command are found; use Linux.")
         if self.plan.address is not None and not is_refused(self.plan.address, self.plan.patience):
-            raise MisuseError(f"Something listens on {_shown(self.plan.address)} already; stop it first.")
+            raise MisuseError(f"Something listens on {shown(self.plan.address)} already; stop it first.")
         with self._started() as subject:
             own = subject.wait_serving()
             if not own and not self.plan.paths:
@@ -149,10 +149,10 @@ class Runner:
 
     def _run_on(self, subject: Subject, scenario: Scenario) -> str:
         own = False
-        if scenario.name in STARTS_ITSELF:
-            subject.wait_for(lambda: subject.starting, subject.patience)
-        else:
+        if scenario.needs:
             own = subject.wait_serving()
+        else:
+            subject.wait_for(lambda: subject.starting, subject.patience)
         settings = subject.settings
         paths = {}
         if own:
@@ -160,15 +160,11 @@ class Runner:
             paths |= {kind: settings[kind] for kind in ("ready", "live")}
         paths |= self.plan.paths
         missing = [kind for kind in scenario.needs if kind not in paths]
-        if missing and scenario.name not in STARTS_ITSELF:
+        if missing:
             raise NotCheckedError(f"no path is given for {', '.join(missing)}")
         grace = self.plan.grace or float(settings.get("grace", 30.0))
         with contextlib.closing(Trial(subject, paths, own, self.plan.number, grace)) as trial:
             return scenario.run(trial)
-
-
-def _shown(address: Address) -> str:
-    return f"{address[0]}:{address[1]}"
 
 
 def choose(only: Sequence[str], skip: Sequence[str]) -> list[Scenario]:

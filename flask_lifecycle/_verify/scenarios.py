@@ -8,7 +8,6 @@ they record, not by the clock.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import signal
 import socket
@@ -25,7 +24,10 @@ BEYOND = "beyond"  # some servers keep it; it is reported, and none of the level
 
 @dataclasses.dataclass(frozen=True)
 class Scenario:
-    """One scenario; ``needs`` are the kinds of work whose paths it uses."""
+    """One scenario.
+
+    :param needs: the kinds of work whose paths it uses; without any it runs while the command starts.
+    """
 
     name: str
     level: str
@@ -66,7 +68,7 @@ def accept_queue(trial: Trial) -> str:
     with trial.subject.stopped():
         clients = [trial.connect() for _ in range(8)]
         for client in clients:
-            client.send(request_head(trial.path("fast")))
+            client.ask(trial.path("fast"))
         trial.stop()
     for client in clients:
         trial.expect(client, "fast")
@@ -75,13 +77,12 @@ def accept_queue(trial: Trial) -> str:
 
 def _storm(trial: Trial, keep: bool) -> str:
     subject = trial.subject
-    storm = Storm(subject.address, trial.path("fast"), subject.gone, subject.patience, clients=6, keep=keep)
-    trial.stop()
-    trial.exit()
-    answered, lost = storm.end()
-    if lost:
-        raise BrokenError(f"{len(lost)} lost of {answered + len(lost)}, for example: {lost[0]}")
-    return f"{answered} answered, none lost"
+    with Storm(subject.address, trial.path("fast"), subject.gone, subject.patience, clients=6, keep=keep) as storm:
+        trial.stop()
+        trial.exit()
+    if lost := storm.lost:
+        raise BrokenError(f"{len(lost)} lost of {storm.answered + len(lost)}, for example: {lost[0]}")
+    return f"{storm.answered} answered, none lost"
 
 
 @scenario(
@@ -126,7 +127,7 @@ def queued(trial: Trial) -> str:
     trial.begin("slow", 1)
     clients = [trial.connect() for _ in range(12)]
     for client in clients:
-        client.send(request_head(trial.path("slow", 0.5)))
+        client.ask(trial.path("slow", 0.5))
     trial.settle()
     trial.stop()
     for client in clients:
@@ -167,7 +168,7 @@ def half_head(trial: Trial) -> str:
     why="An upload takes seconds, and a client cannot tell how much of it counted.",
 )  # fmt: skip
 def half_body(trial: Trial) -> str:
-    head = request_head(trial.path("upload"), "POST", Content_Length="10")
+    head = request_head(trial.path("upload"), "POST", 10)
     _in_parts(trial, "upload", head + b"half-", b"other")
     return "answered"
 
@@ -178,14 +179,14 @@ def half_body(trial: Trial) -> str:
     why="Phones on bad networks send like this.",
 )  # fmt: skip
 def trickled(trial: Trial) -> str:
-    head = request_head(trial.path("upload"), "POST", Content_Length="10")
+    head = request_head(trial.path("upload"), "POST", 10)
     _in_parts(trial, "upload", head, *(b"%d" % number for number in range(10)), pause=0.05)
     return "answered"
 
 
 def _must_work(trial: Trial, what: str, act: Callable[[Connection], int]) -> None:
     """Whether the server does this at all, before the stop."""
-    with contextlib.closing(Connection(trial.subject.address, min(5.0, trial.subject.patience))) as client:
+    with Connection(trial.subject.address, min(5.0, trial.subject.patience)) as client:
         try:
             status = act(client)
         except (LostError, OSError, ValueError):
@@ -218,7 +219,7 @@ def chunked(trial: Trial) -> str:
     why="curl and many SDKs ask before they send a large body.",
 )  # fmt: skip
 def expect_continue(trial: Trial) -> str:
-    head = request_head(trial.path("upload"), "POST", Content_Length="5", Expect="100-continue")
+    head = request_head(trial.path("upload"), "POST", 5, Expect="100-continue")
 
     def act(client: Connection) -> int:
         client.send(head)
@@ -247,7 +248,7 @@ def pipelined(trial: Trial) -> str:
         if response.status != 200:
             raise BrokenError(f"status {response.status} instead of 200")
         answered += 1
-        if response.closes:
+        if response.says_close:
             break
     return f"{answered} of 3 answered" + ("" if answered == 3 else ", then Connection: close")
 
@@ -271,7 +272,7 @@ def streamed(trial: Trial) -> str:
 )  # fmt: skip
 def slow_reader(trial: Trial) -> str:
     client = trial.connect(slow=True)
-    client.send(request_head(trial.path("large")))
+    client.ask(trial.path("large"))
     status, headers = client.head()
     trial.stop()
     trial.settle()
@@ -287,10 +288,7 @@ def slow_reader(trial: Trial) -> str:
     why="nginx speaks HTTP/1.0 to its upstreams unless it is configured otherwise.",
 )  # fmt: skip
 def http_10(trial: Trial) -> str:
-    client = trial.connect()
-    before = len(trial.subject.recorded("begin"))
-    client.send(request_head(trial.path("slow", 1.5)).replace(b"HTTP/1.1", b"HTTP/1.0"))
-    trial.subject.wait_for(lambda: len(trial.subject.recorded("begin")) > before, 5.0 if trial.own else 0.5)
+    client = trial.begin("slow", 1.5, version="1.0")
     trial.stop()
     trial.expect(client, "slow")
     return "answered"
@@ -303,7 +301,7 @@ def http_10(trial: Trial) -> str:
 )  # fmt: skip
 def half_closed(trial: Trial) -> str:
     def act(client: Connection) -> int:
-        client.send(request_head(trial.path("slow", 0.1)))
+        client.ask(trial.path("slow", 0.1))
         client.sock.shutdown(socket.SHUT_WR)
         return client.response().status
 
@@ -365,7 +363,7 @@ def says_close(trial: Trial) -> str:
     client = trial.begin("slow", 1.5)
     trial.stop()
     response = client.response()
-    if response.status != 200 or not response.closes:
+    if response.status != 200 or not response.says_close:
         raise BrokenError(f"status {response.status}, Connection: {response.headers.get('connection', '(none)')}")
     return "Connection: close"
 
@@ -380,7 +378,7 @@ def _probe(trial: Trial, kind: str) -> int:
     """
     host, port = trial.subject.address
     try:
-        with contextlib.closing(Connection((host, trial.probe_port or port), trial.subject.patience)) as client:
+        with Connection((host, trial.probe_port or port), trial.subject.patience) as client:
             return client.get(trial.path(kind)).status
     except ConnectionRefusedError:
         return 0
@@ -440,7 +438,7 @@ def live_busy(trial: Trial) -> str:
         raise NotCheckedError("needs the routes of verify, which record when the requests end")
     trial.begin("slow", 4)
     for _ in range(40):
-        trial.connect().send(request_head(trial.path("slow", 4)))
+        trial.connect().ask(trial.path("slow", 4))
     try:
         status = _probe(trial, "live")
     except TimeoutError:
@@ -541,7 +539,7 @@ def second_signal(trial: Trial) -> str:
 
 
 @scenario(
-    "exit/during-start", STARTED, "fast",
+    "exit/during-start", STARTED,
     promise="A process that is stopped while it starts is gone within the grace period.",
     why="Deploys are rolled back at any moment; a signal that is lost then is a hung deploy.",
 )  # fmt: skip
@@ -579,5 +577,4 @@ def no_process_left(trial: Trial) -> str:
     return "none"
 
 
-STARTS_ITSELF = {"exit/during-start"}  # these do not wait until the process serves
 SIGNALS = {"SIGTERM": signal.SIGTERM, "SIGINT": signal.SIGINT, "SIGQUIT": signal.SIGQUIT, "SIGHUP": signal.SIGHUP}

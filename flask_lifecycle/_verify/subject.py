@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .client import Address, Connection, LostError, is_refused
+from .client import Connection, LostError, Tcp, is_refused, shown
 from .routes import VARIABLE
 
 _LOG_BYTES = 256 * 1024  # of what the process prints, the end is kept
@@ -42,7 +42,8 @@ def free_port() -> int:
     first = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
     while True:
         port = random.randrange(min(10_000, first - 1_000), first)
-        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+        with contextlib.suppress(OSError), socket.socket() as sock:
+            sock.bind(("", port))
             return port
 
 
@@ -53,7 +54,7 @@ class Subject:
     :raises MisuseError: the command cannot be started.
     """
 
-    def __init__(self, command: Sequence[str], address: Address | None, home: Path, patience: float) -> None:
+    def __init__(self, command: Sequence[str], address: Tcp | None, home: Path, patience: float) -> None:
         self.patience = patience
         ports = {"{port}": str(free_port()), "{probe_port}": str(free_port())}
         self.address = address or ("127.0.0.1", int(ports["{port}"]))
@@ -141,7 +142,7 @@ class Subject:
         def answers() -> bool:
             with (
                 contextlib.suppress(OSError, LostError, ValueError),
-                contextlib.closing(Connection(self.address, self.patience)) as connection,
+                Connection(self.address, self.patience) as connection,
             ):
                 statuses.append(connection.get(f"/{self.prefix}/fast").status)
             return bool(statuses) and statuses[-1] != 503
@@ -151,10 +152,10 @@ class Subject:
                 cure = "" if self._popen.returncode else "; it must stay in the foreground"
                 what = f"ended with {self._popen.returncode} before it answered{cure}"
             else:
-                what = f"did not answer on {self.address[0]}:{self.address[1]} within {self.patience:g} s"
+                what = f"did not answer on {shown(self.address)} within {self.patience:g} s"
             raise MisuseError(f"The command {what}. Its last line: {self.last_line}")
         if self.settings and statuses[-1] != 200:
-            raise MisuseError(f"Another process answers on {self.address[0]}:{self.address[1]}; try again.")
+            raise MisuseError(f"Another process answers on {shown(self.address)}; try again.")
         return statuses[-1] == 200
 
     def signal(self, number: int) -> None:

@@ -60,11 +60,11 @@ class Trial:
         self._resources.callback(connection.close)
         return connection
 
-    def begin(self, kind: str, seconds: float = 1.0, **headers: str) -> Connection:
+    def begin(self, kind: str, seconds: float = 1.0, *, version: str = "1.1") -> Connection:
         """Send a request and wait until it runs."""
         before = len(self.subject.recorded("begin"))
         connection = self.connect()
-        connection.send(request_head(self.path(kind, seconds), **headers))
+        connection.send(request_head(self.path(kind, seconds), version=version))
         if not self.own:
             time.sleep(_SETTLE)
         elif not self.subject.wait_for(lambda: len(self.subject.recorded("begin")) > before, self.subject.patience):

@@ -7,10 +7,8 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import random
 import re
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -19,6 +17,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from flask_lifecycle._verify.subject import free_port
 
 from ._client import PATIENCE, Address, get, refuses
 
@@ -77,18 +77,6 @@ class Resources:
     peak: int
     threads: int
     descriptors: int
-
-
-def free_port() -> int:
-    """A port on which no process listens, below those that a kernel chooses for connections and for port 0.
-
-    Other tests run meanwhile: what the kernel had chosen it could choose once more, before the server has it.
-    """
-    while True:
-        port = random.randrange(10_000, 32_000)
-        with contextlib.suppress(OSError), socket.socket() as sock:
-            sock.bind(("", port))
-            return port
 
 
 def wait_until(true: Callable[[], bool], what: str) -> None:

@@ -8,7 +8,7 @@ import signal
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ._client import Address, Connection, head_of
+from ._client import Address, Connection, request_head
 from ._process import BIG, Running, wait_until
 
 ADDRESS = r"(?:[Rr]unning on http://|Listening at: http://|bound to TCP address )127\.0\.0\.1:(\d+)"
@@ -76,7 +76,7 @@ class Traffic:
         for each in self.started:
             each.ask("/gate/work")
         running.wait_event("begin live work", times=len(self.started))
-        self.slow = self.connect(small=True)
+        self.slow = self.connect(slow=True)
         self.slow.ask("/big")
         self.slow_head = self.slow.head()
         self.kernel: list[Connection] = []
@@ -91,7 +91,7 @@ class Traffic:
         self.body.send(b"POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\nhalf-")
         if self.kind.chunks:
             self.chunks.send(b"POST /echo HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhalf-")
-        self.piped.send(head_of("GET", "/gate/work", {}, 0) + head_of("GET", "/fast", {}, 0))
+        self.piped.send(request_head("/gate/work") + request_head("/fast"))
         self.queued = [self.connect() for _ in range(queued)]
         for each in self.queued:
             each.ask("/gate/work")

@@ -17,7 +17,7 @@ from .conftest import each_lossless_server
 def test_reader_longer_than_the_grace_period(live: Starter, server: str) -> None:
     """A client that never reads its answer is given up at the deadline, and named in the log."""
     running = live.serve(server, settings={"LIFECYCLE_GRACE_PERIOD": 1.0})
-    with Connection(running.address, small=True) as connection:
+    with Connection(running.address, slow=True) as connection:
         connection.ask("/big")
         connection.head()
         assert running.stop() == 1

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from ._client import Address, Answer, Connection, get, head_of, refuses
+from ._client import Address, Connection, Response, get, refuses, request_head
 from ._process import BIG, THEIRS, Starter
 from ._traffic import fill_accept_queue
 from .conftest import each_lossless_server
@@ -32,7 +32,7 @@ def test_body_that_was_asked_for(live: Starter, lossless_server: str) -> None:
     """A client that was told "100 Continue" before the signal may send its body after it."""
     running = live.serve(lossless_server)
     with Connection(running.address) as connection:
-        connection.send(head_of("POST", "/echo", {"Expect": "100-continue"}, 1000))
+        connection.send(request_head("/echo", "POST", 1000, Expect="100-continue"))
         # Werkzeug says it twice: http.server does, and then run_wsgi.
         assert connection.receive().startswith(b"HTTP/1.1 100 Continue\r\n\r\n")
         running.begin_stop()
@@ -49,7 +49,7 @@ def test_request_that_never_ends(live: Starter, server: str) -> None:
     """
     running = live.serve(server, settings={"LIFECYCLE_GRACE_PERIOD": 2.0})
     with Connection(running.address) as connection:
-        connection.send(head_of("POST", "/echo", {}, 1000) + b"x" * 500)
+        connection.send(request_head("/echo", "POST", 1000) + b"x" * 500)
         assert get(running.address, "/fast").status == 200
         running.stop()
     assert running.shutdown_took <= 2.5
@@ -159,7 +159,7 @@ def test_accept_queue_beyond_the_connection_limit(live: Starter) -> None:
 def test_answer_is_not_cut_by_what_the_client_sends_on(live: Starter, lossless_server: str) -> None:
     """A client that sends on while it reads an answer that said "close" gets that answer to its last byte."""
     running = live.serve(lossless_server)
-    with Connection(running.address, small=True) as connection:
+    with Connection(running.address, slow=True) as connection:
         connection.ask("/gated-big/a")
         running.wait_event("begin live a")
         running.begin_stop()
@@ -298,6 +298,6 @@ def test_given_socket_is_left_to_its_giver(live: Starter) -> None:
                 with accepted:
                     assert accepted.recv(3) == b"GET"
             running.open_gate("a")
-            answer: Answer = connection.answer()
+            answer: Response = connection.answer()
         assert answer.body == b"passed a"
         assert running.wait_gone() == 0

@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 
+from flask_lifecycle._verify.subject import free_port
+
 from ._client import Connection
-from ._process import Running, Starter, free_port
+from ._process import Running, Starter
 
 # As they are named in tests/live_apps/serve_elsewhere.py.
 SERVERS = ("waitress", "app_run", "make_server", "cheroot", "gevent", "uvicorn", "hypercorn", "run")

@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 
-from ._process import Running, Starter, free_port
+from flask_lifecycle._verify.subject import free_port
+
+from ._process import Running, Starter
 from .test_elsewhere import SERVERS
 
 # What is registered before the package is imported runs after its own function.

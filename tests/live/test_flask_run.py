@@ -15,7 +15,7 @@ import pytest
 
 from tests._tls import Authority
 
-from ._client import PATIENCE, Connection, LostError, Tally, get, head_of, refuses, storm
+from ._client import PATIENCE, Connection, LostError, get, refuses, request_head, storm
 from ._process import APPS, BIG, ROOT, Starter, parse_address, wait_until
 from ._traffic import is_accepted
 
@@ -155,7 +155,7 @@ def test_whatever_is_accepted_is_answered(live: Starter, options: Sequence[str],
     address, running = flask.address, flask.running
     with contextlib.ExitStack() as opened:
         one, stream, head, line, body, silent, slow = (
-            opened.enter_context(Connection(address, small=number == 6)) for number in range(7)
+            opened.enter_context(Connection(address, slow=number == 6)) for number in range(7)
         )
         one.ask("/pool/a")
         running.wait_event("begin live a")
@@ -163,7 +163,7 @@ def test_whatever_is_accepted_is_answered(live: Starter, options: Sequence[str],
         running.wait_event("begin stream")
         head.send(b"GET /fast HTTP/1.1\r\nHost: lo")
         line.send(b"GET /fa")
-        body.send(head_of("POST", "/echo", {}, 10) + b"12345")
+        body.send(request_head("/echo", "POST", 10) + b"12345")
         running.wait_event("begin echo")
         slow.ask("/big")
         status, headers = slow.head()
@@ -202,12 +202,10 @@ def test_storm(live: Starter, form: str) -> None:
 
 def stop_in_storm(live: Starter, *options: str, target: str, **more: object) -> tuple[list[str], int]:
     flask = Flask(live, *options, target=target, **more)  # type: ignore[arg-type]
-    seen: list[Tally] = []
-    with storm(flask.address, flask.running.gone, clients=6, keep_alive=False) as tallies:
+    with storm(flask.address, flask.running.gone, clients=6, keep_alive=False) as clients:
         flask.signal()
         flask.clean()
-    seen += tallies
-    return [loss for tally in seen for loss in tally.lost], sum(tally.answered for tally in seen)
+    return clients.lost, clients.answered
 
 
 def test_storm_without_the_filter(live: Starter) -> None:
@@ -271,7 +269,7 @@ def test_without_threads(live: Starter) -> None:
         silent, one, two, piped = (opened.enter_context(Connection(flask.address)) for _ in range(4))
         one.ask("/gate/a")
         two.send(b"GET /fast HTTP/1.1\r\nHost: lo")
-        piped.send(head_of("GET", "/fast", {}, 0) * 2)
+        piped.send(request_head("/fast") * 2)
         flask.signal()
         assert silent.receive() == b""
         running.wait_event("begin live a")
@@ -287,7 +285,7 @@ def test_silent_and_pipelining_clients_of_processes(live: Starter) -> None:
     script = SCRIPT.format(host="127.0.0.1", options="processes=4")
     flask = Flask(live, script=script)
     with Connection(flask.address) as silent, Connection(flask.address) as piped:
-        piped.send(head_of("GET", "/fast", {}, 0) * 2)
+        piped.send(request_head("/fast") * 2)
         assert piped.answer().body == b"fast"
         flask.signal()
         assert silent.receive() == b""
@@ -332,7 +330,7 @@ def test_unix_socket(live: Starter, tmp_path: Path) -> None:
     with contextlib.ExitStack() as opened:
         silent = opened.enter_context(Connection(path))
         piped = opened.enter_context(Connection(path))
-        piped.send(head_of("GET", "/fast", {}, 0) * 2)
+        piped.send(request_head("/fast") * 2)
         assert piped.answer().body == b"fast"
         with frozen(flask.running.popen.pid):
             waiting = [opened.enter_context(Connection(path)) for _ in range(4)]

@@ -8,15 +8,15 @@ import os
 import re
 import signal
 import sys
-import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from ._client import Connection, Tally, get, storm_client
-from ._process import BIG, ROOT, Running, Starter, free_port, wait_until
+from flask_lifecycle._verify.subject import free_port
+
+from ._client import Connection, Storm, get, storm
+from ._process import BIG, ROOT, Running, Starter, wait_until
 from ._traffic import is_accepted
 
 CONFIG = str(ROOT / "examples" / "gunicorn" / "gunicorn.conf.py")
@@ -143,23 +143,9 @@ def begun(running: Running, reason: str, delay: float) -> int:
     return len(re.findall(rf"shutdown begins: {reason} \(grace period [\d.]+ s, delay {delay:.1f} s\)", running.log))
 
 
-@contextlib.contextmanager
-def load(address: tuple[str, int], *, keep_alive: bool = False) -> Iterator[list[Tally]]:
+def load(running: Running, *, keep_alive: bool = False) -> Storm:
     """Have four clients ask without pause until they are refused."""
-    gone = threading.Event()
-    tallies = [Tally() for _ in range(4)]
-    threads = [
-        threading.Thread(target=storm_client, args=(address, gone, tally, keep_alive), daemon=True) for tally in tallies
-    ]
-    for thread in threads:
-        thread.start()
-    try:
-        wait_until(lambda: all(tally.answered > 10 for tally in tallies), "answers")
-        yield tallies
-    finally:
-        gone.set()
-        for thread in threads:
-            thread.join(20.0)
+    return storm(address_of(running), running.gone, clients=4, keep_alive=keep_alive)
 
 
 @each_kind
@@ -173,7 +159,7 @@ def test_what_is_under_way_is_answered(live: Starter, kind: str, preload: tuple[
     address = address_of(running)
     with (
         Connection(address) as work, Connection(address) as stream, Connection(address) as head,
-        Connection(address) as body, Connection(address, small=True) as slow,
+        Connection(address) as body, Connection(address, slow=True) as slow,
     ):  # fmt: skip
         work.ask("/gate/work")
         slow.ask("/gated-big/work")
@@ -326,9 +312,9 @@ def test_a_stop_under_load_loses_nothing(live: Starter, kind: str, keep_alive: b
     # A client that a busy machine holds up for longer than the linger finds its kept connection closed.
     settings = {"LIFECYCLE_SHUTDOWN_DELAY": 0.3, "LIFECYCLE_KEEPALIVE_LINGER": 0.5}
     running = serve(live, kind, settings=settings)
-    with load(address_of(running), keep_alive=keep_alive) as tallies:
+    with load(running, keep_alive=keep_alive) as clients:
         assert running.stop() == 0
-    assert [tally.lost for tally in tallies] == [[]] * 4
+    assert clients.lost == []
     assert "listener closed (device binding)" in running.log
 
 
@@ -337,9 +323,9 @@ def test_a_storm_on_a_listener_that_is_not_deaf_ends(live: Starter, kind: str, t
     config = tmp_path / "fallback.conf.py"
     config.write_text(FALLBACK)
     running = serve(live, kind, config=str(config))
-    with load(address_of(running)) as tallies:
+    with load(running) as clients:
         assert running.stop() == 0
-    assert sum(len(tally.lost) for tally in tallies) <= 1  # best effort; each of the four lost one before
+    assert len(clients.lost) <= 1  # best effort; each of the four lost one before
     assert "listener closed (quiet period)" in running.log
     assert running.told("shutdown last")[0] - running.signalled_at < 10.0  # of 25
 
@@ -401,7 +387,7 @@ def test_a_stop_while_a_worker_has_nearly_loaded(live: Starter, kind: str, tmp_p
 def test_workers_come_and_go_under_load(live: Starter, kind: str) -> None:
     """HUP, TTIN and TTOU lose no request, leave the listener alone, and run the hooks of each worker that goes once."""
     running = serve(live, kind, settings={"LIFECYCLE_SHUTDOWN_DELAY": 0.3})
-    with load(address_of(running)) as tallies:
+    with load(running) as clients:
         running.send(signal.SIGHUP)
         running.wait_for(lambda: exited(running) == 2, "the old workers' end")
         wait_ready(running, 4)
@@ -410,10 +396,10 @@ def test_workers_come_and_go_under_load(live: Starter, kind: str) -> None:
         running.send(signal.SIGTTOU)
         running.wait_for(lambda: exited(running) == 3, "the end of one worker")
         running.wait_for(lambda: running.hooks().count("first") == 3, "the hooks of three workers")
-        before = [tally.answered for tally in tallies]
-        running.wait_for(lambda: all(t.answered > n for t, n in zip(tallies, before, strict=True)), "answers")
+        before = [each.answered for each in clients.clients]
+        running.wait_for(lambda: all(c.answered > n for c, n in zip(clients.clients, before, strict=True)), "answers")
         assert running.stop() == 0
-    assert [tally.lost for tally in tallies] == [[]] * 4
+    assert clients.lost == []
     assert (running.hooks().count("first"), running.hooks().count("last")) == (5, 5)
 
 
@@ -423,10 +409,10 @@ def test_recycled_workers_lose_nothing(live: Starter, kind: str) -> None:
     # A client that a busy machine holds up for longer than the linger before it asks finds its connection closed.
     settings = {"LIFECYCLE_SHUTDOWN_DELAY": 0.3, "LIFECYCLE_KEEPALIVE_LINGER": 0.5}
     running = serve(live, kind, "--max-requests", "40", settings=settings)
-    with load(address_of(running)) as tallies:
+    with load(running) as clients:
         running.wait_for(lambda: exited(running) >= 4, "the end of some workers")
         assert running.stop() == 0
-    assert [tally.lost for tally in tallies] == [[]] * 4
+    assert clients.lost == []
     assert running.hooks().count("first") == running.hooks().count("last") == exited(running)
     assert begun(running, "gunicorn ends this worker", 0.0)
 

@@ -16,18 +16,18 @@ from pathlib import Path
 
 import pytest
 
-from ._client import PATIENCE, Address, Connection, LostError, get, head_of
+from ._client import PATIENCE, Address, Connection, LostError, get, request_head
 from ._process import BIG, Running, Starter
 from .test_probes import PROBE_LISTENER, probe_address
 
-FAST = head_of("GET", "/fast", {}, 0)
-SMUGGLED = head_of("GET", "/sleep/0.0", {}, 0)  # tells an event when it is run
+FAST = request_head("/fast")
+SMUGGLED = request_head("/sleep/0.0")  # tells an event when it is run
 
 REFUSED_HEADS = {
     "version": (400, b"GET / HTTP/x.y\r\nHost: localhost\r\n\r\n"),
     "TLS": (400, b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03 a b\r\n\r\n"),
     "long URI": (414, b"GET /" + b"a" * 70_000 + b" HTTP/1.1\r\nHost: localhost\r\n\r\n"),
-    "many headers": (431, head_of("GET", "/fast", {f"X-{n}": "y" for n in range(200)}, 0)),
+    "many headers": (431, request_head("/fast", **{f"X-{n}": "y" for n in range(200)})),
 }
 
 
@@ -87,7 +87,7 @@ def test_answer_shorter_than_it_said(live: Starter, server: str) -> None:
     running = live.serve(server, excuse="raised in the body")
     for path in ("/misframed/50", "/misframed/50?raise"):
         with Connection(running.address) as connection:
-            connection.send(head_of("GET", path, {}, 0) + FAST)
+            connection.send(request_head(path) + FAST)
             status, headers = connection.head()
             assert (status, headers["content-length"]) == (200, "100")
             assert connection.rest() == b"x" * 50
@@ -100,7 +100,7 @@ def test_answer_longer_than_it_said(live: Starter, server: str) -> None:
     """
     running = live.serve(server)
     with Connection(running.address) as connection:
-        connection.send(head_of("GET", "/misframed/150", {}, 0) + head_of("GET", "/fast", {"Connection": "close"}, 0))
+        connection.send(request_head("/misframed/150") + request_head("/fast", Connection="close"))
         assert connection.answer().body == b"x" * 100
         behind = connection.rest()
     assert behind == b"x" * 50 or behind.startswith(b"HTTP/1.1 200 OK\r\n")
@@ -111,7 +111,7 @@ def test_chunks_that_end_in_the_middle(live: Starter, server: str) -> None:
     """A chunked answer whose body raises is the last one on its connection, and has no last chunk."""
     running = live.serve(server, excuse="raised in the body")
     with Connection(running.address) as connection:
-        connection.send(head_of("GET", "/raise-in-body", {}, 0) + FAST)
+        connection.send(request_head("/raise-in-body") + FAST)
         connection.head()
         assert connection.rest().lower() == b"a\r\none chunk\n\r\n"
     assert running.stop() == 0
@@ -192,7 +192,7 @@ def test_heads_that_are_made_to_be_expensive(live: Starter, lossless_server: str
         for path, headers in EXPENSIVE.values():
             for _ in range(3):
                 with Connection(address) as connection:
-                    connection.send(head_of("GET", path, headers, 0))
+                    connection.send(request_head(path, **headers))
                     connection.answer()
         assert running.processor_time() - before < 2.0
         assert get(address, "/livez").status == 200
@@ -243,7 +243,7 @@ def test_probe_listener_under_attack(live: Starter) -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 4096), hard))
     try:
         with contextlib.ExitStack() as stack:
-            request = head_of("GET", "/livez", {}, 0)
+            request = request_head("/livez")
             stack.enter_context(drip(connect_many(stack, probes, 300, request + b"x" * 9_000)))
             connect_many(stack, probes, 2000, request[:20])
             connect_many(stack, probes, 500, b"")
@@ -267,7 +267,7 @@ def test_uploads_do_not_fill_the_memory(live: Starter) -> None:
     get(probes, "/livez")
     before = running.resources()
     with contextlib.ExitStack() as stack:
-        request = head_of("POST", "/livez", {}, 9_000_000)
+        request = request_head("/livez", "POST", 9_000_000)
         for connection in connect_many(stack, probes, 60, request):
             connection.sock.setblocking(False)
             with contextlib.suppress(OSError):
@@ -281,7 +281,7 @@ def test_uploads_do_not_fill_the_memory(live: Starter) -> None:
 def test_probe_listener_names_no_version(live: Starter) -> None:
     """No answer of the probe listener says by what it is answered, errors of its server included."""
     running = live.serve("waitress", settings=PROBE_LISTENER)
-    for said in (FAST, head_of("GET", "/livez", {}, 0), b"rubbish\r\n\r\n", REFUSED_HEADS["version"][1]):
+    for said in (FAST, request_head("/livez"), b"rubbish\r\n\r\n", REFUSED_HEADS["version"][1]):
         with Connection(probe_address(running)) as connection:
             connection.send(said)
             answer = connection.rest().lower()
@@ -348,7 +348,7 @@ def test_upload_that_is_refused_early(live: Starter, server: str, stopping: bool
     options = ["--option", "max_request_body_size=1000"] if server == "waitress" else []
     running = live.serve(server, *options, settings={"LIFECYCLE_KEEPALIVE_LINGER": 5.0})
     with Connection(running.address) as connection:
-        connection.send(head_of("POST", "/refuse", {}, len(piece) * pieces))
+        connection.send(request_head("/refuse", "POST", len(piece) * pieces))
         for number in range(pieces):
             connection.send(piece)
             if stopping and number == 0:
@@ -364,7 +364,7 @@ def test_half_closed_slow_reader(live: Starter, server: str) -> None:
     stop, which waits for its last acknowledgement.
     """
     running = live.serve(server)
-    with Connection(running.address, small=True) as connection:
+    with Connection(running.address, slow=True) as connection:
         connection.ask("/big")
         connection.sock.shutdown(socket.SHUT_WR)
         status, headers = connection.head()

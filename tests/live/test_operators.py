@@ -14,7 +14,7 @@ import pytest
 
 from tests._fakes import ROOT
 
-from ._client import Address, Answer, Connection, get, refuses
+from ._client import Address, Connection, Response, get, refuses
 from ._process import Starter, wait_until
 from .test_probes import PROBE_LISTENER, probe_address
 
@@ -22,7 +22,7 @@ TOKEN = "0123456789abcdef"
 SETTINGS = {**PROBE_LISTENER, "LIFECYCLE_TOKEN": TOKEN}
 
 
-def post(address: Address, path: str, headers: Mapping[str, str] | None = None, body: bytes = b"") -> Answer:
+def post(address: Address, path: str, headers: Mapping[str, str] | None = None, body: bytes = b"") -> Response:
     """Ask for something as an operator does."""
     told = {"Authorization": f"Bearer {TOKEN}", **(headers or {})}
     with Connection(address) as connection:

@@ -12,8 +12,10 @@ from typing import Any
 
 import pytest
 
+from flask_lifecycle._verify.subject import free_port
+
 from ._client import Connection, get
-from ._process import ROOT, Running, Starter, free_port
+from ._process import ROOT, Running, Starter
 from ._traffic import Kind, Traffic, address_of, wait_guarantee
 from .test_probes import PROBE_LISTENER, probe_address
 

@@ -11,8 +11,10 @@ from typing import Any
 
 import pytest
 
+from flask_lifecycle._verify.subject import free_port
+
 from ._client import get
-from ._process import Running, Starter, free_port
+from ._process import Running, Starter
 
 HOOKS = "from flask_lifecycle.gunicorn import *\n"
 PYWSGI = """

@@ -191,7 +191,7 @@ def test_report_of_run(live: Starter, server: str) -> None:
 def test_slow_reader_of_a_file(live: Starter, lossless_server: str) -> None:
     """A slow reader of a file of 8 MB gets every byte, and the stop waits for it."""
     running = live.serve(lossless_server)
-    with Connection(running.address, small=True) as connection:
+    with Connection(running.address, slow=True) as connection:
         connection.ask("/file")
         status, headers = connection.head()
         running.begin_stop()

@@ -128,7 +128,7 @@ def test_slow_clients(live: Starter) -> None:
     """Clients that send or read slowly, more of them than workers, hold none of them."""
     running = live.serve("waitress", threads=2, settings={**WATCHED, "LIFECYCLE_GRACE_PERIOD": 1})
     with contextlib.ExitStack() as stack:
-        slow = [stack.enter_context(Connection(running.address, small=True)) for _ in range(6)]
+        slow = [stack.enter_context(Connection(running.address, slow=True)) for _ in range(6)]
         for connection in slow[:2]:
             connection.send(b"POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\nhalf")
         for connection, path in zip(slow[2:], ("/file", "/file", "/big", "/big"), strict=True):

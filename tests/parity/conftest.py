@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.live._client import Address, Answer, Connection
+from tests.live._client import Address, Connection, Response
 from tests.live._process import Running, Starter, parse_address
 
 HERE = Path(__file__).parent
@@ -25,14 +25,14 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "app(**plan): the application that a case is asked of, see parity_app.py")
 
 
-def ask(address: Address, path: str, method: str = "GET", **headers: str) -> Answer:
+def ask(address: Address, path: str, method: str = "GET", **headers: str) -> Response:
     """Ask over a connection of its own; an answer to HEAD has to end with its head."""
     with Connection(address) as connection:
         connection.ask(path, method, b"", **{"Connection": "close", **headers})
         if method != "HEAD":
             return connection.answer()
         status, received = connection.head()
-        return Answer(status, received, connection.rest())
+        return Response(status, received, connection.rest())
 
 
 def probe_address(running: Running) -> Address:
@@ -40,7 +40,7 @@ def probe_address(running: Running) -> Address:
     return parse_address(running.wait_log(r"probe listener on (http://\S+)")[1])
 
 
-def body_of(answer: Answer) -> Any:
+def body_of(answer: Response) -> Any:
     """The JSON of an answer."""
     return json.loads(answer.body)
 
@@ -52,7 +52,7 @@ class Mounted:
         self.running = running
         self.name = name
 
-    def ask(self, path: str, method: str = "GET", **headers: str) -> Answer:
+    def ask(self, path: str, method: str = "GET", **headers: str) -> Response:
         return ask(self.running.address, f"/{self.name}{path}", method, **headers)
 
     def told(self, kind: str) -> list[str]:

@@ -23,12 +23,12 @@ from flask_lifecycle._servers import sockets
 from flask_lifecycle._servers.cheroot import find as find_cheroot
 from flask_lifecycle._servers.gevent import find as find_gevent
 from tests._fakes import BOUND, Served, run_python, served, until
-from tests.live._client import Connection, get, head_of
+from tests.live._client import Connection, get, request_head
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
 
-FAST = head_of("GET", "/whole", {}, 0)
+FAST = request_head("/whole")
 
 
 def app(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
@@ -65,7 +65,7 @@ def test_what_the_application_raises_is_answered(ours: Served, path: str) -> Non
 def test_a_body_that_exits(ours: Served) -> None:
     """A body that raises SystemExit ends its answer, and nothing else."""
     with Connection(ours.address) as connection:
-        connection.send(head_of("GET", "/body-exits", {}, 0) + FAST)
+        connection.send(request_head("/body-exits") + FAST)
         connection.head()
         assert connection.rest() == b"3\r\none\r\n"
     assert get(ours.address, "/whole").body == b"body"

@@ -51,7 +51,7 @@ def test_an_application_that_exits(waitress: Served) -> None:
 
 def test_a_half_closed_client_reads_its_answer_in_a_drain(waitress: Served) -> None:
     """Who has said that nothing more comes, and still reads, is waited for until the last byte of the answer."""
-    with Connection(waitress.address, small=True) as client:
+    with Connection(waitress.address, slow=True) as client:
         client.ask("/large")
         channel = channel_of(waitress)
         until(lambda: channel.last_request and not channel.requests and not channel.total_outbufs_len)
@@ -68,7 +68,7 @@ def test_a_half_closed_client_reads_its_answer_in_a_drain(waitress: Served) -> N
 
 def test_a_client_that_resets_in_a_drain_holds_up_nobody(waitress: Served) -> None:
     """Who has said that nothing more comes, and then goes with a part of its answer unread, is not waited for."""
-    with Connection(waitress.address, small=True) as client:
+    with Connection(waitress.address, slow=True) as client:
         client.ask("/large")
         channel = channel_of(waitress)
         until(lambda: channel.last_request and not channel.requests and not channel.total_outbufs_len)

@@ -20,7 +20,7 @@ from flask_lifecycle._servers.adapter import Adapter
 from flask_lifecycle._servers.discovery import inside
 from flask_lifecycle._servers.waitress import Waitress
 from tests._fakes import BOUND, running, served, until
-from tests.live._client import Connection, get, head_of, refuses
+from tests.live._client import Connection, get, refuses, request_head
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
@@ -88,10 +88,10 @@ def test_what_it_holds(app: App) -> None:
     subject = attached(theirs.servers)
     with turning(theirs), contextlib.ExitStack() as stack:
         one, two, three = (stack.enter_context(Connection(theirs.address)) for _ in range(3))
-        one.send(head_of("GET", "/wait", {}, 0) + head_of("GET", "/behind", {}, 0))
+        one.send(request_head("/wait") + request_head("/behind"))
         assert app.begun.acquire(timeout=BOUND)
         two.ask("/queued")
-        three.send(head_of("POST", "/half", {}, 10))
+        three.send(request_head("/half", "POST", 10))
         stages = [("/behind", "queued"), ("/queued", "queued"), ("/half", "receiving")]
         until(lambda: [(info.path, info.stage) for info in subject.unfinished()] == stages)
         assert not subject.wait_idle(0.03, 0.0)

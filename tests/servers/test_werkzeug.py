@@ -133,7 +133,7 @@ def test_no_thread_to_be_had(
 
 def test_an_answer_is_acknowledged_in_a_drain(werkzeug: Served) -> None:
     """In a drain a client that still reads its answer is waited for until it has acknowledged the last byte."""
-    with Connection(werkzeug.address, small=True) as client:
+    with Connection(werkzeug.address, slow=True) as client:
         werkzeug.runner.announce()
         client.ask("/large")
         until(lambda: [info.stage for info in werkzeug.runner.unfinished()] == ["sending"])
@@ -159,7 +159,7 @@ def test_an_answered_request_is_sending(werkzeug: Served, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(selectors.DefaultSelector, "select", read_nothing)
     monkeypatch.setattr(WSGIRequestHandler, "finish", finish_and_note)
-    with Connection(werkzeug.address, small=True) as client:
+    with Connection(werkzeug.address, slow=True) as client:
         werkzeug.runner.announce()
         client.ask("/large")
         until(lambda: [info.stage for info in werkzeug.runner.unfinished()] == ["sending"])

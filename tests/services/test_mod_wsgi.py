@@ -8,9 +8,10 @@ import signal
 import sysconfig
 from pathlib import Path
 
+from flask_lifecycle._verify.subject import free_port
 from tests._needs import missing, program
 from tests.live._client import LostError, get, refuses
-from tests.live._process import ROOT, Running, Starter, free_port
+from tests.live._process import ROOT, Running, Starter
 from tests.live._traffic import Kind, Traffic, wait_guarantee
 
 MODULE = Path("/usr/lib/apache2/modules/mod_wsgi.so")
