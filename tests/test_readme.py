@@ -85,6 +85,11 @@ def test_the_gate_runs_the_readme_s_command() -> None:
     assert next(line for line in README.splitlines() if "python -m pytest" in line) == TEST
 
 
+def test_the_readme_is_short() -> None:
+    """It has at most 1,200 words, code and tables included."""
+    assert sum(bool(re.search(r"\w", word)) for word in README.split()) <= 1200
+
+
 @pytest.mark.parametrize("block", PYTHON, ids=range(len(PYTHON)))
 def test_python_blocks_compile(block: str) -> None:
     """Every Python block of the README is whole."""
