@@ -5,19 +5,48 @@ from __future__ import annotations
 import ast
 import importlib
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from flask_lifecycle import Lifecycle
+
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
+API = (DOCS / "api.md").read_text(encoding="utf-8")
+EXAMPLES = "\n".join(re.findall(r"^```pycon\n(.*?)^```$", API, re.DOTALL | re.MULTILINE))
+MODULES = ["", ".checks", ".metrics", ".gunicorn"]
 
 
-@pytest.mark.parametrize("module", ["", ".checks", ".metrics", ".gunicorn"])
+@pytest.mark.parametrize("module", MODULES)
 def test_every_public_name_is_in_the_api_reference(module: str) -> None:
     """``docs/api.md`` has a directive for each name of ``__all__``."""
-    documented = re.findall(r"^\.\. auto\w+:: (\w+)$", (DOCS / "api.md").read_text(encoding="utf-8"), re.MULTILINE)
+    documented = re.findall(r"^\.\. auto\w+:: (\w+)$", API, re.MULTILINE)
     assert set(importlib.import_module(f"flask_lifecycle{module}").__all__) <= set(documented)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_every_public_name_has_an_example(module: str) -> None:
+    """The examples of ``docs/api.md`` use each name of ``__all__``."""
+    used = set(re.findall(r"\w+", EXAMPLES))
+    assert set(importlib.import_module(f"flask_lifecycle{module}").__all__) - used == set()
+
+
+def test_every_method_of_the_lifecycle_has_an_example() -> None:
+    """The examples of ``docs/api.md`` use each public method and property of ``Lifecycle``."""
+    public = {name for name in dir(Lifecycle) if not name.startswith("_")}
+    assert public - set(re.findall(r"\blifecycle\.(\w+)", EXAMPLES)) == set()
+
+
+def test_the_examples_of_the_api_reference(tmp_path: Path) -> None:
+    """They are one session, and print what the page says."""
+    page = tmp_path / "api.txt"
+    page.write_text(EXAMPLES, encoding="utf-8")
+    command = [sys.executable, "-m", "doctest", "-o", "ELLIPSIS", str(page)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_every_page_is_in_the_index() -> None:
