@@ -18,6 +18,7 @@ import click
 
 from .._core.log import show_log
 from .._servers import socket_activation
+from .._status.headline import phase_in_words
 
 # Seconds between two looks of the countdown; at least between two lines; and at most, if nothing changes.
 _LOOK = 0.2
@@ -222,7 +223,7 @@ class Countdown:
         requests, work = len(shutdown.unfinished()), len(shutdown.live_work())
         counts = [f"{requests} request{'s' * (requests != 1)}"] if requests else []
         counts += [f"{work} work item{'s' * (work != 1)}"] if work else []
-        return f"{' and '.join(counts)} in flight" if counts else f"nothing in flight, phase '{shutdown.phase}'"
+        return f"{' and '.join(counts)} in flight" if counts else f"nothing in flight, {phase_in_words(shutdown.phase)}"
 
     def _way_out(self) -> str:
         """What Ctrl-C does now. Before the first signal, it only joins the shutdown."""

@@ -22,7 +22,8 @@ from typing import Any, TextIO
 import click
 
 from .._core.text import visible
-from .._operators.duration import format_duration
+from .._status.formatting import long
+from .._status.headline import headline, phase_in_words, worst_first
 from .client import UnreachableError, Url, fetch_health
 
 _COLORS = {"pass": "green", "warn": "yellow", "fail": "red"}
@@ -141,6 +142,7 @@ def table(document: Mapping[str, Any], where: str, *, color: bool) -> list[str]:
     state, status = _text(document.get("state")), _text(document.get("status"))
     head = [_styled(state, color, bold=True)] if state else []
     lines = ["  ".join([*head, _styled(status, color, fg=_COLORS.get(status)), visible(where)])]
+    lines += [_text(says)] if (says := headline(document)) else []
     lines += _aligned([(name, value) for name, value in _rows(document) if value])
     checks = _check_rows(document.get("checks"))
     if checks:
@@ -150,16 +152,16 @@ def table(document: Mapping[str, Any], where: str, *, color: bool) -> list[str]:
             styled = _styled(status, color, fg=_COLORS.get(status))
             lines.append(name + row[len(name) :].replace(status, styled, 1) if status else row)
     if not state:
-        lines.append("no details are shown; give the token, and set 'LIFECYCLE_DETAILS' there")
+        lines.append("No details are shown: pass --token, or set 'LIFECYCLE_DETAILS' in the application.")
     return lines
 
 
 def summary(document: Mapping[str, Any]) -> str:
     """What is worth a new line when it changes: the state and the statuses, and neither ages nor counts."""
     parts = [_text(document.get(key)) for key in ("state", "status", "reason")]
-    phase = _text(document.get("phase"))
+    phase = _text(phase_in_words(document.get("phase")))
     bad = [f"{name} {status}" for name, status, *_ in _check_rows(document.get("checks")) if status != "pass"]
-    return "  ".join(part for part in (*parts, phase and f"phase {phase}", ", ".join(bad)) if part)
+    return "  ".join(part for part in (*parts, phase, ", ".join(bad)) if part)
 
 
 def _rows(document: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -176,7 +178,7 @@ def _rows(document: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "cordon", _joined("by ", _text(cordon.get("by")), _left(cordon))
     yield "process", _joined("", name, host and f"on {host}", pid and f"pid {pid}", up and f"up {up}")
     yield "server", _joined("", _text(server.get("name")), _after("guarantee ", _text(server.get("guarantee"))))
-    yield "phase", _joined("", _text(document.get("phase")), _left(document))
+    yield "shutdown", _joined("", _text(phase_in_words(document.get("phase"))), _left(document))
     yield "in flight", _with_oldest(_text(document.get("in_flight")), document.get("requests"), ("method", "path"))
     yield "work", _with_oldest(count, items, ("name",))
     yield "start-up", _with_oldest(str(len(tasks)), tasks, ("name",)) if isinstance(tasks, list) and tasks else ""
@@ -211,12 +213,10 @@ def _with_oldest(count: str, entries: Any, names: Sequence[str]) -> str:
 
 def _check_rows(checks: Any) -> list[tuple[str, str, str, str, str]]:
     rows = []
-    for name, components in _mapping(checks).items():
-        for each in components if isinstance(components, list) else (components,):
-            component = _mapping(each)
-            value = " ".join(part for key in ("observedValue", "observedUnit") if (part := _text(component.get(key))))
-            status, output = _text(component.get("status")), _text(component.get("output"))
-            rows.append((_text(name), status, value, _seconds(component.get("age")), output))
+    for name, check in worst_first(checks):
+        value = " ".join(part for key in ("observedValue", "observedUnit") if (part := _text(check.get(key))))
+        status, output = _text(check.get("status")), _text(check.get("output"))
+        rows.append((_text(name), status, value, _seconds(check.get("age")), output))
     return rows
 
 
@@ -230,7 +230,7 @@ def _text(value: Any) -> str:
 def _seconds(value: Any) -> str:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 10**9:
         return ""
-    return format_duration(round(value, 1) if value < 10 else round(value))
+    return long(value)
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:

@@ -12,8 +12,10 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 from urllib.parse import quote
 
-# The phases of a stop; those of ``_shutdown.PHASES``, and the way out.
-COURSE = ("announce", "delay", "stop accepting", "drain", "hooks", "exit")
+from .headline import PHASES, headline, tone, worst_first
+
+# The phases of a shutdown; those of ``_core/shutdown.py``, and the way out.
+COURSE = tuple(PHASES)
 
 # Characters of a text that are shown.
 _LONGEST = 300
@@ -130,12 +132,6 @@ def status_counts(checks: Mapping[str, Any]) -> str:
     return ", ".join(f"{found.count(status)} {status}" for status in _MARKS if status in found) or "0"
 
 
-def worst_first(checks: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
-    """The checks by name, failing ones first."""
-    order = ["fail", "warn", "pass"]
-    return sorted(((name, check) for name, (check,) in checks.items()), key=lambda each: order.index(each[1]["status"]))
-
-
 def figure(check: Mapping[str, Any]) -> str:
     """A check's own value, if it has one; its duration, which the draft has in that place, is in another column."""
     value, unit = check.get("observedValue"), check.get("observedUnit")
@@ -196,6 +192,7 @@ FILTERS: dict[str, Callable[..., Any]] = {
         brief,
         clock,
         figure,
+        headline,
         icon,
         keyed,
         long,
@@ -206,6 +203,7 @@ FILTERS: dict[str, Callable[..., Any]] = {
         spark,
         status_counts,
         tenths,
+        tone,
         css_class,
         worst_first,
     )

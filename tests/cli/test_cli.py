@@ -295,12 +295,12 @@ def test_what_the_countdown_counts() -> None:
         state.requests, state.work = 0, 2
         until(lambda: "2 work" in stream.getvalue())
         state.work = 0
-        until(lambda: "phase" in stream.getvalue())
+        until(lambda: "nothing" in stream.getvalue())
     assert [line.partition(", 7 s left")[0] for line in stream.getvalue().splitlines()] == [
         "3 requests in flight",
         "1 request and 1 work item in flight",
         "2 work items in flight",
-        "nothing in flight, phase 'hooks'",
+        "nothing in flight, running on_shutdown functions",
     ]
 
 

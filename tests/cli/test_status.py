@@ -131,7 +131,7 @@ def test_watch_elsewhere(answers: Any) -> None:
     answers(document(), document(uptime=7), document("DRAINING", "fail", phase="drain"), None, None, document(), None)
     assert run(out, interval=1) == 2
     lines = [re.sub(r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00  ", "", line) for line in out.getvalue().splitlines()]
-    assert lines == ["READY  pass", "DRAINING  fail  phase drain", GONE, "READY  pass", GONE]
+    assert lines == ["READY  pass", "DRAINING  fail  finishing requests and work", GONE, "READY  pass", GONE]
 
 
 def test_watch_json(answers: Any) -> None:
@@ -216,18 +216,19 @@ def test_a_table() -> None:
     """All that is known is shown, one below the other."""
     assert table(DOCUMENT, WHERE, color=False) == [
         "DRAINING  fail  http://127.0.0.1:9000/healthcheck",
+        "Shutting down: finishing requests and work.",
         "reason     SIGTERM",
-        "cordon     by alice, 1m2s left",
-        "process    shop, on web-1, pid 42, up 1h30m30s",
+        "cordon     by alice, 1 min 01 s left",
+        "process    shop, on web-1, pid 42, up 1 h 30 min",
         "server     waitress, guarantee all connections",
-        "phase      drain, 7.4s left",
-        "in flight  2 (oldest: GET /slow for 4.2s)",
-        "work       10 (oldest: import for 2m)",
+        "shutdown   finishing requests and work, 7.4 s left",
+        "in flight  2 (oldest: GET /slow for 4.2 s)",
+        "work       10 (oldest: import for 2 min 00 s)",
         "start-up   1 (oldest: warm-up)",
         "",
-        "CHECK      STATUS  VALUE   AGE   OUTPUT",
-        "database   pass    1.5 ms  0.4s",
-        "the cache  fail    3 ms    13s   hanging",
+        "CHECK      STATUS  VALUE   AGE    OUTPUT",
+        "the cache  fail    3 ms    12 s   hanging",
+        "database   pass    1.5 ms  0.4 s",
     ]
 
 
@@ -235,7 +236,7 @@ def test_a_document_without_details() -> None:
     """Where no details are told there is the status, and what to do."""
     assert table({"status": "pass"}, WHERE, color=False) == [
         "pass  http://127.0.0.1:9000/healthcheck",
-        "no details are shown; give the token, and set 'LIFECYCLE_DETAILS' there",
+        "No details are shown: pass --token, or set 'LIFECYCLE_DETAILS' in the application.",
     ]
 
 
@@ -243,7 +244,8 @@ def test_the_document_of_another_version() -> None:
     """Other spellings and counts in place of lists are understood."""
     document = {"status": "pass", "state": "READY", "in_flight": 3, "work": 2, "checks": {"db": {"status": "pass"}}}
     lines = table(document, WHERE, color=False)
-    assert lines[1:] == ["in flight  3", "work       2", "", "CHECK  STATUS  VALUE  AGE  OUTPUT", "db     pass"]
+    rows = ["in flight  3", "work       2", "", "CHECK  STATUS  VALUE  AGE  OUTPUT", "db     pass"]
+    assert lines[1:] == ["The only check passes.", *rows]
 
 
 def test_colors() -> None:
@@ -298,12 +300,12 @@ def test_nothing_reaches_the_terminal_as_a_command() -> None:
     lines = table(document, nasty, color=False)
     assert all(line.isprintable() for line in lines)
     assert summary(document).isprintable()
-    assert sum(r"\x1b[2J\n\r\x9b31m\u202e\x07" in line for line in lines) == 9
+    assert sum(r"\x1b[2J\n\r\x9b31m\u202e\x07" in line for line in lines) == 10
 
 
 def test_a_summary() -> None:
     """The line of a change names the state, the status, the reason, the phase and what is not well."""
-    assert summary(DOCUMENT) == "DRAINING  fail  SIGTERM  phase drain  the cache fail"
+    assert summary(DOCUMENT) == "DRAINING  fail  SIGTERM  finishing requests and work  the cache fail"
     assert summary({"status": "pass"}) == "pass"
     ages = DOCUMENT | {"uptime": 1, "in_flight": 9, "remaining": 3}
     assert summary(ages) == summary(DOCUMENT)

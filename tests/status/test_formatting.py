@@ -9,6 +9,7 @@ import pytest
 
 from flask_lifecycle._core import shutdown
 from flask_lifecycle._status import formatting
+from flask_lifecycle._status.headline import worst_first
 
 NAN, INFINITY = math.nan, math.inf
 
@@ -109,7 +110,7 @@ def test_tally_and_order() -> None:
     }
     assert formatting.status_counts(checks) == "2 pass, 1 warn, 1 fail"
     assert formatting.status_counts({}) == "0"
-    assert [name for name, _ in formatting.worst_first(checks)] == ["b", "d", "a", "c"]
+    assert [name for name, _ in worst_first(checks)] == ["b", "d", "a", "c"]
 
 
 @pytest.mark.parametrize(

@@ -126,11 +126,11 @@ def test_the_page_of_an_idle_application() -> None:
     """The page says what the application is and how it is, and that there is nothing else to see."""
     page = page_of(serve()[0])
     assert page.text.startswith("✓ READY · testing testing on ")
-    assert ", served by unknown: started requests" in page.text
-    assert "✓ pass READY started" in page.text
+    assert ", served by unknown (a shutdown answers started requests)" in page.text
+    assert "✓ pass READY Reason: started" in page.text
     assert "None has run yet." in page.text
     assert page.text.count("None.") == 1
-    assert not any(word in page.text for word in ("Stop", "Probers", "Work items, oldest", "Last stop"))
+    assert not any(word in page.text for word in ("Shutdown", "Probers", "Work items, oldest"))
 
 
 def test_everything_there_is() -> None:
@@ -189,7 +189,7 @@ def test_a_stop_that_is_under_way() -> None:
     progress = page.one("progress")
     assert 0 < float(progress["value"] or 0) <= float(progress["max"] or 0) == 10
     assert page.one("li", **{"aria-current": "step"})["data-key"] == "hooks"
-    assert "✕ STOPPING" in page.text
+    assert "! STOPPING Shutting down: running on_shutdown functions. Reason: for the test" in page.text
     assert "data-stopping" in page.document
     assert "db" in [row.get("data-key") for row in page.all("tr")]
 

@@ -1,0 +1,91 @@
+"""The first sentence of the status names what is wrong, or what the process waits for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from flask_lifecycle._core import shutdown
+from flask_lifecycle._status.headline import PHASES, headline, tone, worst_first
+
+CHECKS = {
+    "disk": [{"status": "pass"}],
+    "cache": [{"status": "warn", "output": "slow"}],
+    "database": [{"status": "fail", "output": "The database did not answer."}],
+}
+
+
+@pytest.mark.parametrize(
+    ("document", "sentence"),
+    [
+        ({"status": "pass"}, ""),
+        ({"state": "READY", "checks": {}}, ""),
+        ({"state": "READY", "checks": {"disk": [{"status": "pass"}]}}, "The only check passes."),
+        ({"state": "READY", "checks": {name: {"status": "pass"} for name in "abc"}}, "All 3 checks pass."),
+        (
+            {"state": "READY", "checks": CHECKS},
+            "Check 'database' fails: The database did not answer. (and 1 more)",
+        ),
+        ({"state": "READY", "checks": {"cache": {"status": "warn"}}}, "Check 'cache' warns."),
+        ({"state": "STARTING"}, "Starting: on_startup functions run."),
+        (
+            {"state": "STARTING", "startup_tasks": [{"name": "load the model"}, {"name": "other"}]},
+            "Starting: waiting for 'load the model' (and 1 more).",
+        ),
+        (
+            {"state": "NOT_READY", "reason": "imports data"},
+            "Out of rotation: imports data. Requests that arrive are served.",
+        ),
+        (
+            {"state": "NOT_READY", "reason": "cordon", "cordon": {"by": "alice"}},
+            "Out of rotation: cordoned by alice. Requests that arrive are served.",
+        ),
+        ({"state": "DRAINING", "phase": "delay", "checks": CHECKS}, "Shutting down: waiting for load balancers."),
+        ({"state": "DRAINING", "phase": "of another version"}, "Shutting down: of another version."),
+        ({"state": "STOPPED", "phase": "exit", "report": {"summary": "clean, exit 0"}}, "Stopped: clean, exit 0."),
+    ],
+)
+def test_what_it_says(document: dict[str, Any], sentence: str) -> None:
+    """A shutdown comes first, then the state, then the check that fails."""
+    assert headline(document) == sentence
+
+
+@pytest.mark.parametrize("value", [None, True, 2**5000, float("nan"), [], [[]], {}, {"a": []}, [{"name": 3}], "x"])
+@pytest.mark.parametrize("state", ["STARTING", "NOT_READY", "READY", "DRAINING"])
+def test_values_of_any_type(state: str, value: Any) -> None:
+    """A value of an unexpected type is left out."""
+    for key in ("checks", "startup_tasks", "cordon", "reason", "phase", "report"):
+        assert isinstance(headline({"state": state, key: value}), str)
+        assert isinstance(headline({"state": state, "phase": "drain", key: value}), str)
+    assert isinstance(headline({"state": value}), str)
+    assert isinstance(headline({"state": "READY", "checks": {"db": {"status": value, "output": value}}}), str)
+
+
+@pytest.mark.parametrize(
+    ("document", "expected"),
+    [
+        ({"status": "pass", "state": "READY"}, "pass"),
+        ({"status": "fail", "state": "READY"}, "fail"),
+        ({"status": "fail", "state": "STARTING"}, "warn"),
+        ({"status": "fail", "state": "NOT_READY"}, "warn"),
+        ({"status": "fail", "state": "DRAINING", "report": None}, "warn"),
+        ({"status": "fail", "state": "STOPPED", "report": {"clean": True}}, "warn"),
+        ({"status": "fail", "state": "STOPPED", "report": {"clean": False}}, "fail"),
+        ({}, ""),
+    ],
+)
+def test_what_is_an_alarm(document: dict[str, Any], expected: str) -> None:
+    """Readiness that fails is an alarm only in the state READY, and a shutdown only if something was lost."""
+    assert tone(document) == expected
+
+
+def test_the_order_of_checks() -> None:
+    """Failing checks come first, then warnings, and those of an unknown status last."""
+    checks = CHECKS | {"odd": {"status": "of another version"}}
+    assert [name for name, _ in worst_first(checks)] == ["database", "cache", "disk", "odd"]
+
+
+def test_every_phase_has_words() -> None:
+    """Each phase of the shutdown, and the exit, has words."""
+    assert tuple(PHASES) == (*(name for name, _ in shutdown.PHASES), "exit")
