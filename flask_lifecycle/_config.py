@@ -1,7 +1,7 @@
-"""The settings: every ``LIFECYCLE_*`` key with its default, its unit and its rule.
+"""The settings: every ``LIFECYCLE_*`` key with its default, its unit and its validation.
 
-They are read once, in ``init_app``, into one frozen :class:`Settings`. Whatever is wrong with them is said
-there, in one sentence that names the key and the cure, before a single request is served.
+They are read once, in ``init_app``, into one frozen :class:`Settings`. A wrong value is an error there, in one
+sentence that names the key and the cure, before the first request.
 """
 
 from __future__ import annotations
@@ -31,27 +31,27 @@ GRACE_PERIOD = 25.0
 KUBERNETES_DELAY = 5.0
 # The failureThreshold of Kubernetes and the fall of HAProxy.
 DELAY_PROBES = 3
-# Longer than a balancer takes from seeing that an instance is not ready to no longer sending to it.
+# Longer than a load balancer takes to stop sending after it has seen that an instance is not ready.
 DELAY_QUIET = 1.0
-# Three probes of a balancer that asks each four seconds, and the quiet; of the default grace period it leaves ten.
+# Three probes at intervals of four seconds, and the quiet second. It leaves ten of the default grace period.
 DELAY_MAX = 15.0
 HOOK_RESERVE = 5.0
 KEEPALIVE_LINGER = 0.25
-# Twice what a check has by default, and a second for the rest.
+# Twice the default timeout of a check, and a second for the rest.
 PROBE_TIMEOUT = 5.0
 
 # The default of Kubernetes' terminationMessagePath, of which it shows 4,096 bytes.
 TERMINATION_LOG = "/dev/termination-log"
-# No timeout is longer: threading takes at most 292 years, and a float no integer of 400 digits.
+# The maximum of timeouts: threading accepts at most 292 years, and a float cannot hold an integer of 400 digits.
 LONGEST = 365 * 86400.0
-# Nothing that a process waits for in a stop takes longer, nor what is asked of it before.
+# The maximum of times during a shutdown and of settings for it.
 LONGEST_TIME = 7 * 86400.0
 _MOST_PROBES = 1000
-# What a request line, a header or a name of a host can hold.
+# The maximum length of a request line, a header or a host name.
 _LONGEST_TEXT = 1000
 _LONGEST_HOST = 253
 _PATH_MAX = 4096
-# Where the token can stop the process: 16 random letters and digits are 95 bits, 16 hexadecimal digits still 64.
+# If the token can stop the process: 16 random letters and digits have 95 bits, 16 hexadecimal digits still 64.
 SHORTEST_TOKEN = 16
 
 PATHS = {
@@ -61,8 +61,8 @@ PATHS = {
     "startupz": "/startupz",
 }
 
-# Both are compiled when they are needed, as they rarely are. Left out of paths is what means something in URLs or in
-# Flask's rules, and what would have to be quoted.
+# Both are compiled on first use, which is rare. Paths exclude characters with a meaning in URLs or in Flask's rules,
+# and those that would have to be quoted.
 _PATH = r"/[!$&-;=@-Z\[\]_a-z|~]*"
 _TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"  # RFC 9110, 5.6.2
 
@@ -70,10 +70,10 @@ _UNCATCHABLE = {signal.SIGKILL, signal.SIGSTOP}
 
 
 class Settings:
-    """What the ``LIFECYCLE_*`` keys of one application say. Times are seconds.
+    """The ``LIFECYCLE_*`` keys of one application. Times are seconds.
 
     Read once, and frozen. A plain class whose attributes are the defaults, because the class statement of a named tuple
-    compiles each annotation, and for so many that takes as long as the rest of this module.
+    compiles each annotation, which here would take as long as the rest of this module.
     """
 
     grace_period: float = GRACE_PERIOD
@@ -156,7 +156,7 @@ class Settings:
         return settings
 
     def _check_budget(self) -> None:
-        """Refuse times that leave no moment in which a request could be drained."""
+        """Refuse times that leave no time for the drain."""
         if self.longest_delay + self.hook_reserve >= self.grace_period:
             key = "LIFECYCLE_DELAY_MAX" if self.shutdown_delay == AUTO else "LIFECYCLE_SHUTDOWN_DELAY"
             raise ValueError(
@@ -166,7 +166,7 @@ class Settings:
             )
 
     def _check_auto(self) -> None:
-        """Refuse what an automatic delay would always take its maximum with."""
+        """Refuse settings with which an automatic delay would always take its maximum."""
         if self.shutdown_delay != AUTO:
             return
         if self.delay_min > self.delay_max:
@@ -188,7 +188,7 @@ class Settings:
 
     @property
     def longest_delay(self) -> float:
-        """How long the delay may take."""
+        """The longest possible delay."""
         return self.delay_max if isinstance(self.shutdown_delay, str) else self.shutdown_delay
 
     def _check_token(self) -> None:
@@ -203,11 +203,11 @@ class Settings:
             )
 
     def _check_case(self) -> None:
-        """Refuse paths that differ in their case alone, where that makes no difference."""
+        """Refuse paths that differ only in case, if case is ignored."""
         if self.case_insensitive and len({path.lower() for path in self.paths.values()}) < len(self.paths):
             raise ValueError(
                 "'LIFECYCLE_PATHS' gives two probes paths that differ in their case alone, which"
-                " 'LIFECYCLE_CASE_INSENSITIVE' takes for the same; each needs its own."
+                " 'LIFECYCLE_CASE_INSENSITIVE' ignores; give each its own."
             )
 
     def _check_metrics(self, environ: Mapping[str, str]) -> None:
@@ -238,7 +238,7 @@ def given_keys(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class Key:
-    """One row of the table: where a key goes, what it defaults to (as the documents say it) and how it is read."""
+    """One row of the table: the attribute of a key, its default as documented, and the function that reads it."""
 
     def __init__(self, attribute: str, default: str, read: Callable[[str, Any], Any]) -> None:
         self.attribute = attribute
@@ -247,41 +247,41 @@ class Key:
 
 
 def is_seconds(value: Any, *, zero: bool = False, most: float = LONGEST) -> bool:
-    """Whether this is a number of seconds that can be waited for: more than zero, and no more than ``most``.
+    """Whether this is a number of seconds greater than zero and at most ``most``.
 
-    :param zero: whether zero is one, too.
+    :param zero: whether zero is allowed.
     """
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     return number and (value >= 0 if zero else value > 0) and bool(value <= most)
 
 
 def bound(value: Any, most: float = LONGEST) -> str:
-    """What an error adds for a finite number that is too large."""
+    """The addition to an error about a finite number that is too large."""
     too_large = isinstance(value, (int, float)) and most < value < math.inf
     return f" and at most {most:.0f}" if too_large else ""
 
 
 def shown(value: Any) -> str:
-    """A value as it may be put into a sentence: it may be anything, of any length."""
+    """Any value as a short text for an error."""
     try:
         text = ascii(value)
-    except Exception:  # an integer of more digits than Python writes, or an object whose __repr__ fails
+    except Exception:  # an integer with more digits than Python converts, or an object whose __repr__ fails
         text = f"this {type(value).__name__}"
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def default_delay(environ: Mapping[str, str]) -> float:
-    """The delay when none is configured: something must notice us leave only inside a cluster."""
+    """The default delay: only in a cluster something has to notice that this process leaves."""
     return KUBERNETES_DELAY if environ.get("KUBERNETES_SERVICE_HOST") else 0.0
 
 
 def default_report_file(environ: Mapping[str, str]) -> str | None:
-    """Where Kubernetes looks for what a container says last; it is written only if it is there."""
+    """The file whose content Kubernetes keeps after a container has exited, if it exists."""
     return TERMINATION_LOG if environ.get("KUBERNETES_SERVICE_HOST") else None
 
 
 def default_probe_host(environ: Mapping[str, str]) -> str | None:
-    """A kubelet asks at the pod's address; elsewhere the probes are open to no more than the application is."""
+    """A kubelet asks the pod's address; elsewhere the probes are as reachable as the application."""
     return "0.0.0.0" if environ.get("KUBERNETES_SERVICE_HOST") else None
 
 
@@ -298,15 +298,16 @@ def parse_signal(value: Any) -> signal.Signals:
         found = signal.Signals(value)
     if found is None:
         raise ValueError(
-            f"'LIFECYCLE_SIGNALS' names {shown(value)}, which is no signal here; use names such as 'SIGTERM'."
+            f"'LIFECYCLE_SIGNALS' names {shown(value)}, which is not a signal on this system; use names such as"
+            " 'SIGTERM'."
         )
     if found in _UNCATCHABLE:
-        raise ValueError(f"'LIFECYCLE_SIGNALS' names '{found.name}', which no process can catch; leave it out.")
+        raise ValueError(f"'LIFECYCLE_SIGNALS' names '{found.name}', which a process cannot catch; leave it out.")
     return found
 
 
 def _unknown(key: str) -> str:
-    import difflib  # for this sentence alone
+    import difflib  # only for this sentence
 
     near = difflib.get_close_matches(key, KEYS, n=1, cutoff=0.0)[0]
     return f"'{key}' is not a setting of flask_lifecycle; did you mean '{near}'?"
@@ -385,7 +386,7 @@ def _token(key: str, value: Any) -> str | None:
         raise TypeError(f"'{key}' must be a string or None, not a {type(value).__name__}.")
     if value and (value != value.strip() or not value.isprintable()):
         raise ValueError(
-            f"'{key}' has a blank around it or a line break in it; leave it out, as no header can hold it."
+            f"'{key}' begins or ends with a blank, or contains a line break, which a header cannot; remove it."
         )
     if value and len(value) > _LONGEST_TEXT:
         raise ValueError(f"'{key}' has more than {_LONGEST_TEXT} characters, which no server takes in a header.")
@@ -417,7 +418,7 @@ def _paths(key: str, value: Any) -> dict[str, str]:
 
 
 def _is_path(value: str) -> bool:
-    """Whether the kernel takes this for a path: not empty, not too long, with no NUL and no lone surrogate."""
+    """Whether the kernel accepts this as a path: not empty, not too long, without NUL and lone surrogates."""
     try:
         return "\0" not in value and 0 < len(os.fsencode(value)) < _PATH_MAX
     except UnicodeEncodeError:
@@ -444,7 +445,7 @@ def _patterns(key: str, value: Any) -> tuple[str, ...]:
             f" {shown(value)}."
         )
     if "" in patterns:
-        raise ValueError(f"'{key}' holds an empty pattern, which no thread has for a name; use '*' for all.")
+        raise ValueError(f"'{key}' contains an empty pattern, which matches no thread; use '*' for all.")
     return tuple(patterns)
 
 
@@ -467,7 +468,7 @@ def read_headers(key: str, value: Any) -> dict[str, str]:
     for name, text in value.items():
         if not isinstance(name, str) or not re.fullmatch(_TOKEN, name):
             raise ValueError(
-                f"'{key}' names the header {shown(name)}, which is no header name; use one such as 'X-Node'."
+                f"'{key}' names the header {shown(name)}, which is not a header name; use one such as 'X-Node'."
             )
         if not isinstance(text, str) or not text.isprintable() or not text.isascii():
             raise ValueError(f"'{key}' must give '{name}' one line of printable ASCII, not {shown(text)}.")
@@ -483,10 +484,11 @@ def _report_file(key: str, value: Any) -> str | None:
         return None
     if not isinstance(value, (str, os.PathLike)) or not isinstance(path := os.fspath(value), str) or not _is_path(path):
         raise TypeError(f"'{key}' must be the path of a file or None, not {shown(value)}.")
-    path = os.path.abspath(path)  # of the directory that the process is in now
+    path = os.path.abspath(path)  # relative to the current directory of now
     if not os.path.isdir(os.path.dirname(path)) or os.path.isdir(path):
         raise ValueError(
-            f"'{key}' names '{path}', which is no file in a directory that exists; create it, or name another."
+            f"'{key}' names '{path}', which is not a file in an existing directory; create the directory, or name"
+            " another."
         )
     if os.path.islink(path) and os.path.exists(path) and not os.path.isfile(path):
         raise ValueError(f"'{key}' names '{path}', a link to a pipe or a device, which is not followed; name a file.")

@@ -487,7 +487,7 @@ class Lifecycle:
         if not apps:
             raise RuntimeError(_NO_APP)
         if len(apps) > 1:
-            raise RuntimeError("This Lifecycle has several applications; ask it inside the application context of one.")
+            raise RuntimeError("This Lifecycle has several applications; use it inside the application context of one.")
         state: Application = apps[0].extensions["lifecycle"]
         return state
 

@@ -254,14 +254,14 @@ SECONDS = "must be a finite number of seconds"
         (
             {"LIFECYCLE_REPORT_FILE": "/nowhere/report.json"},
             ValueError,
-            "'LIFECYCLE_REPORT_FILE' names '/nowhere/report.json', which is no file in a directory that exists;"
-            " create it, or name another.",
+            "'LIFECYCLE_REPORT_FILE' names '/nowhere/report.json', which is not a file in an existing directory;"
+            " create the directory, or name another.",
         ),
         (
             {"LIFECYCLE_REPORT_FILE": "/"},
             ValueError,
-            "'LIFECYCLE_REPORT_FILE' names '/', which is no file in a directory that exists; create it, or name"
-            " another.",
+            "'LIFECYCLE_REPORT_FILE' names '/', which is not a file in an existing directory; create the directory,"
+            " or name another.",
         ),
         (
             {"LIFECYCLE_LOG_REMOTE_ADDR": 1},
@@ -288,32 +288,32 @@ SECONDS = "must be a finite number of seconds"
         (
             {"LIFECYCLE_SIGNALS": "SIGTREM"},
             ValueError,
-            "'LIFECYCLE_SIGNALS' names 'SIGTREM', which is no signal here; use names such as 'SIGTERM'.",
+            "'LIFECYCLE_SIGNALS' names 'SIGTREM', which is not a signal on this system; use names such as 'SIGTERM'.",
         ),
         (
             {"LIFECYCLE_SIGNALS": [15, 999]},
             ValueError,
-            "'LIFECYCLE_SIGNALS' names 999, which is no signal here; use names such as 'SIGTERM'.",
+            "'LIFECYCLE_SIGNALS' names 999, which is not a signal on this system; use names such as 'SIGTERM'.",
         ),
         (
             {"LIFECYCLE_SIGNALS": [True]},
             ValueError,
-            "'LIFECYCLE_SIGNALS' names True, which is no signal here; use names such as 'SIGTERM'.",
+            "'LIFECYCLE_SIGNALS' names True, which is not a signal on this system; use names such as 'SIGTERM'.",
         ),
         (
             {"LIFECYCLE_SIGNALS": [None]},
             ValueError,
-            "'LIFECYCLE_SIGNALS' names None, which is no signal here; use names such as 'SIGTERM'.",
+            "'LIFECYCLE_SIGNALS' names None, which is not a signal on this system; use names such as 'SIGTERM'.",
         ),
         (
             {"LIFECYCLE_SIGNALS": ["SIGKILL"]},
             ValueError,
-            "'LIFECYCLE_SIGNALS' names 'SIGKILL', which no process can catch; leave it out.",
+            "'LIFECYCLE_SIGNALS' names 'SIGKILL', which a process cannot catch; leave it out.",
         ),
         (
             {"LIFECYCLE_SIGNALS": [19]},
             ValueError,
-            "'LIFECYCLE_SIGNALS' names 'SIGSTOP', which no process can catch; leave it out.",
+            "'LIFECYCLE_SIGNALS' names 'SIGSTOP', which a process cannot catch; leave it out.",
         ),
         (
             {"LIFECYCLE_SIGNALS": 1.5},
@@ -341,7 +341,8 @@ SECONDS = "must be a finite number of seconds"
         (
             {"LIFECYCLE_TOKEN": "from a file\n"},
             ValueError,
-            "'LIFECYCLE_TOKEN' has a blank around it or a line break in it; leave it out, as no header can hold it.",
+            "'LIFECYCLE_TOKEN' begins or ends with a blank, or contains a line break, which a header cannot; remove"
+            " it.",
         ),
         (
             {"LIFECYCLE_TOKEN": "x" * 15, "LIFECYCLE_PROBE_PORT": 0},
@@ -424,7 +425,7 @@ SECONDS = "must be a finite number of seconds"
             {"LIFECYCLE_PATHS": {"livez": "/ReadyZ"}, "LIFECYCLE_CASE_INSENSITIVE": True},
             ValueError,
             "'LIFECYCLE_PATHS' gives two probes paths that differ in their case alone, which"
-            " 'LIFECYCLE_CASE_INSENSITIVE' takes for the same; each needs its own.",
+            " 'LIFECYCLE_CASE_INSENSITIVE' ignores; give each its own.",
         ),
         (
             {"LIFECYCLE_PROBE_TIMEOUT": 0},
@@ -454,7 +455,7 @@ SECONDS = "must be a finite number of seconds"
             (
                 {"LIFECYCLE_STOP_ON_CRASH": value},
                 ValueError,
-                "'LIFECYCLE_STOP_ON_CRASH' holds an empty pattern, which no thread has for a name; use '*' for all.",
+                "'LIFECYCLE_STOP_ON_CRASH' contains an empty pattern, which matches no thread; use '*' for all.",
             )
             for value in ("", ["a", ""])
         ),
@@ -499,7 +500,7 @@ SECONDS = "must be a finite number of seconds"
             (
                 {"LIFECYCLE_HEADERS": {name: "a"}},
                 ValueError,
-                f"'LIFECYCLE_HEADERS' names the header {name!a}, which is no header name; use one such as 'X-Node'.",
+                f"'LIFECYCLE_HEADERS' names the header {name!a}, which is not a header name; use one such as 'X-Node'.",
             )
             for name in ("", "X Node", "X-Node:", "X-Größe", 3, "X-Node\r\nX")
         ),
@@ -850,7 +851,7 @@ def test_transitions_of_several_applications() -> None:
     apps = [make_app(), make_app()]
     for app in apps:
         lifecycle.init_app(app)
-    message = "This Lifecycle has several applications; ask it inside the application context of one."
+    message = "This Lifecycle has several applications; use it inside the application context of one."
     with pytest.raises(RuntimeError, match=whole(message)):
         lifecycle.transitions()
 

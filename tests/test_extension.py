@@ -548,7 +548,7 @@ def test_two_applications_with_one_lifecycle() -> None:
         with app.app_context():
             states.append(lifecycle.state)
     assert states == [State.READY, State.NOT_READY]
-    message = "This Lifecycle has several applications; ask it inside the application context of one."
+    message = "This Lifecycle has several applications; use it inside the application context of one."
     with pytest.raises(RuntimeError, match=whole(message)):
         _ = lifecycle.state
     with make_app().app_context(), pytest.raises(RuntimeError, match=whole(message)):
@@ -578,7 +578,7 @@ def test_applications_with_one_lifecycle_start_and_stop_each() -> None:
         app.test_client().get("/", buffered=True)
         with app.app_context():
             assert pool.value == f"pool of {app.name}"
-    with pytest.raises(RuntimeError, match="is open for several applications; ask it inside the application context"):
+    with pytest.raises(RuntimeError, match="is open for several applications; use it inside the application context"):
         _ = pool.value
     with apps[0].app_context():
         report = lifecycle.shutdown()

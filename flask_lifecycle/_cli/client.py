@@ -151,7 +151,7 @@ def _authorization(token: str | None) -> dict[str, str]:
     if token is None:
         return {}
     if not token.isprintable() or token != token.strip():  # the error of http.client would show the token
-        raise UnreachableError("The token has a line break or a blank around it, which no header can hold; remove it.")
+        raise UnreachableError("The token begins or ends with a blank, or contains a line break; remove it.")
     # As WSGI has it on the other side: bytes, each as one character.
     return {"Authorization": f"Bearer {token}".encode().decode("latin-1")}
 

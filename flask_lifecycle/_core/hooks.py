@@ -1,4 +1,4 @@
-"""The functions that users register for the start and the stop of an application, and how they are called.
+"""The functions that users register for the start-up and the shutdown, and how they are called.
 
 Each runs in its own thread, so a hook that hangs does not block the others. On Python 3.12 and later, ``atexit``
 functions cannot start threads. There a hook runs in the calling thread, and faulthandler's watchdog, which needs no
@@ -56,11 +56,11 @@ class Stop(Protocol):
     clock: Clock
 
     def remaining(self) -> float | None:
-        """Seconds left of the grace period, ``None`` when no shutdown has begun."""
+        """Seconds left of the grace period; ``None`` before a shutdown."""
 
     @property
     def in_flight(self) -> int:
-        """How many requests are in flight now."""
+        """The number of requests in flight now."""
 
 
 class ShutdownContext:
@@ -178,7 +178,7 @@ class Hooks:
     def start(self, context: Callable[[], AbstractContextManager[Any]], stop: Stop) -> str:
         """Run the ``on_startup`` functions in order, once; return the name of the one that failed, or an empty string.
 
-        Blocks until they are over, also where another thread runs them. The first failure ends the start-up.
+        Blocks until they are over, also if another thread runs them. The first failure ends the start-up.
         """
         with self._startup_lock:
             first = not self.startup_begun.is_set()
@@ -254,10 +254,10 @@ def _log_end(label: str, record: HookRecord, error: BaseException | None) -> Non
         "lifecycle_seconds": record.duration,
     }
     if record.outcome == "ok":
-        level = logging.INFO if record.kind == "startup" else logging.DEBUG  # of a shutdown the report has them all
+        level = logging.INFO if record.kind == "startup" else logging.DEBUG  # the report has all hooks of a shutdown
         logger.log(level, "%s done after %.1f s", label, record.duration, extra=extra)
     elif record.outcome == "hung":
-        logger.warning("%s hung: not back after %.1f s", label, record.duration, extra=extra)
+        logger.warning("%s hung: it did not return within %.1f s", label, record.duration, extra=extra)
     else:
         logger.warning("%s failed after %.1f s: %s", label, record.duration, record.error, exc_info=error, extra=extra)
 
@@ -295,17 +295,18 @@ class Resource:
             return kept[1]
         if opened:
             raise RuntimeError(
-                f"The resource '{self.name}' is open for several applications; ask it inside the application context of"
+                f"The resource '{self.name}' is open for several applications; use it inside the application context of"
                 " one."
             )
-        raise RuntimeError(f"The resource '{self.name}' is not open; it is between the start-up and the drain's end.")
+        raise RuntimeError(f"The resource '{self.name}' is not open; it is, from the start-up to the end of the drain.")
 
     def open(self) -> None:
         """Open it; an ``on_startup`` function."""
         manager = self._make()
         if not hasattr(type(manager), "__enter__"):
             raise TypeError(
-                f"The resource '{self.name}' gave {manager!r}, which is no context manager; yield once, or return one."
+                f"The resource '{self.name}' gave {manager!r}, which is not a context manager; yield once, or return"
+                " one."
             )
         stack = contextlib.ExitStack()
         self._open[self._application()] = (stack, stack.enter_context(manager))
@@ -325,7 +326,7 @@ class Resource:
 
 
 def _maker(function: Any, name: str) -> Callable[[], AbstractContextManager[Any]]:
-    """What makes the context manager of a resource.
+    """The function that makes the context manager of a resource.
 
     :raises TypeError: ``function`` cannot make one.
     """

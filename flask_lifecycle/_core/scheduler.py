@@ -11,16 +11,16 @@ from .state import logger
 class Scheduler:
     """Starts its thread at the first wake-up. Any thread may use it.
 
-    :param tick: returns in how many seconds to call it again; ``None``: at the next wake-up.
+    :param tick: returns the seconds until its next call; ``None``: call it at the next wake-up.
     :param name: of the thread.
-    :param what: the task, in the log line of an error.
+    :param what: the task, as the log names it if it fails.
     """
 
     def __init__(self, tick: Callable[[], float | None], name: str, what: str) -> None:
         self._tick = tick
         self._name = name
         self._what = what
-        self._lock = threading.Lock()  # guards _thread against two wake-ups, and a stop, at once
+        self._lock = threading.Lock()  # guards _thread: two wake-ups and a stop may come at once
         self._thread: threading.Thread | None = None
         self._woken = threading.Event()
         self.ended = False

@@ -8,8 +8,8 @@
                              v
                          DRAINING --stop--> STOPPING --stopped--> STOPPED
 
-A stop (``drain``) is legal in every state, also while starting and also when one is already under way, where
-it changes nothing. No event leads back from DRAINING: readiness by hand is refused, because a load balancer that
+A shutdown (``drain``) is legal in every state, also during the start. When one is under way already, it changes
+nothing. No event leads back from DRAINING: readiness by hand is refused, because a load balancer that
 removes this process must not get it back.
 
 Readiness that the application sets by hand before it has started is remembered: ``started`` then leads to READY or to
@@ -100,7 +100,7 @@ class State(enum.Enum):
 
 
 class Event(enum.Enum):
-    """What can happen to an application."""
+    """The events of an application."""
 
     STARTED = "started"
     SET_READY = "set_ready"
@@ -114,7 +114,7 @@ class Event(enum.Enum):
 
 S, E = State, Event
 
-# The requests of the application and of its operators, which are remembered from the start on, and the stop.
+# Requests of the application and of operators, which are remembered from the start on, and the shutdown.
 _LIVE: dict[Event, State] = {
     E.SET_READY: S.READY,
     E.SET_NOT_READY: S.NOT_READY,
@@ -136,7 +136,7 @@ ENDING = frozenset({S.DRAINING, S.STOPPING, S.STOPPED})
 
 
 class StateMachine:
-    """The state of one application. Any thread may use it; but for :meth:`wait_for` nothing blocks.
+    """The state of one application. Any thread may use it; only :meth:`wait_for` blocks.
 
     :param ready: whether the application is ready as soon as it has started.
     :param notify: called as ``notify(old, new, reason)`` after each change, without the lock.
@@ -152,7 +152,7 @@ class StateMachine:
     ) -> None:
         self.state = State.STARTING
         self.reason = "starting"
-        self.draining = threading.Event()  # set from DRAINING on
+        self.draining = threading.Event()  # set in DRAINING and later
         self.reached_ready = False
         self.was_ready = False  # when the drain began
         self.cordon: object | None = None  # identifies the operator's cordon, if there is one

@@ -1,17 +1,17 @@
-"""Text of others on one line: what an application, a client or a file says, as it may be written anywhere.
+"""Makes text from outside safe for logs and terminals.
 
-A name, a reason, the text of an exception or a path may hold line ends, by which it would begin a line of its own in a
-log, and sequences that a terminal takes for commands. :func:`visible` shows both as what they are. The logger does this
-to everything that it is given (``state.py``), so no call has to remember it; what goes elsewhere calls it.
+A name, a reason, the text of an exception or a path may contain line ends, which would begin a forged line in a log,
+and control sequences, which a terminal would execute. :func:`visible` escapes both. The logger applies it to all its
+arguments (``state.py``); text for other places must call it.
 """
 
 from __future__ import annotations
 
 
 def visible(text: str, most: int = 0) -> str:
-    r"""A text with everything escaped that is not printed as a sign: a line end becomes ``\n``, Escape ``\x1b``.
+    r"""A text with all unprintable characters escaped: a line end becomes ``\n``, Escape ``\x1b``.
 
-    :param most: at most so many characters of the text, and dots for the others; 0 for all.
+    :param most: the maximum number of characters, dots included; 0 for all.
     """
     if most and len(text) > most:
         text = f"{text[: most - 3]}..."
@@ -21,9 +21,9 @@ def visible(text: str, most: int = 0) -> str:
 
 
 class Lines(str):
-    """A text of several lines that the logger leaves as it is: each is visible, and all but the first are indented.
+    """A text of several lines, each escaped, which the logger does not escape again.
 
-    So none of them can be taken for a record of its own.
+    All lines but the first are indented, so none can be mistaken for a log record.
     """
 
     __slots__ = ()

@@ -22,7 +22,7 @@ _MOST_LOGGED = 50
 
 @dataclass(eq=False, repr=False)
 class Unfinished:
-    """The requests and work items that had not ended at one moment."""
+    """A snapshot of the requests and work items that have not ended."""
 
     requests: tuple[RequestInfo, ...] = ()
     work: tuple[WorkInfo, ...] = ()

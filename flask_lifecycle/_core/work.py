@@ -150,7 +150,7 @@ def wrapped(function: F, begin: Callable[[], Any]) -> F:
     :raises TypeError: it is an async generator function, or cannot be called at all.
     """
     if not callable(function):
-        raise TypeError(f"Work was to be made of {function!r}, which is not callable; decorate a function.")
+        raise TypeError(f"work() decorates functions, and {function!r} is not callable.")
     if inspect.isasyncgenfunction(function):
         raise TypeError(
             f"The async generator '{name_of(function)}' cannot be decorated; use 'with lifecycle.work(...)' inside it."
@@ -183,7 +183,7 @@ def submit(ledger: WorkLedger, executor: Any, function: Callable[..., Any], /, *
     :raises TypeError: that is no executor.
     """
     if not callable(getattr(executor, "submit", None)) or isinstance(executor, type):
-        raise TypeError(f"submit() was given {executor!r}; give it an executor such as a ThreadPoolExecutor first.")
+        raise TypeError(f"submit() needs an executor, such as a ThreadPoolExecutor, not {executor!r}.")
     from concurrent.futures import ThreadPoolExecutor  # there already, where there is an executor
 
     item = Work(ledger, name_of(function), {})

@@ -133,7 +133,7 @@ def commands(load: Callable[[Any], tuple[Any, Any]]) -> dict[str, click.Command]
     @click.option("--json", "json_wanted", is_flag=True, help="Print one JSON document.")
     @click.pass_obj
     def doctor(info: Any, files: tuple[str, ...], name: str | None, json_wanted: bool) -> None:
-        """Hold deployment files against the application's settings.
+        """Check deployment files against the application's settings.
 
         Reads Kubernetes YAML, compose files, Dockerfiles, systemd units and gunicorn.conf.py ('-' is the standard
         input). Exits with 0 if nothing is an error, with 1 if something is, and with 2 if a file cannot be read.

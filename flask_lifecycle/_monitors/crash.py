@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 # Seconds that the shutdown waits for the traceback; an idle process would exit before it is shown.
 _PATIENCE = 1.0
-# These end a thread or a program on purpose.
+# These end a thread or a program intentionally.
 _NO_CRASHES = (SystemExit, KeyboardInterrupt)
 
 
@@ -64,7 +64,7 @@ class CrashWatch(Feature):
         return watch
 
     def install(self) -> None:
-        """Install the hooks; twice is harmless."""
+        """Install the hooks. Idempotent."""
         with self._lock:
             self._watching = True
             if self._main_next is None:
@@ -76,7 +76,7 @@ class CrashWatch(Feature):
         self._pid = os.getpid()
 
     def stop(self) -> None:
-        """Remove our hooks where no other one is over them."""
+        """Remove our hooks, unless another package has installed one over them."""
         with self._lock:
             self._watching = False
             if self._main_next is not None and sys.excepthook == self._in_main:
@@ -119,6 +119,6 @@ class CrashWatch(Feature):
 
 def _describe(kind: type[BaseException], error: BaseException | None) -> str:
     text = ""
-    with contextlib.suppress(Exception):  # the class may be the application's, and raise
+    with contextlib.suppress(Exception):  # the class may be defined by the application, and raise
         text = str(error or "")
     return f"{kind.__name__}: {text}" if text else kind.__name__

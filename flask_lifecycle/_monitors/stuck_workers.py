@@ -24,7 +24,7 @@ working pool the ping returns at once.
 Where each connection has a thread (Werkzeug) there is no pool, and the ping only passes the accepting loop. A server
 that was found by a search may not run at all: its silence counts only after one ping has returned.
 
-Nothing is judged before the start-up is over, because requests wait for it, and ages count from then. Nothing is judged
+Nothing counts before the start-up is over, because requests wait for it, and ages count from then. Nothing counts
 during a shutdown either: its own deadline ends what hangs, in better order than a restart would.
 
 Races
@@ -70,7 +70,7 @@ class _Ping:
     def __init__(self, server: Server, now: float) -> None:
         self.server = server
         self.since = now
-        self.sent = False  # a lock may have been taken
+        self.sent = False  # another thread may have held a lock
         self.returned = threading.Event()
 
 
@@ -166,11 +166,11 @@ class PoolWatch(Feature):
         if not problem and ping is not None and trusted:
             since = max([ping.since, *(start for _ledger, start in serving)])
             if now - since > self.after:
-                problem = f"{server.name} has not run a task that it got {now - since:.0f} s ago"
+                problem = f"{server.name} has not started a task that was queued {now - since:.0f} s ago"
         return "" if problem and ping is not None and ping.returned.wait(_MOMENT) else problem
 
     def _serving(self) -> list[tuple[Ledger, float]]:
-        """The in-flight sets of the serving applications, and since when they serve; none if nothing is judged now."""
+        """The in-flight sets of the serving applications, and since when they serve; none if nothing counts now."""
         serving = []
         for member in self._members():
             if member.machine.ending:
@@ -196,7 +196,7 @@ class PoolWatch(Feature):
                 since = max(body.started, start)
                 newest[body.thread] = max(newest.get(body.thread, since), since)
         old = sorted(since for since in newest.values() if now - since > self.after)
-        load = server.load() if old else None  # it looks at every connection, so few probes should pay for it
+        load = server.load() if old else None  # it looks at every connection, which would slow down every probe
         threads = load.threads if load is not None and load.idle == 0 else None
         if not threads or len(old) < threads:
             return ""

@@ -56,13 +56,13 @@ _PERIOD = 1.0
 _RETRY = 0.1
 # Seconds to ask for at once, and again when half of them are left.
 _LEASE = 10.0
-# For the interpreter's own end, and for systemd to notice it.
+# Time for the interpreter to end, and for systemd to notice it.
 _MARGIN = 1.0
 # The shortest interval of heartbeats; a shorter one would keep the process busy.
 _SHORTEST = 0.1
-# The longest pause; a thread cannot wait as long as systemd's largest number.
+# The longest pause; a thread cannot wait for systemd's largest number.
 _LONGEST_PAUSE = 3600.0
-# Of a number of 64 bits.
+# The maximum of a 64-bit number.
 _DIGITS = 20
 # systemd drops a datagram of more than 4096 bytes (NOTIFY_BUFFER_MAX).
 _LONGEST = 1000
@@ -129,12 +129,12 @@ class Notifier(Feature):
             self._sender.wake()
 
     def stop(self) -> None:
-        """Send the last message, if the queue has room; twice is harmless."""
+        """Send the last message, if the queue has room. Idempotent."""
         if not self._active or os.getpid() != self._pid:
             return
         self._active = False
         self._heartbeats.stop(wait=False)  # a check may take long
-        if self._sender.stop(timeout=_PERIOD):  # else it hangs in a log handler
+        if self._sender.stop(timeout=_PERIOD):  # otherwise it hangs in a log handler
             self._tick()
         if self._socket is not None:
             self._socket.close()

@@ -1,3 +1,3 @@
-"""What operators do to a running process: drain, cordon and uncordon, over HTTP or by files."""
+"""Operators' requests to a running process: drain, cordon and uncordon, by HTTP or by file."""
 
 from __future__ import annotations

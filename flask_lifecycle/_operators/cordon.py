@@ -27,7 +27,7 @@ from .._core.feature import Feature
 from .._core.state import ENDING, Event, State, StateMachine, logger
 from .._operators.duration import format_duration
 
-# Longer than any maintenance takes, and short enough that a forgotten cordon is found in the week it was made.
+# Longer than any maintenance, and short enough that a forgotten cordon is found within a week.
 LONGEST_CORDON = 7 * 86400.0
 _LONGEST_NAME = 64
 
@@ -105,7 +105,7 @@ class Control(Feature):
         return lease
 
     def uncordon(self, by: str, way: str, lease: Lease | None = None) -> bool:
-        """End the cordon, or a certain one if it is still in effect; return whether there was one.
+        """End the cordon, or only the given one; return whether it was in effect.
 
         :raises RuntimeError: a shutdown has begun.
         """
@@ -139,7 +139,7 @@ class Control(Feature):
 
     def _end(self, lease: Lease) -> None:
         if self._machine.cordon is lease:
-            with contextlib.suppress(RuntimeError):  # a shutdown was quicker
+            with contextlib.suppress(RuntimeError):  # a shutdown has begun meanwhile
                 self._machine.apply(Event.UNCORDON, f"the cordon by {lease.by} has ended", lease)
 
     @classmethod

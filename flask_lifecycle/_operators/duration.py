@@ -9,19 +9,19 @@ from typing import Any
 from .._config import shown
 
 _UNITS = {"d": 86400, "h": 3600, "m": 60, "s": 1}
-# ASCII digits alone: \d would take those of forty scripts, and float() too.
+# Only ASCII digits: \d and float() also accept those of forty other scripts.
 _PART = re.compile(r"([0-9]+(?:\.[0-9]+)?)([a-z])")
 _NUMBER = re.compile(r"[0-9]+(?:\.[0-9]+)?")
-# What is longer is no duration that a person has written.
+# A longer text is not a duration that a person has written.
 _LONGEST = 32
 
 
 def parse_duration(name: str, value: Any, most: float = math.inf) -> float:
     """Seconds, from a text such as ``"10m"``, ``"1h30m"`` or ``"5"``, or from a number.
 
-    :param name: what the duration is called, for the error.
-    :param most: so many seconds at most.
-    :raises ValueError: it is no duration, not longer than zero, or too long.
+    :param name: the name of the duration, for the error.
+    :param most: the maximum, in seconds.
+    :raises ValueError: it is not a duration, not longer than zero, or too long.
     """
     seconds = _seconds(value)
     if not math.isfinite(seconds):
@@ -47,7 +47,7 @@ def format_duration(seconds: float) -> str:
 
 
 def _seconds(value: Any) -> float:
-    """``nan`` for what is no duration."""
+    """The seconds of a duration; ``nan`` for anything else."""
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         return float(value) if abs(value) < 2**63 else math.nan
     if not isinstance(value, str) or len(value) > _LONGEST:
@@ -57,7 +57,7 @@ def _seconds(value: Any) -> float:
         return float(text)
     parts = _PART.findall(text)
     units = [unit for _, unit in parts]
-    # Each unit once, the longer before the shorter: "5m5m" and "1s1h" are slips, and better asked about than guessed.
+    # Each unit once, the longer before the shorter: "5m5m" and "1s1h" are probably mistakes, so they are refused.
     in_order = bool(units) and units == [unit for unit in _UNITS if unit in units]
     if not in_order or "".join(number + unit for number, unit in parts) != text:
         return math.nan

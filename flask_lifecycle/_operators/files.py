@@ -10,7 +10,7 @@ Which files count
 
 The directory and each file in it must belong to this user or to root, and no one else may be able to write to the
 directory. Both are checked at each look, by descriptor, so that a directory put in its place is refused. A file is
-opened without following links and without blocking (a FIFO would wait for a writer), and checked once it is open.
+opened without following links and without blocking (a FIFO would wait for a writer), and checked when it is open.
 
 What is new
 -----------
@@ -19,8 +19,8 @@ Files stay: several processes may share the directory, and each must see them. A
 has seen by identity (device, inode, time of the last change, size), never by its own clock, which may differ from that
 of the file system.
 
-A ``drain`` that existed when the process began was meant for another process; acting on it would stop each process that
-is started. One that was absent at the last look, or has changed since, counts. The first look is in ``init_app``, and
+A ``drain`` that existed when the process began was meant for another process; acting on it would stop each new
+process. One that was absent at the last look, or has changed since, counts. The first look is in ``init_app``, and
 again at the beginning in a process that was forked since. A file system with coarse times may hide a second touch
 within one second of the first.
 
@@ -51,10 +51,10 @@ _PERIOD = 1.0
 _FIRST_LOOK = 0.5  # seconds that the start of the application waits for the first look
 _LARGEST = 4096
 
-# Which version of which file; ``None`` for no file.
+# The identity of a file; ``None`` for no file.
 Identity: TypeAlias = "tuple[int, ...] | None"
 
-# Separated by ASCII blanks alone, so that no other blank can hide in a name.
+# Separated by ASCII blanks only, so that no other blank can hide in a name.
 _LINE = re.compile(r"(?:for[ \t]+)?([^ \t]+)[ \t]+by[ \t]+([^ \t]+)")
 
 
@@ -91,18 +91,18 @@ class ControlDirectory(Feature):
         return cls(application.settings.control_dir, application.control)
 
     def begin(self) -> None:
-        """Start to watch."""
+        """Start watching."""
         self._scheduler.wake()
-        # A file that is touched once the process says that it serves must not count as one that existed before.
+        # A file that is touched after the process has logged that it serves must not count as older than the process.
         self._looked.wait(_FIRST_LOOK)
 
     def state_changed(self, new: State, reason: str) -> None:
-        """Stop to watch when a shutdown begins."""
+        """Stop watching when a shutdown begins."""
         if new in ENDING:
             self._scheduler.stop(wait=False)
 
     def stop(self) -> None:
-        """Stop to watch."""
+        """Stop watching."""
         self._scheduler.stop(wait=False)
 
     def look(self) -> float | None:
@@ -223,7 +223,7 @@ def _open(path: str) -> Iterator[int]:
 
 
 def _find(directory: int, name: str) -> Identity:
-    """Which file has this name.
+    """The identity of the file of this name.
 
     :raises UnfitError: it does not count.
     """

@@ -4,8 +4,8 @@ Only the probe listener serves them, which is not meant for the public, and only
 the same answer as for a path that does not exist, so that it reveals nothing. The method must be POST: a kubelet's
 ``preStop`` and a followed link send GET.
 
-Each action names the state that the process is to have. So a request that is sent twice, by a proxy that tries again,
-leads to the same state and gets the same answer. The second cordon lasts as long, from its own arrival on.
+Each action names the state that the process is to have. So a request that a proxy sends twice leads to the same state
+and gets the same answer. The second cordon lasts as long as the first, from its own arrival.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from .cordon import LONGEST_CORDON, Control, check_name
 from .duration import parse_duration
 
 _PARAMETERS = {"drain": ("by",), "cordon": ("by", "for"), "uncordon": ("by",)}
-_LONGEST_QUERY = 2048  # characters that are parsed; it has a name and a duration
+_LONGEST_QUERY = 2048  # characters; a query has a name and a duration
 
 
 class Operators(Feature):
@@ -42,7 +42,7 @@ def handlers(control: Control, prefix: str) -> dict[str, Callable[[Request], Res
 
 def _respond(control: Control, action: str, request: Request) -> Response:
     if request.method != "POST":
-        return _text(405, "This is done by POST alone; nothing was done.", {"Allow": "POST"})
+        return _text(405, "This needs a POST request; nothing was done.", {"Allow": "POST"})
     peer = request.remote_addr or "-"
     way = f"HTTP from {peer}"
     try:
@@ -79,7 +79,7 @@ def _parameters(request: Request, known: tuple[str, ...]) -> dict[str, str]:
     for name, values in request.args.lists():
         if name not in known:
             listed = " and ".join(f"'{each}'" for each in known)
-            raise ValueError(f"There is no parameter {shown(name)} here; there is {listed}.")
+            raise ValueError(f"The parameter {shown(name)} is unknown; the parameters are {listed}.")
         if len(values) > 1:
             raise ValueError(f"The parameter '{name}' is given twice; give it once.")
     return request.args.to_dict()

@@ -1,3 +1,3 @@
-"""The health endpoints: who may see what, and the listener of their own."""
+"""The health endpoints, their access rules, and their own listener."""
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Keeps probes out of the access logs: a filter on the loggers of the servers that write one."""
+"""Keeps probes out of access logs: a filter on the loggers of the servers that write them."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ _filter = _ProbeFilter()
 
 def silence(probes: Probes) -> None:
     """Keep an application's probes out of the access logs, also of servers that start later."""
-    # A new set in one assignment: a request that is being logged goes on with the old one.
+    # A new set in one assignment: a request that is being logged continues with the old one.
     _filter.silent = weakref.WeakSet([*_filter.silent, probes])
     for name in _LOGGERS:
         logging.getLogger(name).addFilter(_filter)

@@ -1,12 +1,12 @@
 """The adaptive shutdown delay: ``LIFECYCLE_SHUTDOWN_DELAY = "auto"``.
 
-A delay gives balancers time to learn that this instance stops. As a number of seconds it is a guess. But a balancer
-learns it from the readiness probe, so the process can see when. The delay ends when
+A delay gives load balancers time to learn that this instance stops. A fixed number of seconds is a guess. But a load
+balancer learns it from the readiness probe, so the process can see when. The delay ends when
 
 - each prober has been refused ``LIFECYCLE_DELAY_PROBES`` times in a row (the default is the threshold of Kubernetes and
   HAProxy), and after that
-- no new work has arrived for one second. A balancer that knows need not have acted yet, and one that does not probe
-  this process shows itself by the requests it sends.
+- no new work has arrived for one second. A load balancer may need time to react, and one that does not probe this
+  process is noticed by the requests that it sends.
 
 It takes ``LIFECYCLE_DELAY_MIN`` at least and ``LIFECYCLE_DELAY_MAX`` at most.
 
@@ -19,12 +19,12 @@ does not hold it up. Refusals before the delay count: a balancer that took the i
 be refused again. Two checks that look the same (address, agent, port and path) count as one prober.
 
 The delay does not wait for a prober that asks less often than once in ``LIFECYCLE_DELAY_MAX``: even that would be too
-short, and such a prober is most often a monitoring service that sends no traffic. One that asks too seldom for all its
-refusals makes the delay take its maximum; the log names it.
+short, and such a prober is mostly a monitoring service that sends no traffic. If a prober asks too rarely to be refused
+often enough, the delay takes its maximum, and the log names the prober.
 
 In Kubernetes the delay does not wait for the kubelet. A deleted pod leaves the endpoints because it is deleted, not
-because of its readiness probe. The proxies of all nodes have to learn of that, and they probe nothing; so the minimum
-is five seconds there, and after it new work counts. The delay does wait for balancers that probe pods themselves.
+because of its readiness probe. The proxies of all nodes have to learn of that, and they do not probe; so the minimum is
+five seconds there, and after it new work counts. The delay does wait for load balancers that probe pods themselves.
 
 How new work is seen
 --------------------
@@ -70,7 +70,7 @@ class AdaptiveDelay(Feature):
         self._began = self._latest = self._quiet_since = self._now = 0.0
         self._arrived = 0
         self._refused: threading.Event | None = None
-        self._waited = False  # whether there was a prober to wait for at the last look
+        self._waited = False  # whether the last look found a prober to wait for
         self._cut = False  # whether the maximum ended the delay
 
     @classmethod
@@ -101,10 +101,10 @@ class AdaptiveDelay(Feature):
         self._probers.on_refusal = self._refused  # before the look, so that no refusal in between is missed
         waiting = self._waiting()
         if waiting:
-            # A tick more than its silence takes, to be past that moment.
+            # A tick later than the moment at which it counts as silent.
             pause = min(prober.silent_at() for prober in waiting) + _TICK - now
         else:
-            # Any probe would set the event, in a flood thousands of times, and each look at the server costs.
+            # Any probe sets the event, thousands of times in a flood, and each look at the server is expensive.
             self._probers.on_refusal = None
             self._look_for_work(now, queued)
             quiet = min(DELAY_QUIET, self._settings.delay_max)
@@ -142,7 +142,7 @@ class AdaptiveDelay(Feature):
         silent = [prober for prober in self._waited_for if prober not in refused and prober.count > 1]
         parts = [_number(refused, f"refused {needed} times")] if refused else []
         parts += [_number(silent, "silent")] if silent else []
-        parts += [_number(self._seldom, "asking too seldom")] if self._seldom else []
+        parts += [_number(self._seldom, "asking too rarely")] if self._seldom else []
         kubelet = " except the kubelet" if any(map(self._is_local_kubelet, self._probers.all())) else ""
         minimum = f", at least {self._settings.delay_min:.1f} s" if self._settings.delay_min else ""
         return (

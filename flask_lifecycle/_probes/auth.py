@@ -26,7 +26,7 @@ def has_bearer_token(header: str, token: str) -> bool:
 def has_password(header: str, token: str) -> bool:
     """Whether an ``Authorization`` header has this token as the password of any user.
 
-    This is enough to read, and for nothing else: a browser sends the password with requests that other sites make.
+    This allows reading only: a browser also sends the password with requests that other sites make.
     """
     scheme, given = _parse(header)
     try:

@@ -1,4 +1,4 @@
-"""What Flask sees of the probes: a blueprint that names their URLs, and the guard that refuses requests."""
+"""The Flask side of the probes: a blueprint with their URLs, and the guard that refuses requests."""
 
 from __future__ import annotations
 
@@ -43,11 +43,11 @@ class Guard:
         self._lock = threading.Lock()  # guards both
 
     def install(self, app: Flask) -> None:
-        """Go ahead of the application's own ``before_request`` functions; twice is harmless."""
+        """Run before the application's own ``before_request`` functions. Idempotent."""
         with self._lock:
             if not self.installed:
                 self.installed = True
-                # A new list in one assignment: a request that iterates over the old one goes on with the old one.
+                # A new list in one assignment: a request that iterates over the old one is not disturbed.
                 app.before_request_funcs[None] = [self, *app.before_request_funcs.get(None, [])]
 
     def __call__(self) -> Response:

@@ -1,16 +1,17 @@
 """The probers: which clients ask the probes, and how often.
 
 A prober is identified by the group that it asks, its user agent, its address and the port that it asks: another port is
-another check on the prober's side, with a count of its own. Connections do not matter, as each probe may use a new one.
-A probe through a proxy (it has a forwarding header) is from another prober than the proxy, so that no client of a
-balancer passes for the balancer's own check. Our own requests (the self-test, the command line) do not count.
+another check of the prober, with its own count. Connections do not matter, because each probe may use a new one.
+A probe that a proxy forwards (it has a forwarding header) counts as another prober than the proxy, so that no client of
+a load balancer can imitate the load balancer's own check. Our own requests (the self-test, the command line) are not
+counted.
 
 Each probe is recorded when its answer is known. That costs two microseconds under a lock, and some fifty for a new
 prober that needs room, in a flood; nothing is logged, and no other code is called.
 
-There is room for 64, and for 8 of one address, so a client that changes its user agent with each request takes its own
-places. If room is needed, those go first that are silent (see :meth:`Prober.silent`), then those that came least often,
-then those that came longest ago; so a flood of new probers pushes out new probers and no regular one.
+There is room for 64 probers, and for 8 of one address, so a client that changes its user agent with each request only
+uses its own places. If room is needed, silent probers are removed first (see :meth:`Prober.silent`), then those with
+the fewest probes, then those that came longest ago. So a flood of new probers removes new probers and no regular one.
 """
 
 from __future__ import annotations
@@ -34,11 +35,11 @@ _ROOM = 64
 _ROOM_OF_AN_ADDRESS = 8
 _ARRIVALS = 8  # the last seven gaps make the interval
 _AGENT = 100  # characters; a header may have thousands
-# Of an address and of a port: a proxy's middleware may have taken them from headers.
+# The maximum length of an address and of a port, which a proxy middleware may have taken from headers.
 _ADDRESS, _PORT = 64, 8
 # The user agent of `flask lifecycle status`; see ``_cli/client.py``.
 _OURS = "flask-lifecycle"
-# Of every browser, of no balancer, and of some monitoring services.
+# In the user agent of every browser, of no load balancer, and of some monitoring services.
 _BROWSER = "Mozilla/"
 _KUBELET = "kube-probe/"
 # Each is added by a proxy.

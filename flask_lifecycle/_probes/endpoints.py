@@ -43,7 +43,7 @@ _VARY = {"Vary": "Accept, Authorization"}
 # or anything else that a client chooses, each would be one more, and every request is compared with all of them.
 _MOUNTS = 16
 
-# What is longer is not parsed, so that no request costs a probe more than a millisecond. In characters:
+# Longer headers and queries are not parsed, so that none costs a probe more than a millisecond. In characters:
 _LONGEST_QUERY = 2048
 _MOST_PARAMETERS = 128
 _LONGEST_PATH = 1024
@@ -164,7 +164,7 @@ class Probes:
         for part in PARTS:
             found.setdefault(self.fold(f"{paths[ALL]}/-/{part}"), Endpoint(self, ALL, part=part, worker="page"))
         for name, path in paths.items():
-            # Where a caller may not see the checks, a dedicated worker would reveal by its speed which there are.
+            # If a caller may not see the checks, the speed of a dedicated worker would reveal which ones exist.
             worker = "component" if self._policy(groups[name]) == "always" else None
             for check in self._registry.checks():
                 if name == ALL or name in check.groups:
@@ -260,7 +260,7 @@ class Probes:
         return None if response is None else self._complete(response, self._registry.groups()[ALL])
 
     def not_found(self) -> Response:
-        """The probe listener's answer to all else."""
+        """The probe listener's answer to all other paths."""
         return self._complete(_text(404, "not found: only probes are answered here"), self._registry.groups()[ALL])
 
     # -- answers --------------------------------------------------------------------------------------------------
@@ -325,7 +325,7 @@ class Probes:
         if "login" in parameters and not details and self._may_sign_in(how, environ):
             headers = {"WWW-Authenticate": CHALLENGE, **_VARY}
             return _text(401, "Sign in with any user name, and the token as the password.", headers)
-        # Callers who may not see the checks could find out their names and which one fails.
+        # Otherwise callers who may not see the checks could find out their names and which one fails.
         exclude = frozenset(request.args.getlist("exclude") if details and query else ())
         unknown = sorted(exclude - self._names(environ)) if exclude else ()
         if unknown:

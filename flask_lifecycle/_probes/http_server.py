@@ -1,9 +1,9 @@
-"""A small HTTP server with bounds, for the probe listener.
+"""A small HTTP server with limits, for the probe listener.
 
 It answers while every worker of the application is busy, and closes last. It serves a WSGI application, with a thread
 for each connection, on Werkzeug's server, which is installed with Flask.
 
-A port that is open to the network must neither use up the process nor be blocked for the prober. So each connection has
+Clients of a port that is open to the network must not exhaust the process or block the prober. So each connection has
 three stages, whose time limits add up to its deadline from accept to close:
 
 - *reading*: until its request has arrived. 64 connections at once; five seconds.
@@ -53,9 +53,9 @@ _CONNECTIONS = 64
 _ANSWERS = 256
 # Connections whose threads have not ended, closed ones included.
 _THREADS = 1024
-# Bytes that are read of a connection, its request and what follows; a browser may send 16 KB of cookies.
+# The maximum number of bytes read from a connection; a browser may send 16 KB of cookies.
 _MOST_READ = 1 << 16
-# Bytes; Werkzeug takes 4 ms to unquote 60,000. As in gunicorn's headers.
+# In bytes, as gunicorn limits a header; Werkzeug takes 4 ms to unquote 60,000.
 _LONGEST_REQUEST_LINE = 8190
 # Milliseconds for more input to begin after the answer; as in Werkzeug.
 _REST = 10.0
@@ -199,7 +199,7 @@ class _Server(ThreadedWSGIServer):
             _Stage(PROBE_TIMEOUT + _SENDING),
             _Stage(_LINGERING),
         )
-        self._open: set[socket.socket] = set()  # of all stages and of none: until their threads have ended
+        self._open: set[socket.socket] = set()  # in any stage or in none, until their threads have ended
 
     def accept_one(self) -> bool:
         """Accept a connection; ``False`` if that cannot succeed for a moment."""
@@ -353,7 +353,7 @@ class _Handler(WSGIRequestHandler):
             self._linger()
 
     def _linger(self) -> None:
-        """Read what the client still sends, within the bounds."""
+        """Read what the client still sends, within the limits."""
         poll = select.poll()
         poll.register(self.connection, select.POLLIN)
         end, left, patience = time.monotonic() + _LINGERING, self.rfile.left, _REST

@@ -6,8 +6,8 @@ them. ``/livez`` passes when all are live, ``/readyz`` when all are ready; an ap
 the last one closes the listener. One that was collected before its end, as in tests, leaves when the next one joins or
 leaves.
 
-Interleavings: the last application leaves while another one joins. Either the one that joins is first under the lock,
-and the listener stays; or it waits until the port is free again, and binds it anew.
+Interleavings: the last application leaves while another one joins. If the joining one gets the lock first, the listener
+stays. Otherwise it waits until the port is free again, and binds it anew.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class ProbeListener(ProbeServer):
         super().__init__(self._answer, host, port, **options)
 
     def start(self) -> None:
-        """Begin to answer; calling it twice is harmless."""
+        """Begin to answer. Idempotent."""
         if not self._started:
             self._started = True
             super().start()

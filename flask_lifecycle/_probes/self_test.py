@@ -70,7 +70,7 @@ def layers(app: Any) -> list[str]:
         inner = getattr(app, "__dict__", {})
         app = next((inner[name] for name in ("app", "wsgi_app", "application") if name in inner), None)
         app = getattr(app, "lifecycle_around", app)
-        if len(layers) == 10:  # or it goes round in circles
+        if len(layers) == 10:  # or the applications form a circle
             break
     return layers
 

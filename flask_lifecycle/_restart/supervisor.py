@@ -9,14 +9,14 @@ One thread, one loop. Signal handlers do nothing; the interpreter writes the num
 signal is handled here, every other one is forwarded: the worker stops and reports it. A second one means to exit at
 once, also for workers that are stopping already. systemd sends a signal to all processes of a service, and a forwarded
 one arrives a moment later; so the first stop signal is forwarded as a message, and a worker that has got the signal as
-well does not take it for a second one. Each worker has its own session: Ctrl-C on a terminal reaches it only this way.
+well does not count it as a second one. Each worker has its own session: Ctrl-C on a terminal reaches it only this way.
 
 systemd sees the supervisor as the main process of the service, so the supervisor forwards the messages of the current
-worker and no other, one of which stops while the service goes on. ``RELOADING=1`` and ``READY=1`` report a reload.
+worker only, because another one may stop while the service continues. ``RELOADING=1`` and ``READY=1`` report a reload.
 
-The supervisor ends with the last worker and as it has ended: with its exit code, or by the same signal. A worker that
+The supervisor ends with the last worker, and in the same way: with its exit code, or by the same signal. A worker that
 dies without a request to stop is not replaced, unless the next one is starting: the exit code reports the failure, and
-the process manager knows better how often to retry. As PID 1 the supervisor reaps orphaned processes.
+the process manager decides how often to retry. As PID 1 the supervisor reaps orphaned processes.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class _Worker:
 
 
 class Supervisor:
-    """Serves by one worker after the other.
+    """Serves with one worker after the other.
 
     :param ours: listeners that the workers close at the end.
     :param given: listeners of another process.
@@ -256,7 +256,7 @@ class Supervisor:
             worker.channel.send("leave", str(self._current.pid))
 
     def _reap(self) -> None:
-        # Only looked at, because Popen reaps the workers; all others are orphans, which PID 1 must reap.
+        # Only peeked at, because Popen reaps the workers; all others are orphans, which PID 1 must reap.
         with contextlib.suppress(ChildProcessError):
             while (gone := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)) is not None:
                 worker = self._workers.pop(gone.si_pid, None)
@@ -301,7 +301,7 @@ class Supervisor:
                 worker.until = None
                 worker.signal(signal.SIGKILL)
                 continue
-            # As long again for its own stop; it has accepted nothing that could be lost.
+            # The same time again for its own shutdown; it has accepted nothing that could be lost.
             worker.until = time.monotonic() + self._patience
             worker.signal(signal.SIGTERM)
             self._next = None

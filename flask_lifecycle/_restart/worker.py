@@ -5,7 +5,7 @@ Theory of operation
 
 A *supervisor* (``_restart/supervisor.py``) has the listening sockets and starts the process that serves; on a signal it
 starts the next one with the same sockets. Each of them is a *restart worker*: a new interpreter, started by the same
-command. It talks to the supervisor through its own channel: a pair of Unix sockets, lines of JSON, with descriptors
+command. It talks to the supervisor through its own channel: a pair of Unix sockets, with lines of JSON, and descriptors
 where needed.
 
 =============  =============================================================================================
@@ -88,7 +88,7 @@ class Channel:
         """Wait for messages: words, texts and descriptors; ``None`` if the other end is gone."""
         try:
             data, descriptors, _flags, _address = socket.recv_fds(self.socket, 65536, _MOST_DESCRIPTORS)
-        except ConnectionResetError:  # it is gone and has not read everything
+        except ConnectionResetError:  # it has exited without reading everything
             return None
         for descriptor in descriptors:
             os.set_inheritable(descriptor, False)

@@ -26,7 +26,7 @@ class ModWsgi(Adapter):
     name = "mod_wsgi"
     means = "by its module 'mod_wsgi'"
     guarantee = ACCEPTED
-    advice = "if Apache is stopped by SIGWINCH (graceful-stop); SIGTERM cuts what runs"
+    advice = "if Apache is stopped by SIGWINCH (graceful-stop); SIGTERM cuts off running requests"
     stays = True
 
     def __init__(self) -> None:

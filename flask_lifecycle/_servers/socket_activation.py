@@ -57,7 +57,7 @@ def _passed_on(environ: MutableMapping[str, str]) -> list[str]:
         )  # fmt: skip
         return []
     if not count.isdecimal() or len(count) > _DIGITS:
-        raise ValueError(f"LISTEN_FDS is '{count}', which is no number of sockets; let systemd set it.")
+        raise ValueError(f"LISTEN_FDS is '{count}', which is not a number of sockets; let systemd set it.")
     known = names.split(":")[: int(count)]
     return known + [""] * (int(count) - len(known))
 
@@ -84,7 +84,7 @@ def listener(descriptor: int, name: str = "") -> socket.socket:
     try:
         sock = socket.socket(fileno=descriptor)
     except OSError:
-        what = "is not open" if not _is_open(descriptor) else "is no socket"
+        what = "is not open" if not _is_open(descriptor) else "is not a socket"
         raise ValueError(f"{called} {what}; pass on a listening socket.") from None
     wrong = _wrong(sock)
     if wrong:

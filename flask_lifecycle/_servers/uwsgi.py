@@ -44,7 +44,7 @@ class Uwsgi(Adapter):
 
     name = "uwsgi"
     means = "by its module 'uwsgi'"
-    advice = "to answer what waits in its queues as well, call 'flask lifecycle drain' before SIGTERM"
+    advice = "to answer queued requests as well, call 'flask lifecycle drain' before SIGTERM"
     ours = True  # so the guard refuses no request while the accept queue is emptied
     stays = True
 
@@ -57,7 +57,7 @@ class Uwsgi(Adapter):
         lacking = missing(uwsgi.opt)
         if lacking and uwsgi.worker_id() == 1:  # one warning for all workers
             logger.warning(
-                "uWSGI is not configured for a stop that answers what it runs; set %s.", ", ".join(lacking),
+                "uWSGI is not configured to finish running requests in a shutdown; set %s.", ", ".join(lacking),
                 extra={"lifecycle_missing": lacking},
             )  # fmt: skip
         if uwsgi.worker_id() == 1:

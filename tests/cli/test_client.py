@@ -166,7 +166,7 @@ def test_nobody_listens() -> None:
 def test_what_cannot_be_written() -> None:
     """A token or a host that cannot be sent is one sentence, too, and does not show the token."""
     url = Url("http", "127.0.0.1", 9, "/")
-    sentence = "The token has a line break or a blank around it, which no header can hold; remove it."
+    sentence = "The token begins or ends with a blank, or contains a line break; remove it."
     for token in ("secret\n", " secret", "sec\rret"):
         with pytest.raises(UnreachableError, match=whole(sentence)):
             fetch_health(url, token, BOUND)

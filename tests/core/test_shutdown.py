@@ -655,7 +655,7 @@ def test_a_hanging_hook_is_left_behind(
     assert ran == ["pool"]
     assert result.hooks[0] == HookRecord("hangs", "shutdown", "hung", 1.5, "")
     assert [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING] == [
-        "on_shutdown 'hangs' hung: not back after 1.5 s"
+        "on_shutdown 'hangs' hung: it did not return within 1.5 s"
     ]
     assert not result.clean
 

@@ -535,7 +535,7 @@ def test_resources_are_opened_in_order_and_closed_in_reverse() -> None:
     assert course == [
         "open engine", "open pool", "open pool", "last registered", "close pool", "close pool", "close engine",
     ]  # fmt: skip
-    message = "The resource 'engine' is not open; it is between the start-up and the drain's end."
+    message = "The resource 'engine' is not open; it is, from the start-up to the end of the drain."
     with pytest.raises(RuntimeError, match=whole(message)):
         _ = engine.value
     assert app.name == "testing"
@@ -668,9 +668,8 @@ def test_a_function_that_returns_no_context_manager() -> None:
         return 5
 
     (record,) = (r for r in ended(started(lifecycle)).hooks if r.kind == "startup")
-    assert (
-        record.error == "TypeError: The resource 'pool' gave 5, which is no context manager; yield once, or return one."
-    )
+    message = "The resource 'pool' gave 5, which is not a context manager; yield once, or return one."
+    assert record.error == f"TypeError: {message}"
 
 
 async def coroutine_function() -> None: ...

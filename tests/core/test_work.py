@@ -200,7 +200,7 @@ def test_an_async_generator_is_refused(lifecycle: Lifecycle) -> None:
 
 def test_what_cannot_be_called_is_refused(lifecycle: Lifecycle) -> None:
     """Decorating what is no function is an error at once."""
-    with pytest.raises(TypeError, match=whole("Work was to be made of 5, which is not callable; decorate a function.")):
+    with pytest.raises(TypeError, match=whole("work() decorates functions, and 5 is not callable.")):
         lifecycle.work("five")(5)  # type: ignore[type-var]  # that is the error
 
 
@@ -256,7 +256,7 @@ def test_an_executor_that_takes_no_more(lifecycle: Lifecycle) -> None:
 @pytest.mark.parametrize("executor", [None, print, ThreadPoolExecutor])
 def test_what_is_no_executor(lifecycle: Lifecycle, executor: Any) -> None:
     """Something without ``submit``, or the class itself, is refused by name."""
-    message = f"submit() was given {executor!r}; give it an executor such as a ThreadPoolExecutor first."
+    message = f"submit() needs an executor, such as a ThreadPoolExecutor, not {executor!r}."
     with pytest.raises(TypeError, match=whole(message)):
         lifecycle.submit(executor, print)
 

@@ -337,7 +337,7 @@ def test_a_task_of_a_thread_of_the_master(live: Starter) -> None:
         "--bind", "127.0.0.1:0", "live_app:app", plan={"logging": True, "tasks": [["cache", "gate", "shutdown"]]},
     )  # fmt: skip
     assert running.wait_gone() == 3
-    assert running.log.count("threads that were started before the fork are in no worker: task-cache;") == 1
+    assert running.log.count("threads that were started before the fork do not exist in the workers: task-cache;") == 1
     assert "startup task 'cache' failed" in running.log
     assert "the thread 'task-cache' that began it is not in this process" in running.log
 

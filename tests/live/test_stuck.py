@@ -152,7 +152,7 @@ def test_workers_that_have_died(live: Starter) -> None:
             connection.head()
     for port in ports:
         wait_until(lambda port=port: not alive(port), "a failing liveness")  # type: ignore[misc]
-    running.wait_log(r"liveness fails: waitress has not run a task that it got \d+ s ago")
+    running.wait_log(r"liveness fails: waitress has not started a task that was queued \d+ s ago")
     assert get(running.address, "/livez").body == b'{"status": "fail"}\n'
 
 
@@ -167,7 +167,7 @@ def test_a_server_that_stands_still(live: Starter, server: str, path: str) -> No
     with Connection(running.address) as connection:
         connection.ask(path)
         wait_until(lambda: not alive(probes), "a failing liveness")
-        running.wait_log(rf"liveness fails: {server} has not run a task that it got \d+ s ago")
+        running.wait_log(rf"liveness fails: {server} has not started a task that was queued \d+ s ago")
         running.open_gate("all")
         wait_until(lambda: alive(probes), "a liveness that passes")
     assert running.stop() == 0

@@ -173,7 +173,7 @@ def test_a_ping_that_does_not_return(bench: Bench) -> None:
     """A pool that takes no task for longer than the limit is dead, whatever the in-flight set says."""
     assert bench.look() == ""
     assert bench.look(60.0) == ""
-    assert bench.look(2.0) == "fake has not run a task that it got 62 s ago"
+    assert bench.look(2.0) == "fake has not started a task that was queued 62 s ago"
     bench.answer()
     assert bench.look() == ""
 
@@ -205,7 +205,7 @@ def test_a_ping_that_cannot_be_sent(bench: Bench) -> None:
     assert bench.server is not None
     bench.server.takes_canaries = False
     assert bench.look() == ""
-    assert bench.look(61.0) == "fake has not run a task that it got 61 s ago"
+    assert bench.look(61.0) == "fake has not started a task that was queued 61 s ago"
     bench.server.takes_canaries = True
     assert bench.look() != ""
     bench.answer()
@@ -226,7 +226,7 @@ def test_a_server_that_was_found() -> None:
     bench = Bench(ours=False)
     assert [bench.look(), bench.look(61.0)] == ["", ""]
     bench.answer()
-    assert [bench.look(), bench.look(61.0)] == ["", "fake has not run a task that it got 61 s ago"]
+    assert [bench.look(), bench.look(61.0)] == ["", "fake has not started a task that was queued 61 s ago"]
     bench.published()
 
 
@@ -382,7 +382,7 @@ def test_a_listener_that_blocks_and_fails(bench: Bench, caplog: pytest.LogCaptur
     listener.gate.set()
     bench.published()
     assert listener.received == [
-        ("stuck-workers", "pass", "fail", "fake has not run a task that it got 61 s ago"),
+        ("stuck-workers", "pass", "fail", "fake has not started a task that was queued 61 s ago"),
         ("stuck-workers", "fail", "pass", "the workers make progress again"),
     ]
     assert caplog.messages.count("a change of the health could not be published") == 2

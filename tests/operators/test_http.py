@@ -192,7 +192,7 @@ def test_another_method_with_the_token(path: str, method: str) -> None:
     """With the token and another method the answer says which one does it."""
     app = serve()
     response = ask(app, path, method)
-    assert told(response) == (405, "This is done by POST alone; nothing was done.")
+    assert told(response) == (405, "This needs a POST request; nothing was done.")
     assert response.headers["Allow"] == "POST"
     assert unchanged(app)
 
@@ -221,8 +221,8 @@ NAME = "'by' must be a name of up to 64 visible characters without blanks, such 
         ("uncordon?by=" + "x" * 65, NAME.format("'" + "x" * 56 + "...")),
         ("drain?by=a&by=b", "The parameter 'by' is given twice; give it once."),
         ("drain?" + "by=a&" * 500, "The query string has more than 2048 characters; give each parameter once."),
-        ("drain?for=10m", "There is no parameter 'for' here; there is 'by'."),
-        ("cordon?by=a&for=1m&x%0a=1", r"There is no parameter 'x\n' here; there is 'by' and 'for'."),
+        ("drain?for=10m", "The parameter 'for' is unknown; the parameters are 'by'."),
+        ("cordon?by=a&for=1m&x%0a=1", r"The parameter 'x\n' is unknown; the parameters are 'by' and 'for'."),
     ],
 )  # fmt: skip
 def test_bad_parameters(path: str, sentence: str, caplog: pytest.LogCaptureFixture) -> None:

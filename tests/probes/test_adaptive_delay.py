@@ -160,7 +160,7 @@ def test_a_prober_that_asks_less_often_than_the_maximum() -> None:
     stop = Stop()
     stop.regular(60.0)
     assert stop.delay() == pytest.approx(1.0)
-    assert str(stop.delayed) == "after 1.0 s: 1 prober asking too seldom, no new work for 1.0 s"
+    assert str(stop.delayed) == "after 1.0 s: 1 prober asking too rarely, no new work for 1.0 s"
 
 
 def test_a_prober_that_cannot_come_often_enough() -> None:

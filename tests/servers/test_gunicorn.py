@@ -453,8 +453,8 @@ def test_threads_of_the_master_alone_are_named(
     for thread in threads:
         thread.join(BOUND)
     assert [record.getMessage() for record in caplog.records] == [
-        "threads that were started before the fork are in no worker: poller; start them in an on_startup function, or"
-        " load the application without --preload."
+        "threads that were started before the fork do not exist in the workers: poller; start them in an"
+        " on_startup function, or load the application without --preload."
     ]
 
 

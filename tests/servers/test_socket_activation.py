@@ -85,7 +85,7 @@ def test_an_address_beside_it(where: tuple[str | None, int | None, dict[str, str
 @pytest.mark.parametrize("count", ["many", "-1", "99999"])
 def test_a_number_that_is_none(count: str) -> None:
     """What is no number of sockets is an error."""
-    message = rf"^LISTEN_FDS is '{count}', which is no number of sockets; let systemd set it\.$"
+    message = rf"^LISTEN_FDS is '{count}', which is not a number of sockets; let systemd set it\.$"
     with pytest.raises(ValueError, match=message):
         socket_activation.with_passed_on(None, None, {}, variables(count))
 
@@ -104,7 +104,7 @@ def test_bad_descriptors(tmp_path: Path) -> None:
         os.close(closed)
         for number, what in [
             (closed, "is not open"),
-            (file.fileno(), "is no socket"),
+            (file.fileno(), "is not a socket"),
             (datagram.fileno(), r"is no stream socket \(ListenStream= in a socket unit\)"),
             (netlink.fileno(), "is neither an Internet nor a Unix socket"),
             (deaf.fileno(), r"does not listen \(a connection itself: Accept=no in a socket unit\)"),
@@ -147,4 +147,4 @@ def test_fd_on_the_command_line(given: socket.socket, tmp_path: Path) -> None:
     code = "import sys; from flask.cli import main; sys.argv[0] = 'flask'; main()"
     done = run_python(code, "--app", str(tmp_path / "app.py"), "lifecycle", "run", "--fd", "2")
     assert done.returncode == 2
-    assert done.stderr.splitlines()[-1] == "Error: The descriptor 2 is no socket; pass on a listening socket."
+    assert done.stderr.splitlines()[-1] == "Error: The descriptor 2 is not a socket; pass on a listening socket."

@@ -74,8 +74,8 @@ def _warn_of_threads() -> None:
     names = [name for name in others if not name.startswith("lifecycle-")]
     if names:
         logger.warning(
-            "threads that were started before the fork are in no worker: %s; start them in an on_startup function, or"
-            " load the application without --preload.",
+            "threads that were started before the fork do not exist in the workers: %s; start them in an on_startup"
+            " function, or load the application without --preload.",
             ", ".join(names), extra={"lifecycle_threads": names},
         )  # fmt: skip
 

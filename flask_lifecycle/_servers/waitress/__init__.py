@@ -4,20 +4,20 @@ Theory of operation
 -------------------
 
 waitress is one I/O loop and a pool of worker threads. The loop accepts, reads, parses and flushes; a worker runs one
-request and writes only what the socket takes at once. What waitress does on its way out is never used: five seconds for
-the workers, queued work cancelled, the loop gone, so that larger answers are cut. Only the listeners are closed, and
-the loop goes on until the last connection has ended.
+request and writes only what the socket takes at once. waitress' own shutdown is never used: it gives the
+workers five seconds, cancels queued work and ends the loop, which cuts off large responses. We close only the
+listeners, and the loop goes on until the last connection has ended.
 
-A server is *adopted* at once: its new connections and those that it has get our class (``channel.py``), and
-``add_task`` sends probes to workers of their own (``pool.py``). Nothing else changes before a stop: what only a stop
-needs would cost each request, or each turn of the loop, its part.
+The adapter attaches to a server at once: all connections, new and existing, get our class (``channel.py``), and
+``add_task`` sends probes to dedicated workers (``pool.py``). Nothing else changes before a shutdown, because it would
+add a cost to each request or to each round of the loop.
 
-All sockets belong to the thread of the loop. What a stop does to them is a thunk, which the loop calls when its trigger
-is pulled. A thunk runs in the middle of a round of the loop. A descriptor that it closed could be a new connection's
-within the same round, which then is read for nothing and closed; so a listener is replaced by a pipe and closed later,
-and a connection is closed only where nothing has come.
+All sockets belong to the thread of the loop. A shutdown changes them in thunks, which the loop calls when its trigger
+is pulled. A thunk runs in the middle of a round of the loop. If it closed a descriptor, a new connection might get the
+same number within that round, and the loop would read from it and close it. So a listener is replaced by a pipe and
+closed later, and a connection is closed only if nothing has arrived.
 
-What is given to waitress by ``sockets=`` stays open, for the process that opened it.
+Sockets given to waitress by ``sockets=`` stay open, for the process that opened them.
 
 A loop that does not run (between bind and ``run()``, after Ctrl-C, or the parent's in a forked child) calls no thunk:
 then nothing is closed, and the guard refuses.
@@ -60,16 +60,16 @@ NEEDS = (
     (BaseWSGIServer.__init__, ("trigger", "task_dispatcher", "active_channels")),
 )
 _SERVER_NEEDS = {"task_dispatcher": ("lock", "queue", "queue_cv"), "trigger": ("lock", "thunks", "_closed")}
-# A loop that turns calls a thunk in no time, unless its thread does not come to run.
+# A running loop calls a thunk at once, unless its thread gets no time to run.
 _PATIENCE = 1.0
-# One that is turned by other means than waitress' own is on no stack between two turns.
+# If other code than waitress' own runs a loop, no stack shows it between two rounds.
 _UNSEEN = 0.1
 # Descriptors that select() can still wait for, with some to spare for the application's own.
 _SELECTABLE = 1000
 
 
 def find() -> Adapter | None:
-    """The one for the servers of this process whose listener is open."""
+    """The adapter for the servers of this process whose listener is open."""
     # One that has been closed, by us or otherwise, may still say that it accepts; it is garbage, but not collected yet.
     servers = [each for each in instances(BaseWSGIServer) if each.accepting and each.socket.fileno() >= 0]
     if not servers:
@@ -99,7 +99,7 @@ class Waitress(ConnectionAdapter):
         self._running: list[Any] = []  # the servers whose loop runs, in a stop
 
     def adopt(self, servers: Iterable[Any], given: Collection[socket.socket]) -> None:
-        """Take servers in, with the connections that they have; twice is harmless. Any thread may call it.
+        """Attach to servers and to their connections. Idempotent. Any thread may call it.
 
         :param given: the sockets that belong to others.
         """
@@ -172,7 +172,7 @@ class Waitress(ConnectionAdapter):
 
     @staticmethod
     def _in_loop(server: Any, function: Callable[[], None]) -> None:
-        """Have the loop call a function, and wait for that: what was accepted before has its channel then."""
+        """Have the loop call a function, and wait for it. After that each accepted connection has its channel."""
         called = threading.Event()
 
         def call() -> None:
@@ -257,7 +257,7 @@ _BACKLOG = 1024  # waitress' default
 
 
 class RunningWaitress(Waitress):
-    """waitress that ``run`` has started.
+    """A waitress server that ``run`` has started.
 
     :param given: those of its listening sockets that belong to others.
     """
@@ -277,7 +277,7 @@ class RunningWaitress(Waitress):
         sockets.close_in_children(self)
 
     def _listen(self, app: WSGIApplication, options: dict[str, Any]) -> list[Any]:
-        """Bind everything; Unix sockets beside TCP listeners, which waitress has no option for, as well."""
+        """Bind everything, also Unix sockets beside TCP listeners, for which waitress has no option."""
         sockets_given = tuple(options.get("sockets", ()))
         beside = options.pop("unix_socket", None) if "listen" in options else None
         unix = [sock for sock in sockets_given if sock.family == socket.AF_UNIX]
@@ -307,7 +307,7 @@ class RunningWaitress(Waitress):
         return [each for each in self._map.values() if isinstance(each, BaseWSGIServer)]
 
     def sockets(self) -> list[socket.socket]:
-        """Everything that a forked child must not keep open."""
+        """The sockets that a forked child must close."""
         listening = [listener.socket for listener in self._listeners if listener.given is None]
         connected = [channel.socket for channel in self.connections()]
         return [sock for sock in (*listening, *connected) if sock is not None]
@@ -321,7 +321,7 @@ class RunningWaitress(Waitress):
             server.accepting = False
 
     def take_over(self, ours: Collection[socket.socket]) -> None:
-        """Accept after having been held back; of the sockets that were given, these are ours to close at the end."""
+        """Begin to accept after :meth:`hold_back`. At the end these sockets are ours to close."""
         with self._lock:
             self._held_back = False
             self._listeners = [
@@ -332,7 +332,7 @@ class RunningWaitress(Waitress):
         wake(self._servers()[0].trigger)
 
     def hand_over(self) -> None:
-        """Accept no more connections, and leave the listeners with all that waits in them to another process."""
+        """Stop accepting, and leave the listeners and their accept queues to another process."""
         with self._lock:
             if self._left:
                 return  # too late
@@ -374,7 +374,7 @@ class RunningWaitress(Waitress):
         wake(self._servers()[0].trigger)
 
     def close(self) -> None:
-        """Give up the listeners without having served; held back, our copies alone."""
+        """Close the listeners without having served; while held back, only our copies."""
         for listener in self._listeners:
             if listener.given is None:
                 wasyncore.dispatcher.close(listener.server)
@@ -383,7 +383,7 @@ class RunningWaitress(Waitress):
         self._release()
 
     def _release(self) -> None:
-        """End the threads and close what is left, unless a worker is still at work with it."""
+        """End the threads and close what is left, unless a worker still uses it."""
         for listener in self._listeners:
             if listener.given is not None:
                 self._map.pop(listener.socket.fileno(), None)  # those in the map are closed now

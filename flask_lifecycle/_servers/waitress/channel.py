@@ -1,9 +1,10 @@
-"""A connection of waitress that shows what it does, and ends without harm to its last answer.
+"""A connection of waitress that reports what it does, and closes without damaging its last response.
 
 A channel is *busy* while it has parsed ``requests`` (running or queued), a part of a ``request``, unflushed output, or
-while the client's kernel has not acknowledged all of an answer, which could die with this network namespace. The order
-of reading matters, because a worker ends its request meanwhile: it appends its output (or sets ``close_when_flushed``)
-before it takes the request off the list, so a look that finds the list empty finds the output.
+while the client's kernel has not acknowledged all of a response, which could be lost with this network namespace. The
+order of reading matters, because a worker may end its request meanwhile: it appends its output (or sets
+``close_when_flushed``) before it removes the request from the list, so a reader that finds the list empty finds the
+output.
 
 ``Connection: close``: from the announcement on, every answer says so, and waitress then closes the connection after
 it. But closing also discards requests that were pipelined behind, so an answer says close only if no further
@@ -16,9 +17,9 @@ until the client closes too or has been silent for two seconds. A drain does not
 client has acknowledged everything and been silent for the drain's linger. Before a stop this is for clients that may
 still be sending: those whose request was refused, perhaps in the middle of its body, and those with unread input.
 
-Nothing of this costs a request anything before a stop. waitress asks each connection at each turn of its loop whether
-it is ``readable`` and ``writable``: with answers of our own, sixteen connections cost half of the throughput. So a
-channel gets them with its lingering close (:class:`_Lingering`), and the tasks get theirs with the announcement
+None of this costs a request anything before a shutdown. In each round of its loop waitress asks each connection whether
+it is ``readable`` and ``writable``: overriding these two methods for sixteen connections halved the throughput. So a
+channel gets them only for its lingering close (:class:`_Lingering`), and the tasks change only with the announcement
 (:func:`say_close`).
 """
 
@@ -47,8 +48,8 @@ def _answering(execute: Callable[[Any], None]) -> Callable[[Any], None]:
         except Exception:
             raise
         except BaseException as error:
-            # waitress lets a SystemExit go by and keeps its request on the channel for ever: unanswered, and in the
-            # way of every drain. As an ordinary exception it is answered with 500.
+            # waitress does not catch SystemExit and keeps its request on the channel: it is never answered, and blocks
+            # every drain. As an ordinary exception it is answered with 500.
             raise RuntimeError(f"the application raised {type(error).__name__}") from error
 
     return execute_and_answer
@@ -167,12 +168,12 @@ class Channel(HTTPChannel):  # type: ignore[misc]
 
 
 class _Lingering(Channel):
-    """A connection whose last answer is out, and which is read until the client closes it too."""
+    """A connection whose last response is sent, and which is read until the client closes it too."""
 
     lingering = True
 
     def readable(self) -> bool:
-        """waitress asks at each turn, and closes nothing meanwhile: the place to look whether it is time to close."""
+        """waitress calls this in each round, and closes nothing meanwhile: it is the place to check the time."""
         now = time.monotonic()
         if self.adapter.draining:  # the drain looks, and hangs up
             self.last_heard = now

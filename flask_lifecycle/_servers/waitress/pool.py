@@ -1,15 +1,15 @@
-"""waitress' pools of workers: what they have to do, a ping that goes through them, and workers for probes alone.
+"""waitress' pools of workers: their load, a ping that goes through them, and dedicated workers for probes.
 
 The *ping* is a task that does nothing. It is put ahead of the pool's queue and not through ``add_task``, which would
 put it behind the work, wait for the pool's lock for as long as it takes, and, with that lock held, warn of the queue's
 depth in a log that may block. From the worker it goes on to the loop by its trigger. ``pull_trigger`` would wait for a
-lock (a thunk that hangs in the loop holds it), and for room in a pipe that nothing empties any more: so the lock is
-given up after a second, and a byte is written only if there is room. A trigger that is closed keeps its number, which
-may be another descriptor's by now: it is left alone.
+lock (a thunk that hangs in the loop holds it), and for room in a pipe that is no longer read. So we wait a second at
+most for the lock, and write a byte only if there is room. A closed trigger keeps its number, which may belong to
+another descriptor by now, so it is not used.
 
 The *dedicated workers*: each probe has a task dispatcher of its own with one thread, made when it is first asked and
-chosen in ``add_task``. So no probe ever queues behind work, nor liveness behind a readiness probe that waits for a hung
-check.
+chosen in ``add_task``. So a probe never queues behind requests, and liveness never queues behind a readiness probe that
+waits for a hung check.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from waitress.task import ThreadedTaskDispatcher
 
 from ..._core.inflight import Load
 
-# With locks that are held for a few instructions: a probe's, and that of a worker which takes a ping further.
+# For locks that are held for a few instructions: in a probe, and in a worker that forwards a ping.
 _PATIENCE = 0.01
 _NEXT_PATIENCE = 1.0
-# Outside the tree of loggers, so that no handler gets what it logs.
+# Outside the tree of loggers, so that no handler gets its records.
 _UNHEARD = logging.Logger("waitress.queue", logging.CRITICAL)
 
 
@@ -49,12 +49,12 @@ def waiting(pool: Any) -> list[Any]:
 
 
 def distinct(things: Iterable[Any]) -> list[Any]:
-    """Each of these once, also if they cannot be hashed."""
+    """Without repetitions, also for objects that cannot be hashed."""
     return list({id(thing): thing for thing in things}.values())
 
 
 class Ping:
-    """A task for waitress that does nothing but report that a worker has come to it."""
+    """A task for waitress that only reports that a worker has run it."""
 
     def __init__(self, done: Callable[[], object]) -> None:
         self.service = done
@@ -64,7 +64,7 @@ class Ping:
 
 
 def send_ahead(pool: Any, ping: Ping, patience: float = _PATIENCE) -> bool:
-    """Put a ping ahead of all that waits for a worker; ``False`` if the pool's lock was not to be had."""
+    """Put a ping at the head of the pool's queue; ``False`` if its lock was not free in time."""
     if not pool.lock.acquire(timeout=patience):
         return False
     try:
@@ -76,7 +76,7 @@ def send_ahead(pool: Any, ping: Ping, patience: float = _PATIENCE) -> bool:
 
 
 def send_through(servers: Sequence[Any], done: Callable[[], None]) -> bool | None:
-    """Send a ping through the pools of servers and then through their loops; ``None`` if there is no way in."""
+    """Send a ping through the pools of servers and then through their loops; ``None`` if a pool cannot be entered."""
     if not servers:
         return None
     step: Callable[[], object] = done
@@ -89,7 +89,7 @@ def send_through(servers: Sequence[Any], done: Callable[[], None]) -> bool | Non
 
 
 def through_loop(trigger: Any, done: Callable[[], object]) -> None:
-    """Have the loop of a trigger call a function, unless that would hold up the thread that asks for it."""
+    """Have the loop of a trigger call a function, unless that would block the calling thread."""
     if trigger._closed or not trigger.lock.acquire(timeout=_NEXT_PATIENCE):
         return
     try:
@@ -100,7 +100,7 @@ def through_loop(trigger: Any, done: Callable[[], object]) -> None:
 
 
 def wake(trigger: Any) -> None:
-    """End the sleep of a trigger's loop; where its pipe is full, something else does. Does not block."""
+    """Wake a trigger's loop. If its pipe is full, the loop wakes anyway. Does not block."""
     if trigger._closed:
         return
     poll = select.poll()
@@ -133,7 +133,7 @@ class ProbeWorkers:
 
         def add_task(channel: Any) -> None:
             request = channel.requests[0]
-            # Nothing that the middleware would not take for a probe, else work could get to a probe's worker. One that
+            # Only what the middleware recognises as a probe; otherwise requests could get to a probe's worker. One that
             # could not be parsed has no path.
             name = None if request.error else self.name_of(request.path.removeprefix(prefix))
             if name is None or request.command not in ("GET", "HEAD"):
@@ -147,7 +147,7 @@ class ProbeWorkers:
         with self._lock:
             if name not in self._pools:
                 pool = self._pools[name] = ThreadedTaskDispatcher()
-                # Its warnings would be taken for the work's queue: a new thread counts as busy until it waits.
+                # Its warnings would look like those of the request queue: a new thread counts as busy until it waits.
                 pool.queue_logger = _UNHEARD
                 pool.set_thread_count(1)
             return self._pools[name]
