@@ -12,6 +12,7 @@ import os
 import random
 import re
 import secrets
+import selectors
 import signal
 import socket
 import subprocess
@@ -27,6 +28,7 @@ from .routes import VARIABLE
 
 _LOG_BYTES = 256 * 1024  # of what the process prints, the end is kept
 _LOOK = 0.01  # seconds between two looks at something that has no event
+_HAS_PROC = os.path.exists("/proc/self/environ")
 
 
 class MisuseError(Exception):
@@ -39,7 +41,9 @@ def free_port() -> int:
     It is below those that the kernel gives to clients and to listeners of port 0, so that none of them takes it before
     the command listens; and at random, so that two checks hardly choose the same.
     """
-    first = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    first = 32_768
+    with contextlib.suppress(FileNotFoundError):  # not Linux
+        first = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
     while True:
         port = random.randrange(min(10_000, first - 1_000), first)
         with contextlib.suppress(OSError), socket.socket() as sock:
@@ -47,32 +51,33 @@ def free_port() -> int:
             return port
 
 
-class Subject:
-    """One run of the command.
+class ServerProcess:
+    """A command under test and all that it starts.
 
-    :param address: where it listens, if not on ``{port}``.
+    :param mark: a variable of the environment, ``NAME=value`` or its beginning, which no other process has.
+    :param patience: seconds that each wait may take.
     :raises MisuseError: the command cannot be started.
     """
 
-    def __init__(self, command: Sequence[str], address: Tcp | None, home: Path, patience: float) -> None:
+    def __init__(self, command: Sequence[str], environment: Mapping[str, str], mark: str, patience: float) -> None:
         self.patience = patience
-        ports = {"{port}": str(free_port()), "{probe_port}": str(free_port())}
-        self.address = address or ("127.0.0.1", int(ports["{port}"]))
-        self.prefix = f"lifecycle-verify-{secrets.token_hex(8)}"
-        self._record = home / "record"
-        self._record.touch()
         self.gone = threading.Event()
         self.signalled_at = self.gone_at = 0.0
+        self._mark = mark.encode()
         self._log: deque[bytes] = deque()
-        words = [_replace(word, ports) for word in command]
-        environment = {**os.environ, VARIABLE: f"{self.prefix}:{self._record}", "PYTHONUNBUFFERED": "1"}
+        self._log_size = 0
+        self._log_ended = False
+        self._log_lock = threading.Lock()  # guards these three
         try:
             self._popen = subprocess.Popen(
-                words, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                start_new_session=True,
+                command, env={**environment, "PYTHONUNBUFFERED": "1"}, stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
             )  # fmt: skip
         except OSError as error:
-            raise MisuseError(f"The command '{words[0]}' cannot be started: {error.strerror}.") from None
+            raise MisuseError(f"The command '{command[0]}' cannot be started: {error.strerror}.") from None
+        assert self._popen.stdout is not None
+        self._output = self._popen.stdout.fileno()
+        os.set_blocking(self._output, False)
         self._threads = [threading.Thread(target=each, daemon=True) for each in (self._read_log, self._watch)]
         for thread in self._threads:
             thread.start()
@@ -83,27 +88,108 @@ class Subject:
         self.gone.set()
 
     def _read_log(self) -> None:
-        size = 0
-        output = self._popen.stdout
-        assert output is not None
-        with output:
-            while data := os.read(output.fileno(), 65536):
+        assert self._popen.stdout is not None
+        with self._popen.stdout, selectors.DefaultSelector() as selector:
+            selector.register(self._output, selectors.EVENT_READ)
+            while not self._log_ended:
+                selector.select()
+                self._read_available()
+
+    def _read_available(self) -> None:
+        """Read what it has printed. At most a megabyte, the most that a pipe holds: it may print without end."""
+        with self._log_lock, contextlib.suppress(BlockingIOError):
+            for _ in range(16):
+                if self._log_ended:
+                    break
+                data = os.read(self._output, 65536)
+                self._log_ended = not data
                 self._log.append(data)
-                size += len(data)
-                while size - len(self._log[0]) > _LOG_BYTES:
-                    size -= len(self._log.popleft())
+                self._log_size += len(data)
+                while self._log_size - len(self._log[0]) > _LOG_BYTES:
+                    self._log_size -= len(self._log.popleft())
 
     @property
     def log(self) -> str:
-        """The end of what it has printed."""
-        return b"".join(self._log).decode(errors="replace")
+        """The end of what it has printed up to now; when it has gone, up to its last byte."""
+        self._read_available()
+        with self._log_lock:
+            return b"".join(self._log).decode(errors="replace")
 
     @property
     def last_line(self) -> str:
         lines = [line.strip() for line in self.log.splitlines() if line.strip()]
         return lines[-1][:200] if lines else "it printed nothing"
 
-    # -- what it records ----------------------------------------------------------------------------------------------
+    def wait_for(self, true: Callable[[], bool], seconds: float) -> bool:
+        """Wait until something is true, at most so long or until the process has gone."""
+        end = time.monotonic() + seconds
+        while not true():
+            if time.monotonic() > end or self.gone.is_set():
+                return true()
+            time.sleep(_LOOK)
+        return True
+
+    def signal(self, number: int) -> None:
+        """Send a signal to the command's own process."""
+        self.signalled_at = time.monotonic()
+        with contextlib.suppress(ProcessLookupError):
+            self._popen.send_signal(number)
+
+    @contextlib.contextmanager
+    def stopped(self) -> Iterator[None]:
+        """Keep all its processes from running meanwhile."""
+        pids = [self._popen.pid, *self.children()]
+        for pid in pids:
+            _kill(pid, signal.SIGSTOP)
+        try:
+            self.wait_for(lambda: all(_state(pid) in "TtZ" for pid in pids), self.patience)
+            yield
+        finally:
+            for pid in pids:
+                _kill(pid, signal.SIGCONT)
+
+    def wait_gone(self, seconds: float) -> int | None:
+        """The exit code, or ``None`` if it is still there after so long."""
+        return self._popen.returncode if self.gone.wait(seconds) else None
+
+    def children(self) -> list[int]:
+        """The other processes with its mark that have not ended."""
+        return [
+            pid for pid in _pids() if pid != self._popen.pid and self._mark in _environment(pid) and _state(pid) != "Z"
+        ]
+
+    def end(self) -> None:
+        """Kill it and all that it has started; without ``/proc``, what is still in its process group."""
+        if not _HAS_PROC:
+            with contextlib.suppress(ProcessLookupError, PermissionError):  # macOS: only zombies are left
+                os.killpg(self._popen.pid, signal.SIGKILL)
+        while True:
+            pids = self.children() + ([] if self.gone.is_set() else [self._popen.pid])
+            for pid in pids:
+                _kill(pid, signal.SIGKILL)
+            if not pids:
+                break
+            time.sleep(_LOOK)
+        for thread in self._threads:
+            thread.join(self.patience)
+
+
+class Subject(ServerProcess):
+    """One run of the command that ``flask lifecycle verify`` checks.
+
+    :param address: where it listens, if not on ``{port}``.
+    :raises MisuseError: the command cannot be started.
+    """
+
+    def __init__(self, command: Sequence[str], address: Tcp | None, home: Path, patience: float) -> None:
+        ports = {"{port}": str(free_port()), "{probe_port}": str(free_port())}
+        self.address = address or ("127.0.0.1", int(ports["{port}"]))
+        self.prefix = f"lifecycle-verify-{secrets.token_hex(8)}"
+        self._record = home / "record"
+        self._record.touch()
+        words = [replaced(word, ports) for word in command]
+        environment = {**os.environ, VARIABLE: f"{self.prefix}:{self._record}"}
+        super().__init__(words, environment, f"{VARIABLE}={self.prefix}:", patience)
 
     def recorded(self, event: str) -> list[float]:
         """When an event was recorded, by ``time.monotonic``, which all processes share."""
@@ -120,17 +206,6 @@ class Subject:
     def starting(self) -> bool:
         """Whether it shows any sign of its start: output, an application, a listener."""
         return bool(self._log or self.settings) or not is_refused(self.address, self.patience)
-
-    # -- start and end ------------------------------------------------------------------------------------------------
-
-    def wait_for(self, true: Callable[[], bool], seconds: float) -> bool:
-        """Wait until something is true, at most so long or until the process has gone."""
-        end = time.monotonic() + seconds
-        while not true():
-            if time.monotonic() > end or self.gone.is_set():
-                return true()
-            time.sleep(_LOOK)
-        return True
 
     def wait_serving(self) -> bool:
         """Wait until it answers; return whether it has the routes of ``verify``.
@@ -158,55 +233,16 @@ class Subject:
             raise MisuseError(f"Another process answers on {shown(self.address)}; try again.")
         return statuses[-1] == 200
 
-    def signal(self, number: int) -> None:
-        """Send a signal to the command's own process."""
-        self.signalled_at = time.monotonic()
-        with contextlib.suppress(ProcessLookupError):
-            self._popen.send_signal(number)
 
-    @contextlib.contextmanager
-    def stopped(self) -> Iterator[None]:
-        """Keep all its processes from running meanwhile."""
-        pids = [self._popen.pid, *self.children()]
-        for pid in pids:
-            _kill(pid, signal.SIGSTOP)
-        try:
-            self.wait_for(lambda: all(_state(pid) in "TtZ" for pid in pids), self.patience)
-            yield
-        finally:
-            for pid in pids:
-                _kill(pid, signal.SIGCONT)
-
-    def wait_gone(self, seconds: float) -> int | None:
-        """The exit code, or ``None`` if it is still there after so long."""
-        return self._popen.returncode if self.gone.wait(seconds) else None
-
-    def children(self) -> list[int]:
-        """The other processes with its mark that have not ended."""
-        mark = f"{VARIABLE}={self.prefix}:".encode()
-        return [pid for pid in _pids() if pid != self._popen.pid and mark in _environment(pid) and _state(pid) != "Z"]
-
-    def end(self) -> None:
-        """Kill it and all that it has started."""
-        while True:
-            pids = self.children() + ([] if self.gone.is_set() else [self._popen.pid])
-            for pid in pids:
-                _kill(pid, signal.SIGKILL)
-            if not pids:
-                break
-            time.sleep(_LOOK)
-        for thread in self._threads:
-            thread.join(self.patience)
-
-
-def _replace(word: str, values: Mapping[str, str]) -> str:
+def replaced(word: str, values: Mapping[str, str]) -> str:
+    """A text with each key of ``values`` replaced by its value."""
     for name, value in values.items():
         word = word.replace(name, value)
     return word
 
 
 def _pids() -> list[int]:
-    return [int(name) for name in os.listdir("/proc") if name.isdigit()]
+    return [int(name) for name in os.listdir("/proc") if name.isdigit()] if _HAS_PROC else []
 
 
 def _environment(pid: int) -> bytes:
