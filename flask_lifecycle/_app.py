@@ -6,6 +6,7 @@ import dataclasses
 import os
 import sys
 import threading
+import weakref
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from importlib import import_module
@@ -67,13 +68,14 @@ NOT_IN_TESTING_MODE = {"systemd", "crash watch", "self-test"}
 
 
 class Registered:
-    """The checks and functions registered on one ``Lifecycle``, for all of its applications."""
+    """The checks and functions registered on one ``Lifecycle``, and its applications, which share them."""
 
     def __init__(self) -> None:
         self.hooks = Hooks()
         self.checks = Registry()
         self.work = WorkLedger()
         self.tasks = StartupTasks(self.hooks.records)
+        self.apps: weakref.WeakSet[Flask] = weakref.WeakSet()
 
 
 class Application:

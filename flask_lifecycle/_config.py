@@ -22,6 +22,9 @@ MULTIPROC_DIR = "PROMETHEUS_MULTIPROC_DIR"
 # Where the probe listener answers scrapes: the path that Prometheus asks by default.
 METRICS_PATH = "/metrics"
 
+# Settings that flask_lifecycle.testing puts over those of an application: a variable of the environment, a JSON object.
+TEST_SETTINGS = "LIFECYCLE_TEST_SETTINGS"
+
 # In the environ: the probes of all applications that one request to a shared probe listener asks.
 TOGETHER = "flask_lifecycle.together"
 
@@ -235,6 +238,22 @@ class Settings:
 def given_keys(config: Mapping[str, Any]) -> dict[str, Any]:
     """The keys that are ours, with their values."""
     return {k: v for k, v in config.items() if isinstance(k, str) and k.startswith(PREFIX)}
+
+
+def settings_under_test() -> dict[str, Any]:
+    """The settings that override those of each application that gets a ``Lifecycle`` now; empty outside of tests.
+
+    :raises ValueError: the variable is not of ``flask_lifecycle.testing``.
+    """
+    text = os.environ.get(TEST_SETTINGS)
+    if text is None:
+        return {}
+    import json  # in tests alone
+
+    try:
+        return dict(json.loads(text))
+    except (ValueError, TypeError):
+        raise ValueError(f"{TEST_SETTINGS} is set, but not by flask_lifecycle.testing; unset it.") from None
 
 
 class Key:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import signal
 import threading
 import time
-import weakref
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
@@ -13,7 +12,7 @@ from flask import Flask, current_app, has_app_context
 
 from ._app import Application, Registered
 from ._cli import group as commands
-from ._config import LONGEST, Settings, read_headers, read_path, read_status_codes
+from ._config import LONGEST, Settings, read_headers, read_path, read_status_codes, settings_under_test
 from ._core.hooks import Resource, inside_a_hook
 from ._core.inflight import RequestInfo, count_requests
 from ._core.process import Process
@@ -51,7 +50,7 @@ class Lifecycle:
 
     def __init__(self, app: Flask | None = None) -> None:
         self._registered = Registered()
-        self._apps: weakref.WeakSet[Flask] = weakref.WeakSet()
+        self._apps = self._registered.apps
         if app is not None:
             self.init_app(app)
 
@@ -67,6 +66,7 @@ class Lifecycle:
         """
         if "lifecycle" in app.extensions:
             raise RuntimeError(f"The application '{app.name}' has a Lifecycle already; call init_app once for each.")
+        app.config.update(settings_under_test())
         settings = Settings.from_mapping(app.config)
         serving = Serving(Process(signals=False)) if app.testing else this_serving
         state = app.extensions["lifecycle"] = Application(app, settings, self._registered, serving)

@@ -353,7 +353,11 @@ def served(server: str, app: WSGIApplication, **options: Any) -> Iterator[Served
 
 
 def run_python(
-    code: str, *arguments: str, python: Sequence[str] = (), environ: Mapping[str, str] | None = None
+    code: str,
+    *arguments: str,
+    python: Sequence[str] = (),
+    environ: Mapping[str, str] | None = None,
+    timeout: float = 3 * BOUND,
 ) -> subprocess.CompletedProcess[str]:
     """Run a program in a process of its own, with the package at hand."""
     return subprocess.run(
@@ -368,6 +372,6 @@ def run_python(
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=3 * BOUND,
+        timeout=timeout,
         check=False,
     )

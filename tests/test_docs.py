@@ -17,7 +17,7 @@ ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 API = (DOCS / "api.md").read_text(encoding="utf-8")
 EXAMPLES = "\n".join(re.findall(r"^```pycon\n(.*?)^```$", API, re.DOTALL | re.MULTILINE))
-MODULES = ["", ".checks", ".metrics", ".gunicorn"]
+MODULES = ["", ".checks", ".metrics", ".gunicorn", ".testing"]
 
 
 @pytest.mark.parametrize("module", MODULES)

@@ -16,7 +16,7 @@ PACKAGE = Path(__file__).parent.parent / "flask_lifecycle"
 # From top to bottom. A unit is a module, or a folder with all that is in it, whose modules may import each other.
 ROWS = (
     {"__init__"},
-    {"_extension"},
+    {"_extension", "testing"},
     {"_app", "_cli", "gunicorn"},
     {"_status", "metrics", "_operators", "_monitors", "_restart", "_verify"},
     {"_probes"},

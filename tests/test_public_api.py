@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 import flask_lifecycle
-from flask_lifecycle import Lifecycle
+from flask_lifecycle import Lifecycle, testing
 
 PUBLIC = [
     "Check",
@@ -175,3 +175,42 @@ def test_properties_of_lifecycle() -> None:
         "state",
     ]
     assert all(prop.fset is None for prop in properties.values())
+
+
+# Of flask_lifecycle.testing, as for Lifecycle.
+SIGNATURES_OF_TESTING = {
+    "AppFactory.__call__": "(self, app, *arguments, settings=None, start=True, timeout=30.0, **keywords)",
+    "AppFactory.close": "(self)",
+    "AppUnderTest.check": "(self, name)",
+    "AppUnderTest.drain": "(self)",
+    "AppUnderTest.failing": "(self, name, reason='made to fail by the test')",
+    "AppUnderTest.start": "(self)",
+    "AppUnderTest.stop": "(self)",
+    "ServerFactory.close": "(self)",
+    "Server.get": "(self, path, headers=None, port=None)",
+    "Server.open": "(self, path, method='GET', body=None, headers=None, port=None)",
+    "Server.signal": "(self, number=<Signals.SIGTERM: 15>)",
+    "Server.start_request": "(self, path, method='GET', body=None, headers=None, port=None)",
+    "Server.stop": "(self, number=<Signals.SIGTERM: 15>)",
+    "Server.wait": "(self)",
+    "Server.wait_log": "(self, pattern)",
+    "Server.wait_status": "(self, path, status=200, port=None)",
+    "ServerFactory.__call__": (
+        "(self, app=None, *, command=None, settings=None, env=None, ready_path='/readyz', timeout=30.0)"
+    ),
+}
+
+
+def test_signatures_of_testing() -> None:
+    """What the fixtures give has these methods, and each public member has a docstring."""
+    members = {
+        f"{name}.{member}": value
+        for name in testing.__all__
+        for member, value in vars(getattr(testing, name)).items()
+        if member == "__call__" or not member.startswith("_")
+    }
+    assert sorted(testing.__all__) == testing.__all__
+    assert {
+        name: _signature(value) for name, value in members.items() if inspect.isfunction(value)
+    } == SIGNATURES_OF_TESTING
+    assert [name for name, value in members.items() if not inspect.getdoc(value)] == []

@@ -352,7 +352,7 @@ class Engine:
         self.changed = changed
         self.record = record
         self.now = now
-        self._checks = checks
+        self.checks = checks  # called each time; tests replace it
         # Seeded with what distinguishes this process from its siblings, which may have been forked a moment later.
         self._random = random.Random(f"{socket.gethostname()} {os.getpid()}")
         self._resume = False  # whether a forked child has to start the background checks at its first probe
@@ -377,7 +377,7 @@ class Engine:
 
     def _runners_of(self, wanted: Callable[[Check], bool] = lambda check: True) -> list[_Runner]:
         with self._lock:
-            for check in self._checks():
+            for check in self.checks():
                 if check.name not in self._runners:
                     self._runners[check.name] = _Runner(check, self)
             return [runner for runner in self._runners.values() if wanted(runner.check)]
@@ -431,7 +431,7 @@ class Engine:
     def wake(self) -> None:
         """Look for background checks that are due, and start the thread if there is a first one."""
         scheduler = self.scheduler
-        if scheduler is not None and any(check.interval is not None for check in self._checks()):
+        if scheduler is not None and any(check.interval is not None for check in self.checks()):
             scheduler.wake()
 
     def stop(self) -> None:

@@ -64,11 +64,14 @@ def test_the_hooks_of_the_documentation(live: Starter, tmp_path: Path) -> None:
 
 
 def test_the_tests_of_the_documentation(tmp_path: Path) -> None:
-    """The application and the tests that ``docs/testing.md`` shows pass."""
+    """The application and the tests that ``docs/testing.md`` shows pass, each block in a file of its own."""
     text = (DOCS / "testing.md").read_text(encoding="utf-8")
-    program, tests = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    program, *blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     (tmp_path / "shop.py").write_text(program, encoding="utf-8")
-    (tmp_path / "test_shop.py").write_text(tests, encoding="utf-8")
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", str(tmp_path)]
+    for number, block in enumerate(blocks):
+        (tmp_path / f"test_{number}.py").write_text(block, encoding="utf-8")
+    options = ["-q", "-W", "error", "-p", "no:cacheprovider", "--rootdir", str(tmp_path)]
+    command = [sys.executable, "-m", "pytest", *options]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=100)
-    assert done.returncode == 0, done.stdout
+    assert f"{text.count('def test_')} passed" in done.stdout, done.stdout
+    assert all("def test_" in block for block in blocks)

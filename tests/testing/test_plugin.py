@@ -1,0 +1,83 @@
+"""The plugin in a user's own project."""
+
+from __future__ import annotations
+
+import pytest
+
+pytest_plugins = ["pytester"]
+pytestmark = pytest.mark.live
+
+
+@pytest.fixture
+def project(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytest.Pytester:
+    """A project whose warnings are errors, with an application ``shop``."""
+    pytester.makeini("[pytest]\nfilterwarnings = error")
+    pytester.makepyfile(
+        shop="""
+        from flask import Flask
+        from flask_lifecycle import Lifecycle
+
+        lifecycle = Lifecycle()
+
+        def create_app():
+            app = Flask(__name__)
+            lifecycle.init_app(app)
+            return app
+        """
+    )
+    return pytester
+
+
+def test_the_plugin_imports_nothing_of_the_package(project: pytest.Pytester) -> None:
+    """In a project that does not use it, neither the package nor Flask is imported."""
+    project.makepyfile(
+        """
+        import sys
+
+        def test_modules(pytestconfig):
+            assert pytestconfig.pluginmanager.has_plugin("flask_lifecycle")
+            assert not {"flask", "flask_lifecycle", "werkzeug"} & set(sys.modules)
+        """
+    )
+    project.runpytest_subprocess("-p", "no:xdist").assert_outcomes(passed=1)
+
+
+def test_the_fixtures_are_listed_with_what_they_do(project: pytest.Pytester) -> None:
+    """``pytest --fixtures`` shows both."""
+    result = project.runpytest_subprocess("--fixtures")
+    result.stdout.fnmatch_lines(["lifecycle_server -- *", "*Start an application or a server*", "lifecycle_app -- *"])
+
+
+def test_both_fixtures_without_any_configuration(project: pytest.Pytester) -> None:
+    """A user's test that asks for them gets them, and leaves no warning."""
+    project.makepyfile(
+        """
+        import shop
+
+        def test_server(lifecycle_server, tmp_path):
+            server = lifecycle_server("shop:create_app")
+            assert server.stop() == 0
+            assert list(tmp_path.iterdir()) == []
+
+        def test_app(lifecycle_app):
+            assert lifecycle_app(shop.create_app).stop().clean
+        """
+    )
+    project.runpytest_subprocess().assert_outcomes(passed=2, warnings=0)
+
+
+def test_a_failed_test_shows_the_log(project: pytest.Pytester) -> None:
+    """The report of a failed test has the log of its server; that of a passed one has not."""
+    project.makepyfile(
+        """
+        def test_fails(lifecycle_server):
+            assert lifecycle_server("shop:create_app").stop() == 3
+
+        def test_passes(lifecycle_server):
+            lifecycle_server("shop:create_app", env={"FLASK_APP": "other"})
+        """
+    )
+    result = project.runpytest_subprocess("-rN")
+    result.assert_outcomes(passed=1, failed=1)
+    result.stdout.fnmatch_lines(["*Captured log of * lifecycle run -p * teardown*", "*shutdown complete in *"])
+    assert result.stdout.str().count("Captured log of") == 1

@@ -1,0 +1,264 @@
+"""``lifecycle_server``: an application, or a server's command, in a process of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from flask_lifecycle._config import TEST_SETTINGS
+from flask_lifecycle.testing import ServerFactory
+from tests._fakes import until
+
+pytestmark = pytest.mark.live
+
+SHOP = """
+import os
+import subprocess
+import sys
+import time
+
+from flask import Flask, Response, jsonify, request
+from flask_lifecycle import Lifecycle
+
+lifecycle = Lifecycle()
+
+
+def create_app():
+    app = Flask(__name__)
+    app.config["LIFECYCLE_GRACE_PERIOD"] = 9
+    lifecycle.init_app(app)
+
+    @app.get("/settings")
+    def settings():
+        return jsonify({key: value for key, value in app.config.items() if key.startswith("LIFECYCLE_")})
+
+    @app.get("/environ")
+    def environ():
+        return jsonify(dict(os.environ))
+
+    @app.post("/echo")
+    def echo():
+        return request.headers["X-Shop"] + request.get_data(as_text=True)
+
+    @app.get("/slow")
+    def slow():
+        print("slow has begun", flush=True)
+        lifecycle.draining.wait()
+        time.sleep(float(request.args.get("seconds", "0.2")))
+        return "done"
+
+    @app.get("/ticks")
+    def ticks():
+        def stream():
+            for _ in range(6000):
+                yield "tick\\n"
+                time.sleep(0.01)
+
+        return Response(stream())
+
+    @app.get("/child")
+    def child():
+        code = "import os, time; os.setsid(); time.sleep(600)"
+        return str(subprocess.Popen([sys.executable, "-c", code]).pid)
+
+    return app
+
+
+@lifecycle.on_shutdown
+def close_pool():
+    print("pool closed", flush=True)
+"""
+BACKGROUND = [sys.executable, "-m", "http.server", "--bind", "127.0.0.1", "{port}"]
+
+
+@pytest.fixture(autouse=True)
+def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """An application that this test could import."""
+    (tmp_path / "shop.py").write_text(SHOP)
+    monkeypatch.syspath_prepend(tmp_path)
+    return "shop:create_app"
+
+
+def test_an_application_is_served_and_stopped(lifecycle_server: ServerFactory, shop: str) -> None:
+    """It answers at its URL; after SIGTERM the exit code, the whole log and the report are there."""
+    server = lifecycle_server(shop)
+    assert server.url == f"http://127.0.0.1:{server.port}"
+    with server.open("/echo", "POST", b" and body", {"X-Shop": "header"}) as response:
+        assert (response.status, response.read()) == (200, b"header and body")
+    assert server.stop() == 0
+    assert "pool closed" in server.log
+    assert (server.report["reason"], server.report["exit_code"]) == ("SIGTERM", 0)
+    assert [hook["name"] for hook in server.report["hooks"]] == ["close_pool"]
+
+
+def test_a_request_runs_while_the_server_is_signalled(lifecycle_server: ServerFactory, shop: str) -> None:
+    """start_request() does not wait, and its future has the whole response."""
+    server = lifecycle_server(shop)
+    slow = server.start_request("/slow")
+    assert server.wait_log("slow (.*)")[1] == "has begun"
+    assert not slow.done()
+    server.signal()
+    response = slow.result()
+    assert (response.status_code, response.text) == (200, "done")
+    assert server.wait() == 0
+
+
+def test_a_lost_request_raises(lifecycle_server: ServerFactory, shop: str) -> None:
+    """A request without a response, and a stream that is cut off, raise; a killed process has no report."""
+    server = lifecycle_server(shop)
+    slow = server.start_request("/slow")
+    server.wait_log("slow has begun")
+    stream = server.open("/ticks")
+    assert stream.readline() == b"tick\n"
+    assert server.stop(signal.SIGKILL) == -signal.SIGKILL
+    with pytest.raises((ConnectionError, http.client.HTTPException)):
+        slow.result()
+    with pytest.raises((ConnectionError, http.client.IncompleteRead)):
+        stream.read()
+    with pytest.raises(AssertionError, match=r"^There are no shutdown reports; it ended with -9\. The log of"):
+        _ = server.report
+    with pytest.raises(ConnectionRefusedError, match="refused"):
+        server.get("/")
+
+
+def test_waits_are_bounded(lifecycle_server: ServerFactory, shop: str) -> None:
+    """Waiting for an exit, a log line, a status or a response that does not come raises, with the log."""
+    server = lifecycle_server(shop)
+    server.timeout = 0.2
+    slow = server.start_request("/slow")
+    with pytest.raises(AssertionError, match=r"^The server has not ended within 0\.2 s\. The log of (.|\n)* -> READY"):
+        server.wait()
+    with pytest.raises(AssertionError, match=r"^The log has no 'never'\. The log of"):
+        server.wait_log("never")
+    with pytest.raises(AssertionError, match=r"^'/readyz' was not answered with 503, but with 200\. The log of"):
+        server.wait_status("/readyz", 503)
+    with pytest.raises(TimeoutError):
+        slow.result()
+
+
+def test_a_forced_exit_has_a_report(lifecycle_server: ServerFactory, shop: str) -> None:
+    """The report of a process that was forced to exit names the abandoned request."""
+    server = lifecycle_server(shop)
+    server.start_request("/slow?seconds=60")
+    server.wait_log("slow has begun")
+    server.signal()
+    server.wait_log("-> DRAINING")
+    assert not server._process.gone.wait(0.3)  # two signals within a tenth of a second count as one
+    assert server.stop() == 128 + signal.SIGTERM
+    assert (server.report["forced"], server.report["abandoned"][0]["route"]) == (True, "/slow")
+
+
+def test_settings_override_those_of_the_application(
+    lifecycle_server: ServerFactory, shop: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Settings and variables are those of the test; what the test's own surroundings say of a cluster is not."""
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
+    server = lifecycle_server(
+        shop, settings={"LIFECYCLE_GRACE_PERIOD": 4, "LIFECYCLE_PROBE_PORT": 0}, env={"SHOP_MODE": "test"}
+    )
+    settings = server.get("/settings").json
+    assert settings is not None
+    assert (settings["LIFECYCLE_GRACE_PERIOD"], settings["LIFECYCLE_PROBE_PORT"]) == (4, server.probe_port)
+    environ = server.get("/environ").json
+    assert environ is not None
+    assert (environ["SHOP_MODE"], "KUBERNETES_SERVICE_HOST" in environ) == ("test", False)
+    server.wait_status("/readyz", port=server.probe_port)
+    assert TEST_SETTINGS not in os.environ
+
+
+def test_an_unknown_setting_is_named(lifecycle_server: ServerFactory, shop: str) -> None:
+    """A misspelled setting fails the start, and the error has the log with the nearest name."""
+    with pytest.raises(AssertionError, match="did you mean 'LIFECYCLE_GRACE_PERIOD'"):
+        lifecycle_server(shop, settings={"LIFECYCLE_GRACE_PERIO": 4})
+
+
+def test_a_server_that_does_not_become_ready(lifecycle_server: ServerFactory, shop: str) -> None:
+    """The error says what the probe answered; with ready_path=None there is no wait."""
+    with pytest.raises(AssertionError, match=r"^'/readyz' was not answered with 200, but with 503\. The log of"):
+        lifecycle_server(shop, settings={"LIFECYCLE_READY": "manual"}, timeout=3)
+    with pytest.raises(AssertionError, match=r"^'/readyz' was not answered .*; it ended with 2\. The log of"):
+        lifecycle_server("nowhere:app")
+    server = lifecycle_server(shop, settings={"LIFECYCLE_READY": "manual"}, ready_path=None)
+    server.wait_status("/readyz", 503)
+
+
+def test_any_server(lifecycle_server: ServerFactory) -> None:
+    """A command without a Lifecycle is served as well; it has no report."""
+    server = lifecycle_server(command=BACKGROUND, ready_path="/")
+    assert server.get("/").status_code == 200
+    assert server.stop(signal.SIGTERM) == -signal.SIGTERM
+    assert server.reports == []
+
+
+def test_every_process_has_its_report(lifecycle_server: ServerFactory) -> None:
+    """A gunicorn with two workers has two reports; its command is found beside the interpreter."""
+    server = lifecycle_server(
+        command=[
+            "gunicorn", "--no-control-socket", "--config", "python:flask_lifecycle.gunicorn", "--workers", "2",
+            "--worker-class", "gthread", "--bind", "127.0.0.1:{port}", "shop:create_app()",
+        ],
+        env={"PATH": os.defpath + os.pathsep + os.path.dirname(sys.executable)},
+    )  # fmt: skip
+    assert server.stop() == 0
+    assert [report["exit_code"] for report in server.reports] == [0, 0]
+    with pytest.raises(AssertionError, match=r"^There are 2 shutdown reports; it ended with 0\. The log of gunicorn"):
+        _ = server.report
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda start: start(), "Give lifecycle_server either an application, as 'shop:create_app', or command=[...]."),
+        (
+            lambda start: start("shop:app", command=["x", "{port}"]),
+            "Give lifecycle_server either an application, as 'shop:create_app', or command=[...].",
+        ),
+        (
+            lambda start: start(command="waitress-serve --port={port}"),
+            "The command must be a list of words, such as ['waitress-serve', '--port={port}', ...].",
+        ),
+        (
+            lambda start: start(command=["waitress-serve", "shop:app"]),
+            "The command has no '{port}', which is replaced by a free port; write it there.",
+        ),
+    ],
+    ids=["nothing", "both", "a string", "no port"],
+)
+def test_misuse(lifecycle_server: ServerFactory, call: Callable[[ServerFactory], object], message: str) -> None:
+    """An error says in one sentence what to give."""
+    with pytest.raises(ValueError) as caught:
+        call(lifecycle_server)
+    assert str(caught.value) == message
+
+
+def test_a_command_that_does_not_exist(lifecycle_server: ServerFactory) -> None:
+    """The error names the command."""
+    message = r"^The command 'no-such-server' cannot be started: No such file or directory\.$"
+    with pytest.raises(AssertionError, match=message):
+        lifecycle_server(command=["no-such-server", "{port}"])
+
+
+def test_nothing_outlives_the_test(shop: str, tmp_path: Path) -> None:
+    """At the end, the process and a child that has left its session are killed, and a request that waits has failed."""
+    shown: list[tuple[str, str]] = []
+    home = tmp_path / "home"
+    home.mkdir()
+    with contextlib.closing(ServerFactory(home, lambda name, text: shown.append((name, text)))) as start:
+        server = start(shop)
+        child = int(server.get("/child").text)
+        slow = server.start_request("/slow")
+        server.wait_log("slow has begun")
+        os.kill(child, 0)
+    assert server.wait() == -signal.SIGKILL
+    until(lambda: not os.path.exists(f"/proc/{child}") or "\nState:\tZ" in Path(f"/proc/{child}/status").read_text())
+    assert slow.exception(0) is not None
+    ((name, text),) = shown
+    assert name == f"log of {' '.join(server.command)}"
+    assert "slow has begun" in text
