@@ -204,7 +204,7 @@ _ANSWER = click.option(
     callback=_duration(_YEAR),
     default=f"{_TIMEOUT:g}",
     metavar="DURATION",
-    help="How long to wait for an answer.  [5s]",
+    help="How long to wait for an answer.  [default: 5s]",
 )
 _WHERE = click.argument("url", required=False)
 
@@ -231,7 +231,7 @@ def _status(load: Load) -> click.Command:
         """Show the health of a process: state, checks, requests in flight.
 
         Asks this application's probe listener on this host by default, or http://127.0.0.1:5000. Exits with 0 if the
-        process is healthy, with 1 if not, and with 2 if there is no health document.
+        process is healthy, with 1 if not, and with 2 if it does not answer with a health document.
         """
         interval = None
         if watch is not None:
@@ -277,7 +277,10 @@ def _drain(load: Load) -> click.Command:
         help="How long to wait for an answer (5s), or with --wait for the exit (60s).",
     )  # fmt: skip
     def command(target: Url | str, token: str | None, by: str, wait: bool, timeout: float | None) -> None:
-        """Shut a process down gracefully, as SIGTERM does."""
+        """Shut a process down gracefully, as SIGTERM does.
+
+        URL is the probe listener of the process; by default that of this application on this host.
+        """
         if isinstance(target, str):
             if wait:
                 raise click.UsageError("--wait needs a probe listener, which shows the end; leave it out.")
@@ -299,7 +302,10 @@ def _cordon(load: Load) -> click.Command:
     )  # fmt: skip
     @_ANSWER
     def command(target: Url | str, token: str | None, by: str, seconds: float, timeout: float) -> None:
-        """Take a process out of rotation for a while; requests that still arrive are served."""
+        """Take a process out of rotation for a while; requests that still arrive are served.
+
+        URL is the probe listener of the process; by default that of this application on this host.
+        """
         duration = format_duration(seconds)
         if isinstance(target, str):
             write_file(target, CORDON, f"{duration} by {by}")
@@ -314,7 +320,10 @@ def _uncordon(load: Load) -> click.Command:
     @_targeted(load)
     @_ANSWER
     def command(target: Url | str, token: str | None, by: str, timeout: float) -> None:
-        """End a cordon before it expires."""
+        """End a cordon before it expires.
+
+        URL is the probe listener of the process; by default that of this application on this host.
+        """
         if isinstance(target, str):
             remove_file(target, CORDON)
         else:

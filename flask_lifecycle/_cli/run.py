@@ -90,7 +90,7 @@ def commands(load: Callable[[Any], tuple[Any, Any]]) -> dict[str, click.Command]
     @click.option(
         "--reload-on",
         type=click.Choice(["SIGHUP", "SIGUSR1", "SIGUSR2"]),
-        help="On this signal, replace the process by a new one without refusing a client. Only with waitress.",
+        help="On this signal, replace the process with a new one; no connection is refused. Only with waitress.",
     )
     @click.option(
         "--reload-within",

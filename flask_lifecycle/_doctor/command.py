@@ -136,7 +136,7 @@ def commands(load: Callable[[Any], tuple[Any, Any]]) -> dict[str, click.Command]
         """Check deployment files against the application's settings.
 
         Reads Kubernetes YAML, compose files, Dockerfiles, systemd units and gunicorn.conf.py ('-' is the standard
-        input). Exits with 0 if nothing is an error, with 1 if something is, and with 2 if a file cannot be read.
+        input). Exits with 0 without an error, with 1 with one, and with 2 if a file cannot be read.
         """
         app, state = load(info)
         application = Application(state.settings, app.config, state.probes.worker)

@@ -294,9 +294,9 @@ def commands(load: Callable[[Any], tuple[Any, Any]]) -> dict[str, click.Command]
     @click.option("--port", "-p", type=click.IntRange(1, 65535), default=8000, show_default=True, help="The main port.")
     @click.pass_obj
     def manifest(info: Any, kind: str, port: int) -> None:
-        """Print the part of a deployment that fits the settings.
+        """Print a deployment file that fits the settings.
 
-        With a reason for each number. Names, images and addresses are yours to fill in.
+        Comments give the reason for each number. Names, images and addresses are placeholders.
         """
         app, state = load(info)
         application = Application(state.settings, app.config, state.probes.worker)
