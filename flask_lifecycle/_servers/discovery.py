@@ -149,7 +149,10 @@ def _listener(descriptor: int) -> int | None:
 
 def main_listeners() -> list[socket.socket]:
     """Copies of this process's listening sockets, without those of probes; none if they cannot be listed."""
-    probes = {os.fstat(sock.fileno()).st_ino for sock in list(sockets.probe_listeners) if sock.fileno() >= 0}
+    probes = set()
+    for sock in list(sockets.probe_listeners):
+        with contextlib.suppress(OSError):  # closed, perhaps meanwhile
+            probes.add(os.fstat(sock.fileno()).st_ino)
     found: dict[int, socket.socket] = {}
     for name in sockets.listed("/proc/self/fd"):
         inode = _listener(int(name))

@@ -14,7 +14,7 @@ import pytest
 from werkzeug.serving import make_server
 
 from flask_lifecycle._core.process import Process
-from flask_lifecycle._servers import discovery
+from flask_lifecycle._servers import discovery, sockets
 from flask_lifecycle._servers.adapter import Adapter
 from flask_lifecycle._servers.asgi.uvicorn import Uvicorn
 from flask_lifecycle._servers.serving import Serving
@@ -211,6 +211,22 @@ def test_the_time_is_bounded(world: World, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(discovery, "_BOUND", 0.0)
     assert not world.look()
     assert world.looks == 0
+
+
+def test_a_probe_listener_that_is_closed_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A probe listener that another thread closes, as a test that has ended does, is no error."""
+
+    class Closing:
+        def fileno(self) -> int:
+            with socket.socket() as sock:
+                return sock.fileno()
+
+    monkeypatch.setattr(sockets, "probe_listeners", {Closing()})
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        found = discovery.main_listeners()
+        assert server.getsockname() in [sock.getsockname() for sock in found]
+        for sock in found:
+            sock.close()
 
 
 def test_listeners_are_told_apart() -> None:
