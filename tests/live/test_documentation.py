@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from ._client import Connection
@@ -63,15 +64,41 @@ def test_the_hooks_of_the_documentation(live: Starter, tmp_path: Path) -> None:
     assert [line for line in running.log.splitlines() if line in printed.splitlines()] == printed.splitlines()
 
 
-def test_the_tests_of_the_documentation(tmp_path: Path) -> None:
-    """The application and the tests that ``docs/testing.md`` shows pass, each block in a file of its own."""
-    text = (DOCS / "testing.md").read_text(encoding="utf-8")
-    program, *blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    (tmp_path / "shop.py").write_text(program, encoding="utf-8")
-    for number, block in enumerate(blocks):
-        (tmp_path / f"test_{number}.py").write_text(block, encoding="utf-8")
-    options = ["-q", "-W", "error", "-p", "no:cacheprovider", "--rootdir", str(tmp_path)]
-    command = [sys.executable, "-m", "pytest", *options]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=100)
-    assert f"{text.count('def test_')} passed" in done.stdout, done.stdout
+TESTING = (DOCS / "testing.md").read_text(encoding="utf-8")
+
+
+def run_tests(home: Path, break_program: Callable[[str], str] = str) -> str:
+    """Run the tests that ``docs/testing.md`` shows, each block in a file of its own; return what pytest prints."""
+    program, *blocks = re.findall(r"```python\n(.*?)```", TESTING, re.DOTALL)
     assert all("def test_" in block for block in blocks)
+    (home / "shop.py").write_text(break_program(program), encoding="utf-8")
+    for number, block in enumerate(blocks):
+        (home / f"test_{number}.py").write_text(block, encoding="utf-8")
+    options = ["-q", "-W", "error", "-p", "no:cacheprovider", "--rootdir", str(home)]
+    command = [sys.executable, "-m", "pytest", *options]
+    return subprocess.run(command, cwd=home, capture_output=True, text=True, timeout=100).stdout
+
+
+def test_the_tests_of_the_documentation(tmp_path: Path) -> None:
+    """They pass on the application that the page shows."""
+    printed = run_tests(tmp_path)
+    assert f"{TESTING.count('def test_')} passed in" in printed.splitlines()[-1], printed
+
+
+def test_the_tests_of_the_documentation_can_fail(tmp_path: Path) -> None:
+    """They all fail on an application without hooks and checks that cuts off its stream and loses requests."""
+
+    def break_program(program: str) -> str:
+        for line, broken in (
+            ("@lifecycle.on_startup\n", ""),
+            ("@lifecycle.on_shutdown\n", ""),
+            ('@lifecycle.check("database", timeout=1, ttl=0)\n', ""),
+            ('yield "bye\\n"', "pass"),
+            ('return "done"', "os._exit(0)"),
+        ):
+            assert program.count(line) == 1
+            program = program.replace(line, broken)
+        return program
+
+    printed = run_tests(tmp_path, break_program)
+    assert f"{TESTING.count('def test_')} failed in" in printed.splitlines()[-1], printed
