@@ -15,6 +15,8 @@
     def close_pool(): ...
 
 Serve it with ``flask --app app lifecycle run``, or ``sys.exit(lifecycle.run(app).exit_code)``.
+
+PYTEST_DONT_REWRITE: pytest would warn programs that import this package, which has a plugin, before they run pytest.
 """
 
 from __future__ import annotations

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 
 pytest_plugins = ["pytester"]
@@ -64,6 +66,19 @@ def test_both_fixtures_without_any_configuration(project: pytest.Pytester) -> No
         """
     )
     project.runpytest_subprocess().assert_outcomes(passed=2, warnings=0)
+
+
+def test_a_program_that_runs_pytest(project: pytest.Pytester) -> None:
+    """A program that imports the application and then runs pytest gets no warning; ``flask test`` may be one."""
+    # pytest rewrites the packages of plugins, and finds them in the list of files of their distributions. An editable
+    # installation has no such list, so another distribution gets one.
+    info = project.mkdir("other-1.0.dist-info")
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: other\nVersion: 1.0\n")
+    (info / "RECORD").write_text("flask_lifecycle/__init__.py,,\n")
+    (info / "entry_points.txt").write_text("[pytest11]\nother = other\n")
+    project.makepyfile(other="", test_shop="def test_shop(lifecycle_app): ...")
+    program = "import shop, sys, pytest; sys.exit(pytest.main())"
+    project.run(sys.executable, "-W", "error", "-c", program).assert_outcomes(passed=1, warnings=0)
 
 
 def test_a_failed_test_shows_the_log(project: pytest.Pytester) -> None:
