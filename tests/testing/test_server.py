@@ -72,6 +72,11 @@ def create_app():
     return app
 
 
+@lifecycle.on_startup
+def open_pool():
+    print("pool opened", flush=True)
+
+
 @lifecycle.on_shutdown
 def close_pool():
     print("pool closed", flush=True)
@@ -96,7 +101,7 @@ def test_an_application_is_served_and_stopped(lifecycle_server: ServerFactory, s
     assert server.stop() == 0
     assert "pool closed" in server.log
     assert (server.report["reason"], server.report["exit_code"]) == ("SIGTERM", 0)
-    assert [hook["name"] for hook in server.report["hooks"]] == ["close_pool"]
+    assert [hook["name"] for hook in server.report["hooks"]] == ["open_pool", "close_pool"]
 
 
 def test_a_request_runs_while_the_server_is_signalled(lifecycle_server: ServerFactory, shop: str) -> None:
@@ -209,6 +214,7 @@ def test_every_process_has_its_report(lifecycle_server: ServerFactory) -> None:
         ],
         env={"PATH": os.defpath + os.pathsep + os.path.dirname(sys.executable)},
     )  # fmt: skip
+    server.wait_log("(?s)pool opened.*pool opened")
     assert server.stop() == 0
     assert [report["exit_code"] for report in server.reports] == [0, 0]
     with pytest.raises(AssertionError, match=r"^There are 2 shutdown reports; it ended with 0\. The log of gunicorn"):
