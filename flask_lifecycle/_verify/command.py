@@ -137,8 +137,8 @@ def commands(_load: Callable[[Any], Any]) -> dict[str, click.Command]:
     @click.option("--list", "list_only", is_flag=True, help="List the scenarios and exit.")
     @click.option("--jobs", type=click.IntRange(1, 64), default=1, show_default=True, help="How many to run at once.")
     @click.option("--repeat", type=click.IntRange(1, 1000), default=1, show_default=True, help="How often to run each.")
-    @click.option("--json", "json_file", type=click.File("w", lazy=True), help="Write the outcomes to this file.")
-    @click.option("--junit", "junit_file", type=click.File("w", lazy=True), help="Write them as JUnit XML.")
+    @click.option("--json", "json_file", type=click.File("w", lazy=False), help="Write the outcomes to this file.")
+    @click.option("--junit", "junit_file", type=click.File("w", lazy=False), help="Write them as JUnit XML.")
     @click.option(
         "--keep-logs", type=click.Path(exists=True, file_okay=False, writable=True, path_type=Path), default=None,
         metavar="DIR", help="Keep what each process printed in this directory.",

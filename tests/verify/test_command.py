@@ -74,6 +74,15 @@ def test_an_address_that_is_taken() -> None:
     assert f"Something listens on 127.0.0.1:{port} already; stop it first." in result.output
 
 
+@pytest.mark.parametrize("option", ["--json", "--junit"])
+def test_a_file_that_cannot_be_written(tmp_path: Path, option: str) -> None:
+    """It is noticed before anything is started."""
+    result = verify(option, str(tmp_path / "no" / "file"), "--", "/no/such/command", "{port}")
+    assert result.exit_code == 2
+    assert f"Invalid value for '{option}'" in result.output
+    assert "No such file or directory" in result.output
+
+
 def test_the_outcomes(tmp_path: Path) -> None:
     """A broken promise fails the levels that include it, and is in the table, the JSON and the JUnit file."""
     files = ("--json", str(tmp_path / "json"), "--junit", str(tmp_path / "junit"), "--keep-logs", str(tmp_path))
