@@ -159,14 +159,14 @@ class Connection:
         return b"".join(parts)
 
     def head(self) -> tuple[int, dict[str, str]]:
-        """Read the head of a response, interim responses (100) left out."""
+        """Read the head of a response, interim responses (100) left out, but not 101."""
         while True:
             status = int(self._line("the status line").split(b" ", 2)[1])
             headers = {}
             while line := self._line("the head"):
                 name, _, value = line.decode("latin-1").partition(":")
                 headers[name.strip().lower()] = value.strip()
-            if status >= 200:
+            if status >= 200 or status == 101:
                 return status, headers
 
     def body(self, headers: dict[str, str]) -> bytes:
@@ -258,13 +258,12 @@ class Storm:
     ) -> None:
         self._address, self._path, self._gone, self._patience = address, path, gone, patience
         self._keep, self._body = keep, body
+        self._enough = threading.Event()
         self.clients = [StormClient() for _ in range(clients)]
         self._threads = [threading.Thread(target=self._run, args=(each,), daemon=True) for each in self.clients]
         for thread in self._threads:
             thread.start()
-        end = time.monotonic() + patience
-        while min(each.answered for each in self.clients) < 20 and time.monotonic() < end:
-            time.sleep(0.01)
+        self.wait_answers(20)
 
     def __enter__(self) -> Self:
         return self
@@ -275,10 +274,13 @@ class Storm:
 
     def _run(self, client: StormClient) -> None:
         headers = {} if self._keep else {"Connection": "close"}
-        while (connection := connect_unless_gone(self._address, self._gone, self._patience)) is not None:
+        while not self._enough.is_set():
+            connection = connect_unless_gone(self._address, self._gone, self._patience)
+            if connection is None:
+                break
             with connection:
                 try:
-                    while self._ask(connection, headers, client):
+                    while self._ask(connection, headers, client) and not self._enough.is_set():
                         pass
                 except (LostError, OSError) as error:
                     client.lost.append(f"after {client.answered} responses: {error}")
@@ -291,6 +293,21 @@ class Storm:
             raise LostError(f"status {response.status}, {response.body[:80]!r}")
         client.answered += 1
         return self._keep and not response.says_close
+
+    def wait_answers(self, number: int) -> bool:
+        """Wait until each client has had this many more responses; return whether it has."""
+        goals = [each.answered + number for each in self.clients]
+        end = time.monotonic() + self._patience
+        while any(each.answered < goal for each, goal in zip(self.clients, goals, strict=True)):
+            if time.monotonic() > end or not all(thread.is_alive() for thread in self._threads):
+                return False
+            time.sleep(0.01)
+        return True
+
+    def leave(self) -> None:
+        """Have each client end with its next response, and wait for them."""
+        self._enough.set()
+        self.end()
 
     def end(self) -> None:
         """Wait for the clients; one that still waits for its response has lost it."""

@@ -19,7 +19,7 @@ import click
 
 from .client import Tcp
 from .runner import BROKEN, HOLDS, NOT_CHECKED, Outcome, Plan, Runner, choose
-from .scenarios import LEVELS, SIGNALS, Scenario
+from .scenarios.catalogue import LEVELS, Scenario
 from .subject import MisuseError
 
 _KINDS = {
@@ -28,9 +28,13 @@ _KINDS = {
     "stream": "streams for {seconds}",
     "upload": "answers a POST of any body",
     "large": "answers several megabytes",
+    "file": "sends a file of several megabytes",
+    "websocket": "echoes the messages of a websocket",
     "ready": "is the readiness probe",
     "live": "is the liveness probe",
 }
+_SIGNALS = {each.name: each for each in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP)}
+_RELOADS = {each.name: each for each in (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)}
 _COLOURS = {HOLDS: "green", BROKEN: "red", NOT_CHECKED: "yellow"}
 
 
@@ -144,8 +148,12 @@ def commands(_load: Callable[[Any], Any]) -> dict[str, click.Command]:
         metavar="DIR", help="Keep what each process printed in this directory.",
     )  # fmt: skip
     @click.option(
-        "--signal", "signal_name", type=click.Choice(list(SIGNALS)), default="SIGTERM", show_default=True,
+        "--signal", "signal_name", type=click.Choice(list(_SIGNALS)), default="SIGTERM", show_default=True,
         help="The signal that stops the process.",
+    )  # fmt: skip
+    @click.option(
+        "--reload-on", type=click.Choice(list(_RELOADS)), default=None,
+        help="The signal on which COMMAND replaces its processes, if it does so.",
     )  # fmt: skip
     @click.option(
         "--grace", type=click.FloatRange(1, 3600), default=None, metavar="SECONDS",
@@ -169,6 +177,7 @@ def commands(_load: Callable[[Any], Any]) -> dict[str, click.Command]:
         junit_file: Any,
         keep_logs: Path | None,
         signal_name: str,
+        reload_on: str | None,
         grace: float | None,
         timeout: float,
         **paths: Any,
@@ -183,8 +192,10 @@ def commands(_load: Callable[[Any], Any]) -> dict[str, click.Command]:
             scenarios = choose(only, skip)
             if list_only:
                 return _list(scenarios)
-            number = SIGNALS[signal_name]
-            plan = _plan(command, url, paths, number=number, grace=grace, patience=timeout, keep_logs=keep_logs)
+            plan = _plan(
+                command, url, paths, number=_SIGNALS[signal_name], grace=grace, patience=timeout, keep_logs=keep_logs,
+                reload_on=None if reload_on is None else _RELOADS[reload_on],
+            )  # fmt: skip
             if url is not None and jobs > 1:
                 raise MisuseError("With --url all processes would listen at one address; leave --jobs at 1.")
             runner = Runner(plan)

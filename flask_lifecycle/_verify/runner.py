@@ -11,13 +11,15 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
-from .client import LostError, Tcp, is_refused, shown
-from .scenarios import ACCEPTED, ALL, CATALOGUE, STARTED, Scenario
+from .client import Connection, LostError, Tcp, is_refused, shown
+from .scenarios import CATALOGUE
+from .scenarios.catalogue import ACCEPTED, ALL, STARTED, Scenario
 from .subject import MisuseError, Subject
 from .trial import BrokenError, NotCheckedError, Trial
 
 HOLDS, BROKEN, NOT_CHECKED = "holds", "broken", "not checked"
-_OWN = ("fast", "slow?seconds={seconds}", "cpu?seconds={seconds}", "stream?seconds={seconds}", "upload", "large")
+_OWN = ("fast", "upload", "large", "file", "thread", "websocket")
+_OWN_TIMED = ("slow", "cpu", "stream")
 _CLAIMS = {"all connections": ALL, "accepted requests": ACCEPTED}
 
 
@@ -42,6 +44,7 @@ class Plan:
     :param paths: of a server's own work, by kind; they take the place of the routes of ``verify``.
     :param grace: seconds from the signal to the exit; ``None``: that of the application, or 30.
     :param patience: seconds that each wait may take.
+    :param reload_on: the signal on which the command replaces its processes.
     """
 
     command: Sequence[str]
@@ -50,6 +53,7 @@ class Plan:
     number: int
     grace: float | None
     patience: float
+    reload_on: int | None = None
     keep_logs: Path | None = None
 
 
@@ -71,7 +75,7 @@ class Runner:
             subject.end()
 
     @contextlib.contextmanager
-    def _started(self) -> Iterator[Subject]:
+    def _started(self, hook: str = "") -> Iterator[Subject]:
         """A process.
 
         Interleavings: if :meth:`cancel` looked at the set between the test of the flag and the addition, the process
@@ -81,7 +85,7 @@ class Runner:
             with self._lock:
                 if self._cancelled:
                     raise NotCheckedError("cancelled")
-                subject = Subject(self.plan.command, self.plan.address, Path(home), self.plan.patience)
+                subject = Subject(self.plan.command, self.plan.address, Path(home), self.plan.patience, hook)
                 self._subjects.add(subject)
             try:
                 yield subject
@@ -107,8 +111,8 @@ class Runner:
                     " --fast /ping --slow '/report?s={seconds}' ..."
                 )
             if own:
-                with contextlib.closing(Trial(subject, {}, own, self.plan.number, 1.0)) as trial:
-                    claim = trial.connect().get(f"/{subject.prefix}/guarantee").body.decode()
+                with Connection(subject.address, subject.patience) as client:
+                    claim = client.get(f"/{subject.prefix}/guarantee").body.decode()
                 self.claim = _CLAIMS.get(claim, STARTED)
 
     def run(self, scenarios: Iterable[Scenario], jobs: int = 1) -> Iterator[Outcome]:
@@ -126,7 +130,7 @@ class Runner:
         began = time.monotonic()
         log = ""
         try:
-            with self._started() as subject:
+            with self._started(scenario.hook) as subject:
                 try:
                     seen = self._run_on(subject, scenario)
                 finally:
@@ -156,14 +160,19 @@ class Runner:
         settings = subject.settings
         paths = {}
         if own:
-            paths = {path.partition("?")[0]: f"/{subject.prefix}/{path}" for path in _OWN}
+            paths = {kind: f"/{subject.prefix}/{kind}" for kind in _OWN}
+            paths |= {kind: f"/{subject.prefix}/{kind}?seconds={{seconds}}" for kind in _OWN_TIMED}
             paths |= {kind: settings[kind] for kind in ("ready", "live")}
-        paths |= self.plan.paths
+        if not scenario.own:
+            paths |= self.plan.paths
+        elif not own:
+            raise NotCheckedError("needs an application with a Lifecycle")
         missing = [kind for kind in scenario.needs if kind not in paths]
         if missing:
             raise NotCheckedError(f"no path is given for {', '.join(missing)}")
         grace = self.plan.grace or float(settings.get("grace", 30.0))
-        with contextlib.closing(Trial(subject, paths, own, self.plan.number, grace)) as trial:
+        trial = Trial(subject, paths, number=self.plan.number, grace=grace, reload_on=self.plan.reload_on)
+        with contextlib.closing(trial):
             return scenario.run(trial)
 
 

@@ -21,12 +21,13 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from .client import Connection, LostError, Tcp, is_refused, shown
 from .routes import VARIABLE
 
 _LOG_BYTES = 256 * 1024  # of what the process prints, the end is kept
+_WORKERS = 3.0  # seconds for the other workers to become ready after the first
 _LOOK = 0.01  # seconds between two looks at something that has no event
 _HAS_PROC = os.path.exists("/proc/self/environ")
 
@@ -174,32 +175,40 @@ class ServerProcess:
             thread.join(self.patience)
 
 
+class Event(NamedTuple):
+    """``when`` is by ``time.monotonic``, which all processes share."""
+
+    when: float
+    pid: int
+
+
 class Subject(ServerProcess):
     """One run of the command that ``flask lifecycle verify`` checks.
 
     :param address: where it listens, if not on ``{port}``.
+    :param hook: of the scenario, see ``scenarios/catalogue.py``.
     :raises MisuseError: the command cannot be started.
     """
 
-    def __init__(self, command: Sequence[str], address: Tcp | None, home: Path, patience: float) -> None:
+    def __init__(self, command: Sequence[str], address: Tcp | None, home: Path, patience: float, hook: str) -> None:
         ports = {"{port}": str(free_port()), "{probe_port}": str(free_port())}
         self.address = address or ("127.0.0.1", int(ports["{port}"]))
         self.prefix = f"lifecycle-verify-{secrets.token_hex(8)}"
         self._record = home / "record"
         self._record.touch()
         words = [replaced(word, ports) for word in command]
-        environment = {**os.environ, VARIABLE: f"{self.prefix}:{self._record}"}
+        environment = {**os.environ, VARIABLE: f"{self.prefix}:{hook}:{self._record}"}
         super().__init__(words, environment, f"{VARIABLE}={self.prefix}:", patience)
 
-    def recorded(self, event: str) -> list[float]:
-        """When an event was recorded, by ``time.monotonic``, which all processes share."""
-        lines = [line.partition(" ") for line in self._record.read_text().splitlines()]
-        return [float(when) for when, _, text in lines if text == event]
+    def recorded(self, what: str) -> list[Event]:
+        """When this was recorded, and in which processes."""
+        lines = [line.split(" ", 2) for line in self._record.read_text().splitlines()]
+        return [Event(float(when), int(pid)) for when, pid, text in lines if text == what]
 
     @property
     def settings(self) -> dict[str, Any]:
         """The settings of its ``Lifecycle``; empty if it has none."""
-        found = re.search(r"^\S+ settings (.*)$", self._record.read_text(), re.MULTILINE)
+        found = re.search(r"^\S+ \d+ settings (.*)$", self._record.read_text(), re.MULTILINE)
         return dict(json.loads(found[1])) if found else {}
 
     @property
@@ -231,7 +240,11 @@ class Subject(ServerProcess):
             raise MisuseError(f"The command {what}. Its last line: {self.last_line}")
         if self.settings and statuses[-1] != 200:
             raise MisuseError(f"Another process answers on {shown(self.address)}; try again.")
-        return statuses[-1] == 200
+        if own := statuses[-1] == 200:
+            # Several workers do not start at the same moment, and one that is stopped before it is ready answers 503.
+            # Some record nothing before their first request; and a child may be no worker.
+            self.wait_for(lambda: {each.pid for each in self.recorded("ready")}.issuperset(self.children()), _WORKERS)
+        return own
 
 
 def replaced(word: str, values: Mapping[str, str]) -> str:

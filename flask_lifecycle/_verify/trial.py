@@ -7,7 +7,7 @@ import signal
 import time
 from collections.abc import Mapping
 
-from .client import Connection, request_head
+from .client import Connection, Response, Storm, connect_unless_gone, request_head
 from .routes import LARGE, PARTS
 from .subject import Subject
 
@@ -15,6 +15,10 @@ from .subject import Subject
 _SETTLE = 0.5
 # Seconds beyond the grace period that a loaded machine may take.
 SLACK = 5.0
+_BODIES = {
+    "fast": b"fast", "slow": b"slow", "large": LARGE, "file": LARGE, "thread": b"thread",
+    "stream": b"".join(b"part %d\n" % number for number in range(PARTS)),
+}  # fmt: skip
 
 
 class BrokenError(Exception):
@@ -31,10 +35,19 @@ class Trial:
     :param paths: templates with ``{seconds}``, by the kind of work.
     :param number: the signal that stops the process.
     :param grace: seconds that the process may take from the signal to its exit.
+    :param reload_on: the signal on which the command replaces its processes, if there is one.
     """
 
-    def __init__(self, subject: Subject, paths: Mapping[str, str], own: bool, number: int, grace: float) -> None:
-        self.subject, self.own, self.number, self.grace = subject, own, number, grace
+    def __init__(
+        self,
+        subject: Subject,
+        paths: Mapping[str, str],
+        *,
+        number: int,
+        grace: float,
+        reload_on: int | None = None,
+    ) -> None:
+        self.subject, self.number, self.grace, self.reload_on = subject, number, grace, reload_on
         self._paths = paths
         self._resources = contextlib.ExitStack()
 
@@ -43,6 +56,10 @@ class Trial:
 
     def path(self, kind: str, seconds: float = 1.0) -> str:
         return self._paths[kind].replace("{seconds}", f"{seconds:g}")
+
+    def records(self, kind: str) -> bool:
+        """Whether this work is a route of ``verify``, which records it, and not a path that was given."""
+        return self._paths[kind].startswith(f"/{self.subject.prefix}/")
 
     @property
     def probe_port(self) -> int | None:
@@ -60,12 +77,26 @@ class Trial:
         self._resources.callback(connection.close)
         return connection
 
+    def connect_unless_gone(self) -> Connection | None:
+        """A new connection, or ``None`` if it is refused."""
+        connection = connect_unless_gone(self.subject.address, self.subject.gone, self.subject.patience)
+        if connection is not None:
+            self._resources.callback(connection.close)
+        return connection
+
+    def storm(self, *, clients: int, keep: bool) -> Storm:
+        """Clients that ask without a pause; each has had some responses."""
+        subject, body = self.subject, _BODIES["fast"] if self.records("fast") else None
+        return Storm(
+            subject.address, self.path("fast"), subject.gone, subject.patience, clients=clients, keep=keep, body=body
+        )
+
     def begin(self, kind: str, seconds: float = 1.0, *, version: str = "1.1") -> Connection:
         """Send a request and wait until it runs."""
         before = len(self.subject.recorded("begin"))
         connection = self.connect()
         connection.send(request_head(self.path(kind, seconds), version=version))
-        if not self.own:
+        if not self.records(kind):
             time.sleep(_SETTLE)
         elif not self.subject.wait_for(lambda: len(self.subject.recorded("begin")) > before, self.subject.patience):
             raise BrokenError("a request did not begin to run before the stop")
@@ -81,14 +112,13 @@ class Trial:
 
     def expect(self, connection: Connection, kind: str) -> None:
         """Read the response and compare it with what the work of this kind answers."""
-        response = connection.response()
-        bodies = {
-            "fast": b"fast", "slow": b"slow", "cpu": b"cpu", "large": LARGE,
-            "stream": b"".join(b"part %d\n" % number for number in range(PARTS)),
-        }  # fmt: skip
+        self.check(connection.response(), kind)
+
+    def check(self, response: Response, kind: str) -> None:
+        """Compare a response with what the work of this kind answers."""
         if response.status != 200:
             raise BrokenError(f"status {response.status} instead of 200")
-        if self.own and response.body != bodies.get(kind, response.body):
+        if self.records(kind) and response.body != _BODIES.get(kind, response.body):
             raise BrokenError(f"a body of {len(response.body)} bytes which is not that of the application")
 
     def exit(self, within: float | None = None) -> int:

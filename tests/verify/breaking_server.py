@@ -1,8 +1,9 @@
 """A server with a drain of its own, which keeps every promise of the catalogue but the one that it is given.
 
-    python breaking_server.py PORT [SCENARIO]
+    python breaking_server.py PORT [SCENARIO [DESCRIPTOR]]
 
-It answers the paths that ``flask lifecycle verify`` asks for, and records what the routes of the package record.
+It answers the paths that ``flask lifecycle verify`` asks for, and records what the routes of the package record. On
+SIGHUP it starts another process with the descriptor of its listener, which serves from then on.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import os
 import select
 import signal
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -22,10 +24,13 @@ from flask_lifecycle._servers.listener import refuse_connections
 from flask_lifecycle._verify.routes import LARGE, PARTS, Record
 
 PORT, BREAKS = int(sys.argv[1]), sys.argv[2] if len(sys.argv) > 2 else ""
-PREFIX, _, RECORD = os.environ["LIFECYCLE_VERIFY"].partition(":")
+PREFIX, HOOK, RECORD = os.environ["LIFECYCLE_VERIFY"].split(":", 2)
 GRACE = 10.0
 LINGER = 0.5  # how long a kept connection is answered after the signal
 record = Record(RECORD)
+stops: list[int] = []  # the signals that came
+reloads: list[int] = []
+threads_left: list[Client] = []
 draining = threading.Event()
 pool = threading.Semaphore(4)
 lock = threading.Lock()
@@ -39,11 +44,12 @@ class GoneError(Exception):
 class Client:
     """One connection; ``stage`` is ``silent``, ``idle``, ``head``, ``body``, ``queued``, ``busy`` or ``gone``."""
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.socket, *, probe: bool = False) -> None:
         self.sock, self.data, self.stage, self.kind = sock, b"", "silent", ""
         self.expects = self.chunked = self.old = False
-        with lock:
-            connections.add(self)
+        if not probe:
+            with lock:
+                connections.add(self)
         threading.Thread(target=self.serve, daemon=True).start()
 
     def serve(self) -> None:
@@ -115,13 +121,21 @@ class Client:
                 self.sock.sendall(part)
             record.add("end")
             return False
-        if self.kind == "slow":
+        if self.kind == "websocket":
+            self.echo()
+            return False
+        if self.kind == "thread":
+            threads_left.append(self)
+        if self.kind == "live" and BREAKS == "probes/live-cpu":
+            while computing():
+                time.sleep(0.01)
+        if self.kind in ("slow", "cpu"):
             record.add("begin")
             time.sleep(seconds)
             record.add("end")
             if BREAKS == "in-flight/half-closed" and draining.is_set() and select.select([self.sock], [], [], 0)[0]:
                 return False
-        elif self.kind == "large":
+        elif self.kind in ("large", "file"):
             body = LARGE
         elif draining.is_set():
             failing = {"ready": BREAKS != "probes/ready-fails", "live": BREAKS == "probes/live-holds"}
@@ -132,6 +146,21 @@ class Client:
         head = f"HTTP/1.1 {status} X\r\nContent-Length: {len(body)}\r\nConnection: {says}\r\n\r\n"
         self.sock.sendall(head.encode() + body)
         return (not closes or bool(self.data)) and not hangs_up
+
+    def echo(self) -> None:
+        self.sock.sendall(b"HTTP/1.1 101 X\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n")
+        while not draining.is_set():
+            if select.select([self.sock], [], [], 0.05)[0]:
+                self.read()
+                self.sock.sendall(bytes([self.data[0], self.data[1] & 0x7F]) + self.data[6:])
+                self.data = b""
+        if BREAKS != "in-flight/websocket":
+            self.sock.sendall(b"\x88\x02\x03\xe9")
+
+
+def computing() -> bool:
+    with lock:
+        return any((client.stage, client.kind) == ("busy", "cpu") for client in connections)
 
 
 def parts(seconds: float) -> Iterator[bytes]:
@@ -153,6 +182,7 @@ def must_break(client: Client) -> bool:
         "in-flight/expect": stage == "body" and client.expects,
         "in-flight/streamed": (stage, kind) == ("busy", "stream"),
         "in-flight/slow-reader": (stage, kind) == ("busy", "large"),
+        "in-flight/sendfile": (stage, kind) == ("busy", "file"),
         "in-flight/http-1.0": stage == "busy" and client.old,
     }.get(BREAKS, False)
 
@@ -174,21 +204,56 @@ def accept_all(listener: socket.socket) -> None:
     queued = BREAKS == "accept/queue" and len(accepted) > 1
     for sock in accepted:
         sock.setblocking(True)
-        if queued or (BREAKS == "accept/storm" and draining.is_set()):
+        if queued or (BREAKS in ("accept/storm", "accept/flood") and stops):
             sock.close()
         else:
             Client(sock)
 
 
-def drain(listener: socket.socket) -> None:
+def answer_probes(listener: socket.socket) -> None:
+    with contextlib.suppress(OSError):  # it was shut down
+        while True:
+            Client(listener.accept()[0], probe=True)
+
+
+def hand_over(listener: socket.socket) -> None:
+    """Have another process serve; this one answers what it has, and goes with it."""
+    descriptor = listener.fileno()
+    command = [sys.executable, __file__, str(PORT), BREAKS or "none", str(descriptor)]
+    successor = subprocess.Popen(command, pass_fds=[descriptor])
+    draining.set()  # so that responses close their connections
+    if BREAKS == "deploy/hand-over":
+        with lock:
+            for client in connections:
+                client.cut()
+    while not stops:
+        time.sleep(0.01)
+    successor.send_signal(signal.SIGTERM)
+    os._exit(successor.wait())
+
+
+def run_hooks() -> None:
+    if HOOK:
+        record.add(HOOK)
+    if HOOK == "hangs" and BREAKS == "hooks/one-hangs":
+        time.sleep(60)
+    if BREAKS in ("hooks/run", "hooks/after-the-last-response") or (HOOK and BREAKS == "hooks/one-raises"):
+        return
+    record.add("shutdown")
+    if BREAKS == "hooks/once":
+        record.add("shutdown")
+
+
+def drain(listener: socket.socket, probes: socket.socket) -> None:
     """From the signal to the exit."""
     draining.set()
     if BREAKS == "exit/hung-request":
         signal.pause()
     if BREAKS == "hooks/after-the-last-response":
         record.add("shutdown")
-    stays_open = BREAKS in ("accept/storm", "probes/ready-fails", "probes/live-holds")
-    if not stays_open:
+    if BREAKS == "probes/live-after-close":
+        probes.shutdown(socket.SHUT_RDWR)
+    if BREAKS not in ("accept/storm", "accept/flood"):
         refuse_connections(listener)
     began = time.monotonic()
     while time.monotonic() - began < GRACE:
@@ -203,36 +268,43 @@ def drain(listener: socket.socket) -> None:
         time.sleep(0.01)
     if BREAKS == "connections/many-idle":
         time.sleep(0.3 * len(connections))
-    if BREAKS not in ("hooks/run", "hooks/after-the-last-response"):
-        record.add("shutdown")
+    run_hooks()
+    if BREAKS == "exit/thread-left" and threads_left:
+        time.sleep(60)
     if BREAKS == "exit/no-process-left":
         listener.close()
     if BREAKS in ("exit/no-process-left", "exit/address-free") and os.fork() == 0:
         time.sleep(60)
-    os._exit(3 if BREAKS == "exit/code" else 0)
+    failed = HOOK == "raises" and BREAKS != "exit/failed-hook"
+    os._exit(3 if failed or BREAKS == "exit/code" else 0)
+
+
+def stop(number: int) -> None:
+    stops.append(number)
+    if len(stops) > 1 and BREAKS != "exit/second-signal":
+        os._exit(128 + number)
 
 
 def main() -> None:
-    signals: list[int] = []
     signal.signal(signal.SIGTERM, signal.SIG_IGN if BREAKS == "exit/during-start" else lambda number, _: stop(number))
-
-    def stop(number: int) -> None:
-        signals.append(number)
-        if len(signals) > 1 and BREAKS != "exit/second-signal":
-            os._exit(128 + number)
-
+    signal.signal(signal.SIGHUP, lambda number, _: reloads.append(number))
     if BREAKS == "exit/during-start":
         print("starting", flush=True)
         time.sleep(60)
-    paths = {"ready": f"/{PREFIX}/ready", "live": f"/{PREFIX}/live", "grace": GRACE}
-    record.add("settings " + json.dumps(paths))
-    listener = socket.create_server(("127.0.0.1", PORT))
+    probes = socket.create_server(("127.0.0.1", 0))
+    threading.Thread(target=answer_probes, args=(probes,), daemon=True).start()
+    paths = {"ready": f"/{PREFIX}/ready", "live": f"/{PREFIX}/live"}
+    record.add("settings " + json.dumps({**paths, "grace": GRACE, "probe_port": probes.getsockname()[1]}))
+    inherited = sys.argv[3:]
+    listener = socket.socket(fileno=int(inherited[0])) if inherited else socket.create_server(("127.0.0.1", PORT))
     listener.setblocking(False)
-    while not signals:
+    while not stops:
         select.select([listener], [], [], 0.05)
-        if not signals:
+        if reloads:
+            hand_over(listener)
+        if not stops:
             accept_all(listener)
-    threading.Thread(target=drain, args=(listener,)).start()
+    threading.Thread(target=drain, args=(listener, probes)).start()
     while True:
         time.sleep(1)  # for the second signal
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,7 +15,8 @@ SERVER = str(Path(__file__).with_name("breaking_server.py"))
 
 def outcome(name: str, *breaks: str) -> Outcome:
     """What a scenario says of the server that breaks this promise, or none."""
-    plan = Plan([sys.executable, SERVER, "{port}", *breaks], None, {}, number=15, grace=None, patience=20.0)
+    command = [sys.executable, SERVER, "{port}", *breaks]
+    plan = Plan(command, None, {}, signal.SIGTERM, grace=None, patience=20.0, reload_on=signal.SIGHUP)
     (found,) = Runner(plan).run([CATALOGUE[name]])
     return found
 

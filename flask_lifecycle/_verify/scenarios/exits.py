@@ -1,0 +1,117 @@
+"""The exit of the process, and what it leaves behind."""
+
+from __future__ import annotations
+
+import socket
+
+from ..client import is_refused
+from ..trial import BrokenError, NotCheckedError, Trial
+from .catalogue import BEYOND, STARTED, scenario
+
+
+@scenario(
+    "exit/code", STARTED, "fast",
+    promise="An idle process exits with 0.",
+    why="A supervisor takes any other code for a crash: it alerts, restarts, or marks the deploy as failed.",
+)  # fmt: skip
+def exit_code(trial: Trial) -> str:
+    trial.stop()
+    code = trial.exit()
+    if code:
+        raise BrokenError(f"exit code {code}")
+    return f"0 after {trial.subject.gone_at - trial.subject.signalled_at:.1f} s"
+
+
+@scenario(
+    "exit/failed-hook", BEYOND, "fast", hook="raises",
+    promise="A process in which an on_shutdown function raises does not exit with 0.",
+    why="What could not be closed or flushed should show in the deploy, not weeks later.",
+)  # fmt: skip
+def failed_hook(trial: Trial) -> str:
+    trial.stop()
+    if (code := trial.exit()) == 0:
+        raise BrokenError("exit code 0")
+    return f"exit code {code}"
+
+
+@scenario(
+    "exit/hung-request", STARTED, "slow",
+    promise="The process is gone within the grace period although a request does not end.",
+    why="Otherwise the orchestrator kills it, and no on_shutdown function runs.",
+)  # fmt: skip
+def hung_request(trial: Trial) -> str:
+    trial.begin("slow", trial.grace + 60)
+    trial.stop()
+    code = trial.exit()
+    return f"exit code {code} after {trial.subject.gone_at - trial.subject.signalled_at:.1f} s"
+
+
+@scenario(
+    "exit/thread-left", STARTED, "thread", own=True,
+    promise="The process is gone within the grace period although a thread of the application does not end.",
+    why="The interpreter waits for such a thread for ever, until the orchestrator kills the process.",
+)  # fmt: skip
+def thread_left(trial: Trial) -> str:
+    trial.check(trial.connect().get(trial.path("thread")), "thread")
+    trial.stop()
+    code = trial.exit()
+    return f"exit code {code} after {trial.subject.gone_at - trial.subject.signalled_at:.1f} s"
+
+
+@scenario(
+    "exit/second-signal", BEYOND, "slow",
+    promise="A second signal ends the process at once.",
+    why="An operator who presses Ctrl-C twice, or a supervisor that repeats the signal, means it.",
+)  # fmt: skip
+def second_signal(trial: Trial) -> str:
+    if trial.grace < 10:
+        raise NotCheckedError("with a grace period under 10 s its end cannot be told from the second signal")
+    trial.begin("slow", trial.grace + 60)
+    trial.stop()
+    trial.settle()
+    if trial.subject.gone.is_set():
+        return "gone at the first"
+    trial.stop()
+    code = trial.subject.wait_gone(trial.grace / 2)
+    if code is None:
+        raise BrokenError(f"still running {trial.grace / 2:.0f} s after the second signal")
+    return f"exit code {code}"
+
+
+@scenario(
+    "exit/during-start", STARTED,
+    promise="A process that is stopped while it starts is gone within the grace period.",
+    why="Deploys are rolled back at any moment; a signal that is lost then is a hung deploy.",
+)  # fmt: skip
+def during_start(trial: Trial) -> str:
+    trial.stop()
+    code = trial.exit()
+    return f"exit code {code}"
+
+
+@scenario(
+    "exit/address-free", STARTED, "fast",
+    promise="The address is free when the process has gone.",
+    why="The next process must not find the port taken.",
+)  # fmt: skip
+def address_free(trial: Trial) -> str:
+    trial.stop()
+    trial.exit()
+    address = trial.subject.address
+    if not is_refused(address, trial.subject.patience):
+        raise BrokenError("something still listens after the exit")
+    with socket.create_server(address):
+        return "free"
+
+
+@scenario(
+    "exit/no-process-left", STARTED, "fast",
+    promise="No process that the command has started is left after its exit.",
+    why="An orphan keeps memory, locks and connections until the machine restarts.",
+)  # fmt: skip
+def no_process_left(trial: Trial) -> str:
+    trial.stop()
+    trial.exit()
+    if left := trial.subject.children():
+        raise BrokenError(f"{len(left)} still running: {', '.join(map(str, left))}")
+    return "none"

@@ -1,0 +1,274 @@
+"""Requests in every stage at the moment of the stop."""
+
+from __future__ import annotations
+
+import select
+import socket
+import time
+from collections.abc import Callable
+
+from ..client import Connection, LostError, Response, request_head
+from ..trial import BrokenError, NotCheckedError, Trial
+from .catalogue import ACCEPTED, STARTED, scenario
+
+
+@scenario(
+    "in-flight/running", STARTED, "slow",
+    promise="A request that runs at the signal is answered.",
+    why="It may have changed the database already; its client must not have to guess.",
+)  # fmt: skip
+def running(trial: Trial) -> str:
+    client = trial.begin("slow", 1.5)
+    trial.stop()
+    trial.expect(client, "slow")
+    return "answered"
+
+
+@scenario(
+    "in-flight/queued", ACCEPTED, "slow",
+    promise="Requests that wait for a free worker at the signal are answered.",
+    why="On a busy server most requests wait; they are as good as accepted.",
+)  # fmt: skip
+def queued(trial: Trial) -> str:
+    trial.begin("slow", 1)
+    clients = [trial.connect() for _ in range(12)]
+    for client in clients:
+        client.ask(trial.path("slow", 0.5))
+    trial.settle()
+    trial.stop()
+    for client in clients:
+        trial.expect(client, "slow")
+    return f"{len(clients)} of {len(clients)} answered"
+
+
+def _in_parts(trial: Trial, kind: str, *parts: bytes, pause: float = 0.0) -> None:
+    """Send a first part, stop in the middle, send the others, and expect the response."""
+    client = trial.connect()
+    client.send(parts[0])
+    hold = trial.begin("slow", 1.5) if trial.records("slow") else None  # the stop waits for it
+    trial.settle()
+    trial.stop()
+    trial.settle()
+    for part in parts[1:]:
+        client.send(part)
+        time.sleep(pause)
+    trial.expect(client, kind)
+    if hold is not None:
+        trial.expect(hold, "slow")
+
+
+@scenario(
+    "in-flight/half-head", ACCEPTED, "fast", "slow",
+    promise="A request whose head has arrived in part at the signal is answered.",
+    why="A head may be split by any network; its client has sent a request and expects a response.",
+)  # fmt: skip
+def half_head(trial: Trial) -> str:
+    head = request_head(trial.path("fast"))
+    _in_parts(trial, "fast", head[:20], head[20:])
+    return "answered"
+
+
+@scenario(
+    "in-flight/half-body", ACCEPTED, "upload", "slow",
+    promise="A request whose body has arrived in part at the signal is answered.",
+    why="An upload takes seconds, and a client cannot tell how much of it counted.",
+)  # fmt: skip
+def half_body(trial: Trial) -> str:
+    head = request_head(trial.path("upload"), "POST", 10)
+    _in_parts(trial, "upload", head + b"half-", b"other")
+    return "answered"
+
+
+@scenario(
+    "in-flight/trickled", ACCEPTED, "upload", "slow",
+    promise="A request that arrives byte by byte during the stop is answered.",
+    why="Phones on bad networks send like this.",
+)  # fmt: skip
+def trickled(trial: Trial) -> str:
+    head = request_head(trial.path("upload"), "POST", 10)
+    _in_parts(trial, "upload", head, *(b"%d" % number for number in range(10)), pause=0.05)
+    return "answered"
+
+
+def _must_work(trial: Trial, what: str, act: Callable[[Connection], int]) -> None:
+    """Whether the server does this at all, before the stop."""
+    with Connection(trial.subject.address, min(5.0, trial.subject.patience)) as client:
+        try:
+            status = act(client)
+        except (LostError, OSError, ValueError):
+            status = 0
+    if status != 200:
+        raise NotCheckedError(f"without a stop, too, the server does not answer {what}")
+
+
+@scenario(
+    "in-flight/chunked", ACCEPTED, "upload", "slow",
+    promise="A request whose chunked body has arrived in part at the signal is answered.",
+    why="Streaming clients do not know the length of what they send.",
+)  # fmt: skip
+def chunked(trial: Trial) -> str:
+    head = request_head(trial.path("upload"), "POST", Transfer_Encoding="chunked")
+    parts = head + b"5\r\nhalf-\r\n", b"5\r\nother\r\n0\r\n\r\n"
+
+    def act(client: Connection) -> int:
+        client.send(parts[0] + parts[1])
+        return client.response().status
+
+    _must_work(trial, "a chunked request", act)
+    _in_parts(trial, "upload", *parts)
+    return "answered"
+
+
+@scenario(
+    "in-flight/expect", ACCEPTED, "upload", "slow",
+    promise="A client that waits for 100 Continue at the signal gets it, and its request is answered.",
+    why="curl and many SDKs ask before they send a large body.",
+)  # fmt: skip
+def expect_continue(trial: Trial) -> str:
+    head = request_head(trial.path("upload"), "POST", 5, Expect="100-continue")
+
+    def act(client: Connection) -> int:
+        client.send(head)
+        if not client.sock.recv(1024).startswith(b"HTTP/1.1 100"):
+            return 0
+        client.send(b"other")
+        return client.response().status
+
+    _must_work(trial, "Expect: 100-continue", act)
+    _in_parts(trial, "upload", head, b"other")
+    return "answered"
+
+
+@scenario(
+    "in-flight/pipelined", ACCEPTED, "fast", "slow",
+    promise="Of pipelined requests each is answered, or a response before it says that the connection closes.",
+    why="A client may repeat what comes after Connection: close, and nothing else.",
+)  # fmt: skip
+def pipelined(trial: Trial) -> str:
+    client = trial.begin("slow", 1)
+    client.send(request_head(trial.path("fast")) * 2)
+    trial.stop()
+    answered = 0
+    for _ in range(3):
+        response = client.response()
+        if response.status != 200:
+            raise BrokenError(f"status {response.status} instead of 200")
+        answered += 1
+        if response.says_close:
+            break
+    return f"{answered} of 3 answered" + ("" if answered == 3 else ", then Connection: close")
+
+
+@scenario(
+    "in-flight/streamed", STARTED, "stream",
+    promise="A response that is being streamed at the signal reaches its end.",
+    why="Exports and generated files are useless if they are cut, and clients often cannot tell.",
+)  # fmt: skip
+def streamed(trial: Trial) -> str:
+    client = trial.begin("stream", 2)
+    trial.stop()
+    trial.expect(client, "stream")
+    return "whole"
+
+
+def _read_slowly(trial: Trial, kind: str) -> str:
+    client = trial.connect(slow=True)
+    client.ask(trial.path(kind))
+    status, headers = client.head()
+    trial.stop()
+    trial.settle()
+    response = Response(status, headers, client.body(headers))
+    trial.check(response, kind)
+    return f"{len(response.body)} bytes"
+
+
+@scenario(
+    "in-flight/slow-reader", STARTED, "large",
+    promise="A client that reads a large response slowly gets all of it.",
+    why="The application has long returned; only the server knows that bytes wait.",
+)  # fmt: skip
+def slow_reader(trial: Trial) -> str:
+    return _read_slowly(trial, "large")
+
+
+@scenario(
+    "in-flight/sendfile", STARTED, "file",
+    promise="A client that reads a file slowly gets all of it.",
+    why="Servers send files by a way of their own, such as sendfile(2), which a stop may overlook.",
+)  # fmt: skip
+def sendfile(trial: Trial) -> str:
+    return _read_slowly(trial, "file")
+
+
+_UPGRADE = {
+    "Upgrade": "websocket", "Connection": "Upgrade", "Sec_WebSocket_Version": "13",
+    "Sec_WebSocket_Key": "dGhlIHNhbXBsZSBub25jZQ==",
+}  # fmt: skip
+_TEXT, _CLOSE = 0x81, 0x88  # the first byte of a frame
+
+
+def _send_message(client: Connection, text: bytes) -> None:
+    """Send a message of a websocket, masked with zeros."""
+    client.send(bytes([_TEXT, 0x80 | len(text)]) + bytes(4) + text)
+
+
+def _frame(client: Connection) -> tuple[int, bytes]:
+    """The kind and the content of a server's frame, which has less than 126 bytes."""
+    kind, size = client.exactly(2)
+    return kind, client.exactly(size)
+
+
+@scenario(
+    "in-flight/websocket", STARTED, "websocket",
+    promise="A websocket that is open at the signal is closed by a close frame, or its next message is answered.",
+    why="Its client sees a close frame and reconnects at once; after a reset it waits, and messages are lost.",
+)  # fmt: skip
+def websocket(trial: Trial) -> str:
+    client = trial.connect()
+    client.send(request_head(trial.path("websocket"), **_UPGRADE))
+    if (status := client.head()[0]) != 101:
+        raise NotCheckedError(f"without a stop, too, the server answers {status} to the request for a websocket")
+    _send_message(client, b"before")
+    if _frame(client) != (_TEXT, b"before"):
+        raise NotCheckedError("without a stop, too, the websocket does not echo")
+    trial.stop()
+    trial.settle()
+    if not select.select([client.sock], [], [], 0)[0]:
+        _send_message(client, b"after")
+    kind, content = _frame(client)
+    if kind == _CLOSE:
+        return "a close frame"
+    if (kind, content) != (_TEXT, b"after"):
+        raise BrokenError(f"a frame {kind:#x} {content!r}")
+    return "answered"
+
+
+@scenario(
+    "in-flight/http-1.0", STARTED, "slow",
+    promise="A request of HTTP/1.0 that runs at the signal is answered.",
+    why="nginx speaks HTTP/1.0 to its upstreams unless it is configured otherwise.",
+)  # fmt: skip
+def http_10(trial: Trial) -> str:
+    client = trial.begin("slow", 1.5, version="1.0")
+    trial.stop()
+    trial.expect(client, "slow")
+    return "answered"
+
+
+@scenario(
+    "in-flight/half-closed", STARTED, "slow",
+    promise="A client that has closed its sending side is answered.",
+    why="Simple clients do this; the server must not take it for one that has gone.",
+)  # fmt: skip
+def half_closed(trial: Trial) -> str:
+    def act(client: Connection) -> int:
+        client.ask(trial.path("slow", 0.1))
+        client.sock.shutdown(socket.SHUT_WR)
+        return client.response().status
+
+    _must_work(trial, "a half-closed client", act)
+    client = trial.begin("slow", 1.5)
+    client.sock.shutdown(socket.SHUT_WR)
+    trial.stop()
+    trial.expect(client, "slow")
+    return "answered"

@@ -1,0 +1,127 @@
+"""What a load balancer and an orchestrator see."""
+
+from __future__ import annotations
+
+import time
+
+from ..client import Connection, LostError, is_refused
+from ..trial import BrokenError, NotCheckedError, Trial
+from .catalogue import ACCEPTED, STARTED, scenario
+
+
+def _probe(trial: Trial, kind: str) -> int:
+    """The status, on the probe listener if there is one; 0 if the connection is refused.
+
+    :raises LostError: a probe was lost.
+    """
+    host, port = trial.subject.address
+    try:
+        with Connection((host, trial.probe_port or port), trial.subject.patience) as client:
+            return client.get(trial.path(kind)).status
+    except ConnectionRefusedError:
+        return 0
+
+
+@scenario(
+    "probes/ready-fails", STARTED, "ready", "slow",
+    promise="Readiness fails, or connections are refused, while the last requests run.",
+    why="A load balancer that is not told keeps sending requests to a process that is about to end.",
+)  # fmt: skip
+def ready_fails(trial: Trial) -> str:
+    if _probe(trial, "ready") != 200:
+        raise BrokenError("readiness was not 200 before the stop")
+    client = trial.begin("slow", 2)
+    trial.stop()
+    end = time.monotonic() + 1.5
+    status = 200
+    while status == 200 and time.monotonic() < end:
+        try:
+            status = _probe(trial, "ready")
+        except LostError:
+            status = 0
+    trial.expect(client, "slow")
+    if status == 200:
+        raise BrokenError("readiness stayed 200 while the last request ran")
+    return f"status {status}" if status else "connections refused"
+
+
+@scenario(
+    "probes/live-holds", STARTED, "live", "slow",
+    promise="Liveness does not fail while the process stops.",
+    why="Kubernetes kills a process whose liveness fails, with all its requests.",
+)  # fmt: skip
+def live_holds(trial: Trial) -> str:
+    client = trial.begin("slow", 2)
+    trial.stop()
+    statuses: list[int] = []
+    while not trial.subject.recorded("end") and not trial.subject.gone.is_set() and len(statuses) < 50:
+        try:
+            statuses.append(_probe(trial, "live"))
+        except (LostError, TimeoutError):
+            break  # the listener was closed under the probe, which "accept" judges
+        if statuses[-1] not in (0, 200):
+            raise BrokenError(f"liveness answered {statuses[-1]} during the stop")
+        time.sleep(0.05)
+    trial.expect(client, "slow")
+    return f"{statuses.count(200)} answered 200, none failed"
+
+
+@scenario(
+    "probes/live-after-close", STARTED, "live", "slow",
+    promise="Liveness on the probe listener answers after the main listener was closed, while a request runs.",
+    why="A drain may take minutes; without an answer Kubernetes ends it.",
+)  # fmt: skip
+def live_after_close(trial: Trial) -> str:
+    subject = trial.subject
+    if not trial.probe_port:
+        raise NotCheckedError("the application has no probe listener; let it have LIFECYCLE_PROBE_PORT={probe_port}")
+    client = trial.begin("slow", 4)
+    trial.stop()
+    closed = subject.wait_for(lambda: is_refused(subject.address, subject.patience), 3.0)
+    if not closed:
+        raise NotCheckedError("the main listener stays open while the last request runs")
+    if (status := _probe(trial, "live")) != 200:
+        raise BrokenError(f"status {status}" if status else "the probe listener refuses connections")
+    trial.expect(client, "slow")
+    return "answered"
+
+
+def _must_answer_meanwhile(trial: Trial) -> str:
+    """Liveness answers before any of the requests has ended."""
+    try:
+        status = _probe(trial, "live")
+    except TimeoutError:
+        status = 0
+    ended = len(trial.subject.recorded("end"))
+    if (status != 200 or ended) and trial.without_probe_port:
+        raise NotCheckedError("the main listener does not answer probes while it is busy; set LIFECYCLE_PROBE_PORT")
+    if status != 200 or ended:
+        raise BrokenError(f"status {status} after {ended} of the busy requests had ended")
+    return "answered before any of the busy requests ended"
+
+
+@scenario(
+    "probes/live-busy", ACCEPTED, "live", "slow", own=True,
+    promise="Liveness answers while every worker is busy.",
+    why="Otherwise the busiest process is killed first, and its load moves to the others.",
+)  # fmt: skip
+def live_busy(trial: Trial) -> str:
+    trial.begin("slow", 6)
+    for _ in range(40):
+        trial.connect().ask(trial.path("slow", 6))
+    busy = 0
+    while (begun := len(trial.subject.recorded("begin"))) > busy:  # until no worker is free
+        busy = begun
+        trial.settle()
+    return _must_answer_meanwhile(trial)
+
+
+@scenario(
+    "probes/live-cpu", ACCEPTED, "live", "cpu", own=True,
+    promise="Liveness answers while requests compute in Python, which keeps other threads waiting.",
+    why="A process that computes is not a process that hangs, and must not be killed for it.",
+)  # fmt: skip
+def live_cpu(trial: Trial) -> str:
+    trial.begin("cpu", 8)
+    trial.connect().ask(trial.path("cpu", 8))
+    return _must_answer_meanwhile(trial)
