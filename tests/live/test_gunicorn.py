@@ -237,15 +237,17 @@ def test_the_accept_queue_is_served(live: Starter, kind: str, fallback: bool, tm
 @each_kind
 def test_waiting_connections_hold_no_stop(live: Starter, kind: str) -> None:
     """Silent connections, more than there are threads, and one that its client keeps open after an answer are hung up
-    cleanly; gunicorn by itself waits seconds for each, a sync worker without end.
+    cleanly, and not one after the other; gunicorn by itself waits seconds for each, a sync worker without end.
     """
-    running = serve(live, kind, "--keep-alive", "75", workers=1, settings={"LIFECYCLE_GRACE_PERIOD": 100.0})
-    connections = [Connection(address_of(running)) for _ in range(12)]
+    settings = {"LIFECYCLE_GRACE_PERIOD": 100.0, "LIFECYCLE_KEEPALIVE_LINGER": 1.0}
+    running = serve(live, kind, "--keep-alive", "75", workers=1, settings=settings)
+    connections = [Connection(address_of(running)) for _ in range(80)]
     try:
         connections[0].ask("/fast")
         assert connections[0].answer().body == b"fast"
         assert running.stop() == 0
-        assert [connection.receive() for connection in connections] == [b""] * 12
+        assert running.lasted < 10.0  # in turn, four threads would take 20
+        assert [connection.receive() for connection in connections] == [b""] * 80
     finally:
         for connection in connections:
             connection.sock.close()

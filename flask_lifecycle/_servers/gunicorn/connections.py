@@ -41,6 +41,9 @@ class Connections:
         self._since: dict[Any, float] = {}
         self._handle = worker.handle
         worker.handle = self._track
+        if hasattr(worker, "enqueue_req"):
+            self._enqueue = worker.enqueue_req
+            worker.enqueue_req = self._track_queued
         self._is_gevent = hasattr(worker, "timeout_ctx")
         if self._is_gevent:
             self._handle_request = worker.handle_request
@@ -50,7 +53,7 @@ class Connections:
         if close is not None:
             util.close_graceful = functools.partial(self._close, close)
 
-    def hang_up(self, linger: float, closed: float) -> None:
+    def hang_up(self, linger: float, closed: float, refusing: float = 0.0) -> None:
         """End the input of connections that have waited for ``linger`` seconds.
 
         gunicorn then reads an end of file, and closes. It still reads earlier input, so a request that arrives at this
@@ -61,20 +64,22 @@ class Connections:
 
         :param closed: when the worker was asked to leave; infinite before. Connections have waited since then at least,
             or since they were accepted.
+        :param refusing: since when the kernel has refused new connections; 0 if it does not. One that a sync worker
+            accepts after that has waited behind others in the accept queue.
         """
         now = time.monotonic()
         before, self._since = self._since, {}
-        for sock, accepted in self._idle(now):
-            since = self._since[sock] = before.get(sock, max(accepted, min(now, closed)))
+        for sock, accepted in self._idle(now, refusing):
+            since = self._since[sock] = before.get(sock, max(accepted, min(now, closed, refusing or now)))
             if now - since >= linger:
                 with contextlib.suppress(OSError):  # it has gone
                     # Not gevent's own, which makes an error of it for the reader, nor that of TLS, which drops the key.
                     _socket.socket.shutdown(getattr(sock, "_sock", sock), socket.SHUT_RD)
 
-    def _idle(self, now: float) -> list[tuple[Any, float]]:
+    def _idle(self, now: float, refusing: float) -> list[tuple[Any, float]]:
         """The connections without a request, each with the time since when it can have waited."""
         idle: list[tuple[Any, float]] = [
-            (sock, since)
+            (sock, min(since, refusing or since) if received == 0 else since)
             for sock, (since, received) in self._waiting.copy().items()
             if (received is not None and bytes_received(sock) == received)
             or (self._is_gevent and now - since > _PATIENCE)
@@ -89,11 +94,22 @@ class Connections:
         new = len(arguments) > 1 or not arguments[0].initialized  # gthread's is called again for each request
         sock = arguments[1] if len(arguments) > 1 else arguments[0].sock
         if new:
-            self._waiting[sock] = time.monotonic(), 0 if bytes_received(sock) is not None else None
+            self._begin_wait(sock)
         try:
             return self._handle(*arguments)
         finally:
             self._waiting.pop(sock, None)
+
+    def _track_queued(self, conn: Any) -> None:
+        """In the place of gthread's ``enqueue_req``. A silent connection also waits while no thread is free for it:
+        otherwise many would be hung up one after the other.
+        """
+        if not conn.initialized:
+            self._begin_wait(conn.sock)
+        self._enqueue(conn)
+
+    def _begin_wait(self, sock: Any) -> None:
+        self._waiting.setdefault(sock, (time.monotonic(), 0 if bytes_received(sock) is not None else None))
 
     def _track_request(self, listener_name: Any, req: Any, client: socket.socket, addr: Any) -> Any:
         self._waiting.pop(client, None)

@@ -207,6 +207,8 @@ class Master:
             if delaying and now - self._began < max(delay, drain) + _LATE:
                 return False
             self._closing = {_close(each.sock, now): each for each in self._own_listeners()}
+            if all(each.method != "quiet period" for each in self._closing):
+                self._shared.refusing_since = now
         done = [each.done(now) for each in self._closing]  # each is to look
         # Before a worker has loaded the application nothing but gunicorn's own patience is known.
         return all(done) or now - self._began >= (drain or self._server.cfg.graceful_timeout)

@@ -29,6 +29,7 @@ class _Page(ctypes.Structure):
         ("drain", ctypes.c_double),
         ("grace", ctypes.c_double),
         ("stop_requested", ctypes.c_double),
+        ("refusing_since", ctypes.c_double),
         ("oldest", ctypes.c_uint64),
         ("newest", ctypes.c_uint64),
         ("group", ctypes.c_uint8),
@@ -58,6 +59,15 @@ class SharedMemory:
     def stop_requested(self) -> float:
         """When all workers were asked to stop, on the clock that all processes share; 0 if they were not."""
         return float(self._page.stop_requested)
+
+    @property
+    def refusing_since(self) -> float:
+        """Since when the kernel has refused new connections for the master; 0 if it does not."""
+        return float(self._page.refusing_since)
+
+    @refusing_since.setter
+    def refusing_since(self, now: float) -> None:
+        self._page.refusing_since = now
 
     def wait_for_stop(self, seconds: float) -> bool:
         """Wait until all workers are to stop; say whether they are."""

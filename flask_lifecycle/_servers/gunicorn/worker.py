@@ -217,19 +217,19 @@ class HookedWorker(Adapter, Peers):
             self._end_loop()  # the application stops by itself, and this worker alone
         # The connection that a sync worker reads from keeps those behind it in the accept queue, which the master waits
         # for.
-        self._await(self._leaving, timeout, self._linger, math.inf)
+        self._await(self._leaving, timeout, self._linger)
 
     def wait_idle(self, timeout: float, linger: float) -> bool:
         """Wait for the end of gunicorn's loop, which comes when no connection is left."""
-        return self._await(self._left, timeout, linger, self._since)
+        return self._await(self._left, timeout, linger)
 
-    def _await(self, event: threading.Event, timeout: float, linger: float, closed: float) -> bool:
+    def _await(self, event: threading.Event, timeout: float, linger: float) -> bool:
         """Block, and hang up waiting connections meanwhile."""
         until = time.monotonic() + timeout
         while not event.wait(max(0.0, min(TICK, until - time.monotonic()))):
             if time.monotonic() >= until:
                 return False
-            self._connections.hang_up(linger, closed)
+            self._connections.hang_up(linger, self._since or math.inf, self._shared.refusing_since)
         return True
 
     def unfinished(self) -> Sequence[RequestInfo]:
