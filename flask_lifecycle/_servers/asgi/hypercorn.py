@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable, Sequence
 from multiprocessing import util
 from typing import TYPE_CHECKING, Any
 
+from h11 import SEND_BODY, SEND_RESPONSE
 from hypercorn.asyncio.run import worker_serve
 from hypercorn.asyncio.tcp_server import TCPServer
 
@@ -110,6 +111,9 @@ class Hypercorn(LoopAdapter):
         stream = getattr(protocol, "stream", None)
         if stream is not None or getattr(protocol, "streams", None):  # HTTP/2 has several
             return request_info(getattr(stream, "scope", None), "queued")
+        connection_state = getattr(getattr(protocol, "connection", None), "our_state", None)
+        if connection_state in (SEND_RESPONSE, SEND_BODY):  # the client has closed its sending side, and waits
+            return request_info(None, "queued")
         if self._unsent(connection):
             return request_info(None, "sending")
         trailing = getattr(getattr(protocol, "connection", None), "trailing_data", (b"",))
