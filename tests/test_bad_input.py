@@ -880,7 +880,7 @@ def takes_keyword(*, context: Any) -> None: ...
         (
             lambda on: [on(nothing) for _ in range(2)],
             ValueError,
-            "There is an on_{kind} function 'nothing' already; pass name='...' to tell them apart, or, if a factory"
+            "There is an on_{kind} function 'nothing' already; pass name='...' to distinguish them, or, if a factory"
             " registers it for each application, register it once, outside the factory.",
         ),
         (

@@ -177,7 +177,7 @@ def _rows(document: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "reason", _text(document.get("reason"))
     yield "cordon", _joined("by ", _text(cordon.get("by")), _left(cordon))
     yield "process", _joined("", name, host and f"on {host}", pid and f"pid {pid}", up and f"up {up}")
-    yield "server", _joined("", _text(server.get("name")), _after("guarantee ", _text(server.get("guarantee"))))
+    yield "server", _joined("", _text(server.get("name")), _after("a shutdown answers ", _text(server.get("guarantee"))))
     yield "shutdown", _joined("", _text(phase_in_words(document.get("phase"))), _left(document))
     yield "in flight", _with_oldest(_text(document.get("in_flight")), document.get("requests"), ("method", "path"))
     yield "work", _with_oldest(count, items, ("name",))

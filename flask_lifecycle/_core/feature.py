@@ -9,7 +9,7 @@ class Feature:
     """One feature of an application. Its module is imported only if a setting asks for it; see ``_app.FEATURES``."""
 
     def open(self) -> None:
-        """Bind the sockets it needs, before the application is ready; twice is harmless.
+        """Bind the sockets it needs, before the application is ready. Idempotent.
 
         :raises OSError: it cannot.
         """
@@ -21,7 +21,7 @@ class Feature:
         """The state has changed. Called in the thread that changed it, so it must not block."""
 
     def stop(self) -> None:
-        """The shutdown is over: release everything; twice is harmless."""
+        """The shutdown is over: release everything. Idempotent."""
 
     def after_fork(self) -> None:
         """Start anew in a forked child."""

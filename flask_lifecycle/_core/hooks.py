@@ -152,7 +152,7 @@ class Hooks:
             raise TypeError(f"An on_{kind} function needs a name that is a string, not {name!r}.")
         if any(hook.name == hook_name for hook in self._hooks[kind]):
             raise ValueError(
-                f"There is an on_{kind} function '{hook_name}' already; pass name='...' to tell them apart, or, if a"
+                f"There is an on_{kind} function '{hook_name}' already; pass name='...' to distinguish them, or, if a"
                 " factory registers it for each application, register it once, outside the factory."
             )
         self._hooks[kind].append(Hook(kind, hook_name, function, timeout, **options))

@@ -36,7 +36,7 @@ class Scheduler:
         self._woken.set()
 
     def stop(self, *, wait: bool = True, timeout: float | None = None) -> bool:
-        """End the thread and return whether it has ended; twice is harmless.
+        """End the thread and return whether it has ended. Idempotent.
 
         :param wait: wait until it has ended, as long as the function runs.
         :param timeout: the longest wait in seconds.

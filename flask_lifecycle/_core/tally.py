@@ -1,7 +1,7 @@
 """The set of entries under way (requests or work items), without a lock, and the wait until it is empty.
 
 Entering is ``active[entry] = None`` and leaving is ``dict.pop``. Both change one key of a dict, which is atomic in
-CPython, with the GIL and without it. Leaving twice is harmless. Only the wait needs a lock, because it does not poll.
+CPython, with the GIL and without it. Leaving is idempotent. Only the wait needs a lock, because it does not poll.
 The waiter writes ``watched`` and then reads the dict; the leaver pops from the dict and then reads ``watched``. Both
 interleavings work: if the pop came first, the waiter sees an empty dict and does not sleep; if the waiter's write came
 first, the leaver sees it, takes the lock (so the waiter is in ``Condition.wait``, which releases the lock and sleeps in

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 # The exit code at which Werkzeug's reloader starts the next child.
 _RELOAD = 3
 # Servers whose forked workers keep their signals: two handle them in C, where Python cannot see it, and gunicorn's
-# master tells its workers apart by what they do at them.
+# master distinguishes its workers by what they do at them.
 _THEIR_SIGNALS = {"gunicorn.arbiter", "mod_wsgi", "uwsgi"}
 # Seconds that a fork waits for the thread that searches for a server, which may be about to start the application.
 _UNDISTURBED = 1.0

@@ -78,8 +78,9 @@ def _checks(checks: Any) -> str:
         passing = sum(_word(check, "status") == "pass" for _, check in found)
         return "" if not passing else "The only check passes." if passing == 1 else f"All {passing} checks pass."
     name, check = bad[0]
-    output = _word(check, "output")
-    return f"Check '{name}' {_VERBS[_word(check, 'status')]}{f': {output}' if output else '.'}{_more(len(bad) - 1)}"
+    output = _word(check, "output").rstrip(".")
+    others = "" if len(bad) == 1 else " 1 more does not pass." if len(bad) == 2 else f" {len(bad) - 1} more do not pass."
+    return f"Check '{name}' {_VERBS[_word(check, 'status')]}{output and f': {output}'}.{others}"
 
 
 def _more(number: int) -> str:

@@ -36,7 +36,7 @@ ASSETS = {"status.css": "text/css; charset=utf-8", "status.js": "text/javascript
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Asset:
-    """A file of the page; its URL ends with ``version``, so that browsers may cache it for ever."""
+    """A file of the page; its URL ends with ``version``, so that browsers may cache it forever."""
 
     kind: str
     data: bytes
@@ -51,7 +51,7 @@ def asset(name: str) -> Asset:
 
 
 def asset_response(name: str, query: str) -> Response:
-    """A file of the page. A URL with its version may be cached for ever."""
+    """A file of the page. A URL with its version may be cached forever."""
     file = asset(name)
     caching = "public, max-age=31536000, immutable" if query == file.version else "no-cache"
     return Response(file.data, headers={"Cache-Control": caching}, content_type=file.kind)

@@ -419,7 +419,7 @@ class Engine:
     # -- background checks ----------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Run background checks from now on; twice is harmless. Call it in the process that serves."""
+        """Run background checks from now on. Idempotent. Call it in the process that serves."""
         with self._lock:
             if self.scheduler is None:
                 self.scheduler = self._make_scheduler()

@@ -1,6 +1,6 @@
 """A check that Redis answers, through the application's own client and pool.
 
-No library is imported here: the check tells errors apart by their class names, which valkey-py shares with redis-py.
+No library is imported here: errors are recognised by their class names, which valkey-py shares with redis-py.
 """
 
 from __future__ import annotations

@@ -220,7 +220,7 @@ def test_a_table() -> None:
         "reason     SIGTERM",
         "cordon     by alice, 1 min 01 s left",
         "process    shop, on web-1, pid 42, up 1 h 30 min",
-        "server     waitress, guarantee all connections",
+        "server     waitress, a shutdown answers all connections",
         "shutdown   finishing requests and work, 7.4 s left",
         "in flight  2 (oldest: GET /slow for 4.2 s)",
         "work       10 (oldest: import for 2 min 00 s)",

@@ -693,8 +693,8 @@ def test_two_resources_of_one_name() -> None:
     lifecycle = Lifecycle()
     lifecycle.resource(name="pool")(contextlib.nullcontext)
     message = (
-        "There is an on_startup function 'pool' already; pass name='...' to tell them apart, or, if a factory registers"
-        " it for each application, register it once, outside the factory."
+        "There is an on_startup function 'pool' already; pass name='...' to distinguish them, or, if a factory"
+        " registers it for each application, register it once, outside the factory."
     )
     with pytest.raises(ValueError, match=whole(message)):
         lifecycle.resource(name="pool")(contextlib.nullcontext)

@@ -25,9 +25,13 @@ CHECKS = {
         ({"state": "READY", "checks": {name: {"status": "pass"} for name in "abc"}}, "All 3 checks pass."),
         (
             {"state": "READY", "checks": CHECKS},
-            "Check 'database' fails: The database did not answer. (and 1 more)",
+            "Check 'database' fails: The database did not answer. 1 more does not pass.",
         ),
         ({"state": "READY", "checks": {"cache": {"status": "warn"}}}, "Check 'cache' warns."),
+        (
+            {"state": "READY", "checks": {name: {"status": "fail", "output": "gone"} for name in "abc"}},
+            "Check 'a' fails: gone. 2 more do not pass.",
+        ),
         ({"state": "STARTING"}, "Starting: on_startup functions run."),
         (
             {"state": "STARTING", "startup_tasks": [{"name": "load the model"}, {"name": "other"}]},

@@ -125,7 +125,7 @@ def worker_exit(server: Any, worker: Any) -> None:
     loaded. gunicorn calls this in the master as well, for a worker that has gone.
     """
     if here.worker is not None and worker is here.gunicorns and here.worker.finish():
-        sys.exit(server.WORKER_BOOT_ERROR)  # or it would be replaced for ever
+        sys.exit(server.WORKER_BOOT_ERROR)  # or it would be replaced again and again
 
 
 def on_exit(server: Any) -> None:

@@ -50,7 +50,7 @@ class SharedMemory:
     # -- the stop ---------------------------------------------------------------------------------------------------
 
     def request_stop(self) -> None:
-        """Stop all workers; twice is harmless. For the master's signal handler."""
+        """Stop all workers. Idempotent. For the master's signal handler."""
         if not self.stop_requested:
             self._page.stop_requested = time.monotonic()
             os.write(self._write, b"x")  # never read, so the pipe stays readable, for workers that come later as well
@@ -127,7 +127,7 @@ class SharedMemory:
     def is_last(self, age: int, seconds: float) -> bool:
         """Wait until all other workers have gone, unless another one waits already or the master does not stop.
 
-        Says whether this worker has to run the hooks of the process group.
+        Return whether this worker has to run the hooks of the process group.
         """
         try:
             # The kernel releases it when a process ends, however it does.

@@ -35,7 +35,7 @@ class UnhookedGunicorn(Adapter):
 
     name = "gunicorn"
 
-    start_error = Arbiter.WORKER_BOOT_ERROR  # the master then stops, and does not replace the worker for ever
+    start_error = Arbiter.WORKER_BOOT_ERROR  # the master then stops, instead of replacing the worker again and again
 
     def __init__(self, worker: Any) -> None:
         self._worker = worker
