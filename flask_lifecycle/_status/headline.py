@@ -79,8 +79,9 @@ def _checks(checks: Any) -> str:
         return "" if not passing else "The only check passes." if passing == 1 else f"All {passing} checks pass."
     name, check = bad[0]
     output = _word(check, "output").rstrip(".")
-    others = "" if len(bad) == 1 else " 1 more does not pass." if len(bad) == 2 else f" {len(bad) - 1} more do not pass."
-    return f"Check '{name}' {_VERBS[_word(check, 'status')]}{output and f': {output}'}.{others}"
+    others = len(bad) - 1
+    more = f" {others} more {'does' if others == 1 else 'do'} not pass." if others else ""
+    return f"Check '{name}' {_VERBS[_word(check, 'status')]}{output and f': {output}'}.{more}"
 
 
 def _more(number: int) -> str:
