@@ -1,0 +1,36 @@
+"""The process under test, as ``flask lifecycle verify`` starts it."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from flask_lifecycle._verify.subject import Subject
+
+# Its child says after a moment that it is ready.
+TWO_WORKERS = """
+import http.server, os, sys, time
+from flask_lifecycle._verify.routes import Record
+record = Record(os.environ["LIFECYCLE_VERIFY"].split(":", 2)[2])
+if os.fork() == 0:
+    time.sleep(0.5)
+    record.add("ready")
+    time.sleep(60)
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+
+http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
+"""
+
+
+def test_all_workers_are_waited_for(tmp_path: Path) -> None:
+    """A server whose first worker answers is not stopped before the others are ready."""
+    subject = Subject([sys.executable, "-c", TWO_WORKERS, "{port}"], None, tmp_path, 20.0, "")
+    try:
+        assert subject.wait_serving()
+        assert [event.pid for event in subject.recorded("ready")] == subject.children()
+    finally:
+        subject.end()
