@@ -29,7 +29,11 @@ _WATCHED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal
 _PATIENCE = 5.0
 
 # Tests without a marker start no server in a process of its own and need nothing but what pip installs.
-_MARKERS = {"live": "live", "verify": "live", "parity": "live", "services": "services", "fleet": "fleet"}
+_MARKERS = {
+    **dict.fromkeys(("live", "verify", "catalogue", "parity"), "live"),
+    "services": "services",
+    "fleet": "fleet",
+}
 
 # More than a thousand processes import the same modules. Where the environment forbids it no process would write their
 # bytecode, and each would compile them again, the tests themselves as well.

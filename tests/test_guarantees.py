@@ -11,6 +11,10 @@ from collections.abc import Mapping
 
 import pytest
 
+from flask_lifecycle._verify.runner import BROKEN, CLAIMS, HOLDS
+from flask_lifecycle._verify.scenarios import CATALOGUE
+from flask_lifecycle._verify.scenarios.catalogue import LEVELS
+from tests.catalogue.servers import COMMANDS, results
 from tests.guarantees import GUARANTEES, ROOT, SERVERS, TABLES, Server, level, replaced
 
 # Longest first: the name of one may be a part of another's.
@@ -52,12 +56,32 @@ def shows(test: str, server: Server, collected: Mapping[str, list[str]]) -> bool
 
 
 def test_every_yes_is_shown(collected: Mapping[str, list[str]]) -> None:
-    """What is kept is kept in a live test that there is, and every test that is named is one of this server."""
+    """What is kept is kept in a scenario or in a live test, and every test that is named is one of this server."""
+    found = results()
     for name, server in SERVERS.items():
-        unshown = [each for each, cell in server.cells.items() if cell.words.startswith("yes") and not cell.tests]
+        unshown = [
+            each
+            for each, cell in server.cells.items()
+            if cell.words.startswith("yes") and not (cell.tests or (name in found and GUARANTEES[each][1]))
+        ]
         tests = {test for cell in server.cells.values() for test in cell.tests}
         assert (name, unshown) == (name, [])
         assert (name, [test for test in sorted(tests) if not shows(test, server, collected)]) == (name, [])
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_words_are_those_of_the_results(name: str) -> None:
+    """No scenario of a "yes" is broken, and one of a "no" is; none that the guarantee includes is broken."""
+    by_scenario = results()[name]
+    assert list(by_scenario) == list(CATALOGUE)
+    for guarantee, (_head, scenarios) in GUARANTEES.items():
+        words, was = SERVERS[name].cells[guarantee].words, {by_scenario[each] for each in scenarios}
+        if words.startswith(("yes", "with `LIFECYCLE_PROBE_PORT`")) and was:
+            assert (guarantee, HOLDS in was, BROKEN in was) == (guarantee, True, False)
+        elif words.startswith("no") and not words.startswith("not"):
+            assert (guarantee, BROKEN in was) == (guarantee, True)
+    included = LEVELS[: LEVELS.index(CLAIMS.get(SERVERS[name].guarantee, LEVELS[0])) + 1]
+    assert [each for each in CATALOGUE.values() if each.level in included and by_scenario[each.name] == BROKEN] == []
 
 
 @each_server

@@ -29,7 +29,7 @@ LAYERS = {unit: len(ROWS) - row for row, units in enumerate(ROWS) for unit in un
 REQUIRED = {"flask", "werkzeug", "blinker", "click"}
 # What is imported only once a server is there may import that server at the top, by the first part of its path.
 AT_HOME = {name: {name} for name in ("cheroot", "gevent", "gunicorn", "mod_wsgi", "uwsgi", "waitress")}
-AT_HOME |= {"asgi": {"uvicorn", "hypercorn", "granian"}}
+AT_HOME |= {"asgi": {"uvicorn", "hypercorn", "h11", "granian"}}  # hypercorn requires h11
 
 
 @dataclass(frozen=True)

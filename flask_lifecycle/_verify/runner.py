@@ -20,7 +20,7 @@ from .trial import BrokenError, NotCheckedError, Trial
 HOLDS, BROKEN, NOT_CHECKED = "holds", "broken", "not checked"
 _OWN = ("fast", "upload", "large", "file", "thread", "websocket")
 _OWN_TIMED = ("slow", "cpu", "stream")
-_CLAIMS = {"all connections": ALL, "accepted requests": ACCEPTED}
+CLAIMS = {"all connections": ALL, "accepted requests": ACCEPTED}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,7 +113,7 @@ class Runner:
             if own:
                 with Connection(subject.address, subject.patience) as client:
                     claim = client.get(f"/{subject.prefix}/guarantee").body.decode()
-                self.claim = _CLAIMS.get(claim, STARTED)
+                self.claim = CLAIMS.get(claim, STARTED)
 
     def run(self, scenarios: Iterable[Scenario], jobs: int = 1) -> Iterator[Outcome]:
         """The outcomes, in the order in which they are known."""

@@ -16,6 +16,7 @@ import selectors
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 from collections import deque
@@ -182,6 +183,11 @@ class Event(NamedTuple):
     pid: int
 
 
+def search_path() -> str:
+    """A ``PATH`` that begins with the commands of this virtual environment, which may not be activated."""
+    return os.pathsep.join([os.path.dirname(sys.executable), os.environ.get("PATH", os.defpath)])
+
+
 class Subject(ServerProcess):
     """One run of the command that ``flask lifecycle verify`` checks.
 
@@ -197,7 +203,7 @@ class Subject(ServerProcess):
         self._record = home / "record"
         self._record.touch()
         words = [replaced(word, ports) for word in command]
-        environment = {**os.environ, VARIABLE: f"{self.prefix}:{hook}:{self._record}"}
+        environment = {**os.environ, "PATH": search_path(), VARIABLE: f"{self.prefix}:{hook}:{self._record}"}
         super().__init__(words, environment, f"{VARIABLE}={self.prefix}:", patience)
 
     def recorded(self, what: str) -> list[Event]:

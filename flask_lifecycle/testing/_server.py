@@ -21,7 +21,7 @@ from werkzeug.test import EnvironBuilder, TestResponse
 from werkzeug.wrappers import Request
 
 from .._config import TEST_SETTINGS
-from .._verify.subject import MisuseError, ServerProcess, free_port, replaced
+from .._verify.subject import MisuseError, ServerProcess, free_port, replaced, search_path
 
 _HOST = "127.0.0.1"
 _MARK = "LIFECYCLE_TEST_PROCESS"
@@ -262,7 +262,7 @@ def _environment() -> dict[str, str]:
     return {
         **environment,
         "PYTHONPATH": os.pathsep.join(own),
-        "PATH": os.pathsep.join([commands, os.environ.get("PATH", os.defpath)]),
+        "PATH": search_path(),
     }
 
 

@@ -1,4 +1,4 @@
-"""The guarantees of every server, asked of real processes: each test runs on each server that keeps its promise."""
+"""What every server guarantees, in few processes. ``tests/catalogue`` asks for each promise alone."""
 
 from __future__ import annotations
 
@@ -75,30 +75,13 @@ def test_the_delay(live: Starter, server: str) -> None:
     assert running.hooks() == ["last", "first"]
 
 
-@pytest.mark.parametrize("server", [*DIFFERENT, "granian"])
-def test_a_request_longer_than_the_grace_period(live: Starter, server: str) -> None:
-    """A request that does not end is named and abandoned, the hooks run, and the process is gone in time."""
-    running = live.serve(server, settings={"LIFECYCLE_GRACE_PERIOD": 1.0})
-    with Connection(running.address) as connection:
-        connection.ask("/gate/never")
-        running.wait_event("begin live never")
-        assert running.stop() == (0 if server == "granian" else 1)  # its worker's exit code is not granian's
-    assert "abandoned GET /gate/never [/gate/<gate>] after" in running.log
-    assert "1 abandoned" in running.log
-    assert running.hooks() == ["last", "first"]
-    assert running.lasted < 7.0
-
-
-@pytest.mark.parametrize(
-    ("server", "keep_alive"),
-    [*((server, False) for server in DIFFERENT), *((server, True) for server in DIFFERENT if TRAFFIC[server].keeps)],
-)
-def test_a_storm(live: Starter, server: str, keep_alive: bool) -> None:
-    """Of clients that ask without a pause not one loses a request over a stop, without any capability; where they keep
-    their connections the stop has a delay.
+@pytest.mark.parametrize("keep_alive", [False, True])
+def test_a_storm_without_capabilities(live: Starter, keep_alive: bool) -> None:
+    """Of clients that ask without a pause not one loses a request over a stop, also in a process without capabilities;
+    where they keep their connections the stop has a delay.
     """
     settings = {**LINGER, "LIFECYCLE_SHUTDOWN_DELAY": 0.3 if keep_alive else 0.0}
-    running = live.serve(server, settings=settings, prefix=WITHOUT_CAPABILITIES)
+    running = live.serve("waitress", settings=settings, prefix=WITHOUT_CAPABILITIES)
     with storm(running.address, running.gone, clients=6, keep_alive=keep_alive) as clients:
         assert running.stop() == 0, running.log_tail
     assert clients.lost == []

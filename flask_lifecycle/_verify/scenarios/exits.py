@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import socket
+import time
 
 from ..client import is_refused
-from ..trial import BrokenError, NotCheckedError, Trial
+from ..trial import SLACK, BrokenError, NotCheckedError, Trial
 from .catalogue import BEYOND, STARTED, scenario
 
 
@@ -112,6 +113,9 @@ def address_free(trial: Trial) -> str:
 def no_process_left(trial: Trial) -> str:
     trial.stop()
     trial.exit()
-    if left := trial.subject.children():
+    end = time.monotonic() + SLACK
+    while (left := trial.subject.children()) and time.monotonic() < end:
+        time.sleep(0.05)  # some notice the end of the first process, and follow
+    if left:
         raise BrokenError(f"{len(left)} still running: {', '.join(map(str, left))}")
     return "none"
