@@ -1,7 +1,10 @@
 // The Express application that peers.py stops: the work of _peers_app.py, with the peer that PEERS names, configured as
 // its README shows. The first argument is the port, the second that of Lightship's probes.
 
+import fs from "node:fs";
 import http from "node:http";
+import os from "node:os";
+import path from "node:path";
 import express from "express";
 
 const GRACE = 19000; // ms; peers.py allows twenty seconds
@@ -24,6 +27,9 @@ app.get("/stream", async (request, response) => {
 });
 app.post("/upload", express.raw({ type: () => true }), (request, response) => response.send(`${request.body.length}`));
 app.get("/large", (request, response) => response.send(LARGE));
+const file = path.join(fs.mkdtempSync(path.join(os.tmpdir(), "peers-")), "large");
+fs.writeFileSync(file, LARGE);
+app.get("/file", (request, response) => response.type("text/plain").sendFile(file));
 
 const server = http.createServer(app);
 const listen = (listening) => server.listen(port, "127.0.0.1", listening);

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
+import tempfile
 import time
 from collections.abc import Iterator
 
-from flask import Flask, Response, request
+from flask import Flask, Response, request, send_file
 
 LARGE = b"x" * (8 << 20)  # more than the socket buffers hold
 PARTS = 10
+FILE = tempfile.NamedTemporaryFile()  # noqa: SIM115  as long as the process
+FILE.write(LARGE)
+FILE.flush()
 
 app = Flask(__name__)
 app.config.from_prefixed_env()
@@ -46,6 +50,11 @@ def upload() -> str:
 @app.get("/large")
 def large() -> bytes:
     return LARGE
+
+
+@app.get("/file")
+def file() -> Response:
+    return send_file(FILE.name, mimetype="text/plain")
 
 
 @app.get("/health")

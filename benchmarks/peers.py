@@ -36,6 +36,7 @@ REPEATS = 5  # of the scenarios of the family accept
 FAMILIES = ("accept", "in-flight", "connections", "probes", "exit")
 WORK = (
     "--fast=/fast", "--slow=/slow?s={seconds}", "--stream=/stream?s={seconds}", "--upload=/upload", "--large=/large",
+    "--file=/file",
 )  # fmt: skip
 FLASK_PROBES = ("--ready=/health", "--live=/health")
 NODE_PROBES = ("--ready=/ready", "--live=/live")

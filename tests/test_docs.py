@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from flask_lifecycle import Lifecycle
+from flask_lifecycle._verify.scenarios import CATALOGUE
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -70,3 +71,12 @@ def test_the_messages_that_are_explained_are_the_program_s() -> None:
     texts = [node.value for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Constant)]
     code = "\n".join(text for text in texts if isinstance(text, str))
     assert [part for part in parts if part not in code] == []
+
+
+def test_the_comparison_names_scenarios_of_verify() -> None:
+    """Each scenario that ``docs/peers.md`` names is in the catalogue."""
+    page = (DOCS / "peers.md").read_text(encoding="utf-8")
+    families = {scenario.family for scenario in CATALOGUE.values()}
+    named = re.findall(rf"`((?:{'|'.join(families)})/[\w*.-]+)`", page)
+    assert named
+    assert [name for name in named if name not in CATALOGUE and not name.endswith("/*")] == []
