@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import signal
+import socket
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any, ClassVar, cast
+
+import pytest
 
 from flask_lifecycle._verify.runner import BROKEN, HOLDS, Outcome, Plan, Runner
 from flask_lifecycle._verify.scenarios import CATALOGUE
+from flask_lifecycle._verify.scenarios.probes import _probe
+from flask_lifecycle._verify.subject import Subject
+from flask_lifecycle._verify.trial import Trial
 
 SERVER = str(Path(__file__).with_name("breaking_server.py"))
 
@@ -33,3 +40,25 @@ def test_each_broken_promise_is_seen() -> None:
     with ThreadPoolExecutor(5) as pool:
         found = list(pool.map(outcome, CATALOGUE, CATALOGUE))
     assert [each for each in found if each.result != BROKEN] == []
+
+
+class Listening:
+    """As much of a process under test as a probe needs."""
+
+    address = ("127.0.0.1", 1)
+    patience = 1.0
+    settings: ClassVar[dict[str, Any]] = {}
+
+
+def test_a_probe_that_is_reset_while_it_connects_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A listener that is closed between the handshake and the return of ``connect`` is seen as gone.
+
+    No server can be made to do this at a moment of the test's choice, so the probe is called by its private name.
+    """
+
+    def reset(*_args: object) -> None:
+        raise ConnectionResetError
+
+    monkeypatch.setattr(socket.socket, "connect", reset)
+    trial = Trial(cast("Subject", Listening()), {"ready": "/"}, number=signal.SIGTERM, grace=1.0)
+    assert _probe(trial, "ready") == 0

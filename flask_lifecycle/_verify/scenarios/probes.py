@@ -10,7 +10,7 @@ from .catalogue import ACCEPTED, BEYOND, STARTED, scenario
 
 
 def _probe(trial: Trial, kind: str) -> int:
-    """The status, on the probe listener if there is one; 0 if the connection is refused.
+    """The status, on the probe listener if there is one; 0 if no connection is made.
 
     :raises LostError: a probe was lost.
     """
@@ -18,7 +18,7 @@ def _probe(trial: Trial, kind: str) -> int:
     try:
         with Connection((host, trial.probe_port or port), trial.subject.patience) as client:
             return client.get(trial.path(kind)).status
-    except ConnectionRefusedError:
+    except (ConnectionRefusedError, ConnectionResetError):  # the second if the listener is closed during connect()
         return 0
 
 
