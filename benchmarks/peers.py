@@ -7,9 +7,9 @@ nineteen of the twenty seconds that are allowed. Prints the tables, and with ``-
 
     python benchmarks/peers.py [--node DIR] [--only NAME] [--write] [--results FILE]
 
-``--node`` is a directory in which ``npm install express @godaddy/terminus lightship`` has been run. Without it the
-three Node servers are left out. ``--results`` keeps what was seen in a file, and servers that the file has already are
-not measured again.
+``--node`` is a directory in which ``npm install express @godaddy/terminus lightship close-with-grace`` has been run.
+Without it the servers for Node are left out, and so are Go and Puma where they are not installed. ``--results`` keeps
+what was seen in a file, and servers that the file has already are not measured again.
 """
 
 from __future__ import annotations
@@ -25,11 +25,14 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
+PAGE = ROOT / "docs" / "peers.md"
+SCRIPT = Path(__file__).name
 BIN = Path(sys.executable).parent
 GRACE = 20.0  # seconds that a stop may take
 REPEATS = 5  # of the scenarios of the family accept
@@ -40,6 +43,7 @@ WORK = (
 )  # fmt: skip
 FLASK_PROBES = ("--ready=/health", "--live=/health")
 NODE_PROBES = ("--ready=/ready", "--live=/live")
+VERSIONS = {"Go": ("go", "version"), "Puma": ("puma", "--version")}  # commands that print one
 
 Results = dict[str, Any]
 
@@ -53,49 +57,52 @@ class Server(NamedTuple):
 
 
 SERVERS = {
-    "waitress alone": Server(("waitress-serve", "--listen=127.0.0.1:{port}", "_peers_app:app"), ("waitress",)),
+    "waitress alone": Server(("waitress-serve", "--listen=127.0.0.1:{port}", "_peers.app:app"), ("waitress",)),
     "gunicorn alone, gthread": Server(
-        ("gunicorn", "--bind=127.0.0.1:{port}", "--threads=4", "--graceful-timeout=19", "_peers_app:app"), ("gunicorn",)
+        ("gunicorn", "--bind=127.0.0.1:{port}", "--threads=4", "--graceful-timeout=19", "_peers.app:app"), ("gunicorn",)
     ),
     "gunicorn alone, sync": Server(
-        ("gunicorn", "--bind=127.0.0.1:{port}", "--workers=2", "--graceful-timeout=19", "_peers_app:app"), ("gunicorn",)
+        ("gunicorn", "--bind=127.0.0.1:{port}", "--workers=2", "--graceful-timeout=19", "_peers.app:app"), ("gunicorn",)
     ),
-    "Werkzeug alone (`flask run`)": Server(("flask", "--app=_peers_app", "run", "--port={port}"), ("werkzeug",)),
+    "Werkzeug alone (`flask run`)": Server(("flask", "--app=_peers.app", "run", "--port={port}"), ("werkzeug",)),
     "uvicorn alone (a WSGI application)": Server(
-        ("uvicorn", "--interface=wsgi", "--port={port}", "--timeout-graceful-shutdown=19", "_peers_app:app"),
+        ("uvicorn", "--interface=wsgi", "--port={port}", "--timeout-graceful-shutdown=19", "_peers.app:app"),
         ("uvicorn",),
     ),
     "hypercorn alone (a WSGI application)": Server(
-        ("hypercorn", "--bind=127.0.0.1:{port}", "--graceful-timeout=19", "wsgi:_peers_app:app"), ("hypercorn",)
+        ("hypercorn", "--bind=127.0.0.1:{port}", "--graceful-timeout=19", "wsgi:_peers.app:app"), ("hypercorn",)
     ),
     "granian alone (a WSGI application)": Server(
-        ("granian", "--interface=wsgi", "--port={port}", "--workers-kill-timeout=19", "_peers_app:app"), ("granian",)
+        ("granian", "--interface=wsgi", "--port={port}", "--workers-kill-timeout=19", "_peers.app:app"), ("granian",)
     ),
-    # By default its accept queue has room for five connections, and the check opens eight.
-    "cheroot alone": Server(
-        ("cheroot", "--bind=127.0.0.1:{port}", "--request-queue-size=128", "_peers_app:app"), ("cheroot",)
+    "cheroot alone": Server(("cheroot", "--bind=127.0.0.1:{port}", "_peers.app:app"), ("cheroot",)),
+    "net/http with `Server.Shutdown` (Go)": Server(("go", "{port}"), ("Go",)),
+    "Puma (Ruby)": Server(
+        ("puma", f"--config={HERE / '_peers' / 'app.rb'}", "--bind=tcp://127.0.0.1:{port}"), ("Puma",)
     ),
     "Express alone (Node)": Server(("node", "express"), ("express",), (*WORK, *NODE_PROBES)),
+    "close-with-grace (Node)": Server(
+        ("node", "close-with-grace"), ("express", "close-with-grace"), (*WORK, *NODE_PROBES)
+    ),
     "Terminus (Node)": Server(("node", "terminus"), ("express", "@godaddy/terminus"), (*WORK, *NODE_PROBES)),
     # Its probes are on a port of their own, which the check cannot be given.
     "Lightship (Node)": Server(("node", "lightship"), ("express", "lightship"), WORK),
     "flask_lifecycle on waitress": Server(
-        ("waitress-serve", "--listen=127.0.0.1:{port}", "_peers_app:app"), ("waitress", "flask_lifecycle"), ()
+        ("waitress-serve", "--listen=127.0.0.1:{port}", "_peers.app:app"), ("waitress", "flask_lifecycle"), ()
     ),
     "flask_lifecycle on gunicorn, gthread": Server(
         ("gunicorn", "--config=python:flask_lifecycle.gunicorn", "--bind=127.0.0.1:{port}", "--threads=4",
-         "--graceful-timeout=20", "_peers_app:app"),
+         "--graceful-timeout=20", "_peers.app:app"),
         ("gunicorn", "flask_lifecycle"), (),
     ),
     "flask_lifecycle on Werkzeug (`flask run`)": Server(
-        ("flask", "--app=_peers_app", "run", "--port={port}"), ("werkzeug", "flask_lifecycle"), ()
+        ("flask", "--app=_peers.app", "run", "--port={port}"), ("werkzeug", "flask_lifecycle"), ()
     ),
     "flask_lifecycle on cheroot": Server(
-        ("cheroot", "--bind=127.0.0.1:{port}", "--request-queue-size=128", "_peers_app:app"),
-        ("cheroot", "flask_lifecycle"), (),
+        ("cheroot", "--bind=127.0.0.1:{port}", "_peers.app:app"), ("cheroot", "flask_lifecycle"), ()
     ),
     "flask_lifecycle on uvicorn": Server(
-        ("uvicorn", "--interface=wsgi", "--port={port}", "_peers_app:app"), ("uvicorn", "flask_lifecycle"), ()
+        ("uvicorn", "--interface=wsgi", "--port={port}", "_peers.app:app"), ("uvicorn", "flask_lifecycle"), ()
     ),
 }  # fmt: skip
 
@@ -115,37 +122,57 @@ README_ROWS = (
 )  # fmt: skip
 
 
+def missing(server: Server, node: Path | None) -> bool:
+    """Whether the program of a server that ``pip`` does not install is not there."""
+    program = server.command[0]
+    return node is None if program == "node" else program in ("go", "puma") and shutil.which(program) is None
+
+
 def version(package: str, node: Path | None) -> str:
+    if package in VERSIONS:
+        printed = subprocess.run(VERSIONS[package], text=True, capture_output=True, check=True).stdout
+        return re.search(r"\d[\d.]*", printed)[0]  # type: ignore[index]
     if node is not None and (found := node / "node_modules" / package / "package.json").exists():
         return str(json.loads(found.read_text())["version"])
     return importlib.metadata.version(package)
 
 
-def command_of(server: Server, node: Path | None) -> tuple[list[str], dict[str, str]]:
-    """The command, and what it needs in the environment."""
-    if server.command[0] == "node":
+def versions(server: Server, node: Path | None) -> list[str]:
+    return [f"{package} {version(package, node)}" for package in server.packages if package != "flask_lifecycle"]
+
+
+def command_of(server: Server, node: Path | None, home: Path) -> tuple[list[str], dict[str, str]]:
+    """The command, and what it needs in the environment.
+
+    :param home: a directory for the program, if it has to be built.
+    """
+    name, *words = server.command
+    if name == "node":
         assert node is not None
         # Node looks for packages beside the program, so the program goes to them.
-        program = shutil.copy(HERE / "_peers_app.mjs", node)
-        return ["node", str(program), "{port}", "{probe_port}"], {"PEERS": server.command[1]}
-    environment = {"PEERS": "alone"}
+        program = shutil.copy(HERE / "_peers" / "app.mjs", node / "_peers_app.mjs")
+        return ["node", str(program), "{port}", "{probe_port}"], {"PEERS": words[0]}
+    if name == "go":
+        subprocess.run(["go", "build", "-o", str(home / "app"), str(HERE / "_peers" / "app.go")], check=True)
+        return [str(home / "app"), *words], {}
+    if name == "puma":
+        return list(server.command), {}
+    command, environment = [str(BIN / name), *words], {"PEERS": "alone", "PYTHONPATH": str(HERE)}
     if "flask_lifecycle" in server.packages:
-        environment = {"PEERS": "lifecycle", "FLASK_LIFECYCLE_GRACE_PERIOD": f"{GRACE:g}"}
-    words = [str(BIN / server.command[0]), *server.command[1:]]
-    if "flask_lifecycle" in server.packages:
-        words = ["env", "FLASK_LIFECYCLE_PROBE_PORT={probe_port}", *words]
-    return words, environment
+        command = ["env", "FLASK_LIFECYCLE_PROBE_PORT={probe_port}", *command]
+        environment |= {"PEERS": "lifecycle", "FLASK_LIFECYCLE_GRACE_PERIOD": f"{GRACE:g}"}
+    return command, environment
 
 
 def verify(server: Server, node: Path | None, *options: str) -> list[Results]:
     """The outcomes of ``flask lifecycle verify``."""
-    command, environment = command_of(server, node)
     with tempfile.TemporaryDirectory() as home:
+        command, environment = command_of(server, node, Path(home))
         seen = Path(home) / "seen.json"
         done = subprocess.run(
             [str(BIN / "flask"), "lifecycle", "verify", f"--grace={GRACE:g}", "--jobs=2", f"--json={seen}",
              *options, *server.paths, "--", *command],
-            cwd=HERE, env={**os.environ, **environment, "PYTHONPATH": str(HERE)}, text=True, capture_output=True,
+            cwd=HERE, env={**os.environ, **environment}, text=True, capture_output=True,
         )  # fmt: skip
         if done.returncode not in (0, 1):
             raise SystemExit(f"{done.stdout}{done.stderr}")
@@ -160,8 +187,7 @@ def measure(server: Server, node: Path | None) -> Results:
         entry["results"].append(outcome["result"])
         if outcome["result"] != "holds" or not entry["seen"]:
             entry["seen"] = outcome["seen"]
-    versions = [f"{package} {version(package, node)}" for package in server.packages if package != "flask_lifecycle"]
-    return {"versions": versions, "scenarios": scenarios}
+    return {"versions": versions(server, node), "scenarios": scenarios}
 
 
 def verdict(results: list[str]) -> str:
@@ -208,21 +234,20 @@ def question_table(results: Results) -> str:
     return "\n".join(rows)
 
 
-def provenance(results: Results) -> str:
-    versions = sorted({each for found in results.values() for each in found["versions"]})
+def provenance(versions: Iterable[str]) -> str:
     flask, python = importlib.metadata.version("flask"), sys.version.split()[0]
     node = subprocess.run(["node", "--version"], text=True, capture_output=True).stdout.strip()
     when = datetime.date.today().isoformat()
     return (
         f"Measured on {when}, on two shared cores, with Python {python}, Flask {flask}, Node {node}, "
-        f"{', '.join(versions)}."
+        f"{', '.join(sorted(set(versions)))}."
     )
 
 
-def write(path: Path, *texts: str) -> None:
-    """Put texts between the markers of a document."""
+def write(path: Path, script: str, *texts: str) -> None:
+    """Put texts between the markers that a script has in a document."""
     body = "\n\n".join(texts)
-    pattern = r"(<!-- python benchmarks/peers.py --write writes this -->\n).*?(<!-- end -->)"
+    pattern = rf"(<!-- python benchmarks/{re.escape(script)} --write writes this -->\n).*?(<!-- end -->)"
     old = path.read_text(encoding="utf-8")
     path.write_text(re.sub(pattern, lambda found: f"{found[1]}\n{body}\n\n{found[2]}", old, flags=re.DOTALL), "utf-8")
 
@@ -239,17 +264,18 @@ def main() -> None:
         known = json.loads(options.results.read_text())
     for name in options.only or SERVERS:
         server = SERVERS[name]
-        if name in known or (server.command[0] == "node" and options.node is None):
+        if name in known or missing(server, options.node):
             continue
         print(f"{name} ...", file=sys.stderr, flush=True)
         known[name] = measure(server, options.node)
         if options.results is not None:
             options.results.write_text(json.dumps(known, indent=1))
     results = {name: known[name] for name in SERVERS if name in known}
-    print(question_table(results), family_table(results), provenance(results), sep="\n\n")
+    measured = provenance(each for found in results.values() for each in found["versions"])
+    print(question_table(results), family_table(results), measured, sep="\n\n")
     if options.write:
-        write(ROOT / "docs" / "peers.md", family_table(results), provenance(results))
-        write(ROOT / "README.md", question_table(results))
+        write(PAGE, SCRIPT, family_table(results), measured)
+        write(ROOT / "README.md", SCRIPT, question_table(results))
 
 
 if __name__ == "__main__":

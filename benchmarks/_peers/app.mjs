@@ -1,4 +1,4 @@
-// The Express application that peers.py stops: the work of _peers_app.py, with the peer that PEERS names, configured as
+// The Express application that peers.py stops: the work of app.py, with the peer that PEERS names, configured as
 // its README shows. The first argument is the port, the second that of Lightship's probes.
 
 import fs from "node:fs";
@@ -38,6 +38,13 @@ const peers = {
   async express() {
     app.get("/ready", (request, response) => response.send("ok"));
     app.get("/live", (request, response) => response.send("ok"));
+    listen();
+  },
+  async "close-with-grace"() {
+    const { default: closeWithGrace } = await import("close-with-grace");
+    app.get("/ready", (request, response) => response.send("ok"));
+    app.get("/live", (request, response) => response.send("ok"));
+    closeWithGrace({ delay: GRACE }, () => new Promise((resolve) => server.close(resolve)));
     listen();
   },
   async terminus() {
