@@ -114,10 +114,6 @@ class Application:
     # -- what others read ---------------------------------------------------------------------------------------------
 
     @property
-    def name(self) -> str:
-        return self.flask.name
-
-    @property
     def process(self) -> Process:
         return self.serving.process
 
@@ -128,10 +124,6 @@ class Application:
     @property
     def tasks(self) -> StartupTasks:
         return self.registered.tasks
-
-    @property
-    def probers(self) -> Probers:
-        return self.probes.probers
 
     @property
     def control(self) -> Control | None:
@@ -230,18 +222,6 @@ class Application:
 
     # -- start --------------------------------------------------------------------------------------------------------
 
-    @property
-    def started(self) -> bool:
-        return self.startup.succeeded
-
-    @property
-    def since(self) -> float:
-        return self.startup.since
-
-    @property
-    def served_since(self) -> float | None:
-        return self.startup.served_since
-
     def run(
         self,
         app: WSGIApplication,
@@ -258,15 +238,6 @@ class Application:
 
     def wait_started(self) -> bool:
         return self.startup.wait()
-
-    def begin(self) -> None:
-        self.startup.begin()
-
-    def start(self) -> None:
-        self.startup.run()
-
-    def ensure_started(self) -> None:
-        self.startup.ensure()
 
     def _task_ended(self) -> None:
         self.startup.check_tasks()
@@ -320,7 +291,7 @@ class Application:
 
         :param answers: the child answers one request for its parent, which has started and will stop for it.
         """
-        served_since = self.served_since if answers else None
+        served_since = self.startup.served_since if answers else None
         self.startup = Startup(self, self.process)
         self.startup.served_since = served_since
         self.machine.after_fork(keep=served_since is not None)
@@ -355,7 +326,7 @@ class Application:
     def begin_drain(self, request: StopRequest) -> None:
         if request.successor:
             self.health.hand_over_readiness()
-        if not self.started:
+        if not self.startup.succeeded:
             self.refuse()
         self.ledger.count_leavers()
         self.startup.over.set()  # before the state: a receiver may hang, and the requests that wait must be answered

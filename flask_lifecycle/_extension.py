@@ -186,7 +186,7 @@ class Lifecycle:
 
     def probers(self) -> tuple[ProberInfo, ...]:
         """The clients that ask the probes: how often, and their last answers; 64 at most."""
-        return self._state().probers.snapshot()
+        return self._state().probes.probers.snapshot()
 
     # -- start and stop -------------------------------------------------------------------------------------------
 
@@ -478,7 +478,7 @@ class Lifecycle:
     def _states(self) -> list[Application]:
         """Of all its applications, in the order in which they began to serve."""
         states: list[Application] = [app.extensions["lifecycle"] for app in self._apps]
-        return sorted(states, key=lambda state: state.since)
+        return sorted(states, key=lambda state: state.startup.since)
 
     def _state(self) -> Application:
         """Of the current application, or of the only one."""

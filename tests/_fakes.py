@@ -97,6 +97,24 @@ class StuckLedger(Ledger):
         return False
 
 
+class FakeStartup:
+    """A start-up that has succeeded."""
+
+    succeeded = True
+    served_since: float | None = None
+
+    def __init__(self, machine: StateMachine) -> None:
+        self._machine = machine
+
+    def begin(self) -> None:
+        pass
+
+    def run(self) -> None:
+        self._machine.apply(Event.STARTED)
+
+    ensure = run
+
+
 class FakeMember:
     """One application, without Flask."""
 
@@ -111,8 +129,7 @@ class FakeMember:
         self.served = 0
         self.reports: list[ShutdownReport] = []
         self.adaptive_delay: AdaptiveDelay | None = None
-        self.started = True
-        self.served_since: float | None = None
+        self.startup: Any = FakeStartup(self.machine)
         self.refused = 0
         self.health: Any = None
         self.probe_listener: Any = None
@@ -131,12 +148,6 @@ class FakeMember:
 
     def stopped(self, report: ShutdownReport) -> None:
         self.reports.append(report)
-
-    def start(self) -> None:
-        self.machine.apply(Event.STARTED)
-
-    def ensure_started(self) -> None:
-        self.start()
 
     def open(self) -> None:
         pass
@@ -158,9 +169,6 @@ class FakeMember:
         pass
 
     def after_fork(self, *, answers: bool = False) -> None:
-        pass
-
-    def begin(self) -> None:
         pass
 
     def end(self) -> None:

@@ -247,9 +247,9 @@ def test_under_run_work_waits_and_probes_do_not(free: threading.Event) -> None:
     with running(lambda: codes.append(get(app).status_code)):
         until(lambda: lifecycle.in_flight == 1)
         assert (ran, codes) == ([], [])
-        state_of(app).start()
+        state_of(app).startup.run()
     assert (ran, codes) == (["s"], [200])
-    state_of(app).start()
+    state_of(app).startup.run()
     assert ran == ["s"]
 
 
@@ -735,6 +735,6 @@ def test_a_feature_that_fails(caplog: pytest.LogCaptureFixture) -> None:
             told.append(new)
 
     state.features |= {"broken": Broken(), "sound": Sound()}
-    state.start()
+    state.startup.run()
     assert told == [State.READY]
     assert "broken failed" in caplog.messages

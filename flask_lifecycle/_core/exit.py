@@ -146,7 +146,7 @@ class Exit(End):
         crashed = request is not None and request.crash is not None
         if process.owner:
             return OwnLoop()
-        if process.shutdown.server is not None or crashed or any(each.started for each in applications):
+        if process.shutdown.server is not None or crashed or any(each.startup.succeeded for each in applications):
             return OthersServer()
         if any(each.work.working for each in applications):
             return Jobs()

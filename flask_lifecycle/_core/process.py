@@ -215,7 +215,7 @@ class Process:
 
     def _is_used(self) -> bool:
         # Work items count like requests: a job loop without a server has something to drain too.
-        return any(application.started or application.work.working for application in self.applications())
+        return any(application.startup.succeeded or application.work.working for application in self.applications())
 
     def has_to_drain_at_exit(self) -> bool:
         """Whether the interpreter's end begins a shutdown."""

@@ -13,7 +13,7 @@ from .deadline import Deadline
 from .hooks import Hooks
 from .inflight import Ledger, Load, RequestInfo
 from .report import ShutdownReport
-from .startup import StartupTasks
+from .startup import Startup, StartupTasks
 from .state import StateMachine
 from .work import WorkLedger
 
@@ -70,6 +70,7 @@ class Application(Protocol):
     machine: StateMachine
     ledger: Ledger
     hooks: Hooks
+    startup: Startup  # a new one after a fork
 
     @property
     def adaptive_delay(self) -> AdaptiveDelay | None:
@@ -88,28 +89,11 @@ class Application(Protocol):
         """The number of requests that it has refused because of the drain."""
 
     @property
-    def served_since(self) -> float | None:
-        """When requests no longer had to wait for the start-up."""
-
-    @property
     def served(self) -> int:
         """The number of requests answered since the drain began, without refused ones."""
 
-    @property
-    def started(self) -> bool:
-        """Whether its start-up has succeeded."""
-
     def context(self) -> AbstractContextManager[Any]:
         """An application context."""
-
-    def begin(self) -> None:
-        """Prepare to serve. Idempotent."""
-
-    def start(self) -> None:
-        """Run the start-up, once. Blocks until it is over."""
-
-    def ensure_started(self) -> None:
-        """Run the start-up, unless it has run or ``run`` does it. It may run in its own thread."""
 
     def open(self) -> None:
         """Bind the sockets of its features.

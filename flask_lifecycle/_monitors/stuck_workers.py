@@ -175,8 +175,8 @@ class PoolWatch(Feature):
         for member in self._members():
             if member.machine.ending:
                 return []
-            if member.served_since is not None:
-                serving.append((member.ledger, member.served_since))
+            if member.startup.served_since is not None:
+                serving.append((member.ledger, member.startup.served_since))
             elif len(member.ledger):
                 return []  # these requests wait for a start-up, and block workers
         return serving

@@ -76,7 +76,7 @@ class AdaptiveDelay(Feature):
     @classmethod
     def of(cls, application: Any) -> AdaptiveDelay:
         kubernetes = bool(os.environ.get("KUBERNETES_SERVICE_HOST"))
-        return cls(application.settings, application.probers, application.ledger, kubernetes)
+        return cls(application.settings, application.probes.probers, application.ledger, kubernetes)
 
     def start(self, now: float, latest: float, refused: threading.Event) -> None:
         self._began = self._now = self._quiet_since = now

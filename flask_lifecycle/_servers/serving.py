@@ -91,7 +91,7 @@ class Serving(Servers):
         server = self.current(search)
         if server is not None:
             return ServerInfo(server.name, server.means, server.guarantee, server.advice)
-        served = any(application.started for application in self.process.applications())
+        served = any(application.startup.succeeded for application in self.process.applications())
         return ServerInfo("unknown", "no known server detected", STARTED) if served else None
 
     def load(self) -> Load | None:
@@ -100,7 +100,7 @@ class Serving(Servers):
 
     def known_load(self) -> Load | None:
         # Before the start-up there need not be a server yet.
-        served = any(application.started for application in self.process.applications())
+        served = any(application.startup.succeeded for application in self.process.applications())
         server = self.current(search=served and not self._searched)
         self._searched = self._searched or served
         return server.load() if server is not None else None
@@ -172,7 +172,8 @@ class Serving(Servers):
         """Whether an application waits for its start. If not, the waiting thread, which asks this, ends."""
         with self._lock:
             process = self.process
-            done = process.owner or process.shutdown.begun or all(each.started for each in process.applications())
+            started = all(each.startup.succeeded for each in process.applications())
+            done = process.owner or process.shutdown.begun or started
             self._looking = self._looking and not done  # an application added now gets another thread
             return not done
 
@@ -184,7 +185,7 @@ class Serving(Servers):
             for application in self.process.applications():
                 try:
                     with self._undisturbed:
-                        application.ensure_started()
+                        application.startup.ensure()
                 except Exception as error:
                     logger.error("%s", error, extra={"lifecycle_error": str(error)})
         with self._lock:
@@ -373,8 +374,8 @@ class Serving(Servers):
         paths = list(application.settings.probe_paths().values())
         logger.info("probes at %s", " ".join(paths), extra={"lifecycle_paths": paths})
         for each in process.applications():
-            each.begin()
-            threading.Thread(target=each.start, name="lifecycle-startup", daemon=True).start()
+            each.startup.begin()
+            threading.Thread(target=each.startup.run, name="lifecycle-startup", daemon=True).start()
         self._loop_thread = threading.get_ident()
         try:
             runner.serve()
@@ -400,7 +401,7 @@ class Serving(Servers):
             return False
         self.attach()
         for each in self.process.applications():
-            each.begin()
+            each.startup.begin()
             threading.Thread(target=_start_in_worker, args=(each,), name="lifecycle-startup", daemon=True).start()
         return True
 
@@ -439,7 +440,7 @@ def probe_worker_finder(applications: Sequence[Application]) -> Callable[[str], 
 
 def _start_in_worker(application: Application) -> None:
     if application.open_or_fail():
-        application.start()
+        application.startup.run()
 
 
 this_process = Process(signals=True)

@@ -41,10 +41,10 @@ def status_document(app: Any, report: HealthReport) -> dict[str, Any]:
         "state": report.state.value,
         "reason": report.reason,
         "cordon": _cordon(app.control),
-        "application": {"name": app.name, "host": socket.gethostname(), "pid": os.getpid()},
+        "application": {"name": app.flask.name, "host": socket.gethostname(), "pid": os.getpid()},
         "server": None if server is None else dataclasses.asdict(server),
         "time": iso(time.time()),
-        "uptime": round(time.monotonic() - app.since, 1),
+        "uptime": round(time.monotonic() - app.startup.since, 1),
         "grace_period": app.settings.grace_period,
         **_stop(app.process.shutdown),
         "checks": _checks(report.checks or app.health.known(), app.health.engine.histories()),
@@ -54,7 +54,7 @@ def status_document(app: Any, report: HealthReport) -> dict[str, Any]:
         **_listed("requests", _requests(app), _request),
         **_listed("work", app.work.items(), _work_item),
         "startup_tasks": [_work_item(task) for task in app.tasks.items()],
-        "probers": [dataclasses.asdict(prober) for prober in app.probers.snapshot()],
+        "probers": [dataclasses.asdict(prober) for prober in app.probes.probers.snapshot()],
         "last_report": None if app.last_report is None else _report(app.last_report),
     }
     found: dict[str, Any] = plain(document)

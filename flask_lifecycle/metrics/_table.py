@@ -274,7 +274,7 @@ def read(
     if not apps:
         return
     several = len(apps) > 1
-    names = list(distinct([text(app.name) for app in apps]))
+    names = list(distinct([text(app.flask.name) for app in apps]))
     for metric in metrics:
         if metric.scope == "process":
             yield metric, metric.labels, list(metric.read(apps))

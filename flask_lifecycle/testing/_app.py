@@ -160,7 +160,7 @@ class AppUnderTest:
 
     def _end(self) -> None:
         """Stop it if it has started, without waiting for responses that the test has left open."""
-        if self._state.started or self._state.process.shutdown.begun:
+        if self._state.startup.succeeded or self._state.process.shutdown.begun:
             self._state.ledger.forget(None)
             self.stop()
         # Until the garbage collector finds it, its Lifecycle would have two applications in the next test.

@@ -636,7 +636,7 @@ def test_a_shutdown_that_is_quicker_than_the_start_up() -> None:
     lifecycle = Lifecycle(app := make_app())
     state = state_of(app)
     state.machine.apply(Event.DRAIN, "SIGTERM")
-    state.start()
+    state.startup.run()
     assert lifecycle.state is State.DRAINING
     lifecycle.shutdown()
     assert [get(app, path) for path in ("/livez", "/readyz")] == [200, 503]

@@ -53,7 +53,7 @@ def served() -> Iterator[Flask]:
     app = make(
         LIFECYCLE_PROBE_PORT=port, LIFECYCLE_PROBE_HOST="127.0.0.1", LIFECYCLE_TOKEN=TOKEN, LIFECYCLE_DETAILS="token"
     )
-    state_of(app).start()
+    state_of(app).startup.run()
     yield app
     state_of(app).end()
 
@@ -319,7 +319,7 @@ def test_by_file(directory: Path) -> None:
     assert (directory / "cordon").read_text() == "1h30m by alice\n"
     assert stat.S_IMODE((directory / "cordon").stat().st_mode) == 0o644
     state = state_of(app)
-    state.start()
+    state.startup.run()
     directory_feature = state.features["control directory"]
     assert isinstance(directory_feature, ControlDirectory)
     directory_feature.look()

@@ -30,7 +30,7 @@ def started(lifecycle: Lifecycle, **config: Any) -> Flask:
     """An application whose start-up functions have run."""
     app = make_app(**config)
     lifecycle.init_app(app)
-    state_of(app).start()
+    state_of(app).startup.run()
     vars(lifecycle)["kept"] = app  # by itself it holds its applications weakly
     return app
 
@@ -104,7 +104,7 @@ def test_a_task_that_ends_before_the_functions_do() -> None:
         app = make_app()
         lifecycle.init_app(app)
     assert lifecycle.state.name == "STARTING"
-    state_of(app).start()
+    state_of(app).startup.run()
     assert (states, lifecycle.state) == ([State.STARTING], State.READY)
 
 
@@ -151,7 +151,7 @@ def test_a_failing_task_stops_the_process(caplog: pytest.LogCaptureFixture, begu
     if not begun:
         lifecycle.init_app(app)
         assert not state_of(app).process.shutdown.begun
-        state_of(app).start()
+        state_of(app).startup.run()
     report = ended(app)
     assert report.reason == "start-up failed: startup task 'model'"
     assert [(r.name, r.kind, r.outcome, r.error) for r in report.hooks] == [
@@ -220,7 +220,7 @@ def test_a_task_that_ends_in_a_forked_child() -> None:
     lifecycle.init_app(app)
     child = os.fork()
     if child == 0:
-        state_of(app).start()
+        state_of(app).startup.run()
         before = lifecycle.state
         task.done()
         os._exit((before, lifecycle.state) != (State.STARTING, State.READY))
@@ -241,13 +241,13 @@ def test_a_task_that_is_lost_in_a_fork(on_failure: str, caplog: pytest.LogCaptur
     child = os.fork()
     if child == 0:
         tasks[0].done()  # by whoever: it is lost
-        state_of(app).start()
+        state_of(app).startup.run()
         said = [record.getMessage() for record in caplog.records if "failed after" in record.getMessage()]
         told = len(said) == 1 and "the thread 'warmer' that began it is not in this process" in said[0]
         stops = state_of(app).process.shutdown.begun
         os._exit(not (told and lifecycle.state is not State.READY and stops is (on_failure == "shutdown")))
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-    state_of(app).start()
+    state_of(app).startup.run()
     tasks[0].done()
     assert lifecycle.state is State.READY
 
@@ -262,7 +262,7 @@ def test_a_lost_task_that_is_begun_anew() -> None:
     lifecycle.init_app(app)
     child = os.fork()
     if child == 0:
-        state_of(app).start()
+        state_of(app).startup.run()
         os._exit(lifecycle.state is not State.READY)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
@@ -355,7 +355,7 @@ def test_the_last_task_ends_while_the_start_looks(monkeypatch: pytest.MonkeyPatc
         check()
 
     monkeypatch.setattr(state.startup, "check_tasks", check_late)
-    state.start()
+    state.startup.run()
     assert changes == [State.READY]
     assert lifecycle.state.name == "READY"
     # task: leaves, looks: the functions are not over | start: functions are over, looks: both over.
@@ -434,7 +434,7 @@ def test_a_start_that_hangs_is_not_silent(monkeypatch: pytest.MonkeyPatch, caplo
     def said(what: str) -> bool:
         return any(r.getMessage().endswith(f"waiting for {what}") for r in caplog.records)
 
-    with running(state.startup._log_waiting), running(state.start):
+    with running(state.startup._log_waiting), running(state.startup.run):
         until(lambda: said("on_startup 'migrate', startup task 'cache'"))
         free.set()
         until(lambda: said("startup task 'cache'"))

@@ -62,7 +62,7 @@ def test_the_log_cannot_be_forged(log: io.StringIO) -> None:
         except KeyError as error:
             raise ValueError(FORGED) from error
 
-    state_of(app).start()
+    state_of(app).startup.run()
     lifecycle.set_not_ready(FORGED)
     item = lifecycle.work(FORGED, of=FORGED)
     item.done()
@@ -96,7 +96,7 @@ def test_plain_text_is_visible() -> None:
     def database() -> None:
         raise HealthCheckError(FORGED)
 
-    state_of(app).start()
+    state_of(app).startup.run()
     lifecycle.set_not_ready(FORGED)
     body = app.test_client().get("/readyz?verbose", buffered=True).text
     assert harmless(body)

@@ -43,7 +43,7 @@ class Bench:
         self.members = [FakeMember(self.clock) for _ in range(members)]
         for member in self.members:
             member.machine.apply(Event.STARTED)
-            member.served_since = 0.0
+            member.startup.served_since = 0.0
         self.searches: list[bool] = []
         self.watch = PoolWatch(AFTER, lambda: self.members, self.find, self.clock.monotonic)
         self.ended: list[Any] = []
@@ -253,10 +253,10 @@ def test_no_server(bench: Bench) -> None:
 def test_requests_that_wait_for_the_start_up(bench: Bench) -> None:
     """Workers that wait for the start-up are not stuck, and their time begins when it is over."""
     (member,) = bench.members
-    member.served_since = None
+    member.startup.served_since = None
     bench.begin(1, 2)
     assert bench.look(61.0) == ""
-    member.served_since = bench.clock.now
+    member.startup.served_since = bench.clock.now
     assert bench.look(60.0) == ""
     assert bench.look(1.0) == "all 2 workers have been busy with the same requests for 61 s"
 
@@ -265,7 +265,7 @@ def test_requests_that_wait_for_another_start_up() -> None:
     """The start-up of one application may occupy the workers of another; one that never starts hides no stuck pool."""
     bench = Bench(members=2)
     other = bench.members[1]
-    other.served_since = None
+    other.startup.served_since = None
     bodies = bench.begin(1, 2)
     assert bench.look(61.0) != ""
     for body in bodies:
@@ -275,7 +275,7 @@ def test_requests_that_wait_for_another_start_up() -> None:
     bench.published()
     bench.begin(1, 2, member=1)
     assert bench.look(61.0) == ""
-    other.served_since = bench.clock.now
+    other.startup.served_since = bench.clock.now
     assert bench.look(59.0) == ""
     assert bench.look() == ""
 
@@ -487,10 +487,10 @@ def test_requests_are_judged_from_the_end_of_the_start_up() -> None:
     lifecycle = Lifecycle(app)
     seen: list[float | None] = []
     before = state_of(app).ledger.clock()
-    lifecycle.on_startup(lambda: seen.append(state_of(app).served_since))
+    lifecycle.on_startup(lambda: seen.append(state_of(app).startup.served_since))
     app.test_client().get("/work").close()
     assert seen == [None]
-    served_since = state_of(app).served_since
+    served_since = state_of(app).startup.served_since
     assert served_since is not None
     assert before <= served_since <= state_of(app).ledger.clock()
 

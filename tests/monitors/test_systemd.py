@@ -118,7 +118,7 @@ class Subject:
 
     def start(self) -> None:
         for application in self.process.made:
-            application.start()
+            application.startup.run()
 
 
 @pytest.fixture
@@ -163,11 +163,11 @@ def test_ready_comes_when_all_are_ready(receiver: Receiver) -> None:
     """Of several applications the last one makes the service ready."""
     subject = Subject(receiver, applications=3)
     one, two, three = subject.process.made
-    one.start()
+    one.startup.run()
     assert subject.look() == [["STATUS=STARTING (2 of 3 applications), 0 in flight"]]
     two.machine.apply(Event.SET_NOT_READY, "no database")
-    two.start()
-    three.start()
+    two.startup.run()
+    three.startup.run()
     subject.clock.advance(1)
     assert subject.look() == [["STATUS=NOT_READY (1 of 3 applications): no database, 0 in flight"]]
     one.machine.apply(Event.SET_NOT_READY, "later")  # to have been ready is enough
@@ -181,7 +181,7 @@ def test_the_status_counts(subject: Subject) -> None:
     subject.start()
     other = Member(subject.clock)
     other.work = subject.app.work
-    other.start()
+    other.startup.run()
     subject.process.made.append(other)
     requests = [enter(subject.app.ledger), enter(other.ledger)]
     item = Work(subject.app.work, "import", {})
@@ -511,7 +511,7 @@ def test_the_threads(receiver: Receiver) -> None:
     process: Any = FakeProcess()
     notifier = Notifier(process, {"NOTIFY_SOCKET": receiver.name, "WATCHDOG_USEC": "100000"}, process.clock)
     notifier.begin()
-    process.made[0].start()
+    process.made[0].startup.run()
     notifier.state_changed(State.READY, "started")
     heard: list[str] = []
 

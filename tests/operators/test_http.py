@@ -22,7 +22,7 @@ def serve(**config: Any) -> Flask:
     Lifecycle(app)
     state = state_of(app)
     state.open = lambda: None  # type: ignore[method-assign]  # the tests call what it serves
-    state.start()
+    state.startup.run()
     assert state.machine.state is State.READY
     return app
 

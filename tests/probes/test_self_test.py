@@ -153,7 +153,7 @@ def test_what_stands_in_the_way(middlewares: tuple[Middleware, ...], what: str) 
 def test_nothing_in_the_way(middlewares: tuple[Middleware, ...]) -> None:
     """Where the probe is reached nothing is told, whatever it is wrapped in and whatever it says."""
     app = wrapped(*middlewares)
-    state_of(app).start()
+    state_of(app).startup.run()
     state_of(app).machine.apply(Event.SET_NOT_READY, "maintenance")
     assert obstacle(app, "/livez") == ""
     assert obstacle(app, "/readyz") == ""
@@ -230,7 +230,7 @@ def test_no_word_where_nothing_is_in_the_way(caplog: pytest.LogCaptureFixture) -
     """Where nothing is in the way nothing is logged."""
     caplog.set_level(logging.DEBUG, "flask_lifecycle")
     app = wrapped()
-    state_of(app).start()
+    state_of(app).startup.run()
     caplog.clear()
     SelfTest(state_of(app)).run()
     assert caplog.records == []
@@ -266,7 +266,7 @@ def test_once_at_the_start_up(
     if served:
         state = Application(app, state.settings, state.registered, Serving(Served()))
     for _ in range(2):
-        state.start()
+        state.startup.run()
     until(lambda: "lifecycle-self-test" not in [thread.name for thread in threading.enumerate()])
     warnings = [(record.threadName, record.getMessage()) for record in caplog.records if record.levelname == "WARNING"]
     assert warnings == [("lifecycle-self-test", WARNING.format("/livez"))] * tested

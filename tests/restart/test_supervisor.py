@@ -89,7 +89,7 @@ def test_when_a_worker_is_ready(ends: tuple[Channel, Channel]) -> None:
     app.health = health = Health()
     worker._app = app
     assert worker._not_ready() == "STARTING: starting"
-    app.start()
+    app.startup.run()
     assert worker._not_ready() == ""
     health.status = "fail"
     assert worker._not_ready() == "for a reason"

@@ -307,11 +307,11 @@ def test_a_child_looks_for_itself() -> None:
         if child == 0:
             [thread] = [each for each in threading.enumerate() if each.name == "lifecycle-discovery"]
             thread.join(0.3)
-            print(lifecycle._state().started)
+            print(lifecycle._state().startup.succeeded)
             own = create_server(app, host="127.0.0.1", port=0)
             threading.Thread(target=own.run, daemon=True).start()
-            until(lambda: lifecycle._state().started)
-            print("child", lifecycle._state().started, flush=True)
+            until(lambda: lifecycle._state().startup.succeeded)
+            print("child", lifecycle._state().startup.succeeded, flush=True)
             os._exit(0)
         os.waitpid(child, 0)
         os._exit(0)

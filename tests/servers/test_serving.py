@@ -79,11 +79,11 @@ def test_an_unknown_server_is_told_once(caplog: pytest.LogCaptureFixture) -> Non
     caplog.set_level(logging.INFO, "flask_lifecycle")
     serving = Serving(Process(signals=False))
     member = FakeMember()
-    member.started = False
+    member.startup.succeeded = False
     serving.process.join(member, ())
     serving.attach()
     assert serving.info() is None
-    member.started = True
+    member.startup.succeeded = True
     serving.attach()
     serving.attach()
     assert serving.info() == ServerInfo("unknown", "no known server detected", "started requests")

@@ -88,7 +88,7 @@ class RunSimple:
             return
         pause = threading.Event()
         while not self._process.shutdown.begun:
-            started = all(member.served_since is not None for member in self._process.applications())
+            started = all(member.startup.served_since is not None for member in self._process.applications())
             if started and not self._watcher.is_alive():
                 return
             pause.wait(_SOON)
@@ -159,7 +159,7 @@ class RunSimple:
         server.watch_end(functools.partial(self._on_close, reloads))
         self.server = server  # before the start-up, which would search for it
         for member in self._process.applications():
-            threading.Thread(target=member.ensure_started, name="lifecycle-startup", daemon=True).start()
+            threading.Thread(target=member.startup.ensure, name="lifecycle-startup", daemon=True).start()
         return True
 
 
