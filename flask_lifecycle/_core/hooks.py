@@ -84,6 +84,7 @@ class ShutdownContext:
         return self._stop.in_flight
 
 
+@dataclasses.dataclass(eq=False, repr=False)
 class Hook:
     """A registered function.
 
@@ -92,25 +93,16 @@ class Hook:
     :param opened_late: of the function that closes a resource: :meth:`Resource.opened_late`.
     """
 
-    def __init__(
-        self,
-        kind: str,
-        name: str,
-        function: Callable[..., Any],
-        timeout: float | None = None,
-        *,
-        hold: bool = False,
-        group: bool = False,
-        opened_late: Callable[[], bool] | None = None,
-    ) -> None:
-        self.kind = kind
-        self.name = name
-        self.function = function
-        self.timeout = timeout
-        self.hold = hold
-        self.group = group
-        self.opened_late = opened_late
-        self.takes_context = takes_context(f"on_{kind} function '{name}'", function)
+    kind: str
+    name: str
+    function: Callable[..., Any]
+    timeout: float | None = None
+    hold: bool = False
+    group: bool = False
+    opened_late: Callable[[], bool] | None = None
+
+    def __post_init__(self) -> None:
+        self.takes_context = takes_context(f"on_{self.kind} function '{self.name}'", self.function)
 
     @property
     def label(self) -> str:

@@ -207,6 +207,11 @@ class ConnectionAdapter(Adapter):
         """Its listening sockets, in the order of the addresses."""
         return [each.own for each in self._listeners]
 
+    def close(self) -> None:
+        """Close the listeners of a server that has not served."""
+        for listener in self._listeners:
+            listener.close_unserved()
+
 
 def attach(
     kind: type[ConnectionAdapter], servers: Sequence[Any], needs: Sequence[tuple[Any, Sequence[str]]]

@@ -123,19 +123,10 @@ def bind_one(address: str, backlog: int, *, v6only: bool = False) -> socket.sock
     :param v6only: ``::`` stands for the IPv6 addresses alone.
     :raises OSError: it cannot be listened on.
     """
-    place: Any
     if address.startswith(UNIX):
-        place = address.removeprefix(UNIX)
+        path = address.removeprefix(UNIX)
         # Left behind by a process that was killed.
-        sockets.unlink(place, sockets.socket_identity(place))
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    else:
-        family, kind, place = sockets.resolve(*split(address))
-        return sockets.listen(family, kind, place, backlog, v6only=v6only)
-    try:
-        sock.bind(place)
-        sock.listen(backlog)
-    except OSError:
-        sock.close()
-        raise
-    return sock
+        sockets.unlink(path, sockets.socket_identity(path))
+        return sockets.listen(socket.AF_UNIX, socket.SOCK_STREAM, path, backlog)
+    family, kind, place = sockets.resolve(*split(address))
+    return sockets.listen(family, kind, place, backlog, v6only=v6only)

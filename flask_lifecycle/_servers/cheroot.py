@@ -250,10 +250,8 @@ class RunningCheroot(Cheroot):
         self._stopper.join(_THREADS_END)  # otherwise cheroot's threads keep the interpreter open, with a warning
 
     def close(self) -> None:
-        """Close the listeners of a server that has not served."""
-        for listener in self._listeners:
-            listener.server.stop()
-            listener.close_unserved()
+        self._stop_servers()
+        super().close()
 
     def stop(self) -> None:
         for server in self._servers:

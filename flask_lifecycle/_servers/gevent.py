@@ -322,11 +322,6 @@ class RunningGevent(Gevent):
         while not self._ended.wait(1.0):  # wakes up to handle signals that another thread received
             pass
 
-    def close(self) -> None:
-        """Close the listeners of a server that has not served."""
-        for listener in self._listeners:
-            listener.close_unserved()
-
     def ping(self, done: Callable[[], None]) -> bool:
         self._in_hub(done)  # each connection has its own greenlet, so only the hub can be stuck
         return True

@@ -178,7 +178,7 @@ def _has_ipv6() -> bool:
 def listen(
     family: int, kind: int, address: Any, backlog: int, *, shared: bool = False, v6only: bool = False
 ) -> socket.socket:
-    """A TCP socket that listens.
+    """A socket that listens.
 
     :param shared: other processes of this user may listen at the same address (``SO_REUSEPORT``).
     :param v6only: ``::`` stands for IPv6 addresses only; otherwise for IPv4 too.
@@ -186,7 +186,7 @@ def listen(
     """
     sock = socket.socket(family, kind)
     try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # has no effect on a Unix socket
         if shared:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         if family == socket.AF_INET6:

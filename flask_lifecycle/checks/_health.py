@@ -69,6 +69,7 @@ LIVE, READY, STARTUP, ALL = "live", "ready", "startup", "healthcheck"
 ALWAYS = (LIVE, READY, STARTUP, ALL)
 
 
+@dataclasses.dataclass(eq=False, repr=False)
 class Group:
     """The checks that one probe asks, and how it answers.
 
@@ -80,21 +81,12 @@ class Group:
     :param renderer: makes the body from the whole :class:`HealthReport`.
     """
 
-    def __init__(
-        self,
-        name: str,
-        path: str | None = None,
-        status_codes: Mapping[str, int] | None = None,
-        headers: Mapping[str, str] | None = None,
-        details: str | None = None,
-        renderer: Callable[[HealthReport], Any] | None = None,
-    ) -> None:
-        self.name = name
-        self.path = path
-        self.status_codes = status_codes
-        self.headers = headers
-        self.details = details
-        self.renderer = renderer
+    name: str
+    path: str | None = None
+    status_codes: Mapping[str, int] | None = None
+    headers: Mapping[str, str] | None = None
+    details: str | None = None
+    renderer: Callable[[HealthReport], Any] | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -420,11 +420,6 @@ class RunningWerkzeug(Werkzeug):
     def _serve(listener: Listener) -> None:
         listener.server.serve_forever(0.5 if listener.given is None else _GIVEN_POLL)
 
-    def close(self) -> None:
-        """Close the listeners of a server that has not served."""
-        for listener in self._listeners:
-            listener.close_unserved()
-
     def ping(self, done: Callable[[], None]) -> bool:
         """Send it through each accepting loop; an idle loop takes it within half a second."""
         step = done
