@@ -8,34 +8,12 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import socket
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
-
-from .._core.server import Server
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication
 
-
-class Runner(Server, Protocol):
-    """A server that ``run`` starts. It binds its addresses when it is made."""
-
-    def addresses(self) -> list[str]:
-        """The addresses it listens on, as a user would type them."""
-
-    def listeners(self) -> Sequence[socket.socket]:
-        """Its listening sockets, in the order of the addresses."""
-
-    def use_probe_workers(self, probe_worker: Callable[[str], str | None]) -> None:
-        """Set the function that names the probe worker of a request path; it returns ``None`` for other paths."""
-
-    def serve(self) -> None:
-        """Serve in the calling thread until :meth:`stop`. Blocks."""
-
-    def close(self) -> None:
-        """Close the listeners of a server that has not served."""
-
+    from .adapter import ConnectionAdapter
 
 # Each server with the module of its runner, the package that it needs, and the extra that installs that.
 RUNNERS = {
@@ -57,13 +35,9 @@ THEIRS = {
 
 
 def create(
-    server: str,
-    app: WSGIApplication,
-    host: str | None,
-    port: int | None,
-    options: dict[str, Any],
-) -> Runner:
-    """Make the runner of a server by its name, bound and listening.
+    server: str, app: WSGIApplication, host: str | None, port: int | None, options: dict[str, Any]
+) -> ConnectionAdapter:
+    """Make a server by its name, bound and listening.
 
     :param options: what else the server takes, by its own names.
     :raises ValueError: there is no such server, or it does not know an option.
@@ -78,7 +52,7 @@ def create(
             f"The server '{server}' is not installed; install it with: pip install 'flask-lifecycle[{extra}]'"
         )
     make = importlib.import_module(module, __name__).create
-    runner: Runner = make(app, host, port, options)
+    runner: ConnectionAdapter = make(app, host, port, options)
     return runner
 
 

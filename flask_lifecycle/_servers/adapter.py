@@ -199,6 +199,10 @@ class ConnectionAdapter(Adapter):
 
     # -- of a server that ``run`` has started ----------------------------------------------------------------------
 
+    def serve(self) -> None:
+        """Serve in the calling thread until :meth:`stop`. Blocks."""
+        raise NotImplementedError
+
     def addresses(self) -> list[str]:
         """The addresses it listens on, as a user would type them."""
         return [sockets.describe(each.socket) for each in self._listeners]

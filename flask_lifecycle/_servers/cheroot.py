@@ -213,12 +213,7 @@ _OPTIONS: dict[str, Callable[[Any], Any]] = {
 }
 
 
-def create(
-    app: WSGIApplication,
-    host: str | None,
-    port: int | None,
-    options: dict[str, Any],
-) -> RunningCheroot:
+def create(app: WSGIApplication, host: str | None, port: int | None, options: dict[str, Any]) -> RunningCheroot:
     """Make the server, bound and listening."""
     where, own = bind.split_options("cheroot", options, _OPTIONS)
     return RunningCheroot(app, bind.bind(host, port, where, own.setdefault("backlog", 128)), own)
@@ -242,7 +237,6 @@ class RunningCheroot(Cheroot):
         return [each.socket for each in (*self._servers, *connected) if each.socket is not None]
 
     def serve(self) -> None:
-        """Serve until :meth:`stop`, in the calling thread."""
         first, *others = self._servers
         for server in others:
             threading.Thread(target=server.serve, name="lifecycle-cheroot", daemon=True).start()

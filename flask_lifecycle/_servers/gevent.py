@@ -285,12 +285,7 @@ class _Tracked:
 # -- by run -----------------------------------------------------------------------------------------------------------
 
 
-def create(
-    app: WSGIApplication,
-    host: str | None,
-    port: int | None,
-    options: dict[str, Any],
-) -> RunningGevent:
+def create(app: WSGIApplication, host: str | None, port: int | None, options: dict[str, Any]) -> RunningGevent:
     """Make the server, bound and listening."""
     where, own = bind.split_options("gevent", options, {"backlog": int})
     return RunningGevent(app, bind.bind(host, port, where, own.get("backlog", 128)))
@@ -315,7 +310,6 @@ class RunningGevent(Gevent):
         return [*bound, *(getattr(each.socket, "_sock", each.socket) for each in self._open())]
 
     def serve(self) -> None:
-        """Serve until :meth:`stop`, in the calling thread."""
         for server in self._servers:
             server.loop = gevent.get_hub().loop  # of this thread; another one may have made the server
             server.start()

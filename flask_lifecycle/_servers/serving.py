@@ -28,8 +28,7 @@ from .._core.state import logger
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication
 
-    from . import Runner
-    from .adapter import Adapter
+    from .adapter import Adapter, ConnectionAdapter
     from .werkzeug import Werkzeug
     from .werkzeug.run_simple import RunSimple
 
@@ -325,7 +324,7 @@ class Serving(Servers):
         if self.process.owner:
             raise RuntimeError("run() is serving already; to serve several applications combine them into one.")
 
-    def _run(self, application: Application, make_server: Callable[[], Runner]) -> ShutdownReport:
+    def _run(self, application: Application, make_server: Callable[[], ConnectionAdapter]) -> ShutdownReport:
         process, shutdown = self.process, self.process.shutdown
         process.owner = "run"
         shutdown.expect_server(True)
@@ -354,7 +353,7 @@ class Serving(Servers):
             logger.warning("non-daemon threads still run: %s", ", ".join(names), extra={"lifecycle_threads": names})
         return report
 
-    def _serve(self, application: Application, runner: Runner) -> None:
+    def _serve(self, application: Application, runner: ConnectionAdapter) -> None:
         process, shutdown, peers = self.process, self.process.shutdown, self.process.shutdown.peers
         runner.use_probe_workers(probe_worker_finder(process.applications()))
         # The process is ready when all its applications are.
@@ -407,12 +406,8 @@ class Serving(Servers):
 
 
 def _make_server(
-    server: str,
-    app: WSGIApplication,
-    host: str | None,
-    port: int | None,
-    options: dict[str, Any],
-) -> Runner:
+    server: str, app: WSGIApplication, host: str | None, port: int | None, options: dict[str, Any]
+) -> ConnectionAdapter:
     if "LISTEN_FDS" in os.environ:
         from . import socket_activation
 
@@ -422,7 +417,7 @@ def _make_server(
     return _servers.create(server, app, host, port, options)
 
 
-def _log_addresses(runner: Runner) -> None:
+def _log_addresses(runner: ConnectionAdapter) -> None:
     for address in runner.addresses():
         extra = {"lifecycle_address": address, "lifecycle_server": runner.name, "lifecycle_pid": os.getpid()}
         logger.info("listening on %s (%s, pid %d)", address, runner.name, os.getpid(), extra=extra)

@@ -225,12 +225,7 @@ class Waitress(ConnectionAdapter):
 # -- by run -----------------------------------------------------------------------------------------------------------
 
 
-def create(
-    app: WSGIApplication,
-    host: str | None,
-    port: int | None,
-    options: dict[str, Any],
-) -> RunningWaitress:
+def create(app: WSGIApplication, host: str | None, port: int | None, options: dict[str, Any]) -> RunningWaitress:
     """Make the server, bound and listening; ``options`` are waitress' own adjustments."""
     known = [name for name, _cast in Adjustments._params]
     for option in options:
@@ -361,7 +356,6 @@ class RunningWaitress(Waitress):
         return self._servers()
 
     def serve(self) -> None:
-        """Serve until :meth:`stop`, in the calling thread."""
         # At most a second, so that a signal which another thread took is not left lying.
         timeout = min(1.0, float(self._adj.asyncore_loop_timeout))
         while not self._ended:

@@ -384,12 +384,7 @@ def _release_own(_signum: int, _frame: FrameType | None) -> None:
 # -- by run -----------------------------------------------------------------------------------------------------------
 
 
-def create(
-    app: WSGIApplication,
-    host: str | None,
-    port: int | None,
-    options: dict[str, Any],
-) -> RunningWerkzeug:
+def create(app: WSGIApplication, host: str | None, port: int | None, options: dict[str, Any]) -> RunningWerkzeug:
     """Make the server, bound and listening."""
     where, _own = bind.split_options("werkzeug", options, {})
     return RunningWerkzeug(app, bind.bind(host, port, where, LISTEN_QUEUE))
@@ -410,7 +405,6 @@ class RunningWerkzeug(Werkzeug):
         return list(self._listeners)  # a loop that does not run yet will
 
     def serve(self) -> None:
-        """Serve until :meth:`stop`, in the calling thread."""
         first, *others = self._listeners
         for listener in others:
             threading.Thread(target=self._serve, args=(listener,), name="lifecycle-werkzeug", daemon=True).start()
