@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from flask_lifecycle._config import KEYS, PREFIX, Settings, default_delay, parse_signal
+from flask_lifecycle._config import KEYS, PREFIX, Settings
 from tests._fakes import whole
 
 
@@ -82,18 +82,13 @@ def test_settings_that_there_are_not() -> None:
     assert Settings() != ()
 
 
-def test_delay_inside_kubernetes() -> None:
-    """The delay is five seconds inside a cluster and none outside."""
-    assert default_delay({"KUBERNETES_SERVICE_HOST": "10.0.0.1"}) == 5.0
-    assert default_delay({}) == 0.0
-    assert default_delay({"KUBERNETES_SERVICE_HOST": ""}) == 0.0
-
-
 def test_delay_is_taken_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """The default of the delay looks at the process's own environment, and a configured one wins."""
     monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
     assert read().shutdown_delay == 5.0
     assert read(SHUTDOWN_DELAY=1).shutdown_delay == 1.0
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "")
+    assert read().shutdown_delay == 0.0
 
 
 def test_the_minimum_of_an_automatic_delay(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -136,7 +131,7 @@ def test_zero_reserve_and_delay_are_allowed() -> None:
 @pytest.mark.parametrize("given", ["SIGTERM", "term", " sigterm ", 15, signal.SIGTERM])
 def test_a_signal_by_name_or_number(given: Any) -> None:
     """A signal may be given by name with or without SIG, by number or as a member."""
-    assert parse_signal(given) is signal.SIGTERM
+    assert read(SIGNALS=given).signals == (signal.SIGTERM,)
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,8 @@ import pytest
 
 from flask_lifecycle import HookRecord, PhaseRecord, RequestInfo, ShutdownContext, ShutdownReport, State
 from flask_lifecycle._core import shutdown as shutdown_module
-from flask_lifecycle._core.deadline import Clock, Deadline
-from flask_lifecycle._core.hooks import Hook, Hooks, run_hook
+from flask_lifecycle._core.deadline import Clock
+from flask_lifecycle._core.hooks import Hooks
 from flask_lifecycle._core.report import signal_name
 from flask_lifecycle._core.shutdown import PHASES, Shutdown, StopRequest
 from flask_lifecycle._core.state import Event
@@ -59,18 +59,6 @@ def stop(*members: FakeMember, clock: Clock | None = None, server: FakeServer | 
 
 
 # -- clock and deadline -------------------------------------------------------------------------------------------
-
-
-def test_deadline(clock: ManualClock) -> None:
-    """A deadline is a moment: what is left of it shrinks to zero and never below."""
-    deadline = Deadline.after(clock, 10.0)
-    assert deadline.remaining() == 10.0
-    assert deadline.earlier(4.0).remaining() == 6.0
-    clock.advance(7.0)
-    assert deadline.remaining() == 3.0
-    assert deadline.earlier(4.0).remaining() == 0.0
-    clock.advance(7.0)
-    assert deadline.remaining() == 0.0
 
 
 # What Python says of a frozen dataclass, and of a named tuple.
@@ -1219,17 +1207,10 @@ def test_on_drain_without_threads(clock: ManualClock, monkeypatch: pytest.Monkey
     assert (result.clean, max(waited, default=0.0)) == (True, 0.0)
 
 
-def test_run_hook_without_limit() -> None:
-    """A hook without a limit may take as long as it does."""
-    hook = Hook("startup", "h", lambda: None)
-    context = ShutdownContext("", None, coordinate(None))
-    assert run_hook(hook, context, None, contextlib.nullcontext, Clock()).outcome == "ok"
-
-
-def test_run_hook_without_limit_and_without_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hook_without_limit_and_without_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where no thread can be started, no watchdog ends a hook that has no limit."""
     threads = NoThreads(monkeypatch)
-    hook = Hook("startup", "h", lambda: None)
-    context = ShutdownContext("", None, coordinate(None))
-    assert run_hook(hook, context, None, contextlib.nullcontext, Clock()).outcome == "ok"
+    hooks = Hooks()
+    hooks.add("startup", lambda: None, "h", None)
+    assert hooks.start(contextlib.nullcontext, coordinate(None)) == ""
     assert threads.watchdog == ["cancelled"]

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from flask_lifecycle._core.signals import SignalRelay, die_by, in_main_thread
+from flask_lifecycle._core.signals import SignalRelay
 from tests._fakes import BOUND, run_python, running, until
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals are the subject")
@@ -343,14 +343,6 @@ def test_a_forked_child_keeps_a_handler_that_replaced_ours() -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_in_main_thread() -> None:
-    """Only the main thread may install handlers."""
-    answers: list[bool] = []
-    with running(lambda: answers.append(in_main_thread())):
-        pass
-    assert (in_main_thread(), answers) == (True, [False])
-
-
 def test_die_by_a_signal() -> None:
     """Dying by a signal looks to the parent as if nobody had ever handled it."""
     code = (
@@ -359,14 +351,3 @@ def test_die_by_a_signal() -> None:
     )
     done: subprocess.CompletedProcess[str] = run_python(code)
     assert (done.returncode, done.stderr) == (-signal.SIGTERM, "")
-
-
-def test_die_by_a_signal_that_the_kernel_ignores(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the kernel ignores the signal (PID 1) dying by it returns."""
-    sent: list[tuple[int, int]] = []
-    was = signal.getsignal(ONE)
-    monkeypatch.setattr(os, "kill", lambda pid, signum: sent.append((pid, signum)))
-    die_by(ONE)
-    assert sent == [(os.getpid(), ONE)]
-    assert signal.getsignal(ONE) == signal.SIG_DFL
-    signal.signal(ONE, was)

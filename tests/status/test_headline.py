@@ -6,8 +6,7 @@ from typing import Any
 
 import pytest
 
-from flask_lifecycle._core import shutdown
-from flask_lifecycle._status.headline import PHASES, headline, tone, worst_first
+from flask_lifecycle._status.headline import headline, tone, worst_first
 
 CHECKS = {
     "disk": [{"status": "pass"}],
@@ -88,8 +87,3 @@ def test_the_order_of_checks() -> None:
     """Failing checks come first, then warnings, and those of an unknown status last."""
     checks = CHECKS | {"odd": {"status": "of another version"}}
     assert [name for name, _ in worst_first(checks)] == ["database", "cache", "disk", "odd"]
-
-
-def test_every_phase_has_words() -> None:
-    """Each phase of the shutdown, and the exit, has words."""
-    assert tuple(PHASES) == (*(name for name, _ in shutdown.PHASES), "exit")
