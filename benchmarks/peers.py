@@ -3,7 +3,7 @@
 Each server is stopped in every scenario of ``verify``, the scenarios of the family ``accept`` several times, because
 bare servers lose requests in some of those stops and not in others. A server's own option for a graceful stop gets
 nineteen of the twenty seconds that are allowed. Prints the tables, and with ``--write`` writes them into
-``docs/peers.md`` and ``README.md``. Takes about twenty minutes::
+``docs/peers.md`` and ``README.md``. Takes about twenty-five minutes::
 
     python benchmarks/peers.py [--node DIR] [--only NAME] [--write] [--results FILE]
 
