@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import math
 import os
 import signal
@@ -24,7 +23,6 @@ from gunicorn.workers.sync import SyncWorker
 
 from flask_lifecycle._config import Settings
 from flask_lifecycle._core.process import Process
-from flask_lifecycle._core.server import STARTED
 from flask_lifecycle._servers.gunicorn import connections, hooks
 from flask_lifecycle._servers.gunicorn import master as master_module
 from flask_lifecycle._servers.gunicorn.connections import Connections
@@ -34,12 +32,10 @@ from flask_lifecycle._servers.gunicorn.shared import (
     CLEAN,
     DELAYED,
     DELAYING,
-    GONE,
     SERVING,
     UNCLEAN,
     SharedMemory,
 )
-from flask_lifecycle._servers.gunicorn.unhooked import find
 from flask_lifecycle._servers.gunicorn.worker import HookedWorker, warn_of_timeout
 from flask_lifecycle._servers.serving import Serving
 from flask_lifecycle._servers.sockets import has_input
@@ -150,46 +146,6 @@ def adapter_of(worker: FakeGunicornWorker, shared: SharedMemory) -> HookedWorker
 
 
 # -- what is shared ---------------------------------------------------------------------------------------------------
-
-
-def test_a_stop_reaches_children(shared: SharedMemory) -> None:
-    """What one process writes another reads, and the one byte wakes all and stays."""
-    assert (shared.limits, shared.stop_requested, shared.state(7)) == ((3.0, 8.0, 10.0), 0.0, 0)
-    child = os.fork()
-    if not child:
-        shared.set_state(7, SERVING)
-        shared.request_stop()
-        shared.request_stop()
-        os._exit(0)
-    os.waitpid(child, 0)
-    assert (shared.state(7), shared.state(8), shared.wait_for_stop(0.0), shared.wait_for_stop(0.0)) == (
-        SERVING,
-        0,
-        True,
-        True,
-    )
-    assert 0.0 < shared.stop_requested <= time.monotonic()
-    assert len(os.read(shared.fileno(), 2)) == 1
-
-
-def test_one_acts_for_all(shared: SharedMemory) -> None:
-    """The first that ends waits for all others, and no other one does, nor twice; one that leaves alone does not."""
-    settings = [Settings()]
-    assert (shared.is_last(1, BOUND), shared.claim_group_hooks()) == (False, False)  # nobody stops, nothing is wanted
-    shared.publish(settings, True)
-    shared.set_last_workers([])
-    assert not shared.is_last(1, BOUND)
-    shared.set_state(2, GONE)
-    shared.set_last_workers([3, 1])
-    shared.set_state(3, GONE)
-    fcntl.lockf(shared._lock, fcntl.LOCK_EX)
-    child = os.fork()
-    if not child:  # another worker, while this one has the lock
-        os._exit(int(shared.is_last(3, BOUND)))
-    assert os.waitpid(child, 0)[1] == 0
-    assert shared.is_last(1, BOUND)
-    shared.publish(settings, True)  # by a worker that comes late
-    assert not shared.claim_group_hooks()
 
 
 def test_one_acts_for_all_in_time(shared: SharedMemory, caplog: pytest.LogCaptureFixture) -> None:
@@ -503,43 +459,6 @@ def test_a_worker_that_is_signalled_while_it_loads(process: tuple[Process, FakeM
     os.kill(os.getpid(), signal.SIGTERM)
     assert not worker.alive
     hooks.worker_exit(None, worker)
-
-
-def test_the_workers_that_end_are_noted(shared: SharedMemory) -> None:
-    """The master notes who has ended, however it was found, and keeps what it said."""
-    server = FakeArbiter(ages=(1, 2))
-    master = Master(server, shared)
-    master.install()
-    shared.set_state(1, CLEAN)
-    shared.set_state(2, UNCLEAN)
-    master._stopped = [1, 2]
-    master._reap = lambda: server.WORKERS.pop(101)
-    server.reap_workers()
-    master._kill = lambda pid, signum: server.WORKERS.pop(pid)
-    server.kill_worker(102, signal.SIGKILL)
-    assert (shared.state(1), shared.state(2), master.exit_code) == (GONE, GONE, 1)
-    master._ended[2] = CLEAN
-    assert master.exit_code == 0
-
-
-def test_a_worker_without_our_hooks_is_found() -> None:
-    """It is the one whose process this is, from when it loads the application, and serves when it has; neither its
-    master is one, nor a worker that could not load it.
-    """
-    mine, other = (SyncWorker.__new__(SyncWorker) for _ in range(2))
-    mine.pid, mine.booted = "[booting]", False
-    other.pid = os.getppid()
-    assert find() is None
-    mine.pid = os.getpid()
-    assert find() is None
-    mine.app = SimpleNamespace(wsgi=find)
-    mine.load_wsgi()
-    found = mine.wsgi
-    assert (found.name, found.guarantee, found.serving()) == ("gunicorn", STARTED, False)
-    mine.booted = True
-    assert found.serving()
-    assert find() is not None
-    mine.pid = 0  # other tests search as well
 
 
 # -- connections that wait ---------------------------------------------------------------------------------------------
