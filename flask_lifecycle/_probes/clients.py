@@ -20,7 +20,6 @@ import dataclasses
 import itertools
 import threading
 import time
-import weakref
 from collections import deque
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
@@ -72,20 +71,19 @@ class ProberInfo:
     refused: int
 
 
+@dataclasses.dataclass(eq=False, repr=False, slots=True)
 class Prober:
     """One prober; written under the lock of :class:`Probers`, read by any thread."""
 
-    __slots__ = ("address", "agent", "arrivals", "count", "group", "last", "port", "refused", "status")
-
-    def __init__(self, group: str, agent: str, address: str, port: str) -> None:
-        self.group = group
-        self.agent = agent
-        self.address = address
-        self.port = port
-        self.count = self.refused = 0
-        self.status = ""
-        self.last = 0.0
-        self.arrivals: deque[float] = deque(maxlen=_ARRIVALS)
+    group: str
+    agent: str
+    address: str
+    port: str
+    count: int = 0
+    refused: int = 0
+    status: str = ""
+    last: float = 0.0
+    arrivals: deque[float] = dataclasses.field(default_factory=lambda: deque(maxlen=_ARRIVALS))
 
     def came(self, now: float, status: str, refused: bool) -> None:
         """Record a probe. ``last`` is written at the end: a reader that sees it, sees the rest as well."""
@@ -143,7 +141,7 @@ class Probers:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.clock = clock
         self.reset()
-        _instances.add(self)
+        renew_in_children(self.reset)
 
     def reset(self) -> None:
         """Remove all: a forked child has probers of its own, and the lock may have been held."""
@@ -205,14 +203,3 @@ def address_of(environ: WSGIEnvironment) -> str:
     # A listener of both families has IPv4 addresses in this form.
     address = str(environ.get("REMOTE_ADDR") or "unknown")[:_ADDRESS].removeprefix("::ffff:")
     return f"relayed by {address}" if any(header in environ for header in _FORWARDED) else address
-
-
-_instances: weakref.WeakSet[Probers] = weakref.WeakSet()
-
-
-def _after_fork() -> None:
-    for probers in list(_instances):
-        probers.reset()
-
-
-renew_in_children(_after_fork)
