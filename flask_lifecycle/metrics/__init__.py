@@ -30,7 +30,7 @@ import os
 import struct
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from werkzeug import Request, Response
 
@@ -39,9 +39,6 @@ from .._core.feature import Feature
 from .._core.scheduler import Scheduler
 from .._core.state import State, logger
 from ._table import METRICS, PREFIX, App, Metric, Sample, read
-
-if TYPE_CHECKING:
-    from _typeshed.wsgi import StartResponse, WSGIEnvironment
 
 __all__ = ["LifecycleCollector", "instrument"]
 
@@ -155,11 +152,7 @@ class Metrics(Feature):
     @classmethod
     def of(cls, application: Any) -> Metrics:
         metrics = cls(application.process.applications)
-
-        def respond(request: Request) -> Response:
-            return Response.from_app(metrics, request.environ)
-
-        application.probes.listener_only |= {METRICS_PATH: respond, f"{METRICS_PATH}/": respond}
+        application.probes.listener_only |= {METRICS_PATH: metrics.respond, f"{METRICS_PATH}/": metrics.respond}
         return metrics
 
     def begin(self) -> None:
@@ -177,21 +170,20 @@ class Metrics(Feature):
         if writer is not None:
             writer.end()
 
-    # -- as a WSGI application ------------------------------------------------------------------------------------
+    # -- a scrape -------------------------------------------------------------------------------------------------
 
-    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+    def respond(self, request: Request) -> Response:
         """Answer a scrape of any client that reaches the probe listener."""
-        if environ["REQUEST_METHOD"] not in ("GET", "HEAD"):
-            return _plain(start_response, "405 METHOD NOT ALLOWED", b"metrics answer GET and HEAD\n", Allow="GET, HEAD")
+        if request.method not in ("GET", "HEAD"):
+            return _response("metrics answer GET and HEAD\n", 405, Allow="GET, HEAD")
         room = self._room
         if not room.acquire(blocking=False):
-            return _plain(start_response, "503 SERVICE UNAVAILABLE", b"other scrapes have not ended\n")
+            return _response("other scrapes have not ended\n", 503)
         try:
-            kind, body = self._expose(environ.get("HTTP_ACCEPT", ""))
+            kind, body = self._expose(request.environ.get("HTTP_ACCEPT", ""))
         finally:
             room.release()
-        response = _respond(start_response, "200 OK", kind, body, Vary="Accept")
-        return response if environ["REQUEST_METHOD"] == "GET" else [b""]
+        return _response(body, 200, kind, Vary="Accept")
 
     def _expose(self, accept: str) -> tuple[str, bytes]:
         from prometheus_client.exposition import choose_encoder
@@ -236,20 +228,9 @@ def _collect_files(workers: Any) -> list[Any]:
     return list(workers.collect())
 
 
-def _respond(start_response: StartResponse, status: str, kind: str, body: bytes, **more: str) -> list[bytes]:
-    headers = {
-        "Content-Type": kind,
-        "Content-Length": str(len(body)),
-        "Cache-Control": "no-store",
-        "X-Content-Type-Options": "nosniff",
-        **more,
-    }
-    start_response(status, list(headers.items()))
-    return [body]
-
-
-def _plain(start_response: StartResponse, status: str, body: bytes, **more: str) -> list[bytes]:
-    return _respond(start_response, status, "text/plain; charset=utf-8", body, **more)
+def _response(body: str | bytes, status: int, kind: str = "text/plain; charset=utf-8", **more: str) -> Response:
+    headers = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff", **more}
+    return Response(body, status, headers, content_type=kind)
 
 
 class _Writer:
