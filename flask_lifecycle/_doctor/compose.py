@@ -31,21 +31,13 @@ def read_compose(
     :param name: of the service; by default those that look like it.
     """
     services = document.fields("services")
-    if name is not None:
-        services = {key: service for key, service in services.items() if key == name}
-    elif len(services) > 1:
-        ours: dict[str, Value] = {}
-        for key, service in services.items():
-            with notes.reading():
-                ours |= {key: service} if _looks_like_ours(service, group_at) else {}
-        if not ours:
-            listed = ", ".join(f"'{key}'" for key in services)
-            text = f"it is not clear which service is the application ({listed}), so none was checked"
-            notes.add(document.line, text, "name it with --name", severity=WARNING)
-        services = ours
-    for key, service in services.items():
+
+    def ours(key: str) -> bool:
+        return _looks_like_ours(services[key], group_at)
+
+    for key in notes.choose("service", document.line, list(services), name, str, ours):
         with notes.reading():
-            yield _workload(key, service, notes)
+            yield _workload(key, services[key], notes)
 
 
 def _looks_like_ours(service: Value, group_at: Callable[[str], str | None]) -> bool:

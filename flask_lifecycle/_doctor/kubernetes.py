@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
-from .model import WARNING, Command, Notes, Number, Probe, Stop, Workload
+from .model import Command, Notes, Number, Probe, Stop, Workload
 from .source import Value
 
 # Kubernetes' own defaults.
@@ -45,7 +46,9 @@ def _read(item: Value, notes: Notes, name: str | None, group_at: GroupAt) -> Ite
     kind = item.text("kind")
     label = f"{kind}/{item.text('metadata', 'name') or '?'}"
     notes.subject = label
-    for container in _chosen(pod, notes, name, group_at):
+    containers = pod.entries("containers")
+    ours = partial(_looks_like_ours, group_at=group_at)
+    for container in notes.choose("container", pod.line, containers, name, lambda each: each.text("name"), ours):
         with notes.reading():
             yield _workload(label, pod, container, notes, kind not in _JOBS)
 
@@ -60,27 +63,6 @@ def _objects(document: Value) -> Iterator[Value]:
 def _pod(item: Value) -> Value | None:
     paths = [("spec",)] if item.text("kind") == "Pod" else _POD_PATHS
     return next((pod for path in paths if (pod := item.get(*path)) and pod.get("containers")), None)
-
-
-def _chosen(pod: Value, notes: Notes, name: str | None, group_at: GroupAt) -> list[Value]:
-    containers = pod.entries("containers")
-    if name is not None:
-        return [container for container in containers if container.text("name") == name]
-    if len(containers) == 1:
-        return containers
-    ours = []
-    for container in containers:
-        with notes.reading():
-            ours += [container] if _looks_like_ours(container, group_at) else []
-    if not ours and containers:
-        names = ", ".join(f"'{container.text('name')}'" for container in containers)
-        notes.add(
-            pod.line,
-            f"it is not clear which container is the application ({names}), so none was checked",
-            "name it with --name",
-            severity=WARNING,
-        )
-    return ours
 
 
 def _looks_like_ours(container: Value, group_at: GroupAt) -> bool:

@@ -8,11 +8,14 @@ import itertools
 import re
 import shlex
 from collections.abc import Callable, Iterator, Mapping
+from typing import TypeVar
 from urllib.parse import urlsplit
 
 from .._config import Settings
 from .._core.text import visible
 from .source import UnreadableError, Value
+
+T = TypeVar("T")
 
 ERROR, WARNING, OK, UNREADABLE = "error", "warning", "ok", "unreadable"
 
@@ -329,6 +332,30 @@ class Notes:
             yield
         except UnreadableError as error:
             self.unreadable(error)
+
+    def choose(
+        self,
+        kind: str,
+        line: int,
+        found: list[T],
+        name: str | None,
+        name_of: Callable[[T], str],
+        ours: Callable[[T], bool],
+    ) -> list[T]:
+        """The application among several: by its name, or the only one, or those that look like it."""
+        if name is not None:
+            return [each for each in found if name_of(each) == name]
+        if len(found) <= 1:
+            return found
+        chosen = []
+        for each in found:
+            with self.reading():
+                chosen += [each] if ours(each) else []
+        if not chosen:
+            names = ", ".join(f"'{name_of(each)}'" for each in found)
+            text = f"it is not clear which {kind} is the application ({names}), so none was checked"
+            self.add(line, text, "name it with --name", severity=WARNING)
+        return chosen
 
     def number(self, parent: Value, key: str, default: float) -> Number:
         """A whole number, as Kubernetes requires."""
