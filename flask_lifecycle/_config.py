@@ -11,7 +11,7 @@ import os
 import re
 import signal
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 PREFIX = "LIFECYCLE_"
 # Adaptive shutdown delay.
@@ -256,13 +256,12 @@ def settings_under_test() -> dict[str, Any]:
         raise ValueError(f"{TEST_SETTINGS} is set, but not by flask_lifecycle.testing; unset it.") from None
 
 
-class Key:
+class Key(NamedTuple):
     """One row of the table: the attribute of a key, its default as documented, and the function that reads it."""
 
-    def __init__(self, attribute: str, default: str, read: Callable[[str, Any], Any]) -> None:
-        self.attribute = attribute
-        self.default = default
-        self.read = read
+    attribute: str
+    default: str
+    read: Callable[[str, Any], Any]
 
 
 def is_seconds(value: Any, *, zero: bool = False, most: float = LONGEST) -> bool:

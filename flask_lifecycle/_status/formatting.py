@@ -7,11 +7,11 @@ value that it does not understand as text.
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 from urllib.parse import quote
 
+from ..checks._check import is_number
 from .headline import PHASES, headline, tone, worst_first
 
 # The phases of a shutdown; those of ``_core/shutdown.py``, and the way out.
@@ -62,11 +62,6 @@ class Spark:
     range: str
 
 
-def is_figure(value: Any) -> bool:
-    """Whether this is a finite number."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
 def short(value: Any) -> str:
     """A text on one line, of limited length, without invisible characters."""
     text = "" if value is None else str(value)
@@ -76,7 +71,7 @@ def short(value: Any) -> str:
 
 def long(seconds: Any) -> str:
     """Seconds in two units at most."""
-    if not is_figure(seconds):
+    if not is_number(seconds):
         return short(seconds)
     if seconds < 10:
         return f"{max(0.0, seconds):.1f} s"
@@ -92,12 +87,12 @@ def long(seconds: Any) -> str:
 
 def tenths(seconds: Any) -> str:
     """Seconds with one decimal place, below a minute."""
-    return f"{seconds:.1f} s" if is_figure(seconds) and 0 <= seconds < 60 else long(seconds)
+    return f"{seconds:.1f} s" if is_number(seconds) and 0 <= seconds < 60 else long(seconds)
 
 
 def brief(seconds: Any) -> str:
     """Seconds as milliseconds with three digits, or as seconds from one on."""
-    if not is_figure(seconds):
+    if not is_number(seconds):
         return short(seconds)
     if seconds >= 1:
         return f"{seconds:.2f} s" if seconds < 100 else f"{seconds:.0f} s"
@@ -135,7 +130,7 @@ def status_counts(checks: Mapping[str, Any]) -> str:
 def figure(check: Mapping[str, Any]) -> str:
     """A check's own value, if it has one; its duration, which the draft has in that place, is in another column."""
     value, unit = check.get("observedValue"), check.get("observedUnit")
-    took = unit == "ms" and is_figure(value) and value == round(check.get("duration", 0) * 1000, 1)
+    took = unit == "ms" and is_number(value) and value == round(check.get("duration", 0) * 1000, 1)
     return "" if took or value is None else f"{value} {unit or ''}".rstrip()
 
 
@@ -171,7 +166,7 @@ def phases(document: Mapping[str, Any]) -> list[Phase]:
 
 def spark(durations: Any) -> Spark | None:
     """The last durations of a check as bars, the newest on the right; ``None`` for fewer than two."""
-    values = [value for value in durations or () if is_figure(value) and value >= 0][-_BARS:]
+    values = [value for value in durations or () if is_number(value) and value >= 0][-_BARS:]
     if len(values) < 2:
         return None
     highest = max(values) or 1.0
