@@ -242,7 +242,7 @@ def test_watching_a_drain(live: Starter) -> None:
         watcher.wait_log(r"oldest: GET /gate/a")
         running.begin_stop()
         watcher.wait_log("DRAINING")
-        watcher.wait_log(r"drain, \d+s left")
+        watcher.wait_log(r"finishing requests and work, [0-9.]+ s left")
         running.open_gate("a")
         connection.answer()
     assert running.wait_gone() == 0
