@@ -144,20 +144,22 @@ def versions(server: Server, node: Path | None) -> list[str]:
 def command_of(server: Server, node: Path | None, home: Path) -> tuple[list[str], dict[str, str]]:
     """The command, and what it needs in the environment.
 
-    :param home: a directory for the program, if it has to be built.
+    :param home: a directory for what is built, and for the files of the application, which outlive a killed process.
     """
     name, *words = server.command
+    environment = {"TMPDIR": str(home)}
     if name == "node":
         assert node is not None
         # Node looks for packages beside the program, so the program goes to them.
         program = shutil.copy(HERE / "_peers" / "app.mjs", node / "_peers_app.mjs")
-        return ["node", str(program), "{port}", "{probe_port}"], {"PEERS": words[0]}
+        return ["node", str(program), "{port}", "{probe_port}"], environment | {"PEERS": words[0]}
     if name == "go":
         subprocess.run(["go", "build", "-o", str(home / "app"), str(HERE / "_peers" / "app.go")], check=True)
-        return [str(home / "app"), *words], {}
+        return [str(home / "app"), *words], environment
     if name == "puma":
-        return list(server.command), {}
-    command, environment = [str(BIN / name), *words], {"PEERS": "alone", "PYTHONPATH": str(HERE)}
+        return list(server.command), environment
+    command = [str(BIN / name), *words]
+    environment |= {"PEERS": "alone", "PYTHONPATH": str(HERE)}
     if "flask_lifecycle" in server.packages:
         command = ["env", "FLASK_LIFECYCLE_PROBE_PORT={probe_port}", *command]
         environment |= {"PEERS": "lifecycle", "FLASK_LIFECYCLE_GRACE_PERIOD": f"{GRACE:g}"}
