@@ -299,10 +299,16 @@ class _Gateway(Gateway_10):  # type: ignore[misc]  # see setup.cfg
 
 
 def _wake(server: Any) -> None:
-    """Wake a server's loop, with a connection that its client has closed."""
+    """Wake a server's loop, with a connection that its client has closed.
+
+    Interleavings: usually the loop wakes for it, and ends. But if the loop is awake already, it may look for
+    connections to expire, and compare the times of their last use, before it ends.
+    """
     ours, theirs = socket.socketpair()
     theirs.close()
-    server._connections._selector.register(ours.fileno(), selectors.EVENT_READ, data=HTTPConnection(server, ours))
+    connection = HTTPConnection(server, ours)
+    connection.last_used = time.time()
+    server._connections._selector.register(ours.fileno(), selectors.EVENT_READ, data=connection)
 
 
 def _queued(server: Any) -> list[Any]:

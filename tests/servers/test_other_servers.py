@@ -96,6 +96,28 @@ def test_a_ping_does_not_wait_for_a_lock_of_cheroot() -> None:
             assert subject.runner.ping(lambda: None) is False
 
 
+def test_what_wakes_cheroot_is_no_harm_to_a_loop_that_is_awake(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bad interleaving: the loop looks for connections to expire before it selects what a stop has registered."""
+    raised: list[Exception | None] = []
+    with served("cheroot", app) as subject:
+        (server,) = subject.runner._servers
+        selector = server._connections._selector
+
+        def register(descriptor: int, events: int, data: Any) -> None:
+            with monkeypatch.context() as patch:
+                held = types.SimpleNamespace(connections=[(descriptor, data)])
+                patch.setattr(server._connections, "_selector", held)
+                try:
+                    raised.append(server._connections._expire(0.0))
+                except TypeError as error:
+                    raised.append(error)
+            monkeypatch.undo()
+            selector.register(descriptor, events, data=data)
+
+        monkeypatch.setattr(selector, "register", register)
+    assert raised == [None]
+
+
 def test_cheroot_sends_at_once() -> None:
     """Connections of cheroot under run wait for no acknowledgement before they send, as under its own bind."""
     with served("cheroot", app) as subject:
