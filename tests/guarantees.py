@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from flask_lifecycle._core.server import ACCEPTED, ALL_CONNECTIONS, STARTED
-from flask_lifecycle._verify.runner import BROKEN, NOT_CHECKED
+from flask_lifecycle._verify.runner import BROKEN, CLAIMS, NOT_CHECKED
+from flask_lifecycle._verify.scenarios.catalogue import LEVELS
 from tests.catalogue.servers import results
 
 ROOT = Path(__file__).parent.parent
@@ -235,6 +236,11 @@ def level(server: Server) -> str:
         return server.cells[guarantee].words.startswith("yes")
 
     return ALL_CONNECTIONS if kept("held") and kept("kernel") else ACCEPTED if kept("held") else STARTED
+
+
+def included(server: Server) -> tuple[str, ...]:
+    """The levels of scenarios that the guarantee of a server includes."""
+    return LEVELS[: LEVELS.index(CLAIMS.get(server.guarantee, LEVELS[0])) + 1]
 
 
 def long_tables() -> str:

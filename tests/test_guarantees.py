@@ -11,11 +11,10 @@ from collections.abc import Mapping
 
 import pytest
 
-from flask_lifecycle._verify.runner import BROKEN, CLAIMS, HOLDS
+from flask_lifecycle._verify.runner import BROKEN, HOLDS
 from flask_lifecycle._verify.scenarios import CATALOGUE
-from flask_lifecycle._verify.scenarios.catalogue import LEVELS
 from tests.catalogue.servers import COMMANDS, results
-from tests.guarantees import GUARANTEES, ROOT, SERVERS, TABLES, Server, level, replaced
+from tests.guarantees import GUARANTEES, ROOT, SERVERS, TABLES, Server, included, level, replaced
 
 # Longest first: the name of one may be a part of another's.
 PARAMETERS = sorted({"waitress", "werkzeug", *(each.parameter for each in SERVERS.values() if each.parameter)}, key=len)
@@ -80,8 +79,8 @@ def test_the_words_are_those_of_the_results(name: str) -> None:
             assert (guarantee, HOLDS in was, BROKEN in was) == (guarantee, True, False)
         elif words.startswith("no") and not words.startswith("not"):
             assert (guarantee, BROKEN in was) == (guarantee, True)
-    included = LEVELS[: LEVELS.index(CLAIMS.get(SERVERS[name].guarantee, LEVELS[0])) + 1]
-    assert [each for each in CATALOGUE.values() if each.level in included and by_scenario[each.name] == BROKEN] == []
+    levels = included(SERVERS[name])
+    assert [each for each in CATALOGUE.values() if each.level in levels and by_scenario[each.name] == BROKEN] == []
 
 
 @each_server
