@@ -110,7 +110,7 @@ SERVERS = {
 QUESTIONS = {
     "connections in the kernel's queue": ("accept/queue",),
     "new connections": ("accept/storm",),
-    "kept connections": ("accept/storm-kept",),
+    "keep-alive connections": ("accept/storm-kept",),
     "queued or half-received requests": (
         "in-flight/queued", "in-flight/half-head", "in-flight/half-body", "in-flight/trickled",
     ),
