@@ -275,9 +275,6 @@ class Application:
         if self.process.signals:  # in testing mode nothing would end their threads
             self._each_feature(lambda feature: feature.begin())
 
-    def attach_server(self) -> None:
-        self.serving.attach()
-
     def check_setup(self) -> None:
         check_setup(self.flask, self.ledger, self.probes, self.given)
 

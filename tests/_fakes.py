@@ -159,9 +159,6 @@ class FakeMember:
     def begin_serving(self) -> None:
         pass
 
-    def attach_server(self) -> None:
-        pass
-
     def check_setup(self) -> None:
         pass
 

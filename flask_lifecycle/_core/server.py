@@ -107,9 +107,6 @@ class Application(Protocol):
     def begin_serving(self) -> None:
         """Handle signals and begin the features, because the process serves, or is about to."""
 
-    def attach_server(self) -> None:
-        """Attach to the discovered server, and log which one it is."""
-
     def check_setup(self) -> None:
         """Log settings that have no effect."""
 
@@ -191,6 +188,9 @@ class Servers:
 
     def look(self) -> None:
         """Watch for a server that begins to serve, because an application was added."""
+
+    def attach(self) -> None:
+        """Prepare the discovered server, and log which server it is, once."""
 
     def prepare_exit(self) -> None:
         """Prepare to end the server with an exit code, because the start-up has failed."""

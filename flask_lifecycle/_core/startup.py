@@ -96,7 +96,7 @@ class Startup:
         if process.signals and not application.machine.ending:
             # Before READY: from then on a SIGTERM may arrive, and our handler must get it. Before the requests: a
             # waiting request may fork next, and its child would have half-imported modules of this thread.
-            application.attach_server()
+            process.servers.attach()
         if not process.owner and not application.machine.ending and not application.open_or_fail():
             return
         application.check_setup()

@@ -147,19 +147,24 @@ def _listener(descriptor: int) -> int | None:
         return None
 
 
-def main_listeners() -> list[socket.socket]:
-    """Copies of this process's listening sockets, without those of probes; none if they cannot be listed."""
+@contextlib.contextmanager
+def main_listeners() -> Iterator[list[socket.socket]]:
+    """Copies of this process's listening sockets, without those of probes; none if they cannot be listed.
+
+    They are closed at the end.
+    """
     probes = set()
     for sock in list(sockets.probe_listeners):
         with contextlib.suppress(OSError):  # closed, perhaps meanwhile
             probes.add(os.fstat(sock.fileno()).st_ino)
     found: dict[int, socket.socket] = {}
-    for name in sockets.listed("/proc/self/fd"):
-        inode = _listener(int(name))
-        if inode is not None and inode not in probes and inode not in found:
-            with contextlib.suppress(OSError):  # closed meanwhile
-                found[inode] = socket.socket(fileno=os.dup(int(name)))
-    return list(found.values())
+    with contextlib.ExitStack() as copies:
+        for name in sockets.listed("/proc/self/fd"):
+            inode = _listener(int(name))
+            if inode is not None and inode not in probes and inode not in found:
+                with contextlib.suppress(OSError):  # closed meanwhile
+                    found[inode] = copies.enter_context(socket.socket(fileno=os.dup(int(name))))
+        yield list(found.values())
 
 
 # -- objects and frames -------------------------------------------------------------------------------------------

@@ -105,7 +105,6 @@ class Serving(Servers):
         return server.load() if server is not None else None
 
     def attach(self) -> None:
-        """Prepare the discovered server, and log which server it is, once."""
         if not self._listened and not self.process.owner:
             from . import discovery
 
@@ -134,11 +133,9 @@ class Serving(Servers):
             return True
         from . import discovery
 
-        # A notebook's kernel listens too, but serves no application.
-        listeners = discovery.main_listeners()
-        for sock in listeners:
-            sock.close()
-        return bool(listeners) and not hasattr(sys, "ps1")
+        with discovery.main_listeners() as listeners:
+            # A notebook's kernel listens too, but serves no application.
+            return bool(listeners) and not hasattr(sys, "ps1")
 
     def has_listened(self) -> bool:
         from . import discovery
@@ -149,12 +146,8 @@ class Serving(Servers):
         """The host that the server listens on, and whether it is for IPv6 only; 127.0.0.1 if unknown."""
         from . import discovery, sockets
 
-        listeners = discovery.main_listeners()
-        try:
+        with discovery.main_listeners() as listeners:
             return sockets.common_host(listeners)
-        finally:
-            for sock in listeners:
-                sock.close()
 
     # -- the start-up of what is served ----------------------------------------------------------------------------
 

@@ -222,11 +222,8 @@ def test_a_probe_listener_that_is_closed_meanwhile(monkeypatch: pytest.MonkeyPat
                 return sock.fileno()
 
     monkeypatch.setattr(sockets, "probe_listeners", {Closing()})
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        found = discovery.main_listeners()
+    with socket.create_server(("127.0.0.1", 0)) as server, discovery.main_listeners() as found:
         assert server.getsockname() in [sock.getsockname() for sock in found]
-        for sock in found:
-            sock.close()
 
 
 def test_listeners_are_told_apart() -> None:
