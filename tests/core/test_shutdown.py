@@ -17,7 +17,6 @@ from flask_lifecycle import HookRecord, PhaseRecord, RequestInfo, ShutdownContex
 from flask_lifecycle._core import shutdown as shutdown_module
 from flask_lifecycle._core.deadline import Clock
 from flask_lifecycle._core.hooks import Hooks
-from flask_lifecycle._core.report import signal_name
 from flask_lifecycle._core.shutdown import PHASES, Shutdown, StopRequest
 from flask_lifecycle._core.state import Event
 from tests._fakes import (
@@ -102,7 +101,8 @@ def test_results_are_frozen() -> None:
 
 def test_signal_names() -> None:
     """A signal is named; a number that is none stands for itself."""
-    assert (signal_name(15), signal_name(2), signal_name(999)) == ("SIGTERM", "SIGINT", "999")
+    reports = [ShutdownReport("", number, (), (), (), 0.0) for number in (15, 2, 999)]
+    assert [report.as_dict()["signal"] for report in reports] == ["SIGTERM", "SIGINT", "999"]
 
 
 # -- the phases ---------------------------------------------------------------------------------------------------
