@@ -2,8 +2,8 @@
 
 Each library sends POST requests on four keep-alive connections without a pause, with its retries off, from before the
 signal until connections are refused; all libraries do so at the same time. No load balancer is in front, and there is
-no delay before the listener closes. Prints how many requests were lost of how many, and with ``--write`` writes the table into
-``docs/peers.md``. Takes about three minutes::
+no delay before the listener closes. Prints how many requests were lost of how many, and with ``--write`` writes the
+table into ``docs/peers.md``. Takes about three minutes::
 
     pip install requests httpx aiohttp
     python benchmarks/clients.py [--node DIR] [--only NAME] [--stops N] [--write]
