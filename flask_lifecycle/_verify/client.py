@@ -57,8 +57,15 @@ def request_head(path: str, method: str = "GET", length: int = 0, /, *, version:
     return ("\r\n".join(lines) + "\r\n\r\n").encode()
 
 
+# Seconds; a server hangs up a connection on which nothing was sent for its linger, by default 0.25 s, during a stop.
+_HELD_UP = 0.1
+
+
 class Connection:
     """One connection of a client; at the end of a ``with`` block it is closed.
+
+    :ivar held_up: whether a busy machine has kept the client from sending its last request at once, after the connect
+        or the last response. The server may have hung up meanwhile, and has lost nothing.
 
     :param patience: seconds that each wait for the server may take; then :exc:`TimeoutError`.
     :param slow: receive into a small buffer, so that a large response stays with the server.
@@ -69,6 +76,8 @@ class Connection:
         self, address: Address, patience: float, *, slow: bool = False, sock: socket.socket | None = None
     ) -> None:
         self._unread = b""
+        self.held_up = False
+        self.ready_at = time.monotonic()  # since when it can send
         self.sock = sock or _new_socket(address)
         try:
             self.sock.settimeout(patience)
@@ -100,7 +109,10 @@ class Connection:
 
     def ask(self, path: str, method: str = "GET", body: bytes = b"", /, **headers: str) -> None:
         """Send one request and do not wait for the response."""
-        self.send(request_head(path, method, len(body), **headers) + body)
+        try:
+            self.send(request_head(path, method, len(body), **headers) + body)
+        finally:
+            self.held_up = time.monotonic() - self.ready_at > _HELD_UP
 
     def get(self, path: str) -> Response:
         """Send one request and read its response."""
@@ -180,7 +192,9 @@ class Connection:
     def response(self) -> Response:
         """Read one whole response."""
         status, headers = self.head()
-        return Response(status, headers, self.body(headers))
+        response = Response(status, headers, self.body(headers))
+        self.ready_at = time.monotonic()
+        return response
 
 
 def _new_socket(address: Address) -> socket.socket:
@@ -214,10 +228,11 @@ def connect_unless_gone(address: Tcp, gone: threading.Event, patience: float) ->
     The kernel drops the SYN of a client that comes while the listener refuses or is full, and the client repeats it a
     second later. If there is no process then, nothing was sent, so nothing is lost.
     """
+    began = time.monotonic()
     sock = _new_socket(address)
     sock.setblocking(False)
     error = sock.connect_ex(address)
-    end = time.monotonic() + patience
+    end = began + patience
     while error == errno.EINPROGRESS and time.monotonic() < end:
         if select.select([], [sock], [], 0.02)[1]:
             error = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
@@ -226,7 +241,9 @@ def connect_unless_gone(address: Tcp, gone: threading.Event, patience: float) ->
     if error or _is_its_own_peer(sock):
         sock.close()
         return None
-    return Connection(address, patience, sock=sock)
+    connection = Connection(address, patience, sock=sock)
+    connection.ready_at = began
+    return connection
 
 
 @dataclass
@@ -283,7 +300,8 @@ class Storm:
                     while self._ask(connection, headers, client) and not self._enough.is_set():
                         pass
                 except (LostError, OSError) as error:
-                    client.lost.append(f"after {client.answered} responses: {error}")
+                    if not connection.held_up:
+                        client.lost.append(f"after {client.answered} responses: {error}")
 
     def _ask(self, connection: Connection, headers: dict[str, str], client: StormClient) -> bool:
         """Send one request; return whether the connection can take another."""

@@ -276,7 +276,8 @@ def test_the_wait_of_the_main_thread_is_bounded() -> None:
         from flask_lifecycle._servers.serving import this_process
         this_process.shutdown._finish = lambda *a: threading.Event().wait(20)
         raise ValueError("boom")
-        """
+        """,
+        covered=False,
     )
     assert (code, said) == (1, [])
     assert "grace period over, leaving at once" in errors
