@@ -204,7 +204,8 @@ def test_a_server_that_is_not_ours_is_drained_by_file(live: Starter, directory: 
         settings={"LIFECYCLE_CONTROL_DIR": str(directory)}, plan={"logging": True},
     )  # fmt: skip
     running.wait_for(lambda: running.addresses, "its listener")
-    assert get(running.address, "/readyz").status == 200
+    # The first probe begins the start-up, and does not wait for it.
+    running.wait_for(lambda: get(running.address, "/readyz").status == 200, "readiness")
     (directory / "drain").touch()
     assert running.wait_gone() == 0
     assert running.hooks() == ["last", "first"]
