@@ -447,6 +447,27 @@ def test_a_stop_while_the_next_child_starts(live: Starter) -> None:
     assert running.hooks() == ["last", "first"] * 2
 
 
+def test_a_stop_while_the_next_child_starts_slowly(live: Starter) -> None:
+    """A stop that was postponed until the child serves waits for its start-up: what waits for it is not refused."""
+    flask = Flask(live, *RELOAD, target="parent")
+    running = flask.running
+    flask.change(
+        "import live_app\nlive_app.event('importing')\nlive_app.pass_gate('import')\n"
+        + APP.format(version=2)
+        + "@lifecycle.on_startup\ndef slow():\n    live_app.event('starting')\n    live_app.pass_gate('start')\n"
+    )
+    running.wait_event("importing")
+    with Connection(flask.address) as one:
+        one.ask("/version")
+        flask.signal()
+        assert not running.gone.wait(0.3)
+        running.open_gate("import")
+        running.wait_event("starting")
+        running.open_gate("start")
+        assert one.answer().body == b"2"
+    assert running.wait_gone() == 0
+
+
 def test_a_change_in_the_middle_of_a_stop(live: Starter) -> None:
     """A change of code while the process stops changes nothing: the request is answered and the process ends."""
     flask = Flask(live, *RELOAD, target="parent")

@@ -148,8 +148,20 @@ class RunSimple:
         if wanted:
             relay.run_in_main_by_sigurg(lambda: relay.replace(wanted))
         if self._postponed is not None:
+            self._await_startups()
             self._process.begin(StopRequest(signal_name(self._postponed), self._postponed))
         return True
+
+    def _await_startups(self) -> None:
+        """Wait for the start-up before a postponed stop, for half of the grace period at most.
+
+        Interleavings: the stop begins after the start-up, and answers the connections in the listener's queue. Or it
+        begins while the start-up runs: then the application refuses all of them, because it has not started.
+        """
+        members = self._process.applications()
+        end = time.monotonic() + min((member.settings.grace_period for member in members), default=0.0) / 2
+        for member in members:
+            member.startup.over.wait(max(0.0, end - time.monotonic()))
 
     def _take_server(self, reloads: bool) -> bool:
         server = self._find_server()
