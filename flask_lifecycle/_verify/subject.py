@@ -118,6 +118,11 @@ class ServerProcess:
             return b"".join(self._log).decode(errors="replace")
 
     @property
+    def lasted(self) -> float:
+        """Seconds from the last signal to the end of the process."""
+        return self.gone_at - self.signalled_at
+
+    @property
     def last_line(self) -> str:
         lines = [line.strip() for line in self.log.splitlines() if line.strip()]
         return lines[-1][:200] if lines else "it printed nothing"

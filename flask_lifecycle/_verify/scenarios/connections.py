@@ -13,8 +13,7 @@ def _hold_connections(trial: Trial, count: int, *, asked: bool) -> str:
             client.get(trial.path("fast"))
     trial.stop()
     trial.exit(trial.grace / 2)
-    lasted = trial.subject.gone_at - trial.subject.signalled_at
-    return f"gone after {lasted:.1f} s"
+    return f"gone after {trial.subject.lasted:.1f} s"
 
 
 @scenario(

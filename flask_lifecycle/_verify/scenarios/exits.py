@@ -20,7 +20,7 @@ def exit_code(trial: Trial) -> str:
     code = trial.exit()
     if code:
         raise BrokenError(f"exit code {code}")
-    return f"0 after {trial.subject.gone_at - trial.subject.signalled_at:.1f} s"
+    return f"0 after {trial.subject.lasted:.1f} s"
 
 
 @scenario(
@@ -35,6 +35,12 @@ def failed_hook(trial: Trial) -> str:
     return f"exit code {code}"
 
 
+def _gone_in_time(trial: Trial) -> str:
+    trial.stop()
+    code = trial.exit()
+    return f"exit code {code} after {trial.subject.lasted:.1f} s"
+
+
 @scenario(
     "exit/hung-request", STARTED, "slow",
     promise="The process is gone within the grace period although a request does not end.",
@@ -42,9 +48,7 @@ def failed_hook(trial: Trial) -> str:
 )  # fmt: skip
 def hung_request(trial: Trial) -> str:
     trial.begin("slow", trial.grace + 60)
-    trial.stop()
-    code = trial.exit()
-    return f"exit code {code} after {trial.subject.gone_at - trial.subject.signalled_at:.1f} s"
+    return _gone_in_time(trial)
 
 
 @scenario(
@@ -54,9 +58,7 @@ def hung_request(trial: Trial) -> str:
 )  # fmt: skip
 def thread_left(trial: Trial) -> str:
     trial.check(trial.connect().get(trial.path("thread")), "thread")
-    trial.stop()
-    code = trial.exit()
-    return f"exit code {code} after {trial.subject.gone_at - trial.subject.signalled_at:.1f} s"
+    return _gone_in_time(trial)
 
 
 @scenario(

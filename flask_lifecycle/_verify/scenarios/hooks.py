@@ -65,7 +65,7 @@ def _others_run(trial: Trial, hook: str) -> str:
         raise BrokenError("the process has gone and no on_shutdown function has run")
     if not trial.subject.recorded("shutdown"):
         raise BrokenError(f"one on_shutdown function {hook}, and the other has not run")
-    return f"the other ran; gone after {trial.subject.gone_at - trial.subject.signalled_at:.1f} s"
+    return f"the other ran; gone after {trial.subject.lasted:.1f} s"
 
 
 @scenario(
