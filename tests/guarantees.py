@@ -10,7 +10,6 @@ which writes the tables of ``README.md`` and ``docs/guarantees.md``. ``tests/tes
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -18,9 +17,11 @@ from typing import NamedTuple
 from flask_lifecycle._core.server import ACCEPTED, ALL_CONNECTIONS, STARTED
 from flask_lifecycle._verify.runner import BROKEN, CLAIMS, NOT_CHECKED
 from flask_lifecycle._verify.scenarios.catalogue import LEVELS
+from tests._pages import replaced
 from tests.catalogue.servers import results
 
 ROOT = Path(__file__).parent.parent
+PROGRAM = "python -m tests.guarantees"
 
 # What may be guaranteed: the head of its column in the documents, and the scenarios of verify that show it.
 GUARANTEES: dict[str, tuple[str, tuple[str, ...]]] = {
@@ -294,19 +295,11 @@ def _table(rows: list[list[str]]) -> str:
 TABLES = {"README.md": short_table, "docs/guarantees.md": long_tables}
 
 
-def replaced(text: str, tables: str) -> str:
-    """A document with these tables between its two marks."""
-    marked = re.compile(
-        r"(?<=^<!-- python -m tests.guarantees writes this -->\n\n).*?(?=\n<!-- end -->$)", re.DOTALL | re.MULTILINE
-    )
-    return marked.sub(lambda _match: tables, text, count=1)
-
-
 def main() -> None:
     """Write the tables."""
     for name, table in TABLES.items():
         path = ROOT / name
-        path.write_text(replaced(path.read_text(encoding="utf-8"), table()), encoding="utf-8")
+        path.write_text(replaced(path.read_text(encoding="utf-8"), PROGRAM, table()), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -13,8 +13,9 @@ import pytest
 
 from flask_lifecycle._verify.runner import BROKEN, HOLDS
 from flask_lifecycle._verify.scenarios import CATALOGUE
+from tests._pages import replaced
 from tests.catalogue.servers import COMMANDS, results
-from tests.guarantees import GUARANTEES, ROOT, SERVERS, TABLES, Server, included, level, replaced
+from tests.guarantees import GUARANTEES, PROGRAM, ROOT, SERVERS, TABLES, Server, included, level
 
 # Longest first: the name of one may be a part of another's.
 PARAMETERS = sorted({"waitress", "werkzeug", *(each.parameter for each in SERVERS.values() if each.parameter)}, key=len)
@@ -107,7 +108,7 @@ def test_the_tables_are_up_to_date(document: str) -> None:
     """The documents have the tables that ``python -m tests.guarantees`` writes."""
     text = (ROOT / document).read_text(encoding="utf-8")
     assert TABLES[document]() in text
-    assert replaced(text, TABLES[document]()) == text
+    assert replaced(text, PROGRAM, TABLES[document]()) == text
 
 
 def test_a_test_that_is_not_one_is_found() -> None:

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 from flask_lifecycle._verify.scenarios import CATALOGUE
+from tests._pages import replaced
 
 PAGE = Path(__file__).parent.parent.parent / "docs" / "verify.md"
 
 
-def replaced(text: str) -> str:
+def updated(text: str) -> str:
     """The page with the table of the catalogue."""
     rows = ["| scenario | promise | what holds | why it matters |", "|---|---|---|---|"]
     rows += [f"| `{each.name}` | {each.level} | {each.promise} | {each.why} |" for each in CATALOGUE.values()]
-    pattern = r"(<!-- python -m tests.verify.page writes this -->\n).*?(<!-- end -->)"
-    return re.sub(pattern, lambda match: f"{match[1]}\n" + "\n".join(rows) + f"\n\n{match[2]}", text, flags=re.DOTALL)
+    return replaced(text, "python -m tests.verify.page", "\n".join(rows) + "\n")
 
 
 if __name__ == "__main__":
-    PAGE.write_text(replaced(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+    PAGE.write_text(updated(PAGE.read_text(encoding="utf-8")), encoding="utf-8")

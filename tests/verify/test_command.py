@@ -18,7 +18,7 @@ from flask_lifecycle import Lifecycle
 from flask_lifecycle._verify.command import commands
 from flask_lifecycle._verify.scenarios import CATALOGUE
 
-from .page import PAGE, replaced
+from .page import PAGE, updated
 
 BREAKING = str(Path(__file__).with_name("breaking_server.py"))
 BOUND = 60.0
@@ -39,7 +39,7 @@ def test_the_list() -> None:
 def test_the_page() -> None:
     """``docs/verify.md`` has the catalogue of the code."""
     text = PAGE.read_text(encoding="utf-8")
-    assert replaced(text) == text
+    assert updated(text) == text
 
 
 @pytest.mark.parametrize(
