@@ -48,16 +48,29 @@ def waitress_serve(app: str, threads: int | None, options: Sequence[str]) -> lis
 
 # Servers that know nothing of the package and take the options of ``flask lifecycle run``.
 THEIRS = {"waitress-serve": waitress_serve}
-_UVICORN = ("--interface", "wsgi", "--host", "127.0.0.1", "--port", "{port}", "live_app:app")
-# Those that do not, with ``init_app`` alone.
+_UVICORN = (
+    "--interface", "wsgi", "--host", "127.0.0.1", "--port", "{port}", "--timeout-keep-alive", "60", "live_app:app",
+)  # fmt: skip
+_HYPERCORN = ("--workers", "0", "--bind", "127.0.0.1:{port}", "--keep-alive", "60", "wsgi:live_app:app")
+# Those that do not, with ``init_app`` alone. By default some close a connection that was idle for less than PATIENCE.
 ALONE = {
     "flask-run": ("-m", "flask", "--app", "live_app.py", "run", "--no-reload", "-p", "{port}"),
     "cheroot-alone": ("started_by_others.py", "cheroot", "{port}"),
-    "cheroot-command": ("-m", "cheroot", "live_app:app", "--bind", "127.0.0.1:{port}", "--threads", "4"),
+    "cheroot-command": (
+        "-m",
+        "cheroot",
+        "live_app:app",
+        "--bind",
+        "127.0.0.1:{port}",
+        "--threads",
+        "4",
+        "--timeout",
+        "60",
+    ),
     "gevent-alone": ("started_by_others.py", "gevent", "{port}"),
     "uvicorn": ("-m", "uvicorn", *_UVICORN),
     "uvicorn-native": ("-c", "import sys; sys.modules['a2wsgi'] = None; import uvicorn; uvicorn.main()", *_UVICORN),
-    "hypercorn": ("-m", "hypercorn", "--workers", "0", "--bind", "127.0.0.1:{port}", "wsgi:live_app:app"),
+    "hypercorn": ("-m", "hypercorn", *_HYPERCORN),
     "granian": ("-m", "granian", "--interface", "wsgi", "--port", "{port}", "live_app:app"),
 }
 

@@ -20,7 +20,7 @@ from ._traffic import Kind, Traffic, address_of, wait_guarantee
 from .test_probes import PROBE_LISTENER, probe_address
 
 WITHOUT_A2WSGI = "import sys; sys.modules['a2wsgi'] = None; import uvicorn; uvicorn.main()"
-UVICORN = ("--interface", "wsgi", "--host", "127.0.0.1", "--port", "0", "live_app:app")
+UVICORN = ("--interface", "wsgi", "--host", "127.0.0.1", "--port", "0", "--timeout-keep-alive", "60", "live_app:app")
 TOKEN = "a token of sixteen and more"
 # Longer than a client takes to ask over a connection that has been idle.
 LINGER = {"LIFECYCLE_KEEPALIVE_LINGER": 2.0}
@@ -212,7 +212,9 @@ def test_hypercorns_workers_answer_what_they_have(live: Starter, stack: contextl
     """
     settings = {**LINGER, "LIFECYCLE_SHUTDOWN_DELAY": 0.5}
     command = documented("hypercorn", free_port())
-    running = start(live, *command, "--workers", "2", "--graceful-timeout", "1", settings=settings)
+    running = start(
+        live, *command, "--workers", "2", "--graceful-timeout", "1", "--keep-alive", "60", settings=settings
+    )
     running.wait_for(lambda: (get(address_of(running), "/fast"), running.log.count("-> READY") == 2)[1], "both workers")
     wait_guarantee(running, "hypercorn", "accepted", workers=2)
     traffic = Traffic(running, stack, Kind(slots=4, pipelines=False, chunks=False))

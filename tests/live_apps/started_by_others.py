@@ -15,7 +15,7 @@ if __name__ == "__main__":
     if kind == "cheroot":
         from cheroot.wsgi import Server
 
-        server = Server(("127.0.0.1", port), app, numthreads=4)
+        server = Server(("127.0.0.1", port), app, numthreads=4, timeout=60)
         print("starting", flush=True)
         server.start()
     else:
