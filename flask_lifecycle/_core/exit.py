@@ -44,6 +44,7 @@ from typing import TYPE_CHECKING
 from .report import ShutdownReport, signal_name
 from .shutdown import End, StopRequest
 from .signals import die_by, interrupt_main
+from .stacks import callers, collector_paused
 from .state import logger
 
 if TYPE_CHECKING:
@@ -388,10 +389,9 @@ def _flush_files() -> None:
 
 def _where_main_is() -> str:
     """The outermost function of another module that the main thread runs, for a log line; empty if there is none."""
-    frame, outermost = sys._current_frames().get(threading.main_thread().ident or 0), None
-    while frame is not None:
-        outermost = outermost if frame.f_globals is globals() else frame
-        frame = frame.f_back
+    with collector_paused():
+        frames = callers(sys._current_frames().get(threading.main_thread().ident or 0))
+        outermost = next((each for each in reversed([*frames]) if each.f_globals is not globals()), None)
     if outermost is None:
         return ""
     return f": '{outermost.f_code.co_name}' ({outermost.f_code.co_filename}, line {outermost.f_lineno})"

@@ -22,10 +22,11 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from types import CodeType, CoroutineType, FrameType, FunctionType
+from types import CodeType, CoroutineType, FunctionType
 from typing import Any
 
 from .._core.fork import renew_in_children
+from .._core.stacks import calls_of, collector_paused
 from . import sockets
 from .adapter import Adapter
 
@@ -167,7 +168,7 @@ def main_listeners() -> Iterator[list[socket.socket]]:
         yield list(found.values())
 
 
-# -- objects and frames -------------------------------------------------------------------------------------------
+# -- objects and calls --------------------------------------------------------------------------------------------
 
 
 def instances(kind: type) -> list[Any]:
@@ -192,15 +193,12 @@ def _referrers(*things: object) -> list[Any]:
     # Users freeze before they fork, so that no collection writes to the pages that workers share. unfreeze() and
     # freeze() only join lists, and get_referrers() only reads, but a collection in between would write. This also
     # freezes objects made since the user's freeze, so the collector never frees cycles of those.
-    enabled = gc.isenabled()
-    gc.disable()
-    gc.unfreeze()
-    try:
-        return gc.get_referrers(*things)
-    finally:
-        gc.freeze()
-        if enabled:
-            gc.enable()
+    with collector_paused():
+        gc.unfreeze()
+        try:
+            return gc.get_referrers(*things)
+        finally:
+            gc.freeze()
 
 
 def _derived(kind: type[Any]) -> Iterator[type[Any]]:
@@ -212,17 +210,7 @@ def _derived(kind: type[Any]) -> Iterator[type[Any]]:
 def inside(function: FunctionType, **having: object) -> list[int]:
     """The threads that run a Python function with these values of local variables."""
     return [
-        ident
-        for ident, frame in frames_of(function.__code__)
-        if all(frame.f_locals.get(name) is value for name, value in having.items())
+        call.thread
+        for call in calls_of(function.__code__)
+        if all(call.variables.get(name) is value for name, value in having.items())
     ]
-
-
-def frames_of(code: CodeType) -> Iterator[tuple[int, FrameType]]:
-    """The frames that run a code object, each with its thread."""
-    for ident, innermost in sys._current_frames().items():
-        frame: FrameType | None = innermost
-        while frame is not None:
-            if frame.f_code is code:
-                yield ident, frame
-            frame = frame.f_back

@@ -8,11 +8,13 @@ handler is one already. Later events are not found; disconnect the clients in ``
 
 from __future__ import annotations
 
+import itertools
 import sys
 import threading
-from types import FrameType
+from types import CodeType
 from typing import Any
 
+from .._core.stacks import callers, collector_paused
 from .._core.work import Work, WorkLedger
 
 _RUN = threading.Thread.run.__code__
@@ -23,21 +25,24 @@ def await_events(ledger: WorkLedger) -> None:
     handle = getattr(getattr(sys.modules.get("socketio"), "Server", None), "_handle_event_internal", None)
     if handle is None:
         return
-    frames = sys._current_frames()
+    events = _calls_by_threads(handle.__code__)
     for thread in threading.enumerate():
-        frame = _called_by_thread(frames.get(thread.ident or 0))
-        if frame is not None and frame.f_code is handle.__code__ and not ledger.done_by(thread):
-            data: Any = frame.f_locals.get("data") or [""]
+        if thread.ident in events and not ledger.done_by(thread):
+            data: Any = events[thread.ident].get("data") or [""]
             work = Work(ledger, f"Socket.IO event {data[0]}", {})
             work.thread = work.inside = thread
             threading.Thread(target=_end_with, args=(work, thread), name="lifecycle-event", daemon=True).start()
 
 
-def _called_by_thread(frame: FrameType | None) -> FrameType | None:
-    """The frame of a thread's target function, on the stack that ends in this frame."""
-    while frame is not None and (frame.f_back is None or frame.f_back.f_code is not _RUN):
-        frame = frame.f_back
-    return frame
+def _calls_by_threads(target: CodeType) -> dict[int, dict[str, Any]]:
+    """The threads whose target function this is, each with the variables of that call."""
+    with collector_paused():
+        return {
+            ident: dict(frame.f_locals)
+            for ident, innermost in sys._current_frames().items()
+            for frame, caller in itertools.pairwise(callers(innermost))
+            if frame.f_code is target and caller.f_code is _RUN
+        }
 
 
 def _end_with(work: Work, thread: threading.Thread) -> None:

@@ -47,9 +47,10 @@ from werkzeug.serving import LISTEN_QUEUE, BaseWSGIServer, ThreadedWSGIServer, W
 
 from ..._core.inflight import Load, RequestInfo
 from ..._core.server import STARTED
+from ..._core.stacks import calls_of
 from .. import bind, sockets
 from ..adapter import STARTED_HERE, Adapter, ConnectionAdapter, attach
-from ..discovery import frames_of, instances
+from ..discovery import instances
 from ..listener import Listener, silence, silent_pipe
 from ..wsgi import guarded
 from . import run_simple
@@ -161,7 +162,7 @@ class Werkzeug(ConnectionAdapter):
         self._answered = _find_answered()
         children = [pid for server in self._servers for pid in _children(server)]
         # Servers whose loop has accepted a connection, or is about to, and has not listed it yet.
-        accepted = [frame.f_locals.get("self") for _, frame in frames_of(_ACCEPT) if _is_coming(frame)]
+        accepted = [call.variables.get("self") for call in calls_of(_ACCEPT) if _is_coming(call.variables)]
         coming = [server for server in self._servers if server in accepted]
         return [*children, *coming, *_handshakes(), *(sock for each in self._open for sock in each.handlers.copy())]
 
@@ -231,7 +232,7 @@ class Werkzeug(ConnectionAdapter):
 
 
 def _threads_in_loop(server: Any) -> list[int]:
-    return [ident for ident, frame in frames_of(_LOOP) if frame.f_locals.get("self") is server]
+    return [call.thread for call in calls_of(_LOOP) if call.variables.get("self") is server]
 
 
 class _Connections:
@@ -293,9 +294,9 @@ _LOOP = BaseServer.serve_forever.__code__
 _ACCEPT = BaseServer._handle_request_noblock.__code__  # type: ignore[attr-defined]
 
 
-def _is_coming(frame: FrameType) -> bool:
+def _is_coming(variables: dict[str, Any]) -> bool:
     """Whether the loop has, or may have, a connection that is not tracked yet."""
-    server, request = frame.f_locals["self"], frame.f_locals.get("request")
+    server, request = variables["self"], variables.get("request")
     known = vars(server).get("lifecycle_connections")
     return known is not None and not isinstance(server, ForkingMixIn) and request not in known.handlers
 
@@ -310,13 +311,13 @@ _EXECUTE = _nested(WSGIRequestHandler.run_wsgi.__code__, "execute")
 
 def _find_answered() -> list[Any]:
     """The handlers that have answered, and read what else the client sends."""
-    return [frame.f_locals.get("self") for _, frame in frames_of(_EXECUTE) if "selector" in frame.f_locals]
+    return [call.variables.get("self") for call in calls_of(_EXECUTE) if "selector" in call.variables]
 
 
 def _handshakes() -> list[tuple[str, Any]]:
     """The connections in a TLS handshake with a server's thread."""
     handshake = getattr(getattr(sys.modules.get("ssl"), "SSLSocket", None), "do_handshake", None)
-    found = [] if handshake is None else [frame.f_locals["self"] for _, frame in frames_of(handshake.__code__)]
+    found = [] if handshake is None else [call.variables["self"] for call in calls_of(handshake.__code__)]
     # In other handshakes the application is the client.
     return [("handshake", sock) for sock in found if sock.server_side]
 

@@ -39,11 +39,12 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from types import CodeType, FrameType
+from types import CodeType
 from typing import TYPE_CHECKING, Any
 
 from ..._core.report import signal_name
 from ..._core.shutdown import StopRequest
+from ..._core.stacks import callers, calls_of
 
 if TYPE_CHECKING:
     from ..._core.process import Process
@@ -223,10 +224,10 @@ class Parent:
 
 def role() -> str:
     """The role of this process: ``alone`` (no reloader), ``parent`` or ``child``; empty outside of ``run_simple``."""
-    frame = _run_simple_frame()
-    if frame is None:
+    variables = _run_simple()
+    if variables is None:
         return ""
-    if not frame.f_locals.get("use_reloader"):
+    if not variables.get("use_reloader"):
         return ALONE
     return CHILD if os.environ.get("WERKZEUG_RUN_MAIN") == "true" else PARENT
 
@@ -246,7 +247,7 @@ def is_starting_child() -> bool:
 def forks_for_request() -> bool:
     """Whether the calling thread forks, or has just been forked, to answer one request (``processes=``)."""
     kind = getattr(sys.modules.get("socketserver"), "ForkingMixIn", None)
-    return kind is not None and _caller(sys._getframe(), kind.process_request.__code__) is not None
+    return kind is not None and any(frame.f_code is kind.process_request.__code__ for frame in callers(sys._getframe()))
 
 
 def signal_parent() -> None:
@@ -259,20 +260,15 @@ def _reloader_handles(signum: int) -> bool:
     return getattr(signal.getsignal(signum), "__module__", None) == "werkzeug._reloader"
 
 
-def _run_simple_frame() -> FrameType | None:
+def _run_simple() -> dict[str, Any] | None:
     serving = sys.modules.get("werkzeug.serving")
-    return None if serving is None else _main_frame(serving.run_simple.__code__)
+    return None if serving is None else _main_call(serving.run_simple.__code__)
 
 
-def _main_frame(code: CodeType) -> FrameType | None:
-    """The frame of the main thread that runs a code object."""
-    return _caller(sys._current_frames().get(threading.main_thread().ident or 0), code)
-
-
-def _caller(frame: FrameType | None, code: CodeType) -> FrameType | None:
-    while frame is not None and frame.f_code is not code:
-        frame = frame.f_back
-    return frame
+def _main_call(code: CodeType) -> dict[str, Any] | None:
+    """The variables of a code object that the main thread runs; ``None`` if it does not run it."""
+    calls = calls_of(code, threading.main_thread().ident)
+    return calls[0].variables if calls else None
 
 
 # -- the reloader's parent --------------------------------------------------------------------------------------------
@@ -282,8 +278,8 @@ def _child() -> Any:
     """The process that the main thread waits for, if any."""
     import subprocess  # the reloader has imported it
 
-    frame = _main_frame(subprocess.call.__code__)
-    return None if frame is None else frame.f_locals.get("p")
+    variables = _main_call(subprocess.call.__code__)
+    return None if variables is None else variables.get("p")
 
 
 def _handles_sigterm(pid: int) -> bool:
@@ -300,8 +296,7 @@ def _handles_sigterm(pid: int) -> bool:
 
 def _close_listener(*, if_child_does: bool = False) -> None:
     """Close the parent's copy of the listener; the child has a descriptor of its own."""
-    frame = _run_simple_frame()
-    server = None if frame is None else frame.f_locals.get("srv")
+    server = (_run_simple() or {}).get("srv")
     if server is None or server.socket.fileno() < 0:
         return
     if not if_child_does or not os.get_blocking(server.socket.fileno()):
