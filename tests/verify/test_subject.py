@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import signal
+import socket
 import sys
 from pathlib import Path
+from typing import Any, ClassVar, cast
 
+import pytest
+
+from flask_lifecycle._verify.scenarios.probes import status_of
 from flask_lifecycle._verify.subject import Subject
+from flask_lifecycle._verify.trial import Trial
 
 # Its child says after a moment that it is ready.
 TWO_WORKERS = """
@@ -34,3 +41,22 @@ def test_all_workers_are_waited_for(tmp_path: Path) -> None:
         assert [event.pid for event in subject.recorded("ready")] == subject.children()
     finally:
         subject.end()
+
+
+class Listening:
+    """As much of a process under test as a probe needs."""
+
+    address = ("127.0.0.1", 1)
+    patience = 1.0
+    settings: ClassVar[dict[str, Any]] = {}
+
+
+def test_a_probe_that_is_reset_while_it_connects_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A listener that is closed between the handshake and the return of ``connect`` is seen as gone."""
+
+    def reset(*_args: object) -> None:
+        raise ConnectionResetError
+
+    monkeypatch.setattr(socket.socket, "connect", reset)
+    trial = Trial(cast("Subject", Listening()), {"ready": "/"}, number=signal.SIGTERM, grace=1.0)
+    assert status_of(trial, "ready") == 0

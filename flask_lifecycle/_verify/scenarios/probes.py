@@ -9,8 +9,8 @@ from ..trial import BrokenError, NotCheckedError, Trial
 from .catalogue import ACCEPTED, BEYOND, STARTED, scenario
 
 
-def _probe(trial: Trial, kind: str) -> int:
-    """The status, on the probe listener if there is one; 0 if no connection is made.
+def status_of(trial: Trial, kind: str) -> int:
+    """The status of a probe, on the probe listener if there is one; 0 if no connection is made.
 
     :raises LostError: a probe was lost.
     """
@@ -28,7 +28,7 @@ def _probe(trial: Trial, kind: str) -> int:
     why="A load balancer that is not told keeps sending requests to a process that is about to end.",
 )  # fmt: skip
 def ready_fails(trial: Trial) -> str:
-    if _probe(trial, "ready") != 200:
+    if status_of(trial, "ready") != 200:
         raise BrokenError("readiness was not 200 before the stop")
     client = trial.begin("slow", 2)
     trial.stop()
@@ -36,7 +36,7 @@ def ready_fails(trial: Trial) -> str:
     status = 200
     while status == 200 and time.monotonic() < end:
         try:
-            status = _probe(trial, "ready")
+            status = status_of(trial, "ready")
         except LostError:
             status = 0
     trial.expect(client, "slow")
@@ -56,7 +56,7 @@ def live_holds(trial: Trial) -> str:
     statuses: list[int] = []
     while not trial.subject.recorded("end") and not trial.subject.gone.is_set() and len(statuses) < 50:
         try:
-            statuses.append(_probe(trial, "live"))
+            statuses.append(status_of(trial, "live"))
         except (LostError, TimeoutError):
             break  # the listener was closed under the probe, which "accept" judges
         if statuses[-1] not in (0, 200):
@@ -83,7 +83,7 @@ def live_after_close(trial: Trial) -> str:
         time.sleep(0.2)
     if not closed or subject.recorded("end"):
         raise NotCheckedError("the main listener stays open while the last request runs")
-    if (status := _probe(trial, "live")) != 200:
+    if (status := status_of(trial, "live")) != 200:
         raise BrokenError(f"status {status}" if status else "the probe listener refuses connections")
     trial.expect(client, "slow")
     return "answered"
@@ -92,7 +92,7 @@ def live_after_close(trial: Trial) -> str:
 def _must_answer_meanwhile(trial: Trial) -> str:
     """Liveness answers before any of the requests has ended."""
     try:
-        status = _probe(trial, "live")
+        status = status_of(trial, "live")
     except TimeoutError:
         status = 0
     ended = len(trial.subject.recorded("end"))
