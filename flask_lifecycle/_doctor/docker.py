@@ -50,27 +50,16 @@ class _Stage:
         self.label = f"stage '{name}'" if name else "image"
         self.forms: dict[str, _Form] = dict(base.forms) if base else {}
         self.values: dict[str, Value] = dict(base.values) if base else {}
-        self._env: dict[str, Value] = {}
-        self._base = base
+        self.env: dict[str, Value] = dict(base.env) if base else {}
         self._shell: tuple[str, ...] = base._shell if base else _SHELL
         self._own_command = False
-
-    @property
-    def env(self) -> dict[str, Value]:
-        """The environment with that of the stages below. No stage copies it: there may be thousands of both."""
-        stages: list[_Stage] = []
-        stage: _Stage | None = self
-        while stage is not None:
-            stages.append(stage)
-            stage = stage._base
-        return {key: value for each in reversed(stages) for key, value in each._env.items()}
 
     def add(self, keyword: str, value: Value, notes: Notes) -> None:
         """Add an instruction."""
         if keyword == "SHELL":
             self._shell = _words(value) or self._shell
         elif keyword == "ENV":
-            self._env.update(_environment(value))
+            self.env.update(_environment(value))
         elif keyword in ("STOPSIGNAL", "EXPOSE", "HEALTHCHECK"):
             self.values[keyword] = value
         elif keyword in ("CMD", "ENTRYPOINT"):

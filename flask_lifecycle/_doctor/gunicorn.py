@@ -12,10 +12,8 @@ import warnings
 from collections.abc import Iterator
 
 from .model import OK, Case, Finding, Notes, Number, Workload
-from .source import UnreadableError, Value, check_size
+from .source import UnreadableError, Value
 
-# A syntax tree takes about a hundred times the size of the text, and a configuration has a few hundred lines.
-_LARGEST = 64_000
 # gunicorn's own default.
 _DEFAULT = 30.0
 # The hooks of flask_lifecycle.gunicorn.
@@ -32,7 +30,6 @@ def read_gunicorn(text: str, notes: Notes) -> list[Workload]:
 
     :raises UnreadableError: it is not Python.
     """
-    check_size(text, _LARGEST, "The configuration of gunicorn")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about the file

@@ -33,8 +33,6 @@ _CLOSING = {"", "fi", "done", "esac", "}"}
 _SLEEP = re.compile(r"(?<![\w-])sleep[ \t]+([0-9]+(?:\.[0-9]+)?)([smh]?)")
 _FACTORS = {"": 1, "s": 1, "m": 60, "h": 3600}
 _VARIABLE = "$"
-# MAX_ARG_STRLEN of Linux: a longer command cannot be started.
-_LONGEST_ARGUMENT = 128 * 1024
 # As gunicorn reads it; neither "unix:" nor "fd://" nor a variable.
 _BIND = re.compile(r"(?:tcp://)?(?:\[([0-9a-fA-F:.]+)\]|([\w.-]*))(?::([0-9]{1,5}))?")
 _URL = re.compile(r"https?://[^\s'\"|)]+")
@@ -133,8 +131,6 @@ class Command:
 
 def split(text: str) -> tuple[str, ...]:
     """The words of a shell script, roughly: unmatched quotes are ignored."""
-    if len(text) > _LONGEST_ARGUMENT:  # shlex takes quadratic time
-        return tuple(text.split())
     try:
         return tuple(shlex.split(text))
     except ValueError:
