@@ -1,7 +1,7 @@
-"""What a stop loses elsewhere: ``flask lifecycle verify`` on other servers and libraries, and on this package.
+"""What a shutdown loses elsewhere: ``flask lifecycle verify`` on other servers and libraries, and on this package.
 
 Each server is stopped in every scenario of ``verify``, the scenarios of the family ``accept`` several times, because
-bare servers lose requests in some of those stops and not in others. A server's own option for a graceful stop gets
+bare servers lose requests in some shutdowns and not in others. A server's own option for a graceful shutdown gets
 nineteen of the twenty seconds that are allowed. Prints the tables, and with ``--write`` writes them into
 ``docs/peers.md`` and ``README.md``. Takes about twenty-five minutes::
 
@@ -34,7 +34,7 @@ ROOT = HERE.parent
 PAGE = ROOT / "docs" / "peers.md"
 SCRIPT = Path(__file__).name
 BIN = Path(sys.executable).parent
-GRACE = 20.0  # seconds that a stop may take
+GRACE = 20.0  # seconds that a shutdown may take
 REPEATS = 5  # of the scenarios of the family accept
 FAMILIES = ("accept", "in-flight", "connections", "probes", "exit")
 WORK = (
@@ -220,8 +220,8 @@ def family_table(results: Results) -> str:
 
 
 def often(runs: Counter[str]) -> str:
-    """In how many of the stops it was broken, if not in all."""
-    return f" ({runs['broken']} of {runs.total()} stops)" if runs["holds"] else ""
+    """In how many of the shutdowns it was broken, if not in all."""
+    return f" ({runs['broken']} of {runs.total()} shutdowns)" if runs["holds"] else ""
 
 
 def question_table(results: Results) -> str:

@@ -1,4 +1,4 @@
-"""Hooks for ``gunicorn.conf.py``, which make a stop of gunicorn drop no requests::
+"""Hooks for ``gunicorn.conf.py``, with which a shutdown of gunicorn drops no requests::
 
     from flask_lifecycle.gunicorn import *
 

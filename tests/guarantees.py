@@ -157,7 +157,7 @@ SERVERS = {
     ),
     "gunicorn's gevent worker": Server(
         "gevent; the same import in `gunicorn.conf.py`", "gunicorn.worker:HookedWorker", ALL_CONNECTIONS,
-        "a stop takes up to two seconds longer",
+        "a shutdown takes up to two seconds longer",
         cells(
             _GUNICORN, busy=f"{_YIELDS} (also on the probe listener)", readiness="yes, in all workers at once",
             held=_FIRST_OF_A_PIPELINE, late="served for at most one more second", hooks="yes, once in each worker",

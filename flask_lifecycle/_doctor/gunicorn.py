@@ -127,7 +127,7 @@ def hooks(case: Case) -> Iterator[Finding]:
     """The file has our hooks, and a function that replaces one calls it."""
     work = case.workload
     if "hooks" not in work.options:
-        text = "the hooks of flask_lifecycle are missing, so connections in the accept queue are lost in a stop"
+        text = "the hooks of flask_lifecycle are missing, so connections in the accept queue are lost during a shutdown"
         yield case.warning("gunicorn-hooks", work.line, text, f"add 'from {_MODULE} import *'")
         return
     for name in HOOKS:

@@ -169,7 +169,7 @@ After=network-online.target
 [Service]
 Type=notify
 ExecStart=/usr/bin/env {" ".join(plan.command("127.0.0.1"))}
-# {plan.budget}; the process asks systemd for the time of a stop as well
+# {plan.budget}; during a shutdown the process extends this limit itself
 TimeoutStopSec={plan.limit}
 # children get no signal while the application drains
 KillMode=mixed{signal}

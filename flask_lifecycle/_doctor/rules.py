@@ -45,7 +45,7 @@ def fits(case: Case) -> Iterator[Finding]:
     else:
         wanted = math.floor(needed) + 1
         yield case.error(
-            "grace-period", work.limit.line, f"{limit}, and a stop may take {total}",
+            "grace-period", work.limit.line, f"{limit}, but a shutdown may take {total}",
             f"set it to {wanted} or more{_lower(case, before)}", work.limit.value, wanted,
         )  # fmt: skip
 
@@ -87,7 +87,7 @@ def probe_grace(case: Case) -> Iterator[Finding]:
         if own and own.given and own.value <= needed:
             yield case.error(
                 "grace-period", own.line,
-                f"{probe.name} has its own terminationGracePeriodSeconds of {own.value:g} s, and a stop may take"
+                f"{probe.name} has its own terminationGracePeriodSeconds of {own.value:g} s, but a shutdown may take"
                 f" {needed:g} s",
                 f"set it to {math.floor(needed) + 1} or more, or remove it", own.value, math.floor(needed) + 1,
             )  # fmt: skip
@@ -201,7 +201,7 @@ def probe_ports(case: Case) -> Iterator[Finding]:
             text = f"{probe.name} asks port {port}, where nothing listens: the application is on {where}"
             yield case.error("probe-port", line, text, f"set its port to {own or main}", port, own or main)
         elif own and port != own and probe.kind == "liveness":
-            text = f"{probe.name} asks port {port}, which is closed in a stop and busy under load"
+            text = f"{probe.name} asks port {port}, which is closed during a shutdown and busy under load"
             yield case.warning("probe-port", line, text, f"set its port to LIFECYCLE_PROBE_PORT, {own}", port, own)
         if own and port == own and probe.scheme == "HTTPS":
             text = f"{probe.name} uses HTTPS for the probe listener, which speaks HTTP"

@@ -137,7 +137,7 @@ def _count_around(around: WSGIApplication, ledger: Ledger) -> WSGIApplication:
         if warned.acquire(blocking=False):  # once
             names = " around ".join(layers(around))
             logger.warning(
-                "%s answers requests by itself, around the application, and a stop waits for them;"
+                "%s answers requests by itself, around the application, and a shutdown waits for them;"
                 " end them in an on_drain function, and call init_app after it.",
                 names, extra={"lifecycle_around": names},
             )  # fmt: skip

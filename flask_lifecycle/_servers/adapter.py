@@ -260,6 +260,6 @@ def warn_of_limit(whose: str, option: str, limit: float | None, process: Process
     needed = max(member.settings.grace_period for member in process.applications())
     if limit is not None and limit < needed:
         logger.warning(
-            "%s '%s' is %g s, and a stop may take %g s; set it to %.0f, or a shorter 'LIFECYCLE_GRACE_PERIOD'.",
+            "%s '%s' is %g s, but a shutdown may take %g s; set it to %.0f, or a shorter 'LIFECYCLE_GRACE_PERIOD'.",
             whose, option, limit, needed, -(-needed // 1), extra={"lifecycle_limit": needed},
         )  # fmt: skip

@@ -157,7 +157,7 @@ def commands(_load: Callable[[Any], Any]) -> dict[str, click.Command]:
     )  # fmt: skip
     @click.option(
         "--grace", type=click.FloatRange(1, 3600), default=None, metavar="SECONDS",
-        help="How long a stop may take.  [default: the application's grace period]",
+        help="How long a shutdown may take.  [default: the application's grace period]",
     )  # fmt: skip
     @click.option(
         "--timeout", type=click.FloatRange(1, 3600), default=30.0, show_default=True, metavar="SECONDS",

@@ -99,7 +99,7 @@ class Trial:
         if not self.records(kind):
             time.sleep(_SETTLE)
         elif not self.subject.wait_for(lambda: len(self.subject.recorded("begin")) > before, self.subject.patience):
-            raise BrokenError("a request did not begin to run before the stop")
+            raise BrokenError("a request did not begin to run before the shutdown")
         return connection
 
     def stop(self) -> None:

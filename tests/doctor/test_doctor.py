@@ -185,14 +185,14 @@ def _with_stop(hook: str) -> tuple[str, str]:
 # fmt: off
 KUBERNETES = [
     ("terminationGracePeriodSeconds: 30", "terminationGracePeriodSeconds: 11",
-     f"8: error: terminationGracePeriodSeconds is 11 s, and a stop may take {ROOM}; set it to 12 or more, or"
+     f"8: error: terminationGracePeriodSeconds is 11 s, but a shutdown may take {ROOM}; set it to 12 or more, or"
      " LIFECYCLE_GRACE_PERIOD to less than 10."),
     ("terminationGracePeriodSeconds: 30", "terminationGracePeriodSeconds: 0",
-     f"8: error: terminationGracePeriodSeconds is 0 s, and a stop may take {ROOM}; set it to 12 or more."),
+     f"8: error: terminationGracePeriodSeconds is 0 s, but a shutdown may take {ROOM}; set it to 12 or more."),
     ("terminationGracePeriodSeconds: 30", "terminationGracePeriodSeconds: soon",
      "8: error: terminationGracePeriodSeconds is 'soon'; give it a whole number of seconds or times."),
     (*_with_stop("{exec: {command: [/bin/sh, -c, sleep 0.5m]}}"),
-     "8: error: terminationGracePeriodSeconds is 30 s, and a stop may take 10 s of LIFECYCLE_GRACE_PERIOD + 30 s of"
+     "8: error: terminationGracePeriodSeconds is 30 s, but a shutdown may take 10 s of LIFECYCLE_GRACE_PERIOD + 30 s of"
      " preStop + 1 s to spare = 41 s; set it to 42 or more.",
      "15: warning: a sleep of 30 s is used together with a LIFECYCLE_SHUTDOWN_DELAY of 2 s, which has the same"
      " purpose; remove the sleep, or set LIFECYCLE_SHUTDOWN_DELAY to 0."),
@@ -214,8 +214,8 @@ KUBERNETES = [
      "15: warning: preStop asks for '/bye', which takes an unknown time of terminationGracePeriodSeconds; use an"
      " on_drain function instead."),
     ("failureThreshold: 3", "terminationGracePeriodSeconds: 5",
-     "24: error: livenessProbe has its own terminationGracePeriodSeconds of 5 s, and a stop may take 11 s; set it to"
-     " 12 or more, or remove it."),
+     "24: error: livenessProbe has its own terminationGracePeriodSeconds of 5 s, but a shutdown may take 11 s; set it"
+     " to 12 or more, or remove it."),
     ("/livez/", "/health",
      "23: error: livenessProbe asks for '/health', which is not a probe of this application; set its path to"
      " '/livez'."),
@@ -331,8 +331,8 @@ def test_a_loopback_address_behind_a_neighbour_is_a_warning() -> None:
 def test_ports_of_probes() -> None:
     """A probe asks an open port, liveness the probe listener, by HTTP and at a reachable address."""
     assert said(DEPLOYMENT, LIFECYCLE_PROBE_PORT=9000)[1:] == [
-        f"deploy.yaml:23: warning: {POD}: livenessProbe asks port 8000, which is closed in a stop and busy under load;"
-        " set its port to LIFECYCLE_PROBE_PORT, 9000."
+        f"deploy.yaml:23: warning: {POD}: livenessProbe asks port 8000, which is closed during a shutdown and busy"
+        " under load; set its port to LIFECYCLE_PROBE_PORT, 9000."
     ]
     text = changed(DEPLOYMENT, "port: 8000}", "port: 9000}")
     assert said(text, LIFECYCLE_PROBE_PORT=0)[1:] == [
@@ -428,17 +428,17 @@ def test_several_containers() -> None:
 # fmt: off
 SERVICES = [
     ("    stop_grace_period: 12s\n", "",
-     f"6: error: stop_grace_period is 10 s by default, and a stop may take {ROOM}; set it to 12 or more, or"
+     f"6: error: stop_grace_period is 10 s by default, but a shutdown may take {ROOM}; set it to 12 or more, or"
      " LIFECYCLE_GRACE_PERIOD to less than 9."),
     ("12s", "1m30.5s"),
     ("12s", "soon",
      "10: error: stop_grace_period is 'soon'; give it a duration such as '30s' or '1m30s'.",
-     f"10: error: stop_grace_period is 10 s by default, and a stop may take {ROOM}; set it to 12 or more, or"
+     f"10: error: stop_grace_period is 10 s by default, but a shutdown may take {ROOM}; set it to 12 or more, or"
      " LIFECYCLE_GRACE_PERIOD to less than 9."),
     ("12s", "${GRACE}",
      "10: warning: stop_grace_period is '${GRACE}', which is replaced later, so 10 s, the default, was checked; give"
      " the doctor what 'docker compose config' prints.",
-     f"10: error: stop_grace_period is 10 s by default, and a stop may take {ROOM}; set it to 12 or more, or"
+     f"10: error: stop_grace_period is 10 s by default, but a shutdown may take {ROOM}; set it to 12 or more, or"
      " LIFECYCLE_GRACE_PERIOD to less than 9."),
     ("stop_signal: SIGINT", "stop_signal: 3",
      "11: error: SIGQUIT is sent to stop it, and the application handles SIGTERM; set stop_signal to SIGTERM."),
@@ -513,21 +513,21 @@ def test_several_services() -> None:
 UNITS = [
     ("Type=notify", "Type=notify\nNotifyAccess=all"),
     ("Type=notify", "Type=exec",
-     f"10: error: TimeoutStopSec is 10 s, and a stop may take {ROOM}; set it to 12 or more, or LIFECYCLE_GRACE_PERIOD"
-     " to less than 9.",
+     f"10: error: TimeoutStopSec is 10 s, but a shutdown may take {ROOM}; set it to 12 or more, or"
+     " LIFECYCLE_GRACE_PERIOD to less than 9.",
      "6: warning: Type is 'exec', so systemd does not wait until the application is ready; set it to 'notify'."),
     ("Type=notify\n", "TimeoutStopSec=1min 30s\nTimeoutStopSec=\n",
-     f"11: error: TimeoutStopSec is 10 s, and a stop may take {ROOM}; set it to 12 or more, or LIFECYCLE_GRACE_PERIOD"
-     " to less than 9.",
+     f"11: error: TimeoutStopSec is 10 s, but a shutdown may take {ROOM}; set it to 12 or more, or"
+     " LIFECYCLE_GRACE_PERIOD to less than 9.",
      "8: warning: Type is 'simple' by default, so systemd does not wait until the application is ready; set it to"
      " 'notify'."),
     ("Type=notify", "Type=forking",
-     f"10: error: TimeoutStopSec is 10 s, and a stop may take {ROOM}; set it to 12 or more, or LIFECYCLE_GRACE_PERIOD"
-     " to less than 9.",
+     f"10: error: TimeoutStopSec is 10 s, but a shutdown may take {ROOM}; set it to 12 or more, or"
+     " LIFECYCLE_GRACE_PERIOD to less than 9.",
      "6: error: Type is 'forking', and the process neither forks nor ends; set it to 'notify'."),
     ("lifecycle run", "run",
-     f"10: error: TimeoutStopSec is 10 s, and a stop may take {ROOM}; set it to 12 or more, or LIFECYCLE_GRACE_PERIOD"
-     " to less than 9.",
+     f"10: error: TimeoutStopSec is 10 s, but a shutdown may take {ROOM}; set it to 12 or more, or"
+     " LIFECYCLE_GRACE_PERIOD to less than 9.",
      "6: error: Type is 'notify', and under flask run the application is not ready before the first request; set it"
      " to 'exec', or start 'flask lifecycle run'."),
     ("KillMode=mixed", "KillMode=none",
@@ -773,7 +773,7 @@ def test_json_is_one_document() -> None:
             "severity": "error",
             "rule": "grace-period",
             "subject": "service 'web'",
-            "text": f"stop_grace_period is 11 s, and a stop may take {ROOM}",
+            "text": f"stop_grace_period is 11 s, but a shutdown may take {ROOM}",
             "cure": "set it to 12 or more, or LIFECYCLE_GRACE_PERIOD to less than 10",
             "found": "11",
             "wanted": "12",

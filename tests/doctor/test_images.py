@@ -213,7 +213,7 @@ CONFIGURATIONS = [
     (f"{STAR}a, graceful_timeout = 1, 2", [f"2: warning: gunicorn: {UNTOLD}; set it to 8 or more."]),
     ("graceful_timeout = 8\nb = '\\d'", [
         "1: warning: gunicorn: the hooks of flask_lifecycle are missing, so connections in the accept queue are lost"
-        " in a stop; add 'from flask_lifecycle.gunicorn import *'."
+        " during a shutdown; add 'from flask_lifecycle.gunicorn import *'."
     ]),
     (f"{STAR}def pre_fork(server, worker):\n    print()\n", [
         "2: error: gunicorn: 'pre_fork' replaces our hook and does not call it; call"

@@ -190,7 +190,7 @@ def test_uwsgi_is_told_what_it_lacks(live: Starter) -> None:
         "uWSGI is not configured to finish running requests in a shutdown; set 'lazy-apps = true',"
         " 'hook-master-start = unix_signal:15 gracefully_kill_them_all'.\n"
     )
-    running.wait_log(r"uWSGI's 'worker-reload-mercy' is 5 s, and a stop may take 25 s; set it to 25, or a shorter")
+    running.wait_log(r"uWSGI's 'worker-reload-mercy' is 5 s, but a shutdown may take 25 s; set it to 25, or a shorter")
     assert running.stop(signal.SIGINT) == 0
 
 
@@ -282,7 +282,7 @@ def takes_sigterm(pid: int) -> bool:
 def test_granian_is_told_of_its_time(live: Starter) -> None:
     """A time after which granian would kill workers is warned of if it is shorter than the grace period."""
     running = start(live, *documented("granian", free_port()), "--workers-kill-timeout", "5")
-    running.wait_log("granian's 'workers-kill-timeout' is 5 s, and a stop may take 25 s; set it to 25, or a shorter")
+    running.wait_log("granian's 'workers-kill-timeout' is 5 s, but a shutdown may take 25 s; set it to 25, or")
     assert running.stop() == 0
     assert running.hooks() == ["last", "first"]
 

@@ -65,7 +65,7 @@ def test_one_worker_of_uwsgi_speaks_for_all(uwsgi: Any, caplog: pytest.LogCaptur
             discovery.begin(process)
     assert [record.getMessage() for record in caplog.records] == [
         "uWSGI is not configured to finish running requests in a shutdown; set no 'die-on-term'.",
-        "uWSGI's 'worker-reload-mercy' is 60 s, and a stop may take 70.5 s; set it to 71, or a shorter"
+        "uWSGI's 'worker-reload-mercy' is 60 s, but a shutdown may take 70.5 s; set it to 71, or a shorter"
         " 'LIFECYCLE_GRACE_PERIOD'.",
     ]
 

@@ -45,7 +45,7 @@ def many_idle(trial: Trial) -> str:
 
 @scenario(
     "connections/close", ACCEPTED, "slow",
-    promise="A response that ends during the stop says Connection: close.",
+    promise="A response that ends during the shutdown says Connection: close.",
     why="Otherwise the client sends its next request on a connection that is about to go.",
 )  # fmt: skip
 def says_close(trial: Trial) -> str:

@@ -81,7 +81,7 @@ def half_body(trial: Trial) -> str:
 
 @scenario(
     "in-flight/trickled", ACCEPTED, "upload", "slow",
-    promise="A request that arrives byte by byte during the stop is answered.",
+    promise="A request that arrives byte by byte during the shutdown is answered.",
     why="Phones on bad networks send like this.",
 )  # fmt: skip
 def trickled(trial: Trial) -> str:
@@ -98,7 +98,7 @@ def _must_work(trial: Trial, what: str, act: Callable[[Connection], int]) -> Non
         except (LostError, OSError, ValueError):
             status = 0
     if status != 200:
-        raise NotCheckedError(f"without a stop, too, the server does not answer {what}")
+        raise NotCheckedError(f"the server does not answer {what} even without a shutdown")
 
 
 @scenario(
@@ -194,7 +194,7 @@ def slow_reader(trial: Trial) -> str:
 @scenario(
     "in-flight/sendfile", STARTED, "file",
     promise="A client that reads a file slowly gets all of it.",
-    why="Servers send files by a way of their own, such as sendfile(2), which a stop may overlook.",
+    why="Servers send files by a way of their own, such as sendfile(2), which a shutdown may overlook.",
 )  # fmt: skip
 def sendfile(trial: Trial) -> str:
     return _read_slowly(trial, "file")
@@ -227,10 +227,10 @@ def websocket(trial: Trial) -> str:
     client = trial.connect()
     client.send(request_head(trial.path("websocket"), **_UPGRADE))
     if (status := client.head()[0]) != 101:
-        raise NotCheckedError(f"without a stop, too, the server answers {status} to the request for a websocket")
+        raise NotCheckedError(f"even without a shutdown, the server answers {status} to the request for a websocket")
     _send_message(client, b"before")
     if _frame(client) != (_TEXT, b"before"):
-        raise NotCheckedError("without a stop, too, the websocket does not echo")
+        raise NotCheckedError("even without a shutdown, the websocket does not echo")
     trial.stop()
     trial.settle()
     if not select.select([client.sock], [], [], 0)[0]:

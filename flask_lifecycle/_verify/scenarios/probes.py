@@ -29,7 +29,7 @@ def status_of(trial: Trial, kind: str) -> int:
 )  # fmt: skip
 def ready_fails(trial: Trial) -> str:
     if status_of(trial, "ready") != 200:
-        raise BrokenError("readiness was not 200 before the stop")
+        raise BrokenError("readiness was not 200 before the shutdown")
     client = trial.begin("slow", 2)
     trial.stop()
     end = time.monotonic() + 1.5
@@ -47,7 +47,7 @@ def ready_fails(trial: Trial) -> str:
 
 @scenario(
     "probes/live-holds", STARTED, "live", "slow",
-    promise="Liveness does not fail while the process stops.",
+    promise="Liveness does not fail during the shutdown.",
     why="Kubernetes kills a process whose liveness fails, with all its requests.",
 )  # fmt: skip
 def live_holds(trial: Trial) -> str:
@@ -60,7 +60,7 @@ def live_holds(trial: Trial) -> str:
         except (LostError, TimeoutError):
             break  # the listener was closed under the probe, which "accept" judges
         if statuses[-1] not in (0, 200):
-            raise BrokenError(f"liveness answered {statuses[-1]} during the stop")
+            raise BrokenError(f"liveness answered {statuses[-1]} during the shutdown")
         time.sleep(0.05)
     trial.expect(client, "slow")
     return f"{statuses.count(200)} answered 200, none failed"
