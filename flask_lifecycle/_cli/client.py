@@ -1,8 +1,4 @@
-"""The HTTP client of the commands: one request, with one bound for all of it.
-
-It uses no proxy of the environment and follows no redirect, so that the token goes nowhere else. A socket's timeout
-bounds each byte, not the whole answer; so the request has a thread of its own, which is left behind after the timeout.
-"""
+"""The HTTP client of the commands. It uses no proxy and follows no redirect, so that the token goes nowhere else."""
 
 from __future__ import annotations
 
@@ -11,9 +7,9 @@ import dataclasses
 import http.client
 import json
 import socket
-import threading
 import time
 from collections.abc import Mapping
+from email.message import Message
 from typing import Any
 from urllib.parse import urlencode, urlsplit
 
@@ -66,7 +62,7 @@ class Answer:
     """The answer to one request."""
 
     status: int
-    headers: Mapping[str, str]
+    headers: Message
     body: bytes
 
     @property
@@ -88,7 +84,7 @@ def fetch_health(url: Url, token: str | None, timeout: float) -> dict[str, Any]:
             return document
     what = f"answered {answer.status}"
     if 300 <= answer.status < 400:
-        what = f"redirects to {visible(answer.headers.get('location', 'nowhere'))}, which is not followed"
+        what = f"redirects to {visible(answer.headers.get('Location', 'nowhere'))}, which is not followed"
     raise UnreachableError(f"{url} {what}, which is no health document; give the URL of a health check.")
 
 
@@ -103,34 +99,18 @@ def send_action(url: Url, parameters: Mapping[str, str], token: str, timeout: fl
 def ask(method: str, url: Url, query: str, headers: Mapping[str, str], timeout: float) -> Answer:
     """Send one request and wait for the whole answer.
 
-    :param timeout: seconds, for all of it.
+    :param timeout: seconds for each wait.
     :raises UnreachableError: there is no answer.
     """
     kind = http.client.HTTPSConnection if url.scheme == "https" else http.client.HTTPConnection
-    outcome: list[Answer | Exception] = []
-
-    def exchange() -> None:
-        connection = kind(url.host, url.port, timeout=timeout)
-        with contextlib.closing(connection):
-            try:
-                connection.request(method, f"{url.path or '/'}?{query}", headers={"User-Agent": _AGENT, **headers})
-                response = connection.getresponse()
-                names = {name.lower(): value for name, value in response.getheaders()}
-                body = response.read(_LARGEST)
-                if response.length and len(body) < _LARGEST:  # a read with a size does not say so
-                    raise http.client.IncompleteRead(body)
-                outcome.append(Answer(response.status, names, body))
-            # A host or a header that cannot be sent raises a ValueError.
-            except (OSError, http.client.HTTPException, ValueError) as error:
-                outcome.append(error)
-
-    thread = threading.Thread(target=exchange, name="lifecycle-ask", daemon=True)
-    thread.start()
-    thread.join(timeout)
-    result = outcome[0] if outcome else TimeoutError()
-    if isinstance(result, Answer):
-        return result
-    raise UnreachableError(f"{url} does not answer: {_cause(result, timeout)}.")
+    try:
+        with contextlib.closing(kind(url.host, url.port, timeout=timeout)) as connection:
+            connection.request(method, f"{url.path or '/'}?{query}", headers={"User-Agent": _AGENT, **headers})
+            response = connection.getresponse()
+            return Answer(response.status, response.headers, response.read(_LARGEST))
+    # A host or a header that cannot be sent raises a ValueError.
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        raise UnreachableError(f"{url} does not answer: {_cause(error, timeout)}.") from None
 
 
 def wait_gone(url: Url, timeout: float) -> bool:
@@ -158,7 +138,7 @@ def _authorization(token: str | None) -> dict[str, str]:
 
 def _cause(error: Exception, timeout: float) -> str:
     if isinstance(error, TimeoutError):
-        return f"no complete answer within {timeout:g} s"
+        return f"no answer within {timeout:g} s"
     if isinstance(error, ConnectionRefusedError):
         return "the connection is refused"
     if isinstance(error, http.client.RemoteDisconnected):

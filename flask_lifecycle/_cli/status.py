@@ -6,14 +6,12 @@ each value may be missing or of any type, and nothing but printable characters r
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import datetime
 import io
 import json
 import os
 import shutil
-import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -53,13 +51,10 @@ def status(
             return Seen(2, {}, str(error))
         return Seen(0 if document["status"] in ("pass", "warn") else 1, document)
 
-    if interval is None:
-        seen = ask()
-    elif out.isatty() and not as_json:
-        with _screen(out) as draw:
-            seen = _repeat(ask, lambda seen: draw(_lines(seen, url, out)), interval)
-    else:
-        return _repeat(ask, _print_changes(out, as_json), interval).code
+    if interval is not None:
+        draws = out.isatty() and not as_json
+        return _repeat(ask, _redraw(url, out) if draws else _print_changes(out, as_json), interval)
+    seen = ask()
     if seen.trouble:
         click.echo(seen.trouble, err=True)
     else:
@@ -68,16 +63,17 @@ def status(
     return seen.code
 
 
-def _repeat(ask: Callable[[], Seen], show: Callable[[Seen], None], interval: float) -> Seen:
-    """Ask and show until Ctrl-C; return the last answer."""
-    seen = Seen(2, {}, "interrupted before the first answer")
+def _repeat(ask: Callable[[], Seen], show: Callable[[Seen], None], interval: float) -> int:
+    """Ask and show until Ctrl-C; return the last exit code."""
+    code = 2
     try:
         while True:
             seen = ask()
+            code = seen.code
             show(seen)
             time.sleep(interval)
     except KeyboardInterrupt:
-        return seen
+        return code
 
 
 def _json(seen: Seen) -> str:
@@ -105,30 +101,17 @@ def _print_changes(out: TextIO, as_json: bool) -> Callable[[Seen], None]:
     return show
 
 
-@contextlib.contextmanager
-def _screen(out: TextIO) -> Iterator[Callable[[list[str]], None]]:
-    """Give a function that draws lines in place, on the second screen of the terminal.
+def _redraw(url: Url, out: TextIO) -> Callable[[Seen], None]:
+    """Give a function that draws the table in place. Each picture is one write, so that nothing flickers."""
 
-    Each picture is one write, so that nothing flickers, and the terminal cuts long lines. SIGTERM ends it as Ctrl-C
-    does; else it would leave a terminal without cursor and history.
-    """
-
-    def write(text: str) -> None:
-        out.write(text)
+    def show(seen: Seen) -> None:
+        now = datetime.datetime.now().strftime("%H:%M:%S")
+        lines = [*_lines(seen, url, out), "", f"{now}  Ctrl-C ends this"][: shutil.get_terminal_size().lines]
+        # From the first place on, without wrapping long lines.
+        out.write("\x1b[H\x1b[?7l" + "\r\n".join(f"{line}\x1b[K" for line in lines) + "\x1b[J\x1b[?7h")
         out.flush()
 
-    def draw(lines: list[str]) -> None:
-        now = datetime.datetime.now().strftime("%H:%M:%S")
-        shown = [*lines, "", f"{now}  Ctrl-C ends this"][: shutil.get_terminal_size().lines]
-        write("\x1b[H" + "\r\n".join(f"{line}\x1b[K" for line in shown) + "\x1b[J")
-
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    write("\x1b[?1049h\x1b[?25l\x1b[?7l\x1b[2J")
-    try:
-        yield draw
-    finally:
-        write("\x1b[?7h\x1b[?25h\x1b[?1049l")
-        signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
+    return show
 
 
 # -- the table ----------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Talking to another process: one request, bounded in all, sent to nobody else, and errors that are one sentence."""
+"""Talking to another process: one request, sent to nobody else, and errors that are one sentence."""
 
 from __future__ import annotations
 
@@ -130,17 +130,15 @@ def test_proxies_of_the_environment_are_not_used(serve: Any, monkeypatch: pytest
 @pytest.mark.parametrize(
     ("script", "cause"),
     [
-        (silent, "no complete answer within 0.2 s"),
-        (repeating(b"HTTP/1.1 200 OK\r\n", b"X-More: 1\r\n", 0.01), "no complete answer within 0.2 s"),
-        (repeating(b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n", b"x", 0.01), "no complete answer within 0.2 s"),
+        (silent, "no answer within 0.2 s"),
+        (repeating(b"HTTP/1.1 200 OK\r\n", b"X-More: 1\r\n"), "the answer is not HTTP"),
         (saying(b""), "the connection was closed without an answer"),
         (saying(b"SSH-2.0-OpenSSH\r\n\r\n"), "the answer is not HTTP"),
-        (saying(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nx"), "the answer is not HTTP"),
         (resetting, "Connection reset by peer"),
     ],
 )  # fmt: skip
 def test_no_answer(serve: Any, script: Script, cause: str) -> None:
-    """Whatever does not answer as a whole, in time and in HTTP is one sentence; time is bounded as a whole, too."""
+    """Whatever does not answer in time and in HTTP is one sentence."""
     _server, url = serve(script)
     timeout = 0.2 if "within" in cause else BOUND
     with pytest.raises(UnreachableError, match=whole(f"{url} does not answer: {cause}.")):

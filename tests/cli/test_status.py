@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import re
-import signal
 import sys
 import time
 from collections.abc import Callable
@@ -20,7 +18,6 @@ from flask_lifecycle._cli.status import status, summary, table
 
 URL = Url("http", "127.0.0.1", 9000, "/healthcheck")
 GONE = "http://127.0.0.1:9000/healthcheck does not answer: the connection is refused."
-BEGIN, END = "\x1b[?1049h\x1b[?25l\x1b[?7l\x1b[2J", "\x1b[?7h\x1b[?25h\x1b[?1049l"
 
 
 class Terminal(io.StringIO):
@@ -145,40 +142,16 @@ def test_watch_json(answers: Any) -> None:
 
 
 def test_watch_on_a_terminal(answers: Any) -> None:
-    """On a terminal each picture is one write over the last, within its height, and the end restores the terminal."""
+    """On a terminal each picture is one write over the last, within its height."""
     out = Terminal()
     many = {f"check-{number}": {"status": "pass", "output": "x" * 100} for number in range(20)}
     answers(document(checks=many), None, document("DRAINING", "fail"))
     assert run(out, interval=1) == 1
-    begin, first, second, third, end, *last = out.writes
-    assert (begin, end) == (BEGIN, END)
-    assert all(picture.startswith("\x1b[H") and picture.endswith("\x1b[K\x1b[J") for picture in (first, second, third))
+    first, second, third = out.writes
+    assert all(each.startswith("\x1b[H\x1b[?7l") and each.endswith("\x1b[J\x1b[?7h") for each in out.writes)
     assert len(first.split("\r\n")) == 8
-    assert second.startswith(f"\x1b[H{GONE}\x1b[K\r\n\x1b[K\r\n")
+    assert second.startswith(f"\x1b[H\x1b[?7l{GONE}\x1b[K\r\n\x1b[K\r\n")
     assert "Ctrl-C ends this" in third
-    assert "".join(last) == f"\x1b[1mDRAINING\x1b[0m  \x1b[31mfail\x1b[0m  {URL}\n"
-
-
-@pytest.mark.parametrize("error", [KeyboardInterrupt, ZeroDivisionError])
-def test_the_terminal_is_restored(answers: Any, monkeypatch: pytest.MonkeyPatch, error: type[BaseException]) -> None:
-    """SIGTERM ends it as Ctrl-C does; also when something fails the terminal has its cursor and its history again."""
-
-    def sleep(seconds: float) -> None:
-        if error is KeyboardInterrupt:
-            os.kill(os.getpid(), signal.SIGTERM)
-        raise error("defect")
-
-    answers(document())
-    monkeypatch.setattr(time, "sleep", sleep)
-    out = Terminal()
-    before = signal.getsignal(signal.SIGTERM)
-    if error is KeyboardInterrupt:
-        assert run(out, interval=1) == 0
-    else:
-        with pytest.raises(ZeroDivisionError, match="defect"):
-            run(out, interval=1)
-    assert out.writes[2] == END
-    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_ctrl_c_before_the_first_answer(answers: Any) -> None:
