@@ -99,10 +99,11 @@ class Application:
             keep=settings.readiness_on_drain == "keep",
         )  # fmt: skip
         self.probes = Probes(
-            settings, registered.checks, self.health, app, self.probed, self.document, self.page, self.asset, Probers()
-        )
+            settings, registered.checks, self.health, app, lambda: self.startup.ensure(), self.document, self.page,
+            self.asset, Probers(),
+        )  # fmt: skip
         self.guard = Guard(self.remaining)
-        self.startup = Startup(self, serving.process)
+        self.startup: Startup = Startup(self, serving.process)
         self.features: dict[str, Feature] = {}
         registered.checks.watch(self.probes.validate, self._registered)
         registered.tasks.listen(self._task_ended)
@@ -195,12 +196,6 @@ class Application:
         """A check or a group was registered."""
         self.probes.update()
         self.health.engine.wake()
-
-    def probed(self) -> None:
-        """A probe has come: it may be the first request, but must not wait for a slow start-up."""
-        if self.control is not None:
-            self.control.on_probe()
-        self.startup.ensure()
 
     def document(self, report: HealthReport) -> Mapping[str, Any]:
         """The status document, for callers allowed to see details."""

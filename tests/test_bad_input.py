@@ -17,7 +17,7 @@ from flask import Flask
 
 from flask_lifecycle import Check, HealthCheckError, Lifecycle, checks
 from flask_lifecycle._config import KEYS
-from flask_lifecycle._operators.duration import parse_duration
+from flask_lifecycle._operators.cordon import parse_duration
 from flask_lifecycle._servers import create
 from tests._fakes import BOUND, make_app, run_python, running, state_of, whole
 

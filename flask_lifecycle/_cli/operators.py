@@ -8,17 +8,15 @@ from __future__ import annotations
 import contextlib
 import functools
 import getpass
-import os
-import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NoReturn, TypeAlias
 
 import click
 
 from .._config import Settings
 from .._core.text import visible
-from .._operators.cordon import LONGEST_CORDON, check_name
-from .._operators.duration import format_duration, parse_duration
+from .._operators.cordon import LONGEST_CORDON, check_name, format_duration, parse_duration
 from .._operators.files import CORDON, DRAIN
 from .client import UnreachableError, Url, send_action, wait_gone
 from .status import status
@@ -63,24 +61,17 @@ def act(url: Url, action: str, parameters: dict[str, str], token: str | None, ti
 
 
 def write_file(directory: str, name: str, text: str) -> None:
-    """Put a file into a control directory in one step, so that no process reads half of it.
+    """Write a file into a control directory.
 
     :raises SystemExit: it cannot be written.
     """
-    path = os.path.join(directory, name)
-    temporary = ""
+    path = Path(directory, name)
     try:
-        # Readable for all, because the process may run as another user.
-        descriptor, temporary = tempfile.mkstemp(prefix=f".{name}-", dir=directory)
-        with open(descriptor, "w", encoding="utf-8") as file:
-            os.fchmod(descriptor, 0o644)
-            file.write(f"{text}\n")
-        os.replace(temporary, path)
+        path.write_text(f"{text}\n", encoding="utf-8")
+        path.chmod(0o644)  # the process may run as another user
     except OSError as error:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
-        _fail(2, f"'{visible(path)}' cannot be written ({error.strerror}); is this the control directory?")
-    click.echo(f"wrote {visible(path)}; the process acts on it within two seconds")
+        _fail(2, f"'{path}' cannot be written ({error.strerror}); is this the control directory?")
+    click.echo(f"wrote {visible(str(path))}; the process acts on it within two seconds")
 
 
 def remove_file(directory: str, name: str) -> None:
@@ -88,17 +79,15 @@ def remove_file(directory: str, name: str) -> None:
 
     :raises SystemExit: it cannot be removed.
     """
-    path = os.path.join(directory, name)
+    path = Path(directory, name)
     try:
-        os.unlink(path)
+        path.unlink()
     except FileNotFoundError:
-        if not os.path.isdir(directory):
-            _fail(2, f"'{visible(directory)}' is not a directory; is this the control directory?")
         click.echo(f"there is no cordon by file in '{visible(directory)}'; end a cordon by HTTP with its URL")
     except OSError as error:
-        _fail(2, f"'{visible(path)}' cannot be removed ({error.strerror}).")
+        _fail(2, f"'{path}' cannot be removed ({error.strerror}).")
     else:
-        click.echo(f"removed {visible(path)}; the process acts on it within two seconds")
+        click.echo(f"removed {visible(str(path))}; the process acts on it within two seconds")
 
 
 def _fail(code: int, sentence: str) -> NoReturn:

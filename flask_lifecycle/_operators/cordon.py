@@ -10,13 +10,14 @@ started before the cordon takes effect, for the same reason. If the lease is so 
 long, that it expires before that, the thread finds nothing to end; so the caller checks the time again when the cordon
 is in effect.
 
-A forked child inherits the lease and not the thread. Its first probe starts one.
+A child that is forked meanwhile inherits the lease and not the thread, so its cordon lasts until it is ended.
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
+import math
+import re
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -25,7 +26,6 @@ from .._config import shown
 from .._core.deadline import Clock, Deadline
 from .._core.feature import Feature
 from .._core.state import ENDING, Event, State, StateMachine, logger
-from .._operators.duration import format_duration
 
 # Longer than any maintenance, and short enough that a forgotten cordon is found within a week.
 LONGEST_CORDON = 7 * 86400.0
@@ -58,7 +58,6 @@ class Lease:
         self.seconds = seconds
         self.until = until
         self.cancelled = threading.Event()
-        self.watched_in = 0
 
     @property
     def reason(self) -> str:
@@ -123,14 +122,7 @@ class Control(Feature):
         self._shutdown(f"drain requested by {by}")
         _log("drain", by, way)
 
-    def on_probe(self) -> None:
-        """Start the thread of an inherited lease in a forked child."""
-        lease = self.lease
-        if lease is not None and lease.watched_in != os.getpid():
-            self._watch(lease)
-
     def _watch(self, lease: Lease) -> None:
-        lease.watched_in = os.getpid()
         threading.Thread(target=self._wait, args=(lease,), name="lifecycle-cordon", daemon=True).start()
 
     def _wait(self, lease: Lease) -> None:
@@ -161,3 +153,61 @@ def _log(action: str, by: str, way: str, more: str = "") -> None:
     logger.warning(
         "%s%s requested by %s (%s)", action, more, by, way, extra={"lifecycle_action": action, "lifecycle_by": by}
     )
+
+
+# -- durations ----------------------------------------------------------------------------------------------------
+
+_UNITS = {"d": 86400, "h": 3600, "m": 60, "s": 1}
+# Only ASCII digits: \d and float() also accept those of forty other scripts.
+_PART = re.compile(r"([0-9]+(?:\.[0-9]+)?)([a-z])")
+_NUMBER = re.compile(r"[0-9]+(?:\.[0-9]+)?")
+# A longer text is not a duration that a person has written.
+_LONGEST = 32
+
+
+def parse_duration(name: str, value: Any, most: float = math.inf) -> float:
+    """Seconds, from a text such as ``"10m"``, ``"1h30m"`` or ``"5"``, or from a number.
+
+    :param name: the name of the duration, for the error.
+    :param most: the maximum, in seconds.
+    :raises ValueError: it is not a duration, not longer than zero, or too long.
+    """
+    seconds = _seconds(value)
+    if not math.isfinite(seconds):
+        raise ValueError(
+            f"'{name}' must be a duration such as '10m', '90s' or '1h30m', in the units s, m, h and d,"
+            f" not {shown(value)}."
+        )
+    if seconds <= 0:
+        raise ValueError(f"'{name}' must be longer than zero, such as '10m', not {shown(value)}.")
+    if seconds > most:
+        raise ValueError(f"'{name}' must be at most '{format_duration(most)}', not {shown(value)}; renew it then.")
+    return seconds
+
+
+def format_duration(seconds: float) -> str:
+    """As :func:`parse_duration` reads it: ``1h30m`` for 5400, ``0.5s`` for a half."""
+    text, left = "", math.floor(seconds)
+    for unit in ("d", "h", "m"):
+        count, left = divmod(left, _UNITS[unit])
+        text += f"{count}{unit}" if count else ""
+    rest = left + seconds % 1
+    return text + (f"{rest:.3g}s" if rest or not text else "")
+
+
+def _seconds(value: Any) -> float:
+    """The seconds of a duration; ``nan`` for anything else."""
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return float(value) if abs(value) < 2**63 else math.nan
+    if not isinstance(value, str) or len(value) > _LONGEST:
+        return math.nan
+    text = value.strip()
+    if _NUMBER.fullmatch(text):
+        return float(text)
+    parts = _PART.findall(text)
+    units = [unit for _, unit in parts]
+    # Each unit once, the longer before the shorter: "5m5m" and "1s1h" are probably mistakes, so they are refused.
+    in_order = bool(units) and units == [unit for unit in _UNITS if unit in units]
+    if not in_order or "".join(number + unit for number, unit in parts) != text:
+        return math.nan
+    return sum(float(number) * _UNITS[unit] for number, unit in parts)

@@ -2,18 +2,10 @@
 
 Creating or touching ``drain`` stops the process. ``cordon``, with a line such as ``10m by alice``, takes it out of
 rotation for that time, or until the file is removed. A thread looks once a second: polling works on every file system,
-also if another host writes to it. While nothing changes, it only calls ``stat``. A network file system that hangs holds
-up this thread alone.
-
-Which files count
------------------
+also if another host writes to it. A network file system that hangs holds up this thread alone.
 
 The directory and each file in it must belong to this user or to root, and no one else may be able to write to the
-directory. Both are checked at each look, by descriptor, so that a directory put in its place is refused. A file is
-opened without following links and without blocking (a FIFO would wait for a writer), and checked when it is open.
-
-What is new
------------
+directory. This is checked at each look.
 
 Files stay: several processes may share the directory, and each must see them. A process recognises the files that it
 has seen by identity (device, inode, time of the last change, size), never by its own clock, which may differ from that
@@ -21,8 +13,7 @@ of the file system.
 
 A ``drain`` that existed when the process began was meant for another process; acting on it would stop each new
 process. One that was absent at the last look, or has changed since, counts. The first look is in ``init_app``, and
-again at the beginning in a process that was forked since. A file system with coarse times may hide a second touch
-within one second of the first.
+again at the beginning in a process that was forked since.
 
 A ``cordon`` survives restarts: at the first look, its time counts from the last change of the file. One that appears
 later counts from when it is seen, whatever the clocks say.
@@ -43,8 +34,7 @@ from .._config import shown
 from .._core.feature import Feature
 from .._core.scheduler import Scheduler
 from .._core.state import ENDING, State, logger
-from .cordon import LONGEST_CORDON, Control, Lease, check_name
-from .duration import parse_duration
+from .cordon import LONGEST_CORDON, Control, Lease, check_name, parse_duration
 
 DRAIN, CORDON = "drain", "cordon"
 _PERIOD = 1.0
@@ -75,8 +65,9 @@ class ControlDirectory(Feature):
         self._lease: Lease | None = None
         self._warned: dict[str, str] = {}  # the last warning about each file
         try:
-            with _open(self._path) as directory, contextlib.suppress(UnfitError):
-                self._drain = _find(directory, DRAIN)
+            _check_directory(self._path)
+            with contextlib.suppress(UnfitError):
+                self._drain = self._find(DRAIN)
         except UnfitError as error:
             raise ValueError(
                 f"'LIFECYCLE_CONTROL_DIR' is {self._path!a}, which {error}; name a directory of the user that this"
@@ -108,13 +99,13 @@ class ControlDirectory(Feature):
     def look(self) -> float | None:
         """Act on what has changed; return when to look again."""
         try:
-            with _open(self._path) as directory:
-                drain = self._look_for_drain(directory)
-                self._look_for_cordon(directory)
-                self._first = False
+            _check_directory(self._path)
+            drain = self._look_for_drain()
+            self._look_for_cordon()
+            self._first = False
         except UnfitError as error:
             self._warn(f"the control directory {self._path!a}", error)
-            return _PERIOD
+            drain = False
         finally:
             self._looked.set()
         if drain:
@@ -122,11 +113,11 @@ class ControlDirectory(Feature):
             return None
         return _PERIOD
 
-    def _look_for_drain(self, directory: int) -> bool:
+    def _look_for_drain(self) -> bool:
         """Whether a drain is requested."""
         found: Identity = None
         try:
-            found = _find(directory, DRAIN)
+            found = self._find(DRAIN)
         except UnfitError as error:
             self._warn(f"the file {self._file(DRAIN)}", error)
         if self._first and self._known_in != os.getpid():
@@ -139,29 +130,48 @@ class ControlDirectory(Feature):
             )  # fmt: skip
         return found is not None and found != before
 
-    def _look_for_cordon(self, directory: int) -> None:
+    def _look_for_cordon(self) -> None:
         try:
-            found = _find(directory, CORDON)
+            found = self._find(CORDON)
             with contextlib.suppress(RuntimeError):  # a shutdown has begun
                 if found is None:
                     self._cordon, lease, self._lease = None, self._lease, None
                     if lease is not None:
                         self._control.uncordon("the removal of its file", "file", lease)
                 elif found != self._cordon:
-                    self._read_cordon(directory)
+                    self._read_cordon(found)
         except UnfitError as error:
             # It may be half written, so it is read again at the next look.
             self._warn(f"the file {self._file(CORDON)}", error)
 
-    def _read_cordon(self, directory: int) -> None:
-        found, changed, text = _read(directory, CORDON)
-        seconds, by = parse_cordon(text)
+    def _read_cordon(self, found: tuple[int, ...]) -> None:
+        path = os.path.join(self._path, CORDON)
+        with _errors_as_unfit(), open(path, encoding="utf-8", errors="backslashreplace") as file:
+            seconds, by = parse_cordon(file.read())
         left = seconds
         if self._first:
+            changed = found[2] / 1e9
             left = min(seconds, changed + seconds - self._clock())  # the file system's clock may be ahead
         self._cordon = found
         if left > 0:
             self._lease = self._control.cordon(seconds, by, "file", left)
+
+    def _find(self, name: str) -> Identity:
+        """The identity of the file of this name.
+
+        :raises UnfitError: it does not count.
+        """
+        with _errors_as_unfit():
+            try:
+                found = os.lstat(os.path.join(self._path, name))
+            except FileNotFoundError:
+                return None
+        if not stat.S_ISREG(found.st_mode):
+            raise UnfitError("is not a regular file")
+        _check_owner(found)
+        if found.st_size > _LARGEST:
+            raise UnfitError(f"is larger than {_LARGEST} bytes")
+        return (found.st_dev, found.st_ino, found.st_mtime_ns, found.st_size)
 
     def _file(self, name: str) -> str:
         return ascii(os.path.join(self._path, name))
@@ -203,59 +213,16 @@ def _errors_as_unfit() -> Iterator[None]:
         raise UnfitError(f"cannot be opened ({os.strerror(error.errno or 0)})") from None
 
 
-@contextlib.contextmanager
-def _open(path: str) -> Iterator[int]:
-    """Open the directory for one look.
+def _check_directory(path: str) -> None:
+    """Reject a directory that does not count.
 
-    :raises UnfitError: it cannot be opened, or others may write to it.
+    :raises UnfitError: it does not exist, or others may write to it.
     """
     with _errors_as_unfit():
-        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NONBLOCK)
-    try:
-        with _errors_as_unfit():  # a network file system may have lost it meanwhile
-            found = os.fstat(descriptor)
-        _check_owner(found)
-        if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-            raise UnfitError("may be written to by its group or by others")
-        yield descriptor
-    finally:
-        os.close(descriptor)
-
-
-def _find(directory: int, name: str) -> Identity:
-    """The identity of the file of this name.
-
-    :raises UnfitError: it does not count.
-    """
-    with _errors_as_unfit():
-        try:
-            return _identity(os.stat(name, dir_fd=directory, follow_symlinks=False))
-        except FileNotFoundError:
-            return None
-
-
-def _read(directory: int, name: str) -> tuple[Identity, float, str]:
-    """The identity of a file, the time of its last change, and its text.
-
-    :raises UnfitError: it does not count.
-    """
-    with _errors_as_unfit():
-        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
-        descriptor = os.open(name, flags, dir_fd=directory)
-        try:
-            found = os.fstat(descriptor)  # it may have been replaced since it was found
-            return _identity(found), found.st_mtime, os.read(descriptor, _LARGEST).decode("utf-8", "backslashreplace")
-        finally:
-            os.close(descriptor)
-
-
-def _identity(found: os.stat_result) -> Identity:
-    if not stat.S_ISREG(found.st_mode):
-        raise UnfitError("is not a regular file")
+        found = os.stat(os.path.join(path, ""))
     _check_owner(found)
-    if found.st_size > _LARGEST:
-        raise UnfitError(f"is larger than {_LARGEST} bytes")
-    return (found.st_dev, found.st_ino, found.st_mtime_ns, found.st_size)
+    if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise UnfitError("may be written to by its group or by others")
 
 
 def _check_owner(found: os.stat_result) -> None:

@@ -18,8 +18,7 @@ from werkzeug import Request, Response
 
 from .._config import shown
 from .._core.feature import Feature
-from .cordon import LONGEST_CORDON, Control, check_name
-from .duration import parse_duration
+from .cordon import LONGEST_CORDON, Control, check_name, parse_duration
 
 _PARAMETERS = {"drain": ("by",), "cordon": ("by", "for"), "uncordon": ("by",)}
 _LONGEST_QUERY = 2048  # characters; a query has a name and a duration

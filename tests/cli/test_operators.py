@@ -337,11 +337,11 @@ def test_by_file(directory: Path) -> None:
 
 
 def test_by_file_without_an_application(directory: Path) -> None:
-    """--dir needs no application, and each drain is another file, also over one that is stale."""
+    """--dir needs no application, and each drain changes the file."""
     assert invoke(None, "drain", "--dir", str(directory)).exit_code == 0
-    before = (directory / "drain").stat().st_ino
+    before = (directory / "drain").stat().st_mtime_ns
     assert invoke(None, "drain", "--dir", str(directory), "--by", "bob").exit_code == 0
-    assert (directory / "drain").stat().st_ino != before
+    assert (directory / "drain").stat().st_mtime_ns != before
     assert (directory / "drain").read_text() == "by bob\n"
 
 
@@ -352,9 +352,6 @@ def test_a_directory_that_cannot_be_written_to(directory: Path) -> None:
         invoke(None, "drain", "--dir", str(gone)),
         f"'{gone}/drain' cannot be written (No such file or directory); is this the control directory?",
     )
-    refused(
-        invoke(None, "uncordon", "--dir", str(gone)), f"'{gone}' is not a directory; is this the control directory?"
-    )
     (directory / "cordon").mkdir()
     refused(
         invoke(None, "cordon", "--for", "5m", "--dir", str(directory)),
@@ -364,20 +361,6 @@ def test_a_directory_that_cannot_be_written_to(directory: Path) -> None:
         invoke(None, "uncordon", "--dir", str(directory)), f"'{directory}/cordon' cannot be removed (Is a directory)."
     )
     assert os.listdir(directory) == ["cordon"]
-
-
-def test_a_temporary_file_that_cannot_be_removed(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is wrong first is what is told."""
-
-    def fail(*arguments: Any) -> None:
-        raise PermissionError(1, "Operation not permitted")
-
-    monkeypatch.setattr(os, "replace", fail)
-    monkeypatch.setattr(os, "unlink", fail)
-    refused(
-        invoke(None, "drain", "--dir", str(directory)),
-        f"'{directory}/drain' cannot be written (Operation not permitted); is this the control directory?",
-    )
 
 
 # -- the group ----------------------------------------------------------------------------------------------------

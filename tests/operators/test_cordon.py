@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -159,20 +158,6 @@ def test_a_receiver_that_blocks_does_not_hold_the_end_of_a_lease(subject: Subjec
         subject.clock.pass_wait()
         until(lambda: subject.machine.state is State.READY)
         go_on.set()
-
-
-def test_a_forked_child_gets_a_thread_from_its_first_probe_on(subject: Subject) -> None:
-    """A lease that was inherited ends in the child as well, once somebody asks it whether it is ready."""
-    lease = subject.control.cordon(600, "alice", "test")
-    subject.clock.waits.get(timeout=BOUND)
-    subject.control.on_probe()
-    assert lease.watched_in == os.getpid()
-    assert subject.clock.waits.empty()
-    lease.watched_in = -1  # what a child finds: the pid of its parent
-    subject.control.on_probe()
-    assert subject.clock.pass_wait() == 600
-    until(lambda: subject.machine.state is State.READY)
-    subject.control.on_probe()
 
 
 def test_drain(subject: Subject, caplog: pytest.LogCaptureFixture) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from flask_lifecycle._config import shown
-from flask_lifecycle._operators.duration import format_duration, parse_duration
+from flask_lifecycle._operators.cordon import format_duration, parse_duration
 from tests._fakes import whole
 
 
