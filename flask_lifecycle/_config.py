@@ -401,7 +401,7 @@ def _port(key: str, value: Any) -> int | None:
 
 def _token(key: str, value: Any) -> str | None:
     if value is not None and not isinstance(value, str):
-        raise TypeError(f"'{key}' must be a string or None, not a {type(value).__name__}.")
+        raise TypeError(f"'{key}' must be a string or None, not {type(value).__name__}.")
     if value and (value != value.strip() or not value.isprintable()):
         raise ValueError(
             f"'{key}' begins or ends with a blank, or contains a line break, which a header cannot; remove it."

@@ -178,7 +178,7 @@ REFUSED: list[tuple[str, type[Exception], list[Any], str]] = [
     ("READINESS_ON_DRAIN", ValueError, ["hold"], "must be one of 'fail', 'keep', not {}."),
     ("DETAILS", ValueError, ["some"], "must be one of 'never', 'token', 'always', not {}."),
     ("DETAILS", ValueError, ["token"], "is {} but 'LIFECYCLE_TOKEN' is not set; set it to a long secret."),
-    ("TOKEN", TypeError, [b"hunter2"], "must be a string or None, not a bytes."),  # the secret is not in its error
+    ("TOKEN", TypeError, [b"hunter2"], "must be a string or None, not bytes."),  # the secret is not in its error
     (
         "TOKEN",
         ValueError,

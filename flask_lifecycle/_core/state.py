@@ -244,10 +244,14 @@ _CURES = {
 
 
 def announce_change(sender: Any, old: State, new: State, reason: str) -> None:
-    """Log a change of state and send the signal. The last two states are at DEBUG; the report has them."""
+    """Log a change of state and send the signal.
+
+    The last two states are at DEBUG; the report has them. NOT_READY is logged with its reason.
+    """
     level = logging.DEBUG if new in (State.STOPPING, State.STOPPED) else logging.INFO
+    why = f": {reason}" if new is State.NOT_READY else ""
     extra = {"lifecycle_state": new.name, "lifecycle_reason": reason}
-    logger.log(level, "state %s -> %s", old.name, new.name, extra=extra)
+    logger.log(level, "state %s -> %s%s", old.name, new.name, why, extra=extra)
     send(state_changed, sender, old=old, new=new, reason=reason)
 
 

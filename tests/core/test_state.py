@@ -322,13 +322,19 @@ def test_announce_sends_the_signal_once(receivers: list[Any]) -> None:
     assert heard == [("app", {"old": State.READY, "new": State.DRAINING, "reason": "SIGTERM"})]
 
 
-@pytest.mark.parametrize(("new", "level"), [(State.DRAINING, "INFO"), (State.STOPPING, "DEBUG")])
-def test_announce_logs_a_change_once(caplog: pytest.LogCaptureFixture, new: State, level: str) -> None:
-    """A change is logged once, with the new state and the reason as extra fields; the last two for debugging."""
+@pytest.mark.parametrize(
+    ("new", "level", "shown"),
+    [(State.DRAINING, "INFO", ""), (State.STOPPING, "DEBUG", ""), (State.NOT_READY, "INFO", ": why")],
+)
+def test_announce_logs_a_change_once(caplog: pytest.LogCaptureFixture, new: State, level: str, shown: str) -> None:
+    """A change is logged once, with the new state and the reason as extra fields; the last two for debugging.
+
+    NOT_READY is logged with its reason.
+    """
     caplog.set_level(logging.DEBUG, "flask_lifecycle")
     announce_change("app", State.READY, new, "why")
     [record] = caplog.records
-    assert (record.levelname, record.getMessage()) == (level, f"state READY -> {new.name}")
+    assert (record.levelname, record.getMessage()) == (level, f"state READY -> {new.name}{shown}")
     assert record.__dict__["lifecycle_state"] == new.name
     assert record.__dict__["lifecycle_reason"] == "why"
 
