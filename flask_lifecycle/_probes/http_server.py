@@ -23,6 +23,7 @@ probes leaves room for liveness, which waits for no check.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
 import io
 import itertools
@@ -44,25 +45,31 @@ if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication
 
 _BACKLOG = 128
-# Seconds for a request to come; for the answer to be sent, beside what the checks take; and to linger.
-_REQUEST_TIMEOUT = 5.0
-_SENDING = 5.0
-_LINGERING = 1.0
-_CONNECTIONS = 64
-# More than wait for checks at most (see the engine).
-_ANSWERS = 256
-# Connections whose threads have not ended, closed ones included.
-_THREADS = 1024
 # The maximum number of bytes read from a connection; a browser may send 16 KB of cookies.
 _MOST_READ = 1 << 16
 # In bytes, as gunicorn limits a header; Werkzeug takes 4 ms to unquote 60,000.
 _LONGEST_REQUEST_LINE = 8190
 # Milliseconds for more input to begin after the answer; as in Werkzeug.
 _REST = 10.0
-# Milliseconds without accepting when there are no descriptors left: the connection stays in the queue, and polling it
-# again at once would take all of a processor.
-_PAUSE = 100
 _EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """What a listener allows its clients; times in seconds."""
+
+    reading: float = 5.0
+    sending: float = 5.0  # beside what the checks take
+    lingering: float = 1.0
+    connections: int = 64  # reading at once
+    answers: int = 256  # answering or lingering at once; more than wait for checks at most (see the engine)
+    threads: int = 1024  # of connections, closed ones included
+    # Without accepting if no thread or descriptor is left: the connection stays in the queue, and polling it again at
+    # once would take all of a processor.
+    pause: float = 0.1
+
+
+_LIMITS = Limits()
 
 
 class ProbeServer:
@@ -72,6 +79,7 @@ class ProbeServer:
     :param handed: the listener of another process, used if it has this address.
     :param v6only: the host ``::`` means the IPv6 addresses alone.
     :param timeout: seconds for the application to answer.
+    :param limits: of connections and times.
     :raises OSError: the address cannot be listened on.
     """
 
@@ -85,6 +93,7 @@ class ProbeServer:
         handed: socket.socket | None = None,
         v6only: bool = False,
         timeout: float = PROBE_TIMEOUT,
+        limits: Limits = _LIMITS,
     ) -> None:
         try:
             family, kind, address = sockets.resolve(host, port)
@@ -95,7 +104,7 @@ class ProbeServer:
             raise _taken(error, host, port) from None
         with sock:
             # By its number, as Werkzeug takes each name for one of IPv4.
-            self._server = _Server(address[0], port, app, handler=_Handler, fd=sock.fileno())
+            self._server = _Server(limits, address[0], port, app, handler=_Handler, fd=sock.fileno())
             self.allow(timeout)
         sockets.probe_listeners.add(self._server.socket)
         self._server.socket.setblocking(False)
@@ -122,7 +131,7 @@ class ProbeServer:
 
     def allow(self, seconds: float) -> None:
         """Set the time limit of an answer; some seconds for sending are added."""
-        self._server.answering.seconds = seconds + _SENDING
+        self._server.answering.seconds = seconds + self._server.limits.sending
 
     def start(self) -> None:
         """Begin to answer."""
@@ -150,7 +159,7 @@ class ProbeServer:
             if self._end_read in ready:
                 return
             if ready and not self._server.accept_one():
-                end.poll(_PAUSE)
+                end.poll(self._server.limits.pause * 1000)
 
 
 def _is_at(sock: socket.socket, family: int, address: Any) -> bool:
@@ -191,19 +200,20 @@ class _Stage(dict[socket.socket, float]):
 class _Server(ThreadedWSGIServer):
     lifecycle_probes = True  # so that discovery does not take it for the application's own server
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, limits: Limits, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.limits = limits
         self._lock = threading.Lock()  # guards what follows
         self.reading, self.answering, self.lingering = self._stages = (
-            _Stage(_REQUEST_TIMEOUT),
-            _Stage(PROBE_TIMEOUT + _SENDING),
-            _Stage(_LINGERING),
+            _Stage(limits.reading),
+            _Stage(PROBE_TIMEOUT + limits.sending),
+            _Stage(limits.lingering),
         )
         self._open: set[socket.socket] = set()  # in any stage or in none, until their threads have ended
 
     def accept_one(self) -> bool:
         """Accept a connection; ``False`` if that cannot succeed for a moment."""
-        if len(self._open) >= _THREADS:
+        if len(self._open) >= self.limits.threads:
             return False
         try:
             sock, address = self.get_request()
@@ -240,9 +250,9 @@ class _Server(ThreadedWSGIServer):
             known = any(each.pop(sock, None) is not None for each in self._stages)
             if not known and stage is not self.reading:
                 return False
-            if stage is self.reading and len(stage) >= _CONNECTIONS:
+            if stage is self.reading and len(stage) >= self.limits.connections:
                 stage.push_out()
-            elif stage is self.answering and len(stage) + len(self.lingering) >= _ANSWERS:
+            elif stage is self.answering and len(stage) + len(self.lingering) >= self.limits.answers:
                 (self.lingering or stage).push_out()
             stage[sock] = time.monotonic()
             return True
@@ -289,10 +299,10 @@ class _Input(io.BufferedReader):
 class _Handler(WSGIRequestHandler):
     server: _Server
     protocol_version = "HTTP/1.1"
-    timeout = _REQUEST_TIMEOUT
 
     def setup(self) -> None:
         super().setup()
+        self.connection.settimeout(self.server.limits.reading)
         self.rfile: _Input = _Input(self.rfile.detach())
 
     def parse_request(self) -> bool:
@@ -356,7 +366,7 @@ class _Handler(WSGIRequestHandler):
         """Read what the client still sends, within the limits."""
         poll = select.poll()
         poll.register(self.connection, select.POLLIN)
-        end, left, patience = time.monotonic() + _LINGERING, self.rfile.left, _REST
+        end, left, patience = time.monotonic() + self.server.limits.lingering, self.rfile.left, _REST
         with contextlib.suppress(OSError):  # it has reset the connection
             while left > 0 and poll.poll(patience) and (data := self.connection.recv(min(left, 8192))):
                 left -= len(data)

@@ -15,7 +15,6 @@ import yaml
 from flask_lifecycle import Lifecycle
 from flask_lifecycle._cli import group
 from flask_lifecycle._doctor.command import Application, examine
-from flask_lifecycle._doctor.source import LIMIT
 from tests._fakes import ROOT, make_app, state_of
 
 RUN = '["flask", "--app", "shop", "lifecycle", "run", "-h", "0.0.0.0", "-p", "8000"]'
@@ -81,6 +80,7 @@ ROOM = "10 s of LIFECYCLE_GRACE_PERIOD + 1 s to spare = 11 s"
 POD = "Deployment/shop 'web'"
 PROVED = f"deploy.yaml:8: ok: {POD}: {ROOM}, less than the 30 s of terminationGracePeriodSeconds"
 UNLIMITED = f"ok: unit 'a.conf': {ROOM}, and there is no limit"
+LIMITED = f"ok: unit 'a.conf': {ROOM}, less than the"
 SHELL = "a shell gets the signal and may not forward it"
 SHELL_CURE = "write 'exec' before the command, or start it without sh -c."
 
@@ -128,40 +128,26 @@ def problems(text: str, file: str, subject: str, row: tuple[str, ...]) -> bool:
 @pytest.mark.parametrize(
     ("text", "file", "expected"),
     [
-        (DEPLOYMENT, "deploy.yaml", PROVED),
-        (
-            COMPOSE,
-            "compose.yaml",
-            f"compose.yaml:10: ok: service 'web': {ROOM}, less than the 12 s of stop_grace_period",
-        ),
-        (
-            UNIT,
-            "a.service",
-            f"a.service:7: ok: unit 'a.service': {ROOM}, and the process asks systemd for the time it needs",
-        ),
+        (DEPLOYMENT, "deploy.yaml", PROVED.removeprefix("deploy.yaml:")),
+        (COMPOSE, "compose.yaml", f"10: ok: service 'web': {ROOM}, less than the 12 s of stop_grace_period"),
+        (UNIT, "a.service", f"7: ok: unit 'a.service': {ROOM}, and the process asks systemd for the time it needs"),
     ],
 )
 def test_what_fits_is_proved(text: str, file: str, expected: str) -> None:
     """Without a finding the sum is shown; another service in the file is not checked."""
-    assert said(text, file) == [expected]
+    assert said(text, file) == [f"{file}:{expected}"]
 
 
-def test_the_example_for_kubernetes_is_right() -> None:
-    """The example in docs/kubernetes.md is accepted with the defaults."""
+def test_the_examples_of_the_documentation_are_right() -> None:
+    """The example in docs/kubernetes.md and the units in docs/systemd.md are accepted."""
     page = (ROOT / "docs/kubernetes.md").read_text()
     (block,) = re.findall(r"^```yaml\n(terminationGrace.*?)^```$", page, re.S | re.M)
     pod = "apiVersion: v1\nkind: Pod\nspec:\n" + "".join(f"  {line}\n" for line in block.splitlines())
-    assert said(pod, LIFECYCLE_GRACE_PERIOD=25, LIFECYCLE_SHUTDOWN_DELAY=5) == [
-        "deploy.yaml:4: ok: Pod/? 'web': 25 s of LIFECYCLE_GRACE_PERIOD + 1 s to spare = 26 s, less than the 30 s of"
-        " terminationGracePeriodSeconds"
-    ]
-
-
-def test_the_units_of_the_documentation_are_right() -> None:
-    """The examples in docs/systemd.md are accepted."""
-    blocks = re.findall(r"^```ini\n(.*?)^```$", (ROOT / "docs/systemd.md").read_text(), re.S | re.M)
-    for block, grace in zip(blocks, (60, 25), strict=True):
-        assert [line.split(": ")[1] for line in said(block, "shop.service", LIFECYCLE_GRACE_PERIOD=grace)] == ["ok"]
+    found = [said(pod, LIFECYCLE_GRACE_PERIOD=25, LIFECYCLE_SHUTDOWN_DELAY=5)]
+    units = re.findall(r"^```ini\n(.*?)^```$", (ROOT / "docs/systemd.md").read_text(), re.S | re.M)
+    for unit, grace in zip(units, (60, 25), strict=True):
+        found.append(said(unit, "shop.service", LIFECYCLE_GRACE_PERIOD=grace))
+    assert [[line.split(": ")[1] for line in lines] for lines in found] == [["ok"]] * 3
 
 
 def test_every_rule_is_in_the_documentation() -> None:
@@ -363,20 +349,15 @@ def test_ports_from_the_environment_are_not_guessed() -> None:
     assert len(said(named)) == 1
 
 
-def test_a_delay_of_zero_in_a_cluster_is_warned_of() -> None:
-    """Proxies need time to notice; by default there is a delay in the cluster."""
+def test_the_delay_of_a_cluster() -> None:
+    """A delay of 0 is a warning, because proxies need time; a grace period without room for the default is an error."""
     assert said(DEPLOYMENT, LIFECYCLE_SHUTDOWN_DELAY=0) == [
         PROVED,
         f"deploy.yaml:10: warning: {POD}: LIFECYCLE_SHUTDOWN_DELAY is 0 and there is no preStop, so the listener closes"
         " while proxies still send to the pod; set it to 5, or to 'auto'.",
     ]
-
-
-def test_the_default_delay_of_a_cluster() -> None:
-    """A grace period without room for the default delay is an error."""
     app = application(LIFECYCLE_GRACE_PERIOD=4, LIFECYCLE_SHUTDOWN_DELAY=0)
     del app.config["LIFECYCLE_SHUTDOWN_DELAY"]  # type: ignore[attr-defined]  # it is a dict
-    Path("deploy.yaml").write_text(DEPLOYMENT)
     assert [str(finding) for finding in examine("deploy.yaml", app)] == [
         f"deploy.yaml:10: error: {POD}: in the cluster the application does not start: 'LIFECYCLE_SHUTDOWN_DELAY' (5 s)"
         " and 'LIFECYCLE_HOOK_RESERVE' (0.8 s) leave nothing of 'LIFECYCLE_GRACE_PERIOD' (4 s) to drain in; raise the"
@@ -384,14 +365,10 @@ def test_the_default_delay_of_a_cluster() -> None:
     ]
 
 
-@pytest.mark.parametrize("kind", ["StatefulSet", "DaemonSet", "ReplicaSet", "Rollout"])
-def test_every_kind_with_a_template_is_read(kind: str) -> None:
-    """Every kind with a pod template is a workload."""
-    assert said(changed(DEPLOYMENT, "Deployment", kind)) == [PROVED.replace("Deployment", kind)]
-
-
-def test_a_cron_job_and_a_job_need_no_readiness() -> None:
-    """Jobs are only checked for their time, also among several documents and in a list."""
+def test_every_kind_with_a_template_is_read() -> None:
+    """Every kind with a pod template is a workload; jobs are only checked for their time, also in a list."""
+    for kind in ("StatefulSet", "DaemonSet", "ReplicaSet", "Rollout"):
+        assert said(changed(DEPLOYMENT, "Deployment", kind)) == [PROVED.replace("Deployment", kind)]
     pod = "spec: {containers: [{name: a, command: [flask, lifecycle, run, -h, '::']}]}"
     text = (
         "---\n---\n# nothing\n---\napiVersion: batch/v1\nkind: Job\nmetadata: {name: one}\n"
@@ -425,21 +402,22 @@ def test_several_containers() -> None:
 
 # -- compose ------------------------------------------------------------------------------------------------------
 
+BY_DEFAULT = (
+    f"error: stop_grace_period is 10 s by default, but a shutdown may take {ROOM}; set it to 12 or more, or"
+    " LIFECYCLE_GRACE_PERIOD to less than 9."
+)
 # fmt: off
 SERVICES = [
     ("    stop_grace_period: 12s\n", "",
-     f"6: error: stop_grace_period is 10 s by default, but a shutdown may take {ROOM}; set it to 12 or more, or"
-     " LIFECYCLE_GRACE_PERIOD to less than 9."),
+     f"6: {BY_DEFAULT}"),
     ("12s", "1m30.5s"),
     ("12s", "soon",
      "10: error: stop_grace_period is 'soon'; give it a duration such as '30s' or '1m30s'.",
-     f"10: error: stop_grace_period is 10 s by default, but a shutdown may take {ROOM}; set it to 12 or more, or"
-     " LIFECYCLE_GRACE_PERIOD to less than 9."),
+     f"10: {BY_DEFAULT}"),
     ("12s", "${GRACE}",
      "10: warning: stop_grace_period is '${GRACE}', which is replaced later, so 10 s, the default, was checked; give"
      " the doctor what 'docker compose config' prints.",
-     f"10: error: stop_grace_period is 10 s by default, but a shutdown may take {ROOM}; set it to 12 or more, or"
-     " LIFECYCLE_GRACE_PERIOD to less than 9."),
+     f"10: {BY_DEFAULT}"),
     ("stop_signal: SIGINT", "stop_signal: 3",
      "11: error: SIGQUIT is sent to stop it, and the application handles SIGTERM; set stop_signal to SIGTERM."),
     ("stop_signal: SIGINT", "stop_signal: STOPPED",
@@ -509,25 +487,25 @@ def test_several_services() -> None:
 
 # -- systemd ------------------------------------------------------------------------------------------------------
 
+TOO_SHORT = (
+    f"error: TimeoutStopSec is 10 s, but a shutdown may take {ROOM}; set it to 12 or more, or LIFECYCLE_GRACE_PERIOD to"
+    " less than 9."
+)
 # fmt: off
 UNITS = [
     ("Type=notify", "Type=notify\nNotifyAccess=all"),
     ("Type=notify", "Type=exec",
-     f"10: error: TimeoutStopSec is 10 s, but a shutdown may take {ROOM}; set it to 12 or more, or"
-     " LIFECYCLE_GRACE_PERIOD to less than 9.",
+     f"10: {TOO_SHORT}",
      "6: warning: Type is 'exec', so systemd does not wait until the application is ready; set it to 'notify'."),
     ("Type=notify\n", "TimeoutStopSec=1min 30s\nTimeoutStopSec=\n",
-     f"11: error: TimeoutStopSec is 10 s, but a shutdown may take {ROOM}; set it to 12 or more, or"
-     " LIFECYCLE_GRACE_PERIOD to less than 9.",
+     f"11: {TOO_SHORT}",
      "8: warning: Type is 'simple' by default, so systemd does not wait until the application is ready; set it to"
      " 'notify'."),
     ("Type=notify", "Type=forking",
-     f"10: error: TimeoutStopSec is 10 s, but a shutdown may take {ROOM}; set it to 12 or more, or"
-     " LIFECYCLE_GRACE_PERIOD to less than 9.",
+     f"10: {TOO_SHORT}",
      "6: error: Type is 'forking', and the process neither forks nor ends; set it to 'notify'."),
     ("lifecycle run", "run",
-     f"10: error: TimeoutStopSec is 10 s, but a shutdown may take {ROOM}; set it to 12 or more, or"
-     " LIFECYCLE_GRACE_PERIOD to less than 9.",
+     f"10: {TOO_SHORT}",
      "6: error: Type is 'notify', and under flask run the application is not ready before the first request; set it"
      " to 'exec', or start 'flask lifecycle run'."),
     ("KillMode=mixed", "KillMode=none",
@@ -561,14 +539,8 @@ def test_wrong_units(row: tuple[str, ...]) -> None:
     [
         ("Type=exec\nExecStart=@/srv/serve shop\nTimeoutSec=infinity", UNLIMITED),
         ("TimeoutStopSec=0\nExecStart=serve", UNLIMITED),
-        (
-            "TimeoutStopSec=1min 500ms\nExecStart=serve",
-            f"ok: unit 'a.conf': {ROOM}, less than the 60.5 s of TimeoutStopSec",
-        ),
-        (
-            "TimeoutStopSec=1\nTimeoutStopSec=\nExecStart=serve",
-            f"ok: unit 'a.conf': {ROOM}, less than the 90 s of TimeoutStopSec",
-        ),
+        ("TimeoutStopSec=1min 500ms\nExecStart=serve", f"{LIMITED} 60.5 s of TimeoutStopSec"),
+        ("TimeoutStopSec=1\nTimeoutStopSec=\nExecStart=serve", f"{LIMITED} 90 s of TimeoutStopSec"),
         ("Restart=always", UNLIMITED),
         (
             "ExecStart=waitress-serve shop:app",
@@ -578,11 +550,11 @@ def test_wrong_units(row: tuple[str, ...]) -> None:
         (
             "ExecStart=sh -c 'true && serve'",
             "warning: unit 'a.conf': a shell is the main process, so its exit code and notifications are not those"
-            " of the application; write 'exec' before the command, or start it without sh -c.",
+            f" of the application; {SHELL_CURE}",
         ),
         ("KillMode=process\nExecStart=sh -c 'true && serve'", f"error: unit 'a.conf': {SHELL}; {SHELL_CURE}"),
     ],
-)  # fmt: skip
+)
 def test_drop_ins(lines: str, expected: str) -> None:
     """A unit is also recognised by its first line; a drop-in is checked by what it has."""
     assert expected in [line.partition(": ")[2] for line in said(f"; comment\n\n[Service]\n{lines}\n", "a.conf")]
@@ -606,7 +578,7 @@ NOTHING = "The file contains no Kubernetes workload, no compose service and no s
         (b"apiVersion: v1\nkind: Pod\nspec: {containers: []}\n", f": {NOTHING}"),
         (b"a: 1\nb\0c: 2\n", ":2: This is not UTF-8 text."),
         (b"a: 1\nb: \xff\n", ":2: This is not UTF-8 text."),
-        (b"a" * (LIMIT + 1), f": The file is larger than {LIMIT // 1000} kB; give only what deploys this application."),
+        (b"a" * 1_000_001, ": The file is larger than 1000 kB; give only what deploys this application."),
         (b"a: 1\nb: \x07\n", ": This is not YAML: control characters are not allowed."),
         (b"a: *b\n", ":1: This is not YAML: found undefined alias."),
         (b"a: 1\nb: 2\na: 3\n", ":3: The key 'a' appears twice, first on line 1; remove one of them."),
@@ -687,28 +659,27 @@ def test_an_unreadable_document_hides_no_other(parser: str) -> None:
     ]
 
 
-def test_a_container_that_cannot_be_read_hides_no_other() -> None:
-    """A template in one container or service is an error, and the others are checked."""
+def test_what_cannot_be_read_hides_no_other() -> None:
+    """A template is one error; the other containers and services are checked, and by the other rules its own."""
     other = '        - {name: other, command: ["flask", "{{ run }}"]}\n'
-    lines = said(f"{DEPLOYMENT}{other}")
-    assert [line.split(": ")[1] for line in lines] == ["ok", "unreadable"]
-    services = f"{COMPOSE}  job:\n    command: flask jobs\n    stop_grace_period: '{{{{ time }}}}'\n"
-    lines = said(services, "compose.yaml")
-    assert [line.split(": ")[1] for line in lines] == ["ok", "unreadable"]
+    value = changed(DEPLOYMENT, "path: /readyz", "path: '{{ path }}'").replace("Seconds: 30", "Seconds: 3")
+    service = "  job:\n    command: flask jobs\n    stop_grace_period: '{{ time }}'\n"
+    for text, file, first in (
+        (f"{DEPLOYMENT}{other}", "deploy.yaml", "ok"),
+        (f"{COMPOSE}{service}", "compose.yaml", "ok"),
+        (value, "deploy.yaml", "error"),
+    ):
+        assert [line.split(": ")[1] for line in said(text, file)] == [first, "unreadable"]
 
 
-def test_a_value_that_cannot_be_read_hides_no_other_rule() -> None:
-    """A rule that reads a template is skipped, and the others run; the template is one finding."""
-    text = changed(DEPLOYMENT, "path: /readyz", "path: '{{ path }}'").replace("Seconds: 30", "Seconds: 3")
-    assert [line.split(": ")[1] for line in said(text)] == ["error", "unreadable"]
-
-
-def test_a_quoted_template_is_found_where_it_is_read() -> None:
-    """A template that is valid YAML is an error too, but not in an annotation."""
+def test_names_and_annotations() -> None:
+    """A template that is valid YAML is an error only where it is read; a control sequence in a name is escaped."""
     annotated = changed(DEPLOYMENT, "  name: shop", "  name: shop\n  annotations: {a: '{{ b }}'}")
     assert said(annotated)[0].startswith("deploy.yaml:9: ok")
     quoted = changed(DEPLOYMENT, "terminationGracePeriodSeconds: 30", "terminationGracePeriodSeconds: '{{ a }}'")
     assert said(quoted) == [f"deploy.yaml:8: unreadable: {TEMPLATE}"]
+    (line,) = said(changed(DEPLOYMENT, "  name: shop", '  name: "\\e[31mshop"'))
+    assert "Deployment/\\x1b[31mshop" in line
 
 
 @pytest.mark.parametrize(
@@ -729,12 +700,6 @@ def test_without_pyyaml_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> N
         "deploy.yaml: unreadable: PyYAML is needed to read YAML; install flask_lifecycle[doctor]."
     ]
     assert len(said(UNIT, "a.service")) == 1
-
-
-def test_what_a_file_says_reaches_no_terminal() -> None:
-    """A control sequence in a name is escaped."""
-    (line,) = said(changed(DEPLOYMENT, "  name: shop", '  name: "\\e[31mshop"'))
-    assert "Deployment/\\x1b[31mshop" in line
 
 
 # -- the command --------------------------------------------------------------------------------------------------
@@ -766,19 +731,12 @@ def test_json_is_one_document() -> None:
     Path("bad").write_text(changed(COMPOSE, "12s", "11s"))
     document = json.loads(invoke("--json", "bad").stdout)
     assert document["counts"] == {"error": 1, "warning": 0, "ok": 0, "unreadable": 0}
-    assert document["findings"] == [
-        {
-            "file": "bad",
-            "line": 10,
-            "severity": "error",
-            "rule": "grace-period",
-            "subject": "service 'web'",
-            "text": f"stop_grace_period is 11 s, but a shutdown may take {ROOM}",
-            "cure": "set it to 12 or more, or LIFECYCLE_GRACE_PERIOD to less than 10",
-            "found": "11",
-            "wanted": "12",
-        }
-    ]
+    [finding] = document["findings"]
+    text = f"stop_grace_period is 11 s, but a shutdown may take {ROOM}"
+    cure = "set it to 12 or more, or LIFECYCLE_GRACE_PERIOD to less than 10"
+    assert (finding.pop("text"), finding.pop("cure")) == (text, cure)
+    assert (finding.pop("file"), finding.pop("line"), finding.pop("subject")) == ("bad", 10, "service 'web'")
+    assert finding == {"severity": "error", "rule": "grace-period", "found": "11", "wanted": "12"}
 
 
 def test_the_standard_input_is_a_file(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,9 +18,6 @@ from flask_lifecycle import Lifecycle
 from flask_lifecycle._probes.access_log import _filter, silence
 from tests._fakes import BOUND, make_app, running
 
-# As Werkzeug colours a 404, a 405 and a 500.
-COLOURS = ("\x1b[33m", "\x1b[31m\x1b[1m", "\x1b[35m\x1b[1m")
-
 
 @pytest.fixture(autouse=True)
 def alone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -77,21 +74,15 @@ def test_werkzeug_logs_no_probe(lines: list[str]) -> None:
     assert [line.split(" ")[1] for line in requested(lines)] == ["/work", "/work?to=/livez", "/livezz"]
 
 
-def test_a_quoted_name_is_no_other_path(lines: list[str]) -> None:
-    """A component is recognised however a client quotes its name."""
+def test_other_ways_to_write_a_path(lines: list[str]) -> None:
+    """A probe is recognised however a client quotes its path, and behind a dispatcher that logs the whole path."""
     lifecycle = Lifecycle(app := make_app(LIFECYCLE_DETAILS="always"))
     for name in ("größe", "main db"):
         lifecycle.check(name)(lambda: None)
     assert ask(app, "/healthcheck/gr%C3%B6%C3%9Fe", "/healthcheck/main%20db", "/%6civez", "/w%6frk") == [200] * 4
-    assert [line.split(" ")[1] for line in requested(lines)] == ["/work"]
-
-
-def test_under_a_mount(lines: list[str]) -> None:
-    """Behind a dispatcher the whole path is in the log, and the probe is dropped all the same."""
-    Lifecycle(app := make_app())
     outer = DispatcherMiddleware(Flask("outer").wsgi_app, {"/shop": app.wsgi_app})
     assert ask(outer, "/shop/livez?verbose", "/shop/readyz/", "/shop/work") == [200] * 3
-    assert requested(lines) == ["GET /shop/work HTTP/1.1"]
+    assert requested(lines) == ["GET /work HTTP/1.1", "GET /shop/work HTTP/1.1"]
 
 
 def gunicorn(path: str, query: str = "") -> None:
@@ -115,7 +106,7 @@ def test_gunicorn_logs_no_probe(lines: list[str]) -> None:
 
 
 def test_other_lines_stay(lines: list[str]) -> None:
-    """What else the servers log is let through, of whatever shape it is."""
+    """What else the servers log is let through, of whatever shape it is; a colour is no part of a path."""
     Lifecycle(make_app())
     log = logging.getLogger("werkzeug")
     log.info("Running on /livez")
@@ -124,30 +115,24 @@ def test_other_lines_stay(lines: list[str]) -> None:
     log.info("%(of)s", {"of": "GET /livez HTTP/1.1"})
     logging.getLogger("gunicorn.access").info("%(U)s", {"U": None})
     assert lines == ["Running on /livez", '"GET /livez HTTP/1.1"', "3 threads", "GET /livez HTTP/1.1", "None"]
+    lines.clear()
+    colours = ("\x1b[33m", "\x1b[31m\x1b[1m", "\x1b[35m\x1b[1m")  # as Werkzeug colours a 404, a 405 and a 500
+    for colour in colours:
+        for path in ("/livez", "/work"):
+            log.info('"%s" %s %s', f"{colour}GET {path} HTTP/1.1\x1b[0m", 404, "-")
+    assert lines == [f'"{colour}GET /work HTTP/1.1\x1b[0m" 404 -' for colour in colours]
 
 
-@pytest.mark.parametrize("colour", COLOURS)
-def test_colours(lines: list[str], colour: str) -> None:
-    """The colours of a request line are no part of its path."""
-    Lifecycle(make_app())
-    for path in ("/livez", "/work"):
-        logging.getLogger("werkzeug").info('"%s" %s %s', f"{colour}GET {path} HTTP/1.1\x1b[0m", 404, "-")
-    assert lines == [f'"{colour}GET /work HTTP/1.1\x1b[0m" 404 -']
-
-
-def test_probes_are_logged_if_wished(lines: list[str]) -> None:
-    """With LIFECYCLE_LOG_PROBES a probe is logged as any request."""
-    Lifecycle(app := make_app(LIFECYCLE_LOG_PROBES=True))
-    ask(app, "/livez")
-    gunicorn("/livez")
-    assert requested(lines) == ["GET /livez HTTP/1.1"] * 2
-
-
-def test_case_insensitive_probes(lines: list[str]) -> None:
-    """A probe that is answered in another case is dropped in another case."""
+def test_settings(lines: list[str]) -> None:
+    """A probe in another case is dropped, if it is answered; with LIFECYCLE_LOG_PROBES a probe is logged."""
     Lifecycle(app := make_app(LIFECYCLE_CASE_INSENSITIVE=True))
     assert ask(app, "/LiveZ", "/WORK") == [200, 404]
     assert len(lines) == 1
+    lines.clear()
+    Lifecycle(other := make_app(LIFECYCLE_LOG_PROBES=True, LIFECYCLE_URL_PREFIX="/other"))
+    ask(other, "/other/livez")
+    gunicorn("/other/livez")
+    assert requested(lines) == ["GET /other/livez HTTP/1.1"] * 2
 
 
 def test_an_application_that_is_gone(lines: list[str]) -> None:

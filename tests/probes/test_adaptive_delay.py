@@ -11,11 +11,11 @@ import pytest
 from flask_lifecycle import Lifecycle
 from flask_lifecycle._config import Settings
 from flask_lifecycle._core.inflight import Ledger
+from flask_lifecycle._probes import clients
 from flask_lifecycle._probes.adaptive_delay import AdaptiveDelay
-from flask_lifecycle._probes.clients import Probers
 from tests._fakes import ManualClock, enter, make_app, state_of
 
-Happening = tuple[float, Callable[[], object]]
+Happenings = list[tuple[float, Callable[[], object]]]
 
 
 class Stop:
@@ -23,7 +23,7 @@ class Stop:
 
     def __init__(self, kubernetes: bool = False, **settings: Any) -> None:
         self.clock = ManualClock()
-        self.probers = Probers(self.clock.monotonic)
+        self.probers = clients.Probers(self.clock.monotonic)
         self.ledger = Ledger(self.clock.monotonic)
         self.queued = 0
         self.asked = 0
@@ -35,7 +35,7 @@ class Stop:
         environ = {"HTTP_USER_AGENT": agent, "REMOTE_ADDR": address}
         self.probers.note(group, environ, "", refused=self.refusing)
 
-    def regular(self, period: float, first: float = 0.0, until: float = 100.0, **prober: Any) -> list[Happening]:
+    def regular(self, period: float, first: float = 0.0, until: float = 100.0, **prober: Any) -> Happenings:
         """The visits of a regular prober: some before the delay, and those in it."""
         for _ in range(5):
             self.probe(**prober)
@@ -43,11 +43,42 @@ class Stop:
         visits = [first + n * period for n in range(100)]
         return [(at, lambda: self.probe(**prober)) for at in visits if at < until]
 
+    def gone(self, period: float, before: float = 0.0) -> Happenings:
+        """A regular prober that does not come in the delay, and fell silent some time before it."""
+        self.regular(period)
+        self.clock.advance(before)
+        return []
+
+    def once(self, before: float) -> Happenings:
+        """One visit before the delay."""
+        self.probe()
+        self.clock.advance(before)
+        return []
+
+    def refuse(self) -> Happenings:
+        """Probers are refused already before the delay."""
+        self.refusing = True
+        return []
+
+    def hold(self) -> Happenings:
+        """A request that does not end."""
+        enter(self.ledger)
+        return []
+
     def work(self) -> None:
         """One request, which is answered at once."""
         enter(self.ledger).close()
 
-    def delay(self, *happenings: Happening, latest: float = 100.0) -> float:
+    def queue(self) -> None:
+        """One request waits in the server."""
+        self.queued += 1
+
+    def unqueue(self) -> None:
+        """The application gets the request that has waited."""
+        self.queued -= 1
+        enter(self.ledger)
+
+    def delay(self, happenings: Happenings, latest: float = 100.0) -> float:
         """Let it go, as the shutdown does; how long it took."""
         told = threading.Event()
         began = self.clock.now
@@ -70,156 +101,92 @@ class Stop:
                 self.clock.now = until
 
 
-def test_without_probers_the_quiet_period_counts() -> None:
-    """Where nobody asks, the delay is over when nothing new has come for the quiet period."""
-    stop = Stop()
-    assert stop.delay() == pytest.approx(1.0)
-    assert str(stop.delayed) == "after 1.0 s: no prober to wait for, no new work for 1.0 s"
-
-
-def test_a_prober_is_told_three_times() -> None:
-    """A regular prober has fetched three answers, and then the quiet period passes."""
-    stop = Stop()
-    assert stop.delay(*stop.regular(0.5, first=0.2)) == pytest.approx(0.2 + 2 * 0.5 + 1.0)
-    assert str(stop.delayed) == "after 2.2 s: 1 prober refused 3 times, no new work for 1.0 s"
-
-
-def test_the_slowest_prober_counts() -> None:
-    """Each prober is waited for."""
-    stop = Stop()
-    slow, quick = stop.regular(2.0, address="10.0.0.2"), stop.regular(0.5)
-    assert stop.delay(*slow, *quick) == pytest.approx(2 * 2.0 + 1.0)
-    assert str(stop.delayed) == "after 5.0 s: 2 probers refused 3 times, no new work for 1.0 s"
-
-
-def test_how_often_is_set() -> None:
-    """``LIFECYCLE_DELAY_PROBES`` says how many answers each fetches."""
-    stop = Stop(delay_probes=1)
-    assert stop.delay(*stop.regular(2.0, first=1.0)) == pytest.approx(1.0 + 1.0)
-
-
-@pytest.mark.parametrize("prober", [{"group": "live"}, {"group": "startup"}, {"agent": "Mozilla/5.0 (X11)"}])
-def test_who_does_not_decide_is_not_waited_for(prober: dict[str, Any]) -> None:
-    """Liveness and start-up decide nothing about traffic, and browsers neither."""
-    stop = Stop()
-    assert stop.delay(*stop.regular(2.0, first=1.9, **prober)) == pytest.approx(1.0)
-
-
-def test_who_is_gone_is_not_waited_for() -> None:
-    """A prober that fell silent before the stop holds up nobody, however often it had come."""
-    stop = Stop()
-    stop.regular(1.0)
-    stop.clock.advance(10.0)
-    assert stop.delay() == pytest.approx(1.0)
-    assert str(stop.delayed) == "after 1.0 s: no prober to wait for, no new work for 1.0 s"
-
-
-def test_who_dies_in_the_delay_is_not_waited_for() -> None:
-    """A prober that misses its turn three times is gone, and the delay goes on without it."""
-    stop = Stop()
-    visits = stop.regular(0.5, first=0.1, until=0.2)
-    took = stop.delay(*visits)
+NOBODY, THRICE = "no prober to wait for", "1 prober refused 3 times"
+IN_KUBERNETES = {"kubernetes": True, "delay_min": 5.0}
+KUBELET = "kube-probe/1.30"
+CASES: dict[str, tuple[dict[str, Any], Callable[[Stop], Happenings], float, str]] = {
+    "nobody asks": ({}, lambda stop: [], 1.0, NOBODY),
+    "a regular prober fetches three answers": ({}, lambda stop: stop.regular(0.5, first=0.2), 2.2, THRICE),
+    "each prober is waited for": (
+        {},
+        lambda stop: stop.regular(2.0, address="10.0.0.2") + stop.regular(0.5),
+        5.0,
+        "2 probers refused 3 times",
+    ),
+    "LIFECYCLE_DELAY_PROBES": ({"delay_probes": 1}, lambda stop: stop.regular(2.0, first=1.0), 2.0, "1 prober refused"),
+    # Liveness and start-up decide nothing about traffic, and browsers neither.
+    "liveness": ({}, lambda stop: stop.regular(2.0, first=1.9, group="live"), 1.0, NOBODY),
+    "start-up": ({}, lambda stop: stop.regular(2.0, first=1.9, group="startup"), 1.0, NOBODY),
+    "a browser": ({}, lambda stop: stop.regular(2.0, first=1.9, agent="Mozilla/5.0 (X11)"), 1.0, NOBODY),
+    "who fell silent before": ({}, lambda stop: stop.gone(1.0, before=10.0), 1.0, NOBODY),
     # 0.1 s, three turns and a second until it is silent, up to two ticks until that is seen, and the quiet period.
-    assert took == pytest.approx(0.1 + 1.5 + 1.0 + 0.05 + 1.0)
-    assert str(stop.delayed) == f"after {took:.1f} s: 1 prober silent, no new work for 1.0 s"
+    "who dies in the delay": ({}, lambda stop: stop.regular(0.5, first=0.1, until=0.2), 3.65, "1 prober silent"),
+    "who came once": ({}, lambda stop: stop.once(0.8), 1.0, NOBODY),
+    "who came once and comes again is one": (
+        {},
+        lambda stop: stop.once(0.8) + [(at, stop.probe) for at in (0.2, 1.2, 2.2, 3.2)],
+        3.2,
+        THRICE,
+    ),
+    "who came once yesterday": ({}, lambda stop: [*stop.once(86400.0), (0.5, stop.probe)], 1.0, NOBODY),
+    # Whoever never heard that the instance was ready does not send to it.
+    "who comes first in the delay": ({}, lambda stop: [(0.1 + n / 2, stop.probe) for n in range(20)], 1.0, NOBODY),
+    "who asks less often than the maximum": ({}, lambda stop: stop.gone(60.0), 1.0, "1 prober asking too rarely"),
+    "who cannot come often enough": (
+        {},
+        lambda stop: stop.regular(10.0, agent="slow/1", first=4.0),
+        15.0,
+        "prober 'slow/1' at 10.0.0.1, which asks every 10.0 s, was refused 2 of 3 times",
+    ),
+    "a flood of probes": (
+        {"delay_max": 8.0},
+        lambda stop: [
+            visit for n in range(3) for visit in stop.regular(7.0, address=f"10.9.0.{n}", agent="kube-probe/1.30")
+        ],
+        8.0,
+        "",
+    ),
+    # A balancer that has heard three times that the instance is not ready has taken it out already.
+    "who was refused before the delay": ({}, lambda stop: stop.refuse() + stop.gone(2.0), 1.0, THRICE),
+    # A pod that is deleted leaves the endpoints by that; five seconds and the quiet period are for the proxies.
+    "the kubelet in Kubernetes": (
+        IN_KUBERNETES,
+        lambda stop: stop.regular(10.0, agent=KUBELET, first=9.0),
+        5.0,
+        "no prober except the kubelet to wait for, no new work for 5.0 s, at least 5.0 s",
+    ),
+    "others in Kubernetes": (
+        IN_KUBERNETES,
+        lambda stop: stop.regular(3.0, agent="GoogleHC/1.0", first=1.0),
+        8.0,
+        "1 prober refused 3 times, no new work for 1.0 s, at least 5.0 s",
+    ),
+    "the kubelet elsewhere": ({}, lambda stop: stop.regular(1.0, agent=KUBELET, first=0.5), 3.5, THRICE),
+    "work begins the quiet period anew": ({}, lambda stop: [(n / 2, stop.work) for n in range(1, 7)], 4.0, NOBODY),
+    "work that was there before": ({}, lambda stop: stop.hold(), 1.0, NOBODY),
+    "work that ends": ({}, lambda stop: [(0.5, enter(stop.ledger).close)], 1.0, NOBODY),
+    # It counts when it comes, and not again when the application gets it.
+    "work that waits in the server": ({}, lambda stop: [(0.5, stop.queue), (1.2, stop.unqueue)], 1.5, NOBODY),
+    "work that goes on": (
+        {"delay_max": 3.0},
+        lambda stop: [(n / 2, stop.work) for n in range(100)],
+        3.0,
+        "new work kept arriving",
+    ),
+}
 
 
-def test_one_visit_makes_no_prober() -> None:
-    """Somebody who came once is not waited for, unless he comes again."""
-    stop = Stop()
-    stop.probe()
-    stop.clock.advance(0.8)
-    assert stop.delay() == pytest.approx(1.0)
-
-
-def test_a_prober_that_has_just_begun() -> None:
-    """Who came once before the stop, and comes again in the delay, is one."""
-    stop = Stop()
-    stop.probe()
-    stop.clock.advance(0.8)
-    visits = [(at, stop.probe) for at in (0.2, 1.2, 2.2, 3.2)]
-    assert stop.delay(*visits) == pytest.approx(2.2 + 1.0)
-
-
-def test_who_came_once_long_ago_is_not_taken_for_a_slow_one() -> None:
-    """Somebody who came yesterday and comes again in the delay does not hold it up."""
-    stop = Stop()
-    stop.probe()
-    stop.clock.advance(86400.0)
-    assert stop.delay((0.5, stop.probe)) == pytest.approx(1.0)
-
-
-def test_who_comes_first_in_the_delay_is_not_waited_for() -> None:
-    """Whoever never heard that the instance was ready does not send to it."""
-    stop = Stop()
-    assert stop.delay(*[(0.1 + n / 2, stop.probe) for n in range(20)]) == pytest.approx(1.0)
-
-
-def test_a_prober_that_asks_less_often_than_the_maximum() -> None:
-    """Who asks once a minute cannot be told within the delay, and is not waited for."""
-    stop = Stop()
-    stop.regular(60.0)
-    assert stop.delay() == pytest.approx(1.0)
-    assert str(stop.delayed) == "after 1.0 s: 1 prober asking too rarely, no new work for 1.0 s"
-
-
-def test_a_prober_that_cannot_come_often_enough() -> None:
-    """With an interval of ten seconds the maximum ends the delay, and that is said."""
-    stop = Stop()
-    assert stop.delay(*stop.regular(10.0, agent="slow/1", first=4.0)) == 15.0
-    assert str(stop.delayed) == (
-        "at its maximum of 15.0 s: prober 'slow/1' at 10.0.0.1, which asks every 10.0 s, was refused 2 of 3 times"
-    )
-
-
-def test_a_flood_of_probes_holds_for_the_maximum_at_most() -> None:
-    """Whoever calls himself a kubelet and asks slowly makes the delay no longer than its maximum."""
-    stop = Stop(delay_max=8.0)
-    spoofs = [stop.regular(7.0, address=f"10.9.0.{n}", agent="kube-probe/1.30") for n in range(3)]
-    assert stop.delay(*(visit for visits in spoofs for visit in visits)) == 8.0
-
-
-def test_answers_before_the_delay_count() -> None:
-    """A balancer that has heard three times that the instance is not ready has taken it out already."""
-    stop = Stop()
-    stop.refusing = True
-    stop.regular(2.0)
-    assert stop.delay() == pytest.approx(1.0)
-    assert str(stop.delayed) == "after 1.0 s: 1 prober refused 3 times, no new work for 1.0 s"
-
-
-def test_the_kubelet_is_not_waited_for_in_kubernetes() -> None:
-    """A pod that is deleted leaves the endpoints by that; five seconds and the quiet period are for the proxies."""
-    stop = Stop(kubernetes=True, delay_min=5.0)
-    visits = stop.regular(10.0, agent="kube-probe/1.30", first=9.0)
-    assert stop.delay(*visits) == pytest.approx(5.0)
-    assert (
-        str(stop.delayed)
-        == "after 5.0 s: no prober except the kubelet to wait for, no new work for 5.0 s, at least 5.0 s"
-    )
-
-
-def test_other_probers_are_waited_for_in_kubernetes() -> None:
-    """A balancer that asks pods itself is waited for there as well."""
-    stop = Stop(kubernetes=True, delay_min=5.0)
-    assert stop.delay(*stop.regular(3.0, agent="GoogleHC/1.0", first=1.0)) == pytest.approx(8.0)
-
-
-def test_the_kubelet_is_a_prober_elsewhere() -> None:
-    """Outside of Kubernetes who calls himself a kubelet is a prober like others."""
-    stop = Stop()
-    assert stop.delay(*stop.regular(1.0, agent="kube-probe/1.30", first=0.5)) == pytest.approx(3.5)
-
-
-# -- work that arrives --------------------------------------------------------------------------------------------
-
-
-def test_new_work_begins_the_quiet_period_anew() -> None:
-    """As long as new work comes the delay goes on; each 50 ms it is looked for."""
-    stop = Stop()
-    took = stop.delay(*[(n / 2, stop.work) for n in range(1, 7)])
-    assert took == pytest.approx(3.0 + 1.0, abs=0.051)
-    assert str(stop.delayed) == f"after {took:.1f} s: no prober to wait for, no new work for 1.0 s"
+@pytest.mark.parametrize(("settings", "happens", "took", "why"), CASES.values(), ids=CASES.keys())
+def test_how_long_the_delay_lasts(
+    settings: dict[str, Any], happens: Callable[[Stop], Happenings], took: float, why: str
+) -> None:
+    """The delay ends when every prober has been refused often enough and nothing new has come, and says why."""
+    stop = Stop(**settings)
+    maximum = settings.get("delay_max", 15.0)
+    assert stop.delay(happens(stop)) == pytest.approx(took, abs=0.051)
+    begins = f"at its maximum of {took:.1f} s: {why}" if took == maximum else f"after {took:.1f} s: {why}"
+    assert str(stop.delayed).startswith(begins)
+    assert took == maximum or ", no new work for" in str(stop.delayed)
 
 
 def test_a_flood_of_probes_costs_no_looks_at_the_server() -> None:
@@ -246,52 +213,17 @@ def test_a_flood_of_probes_costs_no_looks_at_the_server() -> None:
     assert not told.is_set()
 
 
-def test_work_that_does_not_end_is_not_new() -> None:
-    """A long request that was there before holds up the drain and not the delay."""
-    stop = Stop()
-    enter(stop.ledger)
-    assert stop.delay() == pytest.approx(1.0)
-
-
-def test_work_that_ends_is_not_new() -> None:
-    """A request that is answered in the delay changes nothing."""
-    stop = Stop()
-    body = enter(stop.ledger)
-    assert stop.delay((0.5, body.close)) == pytest.approx(1.0)
-
-
-def test_work_that_waits_in_the_server_is_new_once() -> None:
-    """What the server holds counts when it comes, and not again when the application gets it."""
-    stop = Stop()
-
-    def come() -> None:
-        stop.queued += 1
-
-    def hand_over() -> None:
-        stop.queued -= 1
-        enter(stop.ledger)
-
-    assert stop.delay((0.5, come), (1.2, hand_over)) == pytest.approx(1.5, abs=0.051)
-
-
 def test_work_does_not_wake_the_wait_for_probers() -> None:
     """While probers are waited for nobody looks for work: what counts is what comes afterwards."""
     stop = Stop()
-    stop.delay(*stop.regular(2.0, first=1.0), *[(n / 10, stop.work) for n in range(40)])
+    stop.delay([*stop.regular(2.0, first=1.0), *((n / 10, stop.work) for n in range(40))])
     assert stop.asked < 3 + 1.0 / 0.05 + 5
-
-
-def test_work_that_goes_on_ends_with_the_maximum() -> None:
-    """Somebody who goes on sending although everybody was refused is not waited for longer than the maximum."""
-    stop = Stop(delay_max=3.0)
-    assert stop.delay(*[(n / 2, stop.work) for n in range(100)]) == pytest.approx(3.0)
-    assert str(stop.delayed) == "at its maximum of 3.0 s: new work kept arriving"
 
 
 def test_the_grace_period_may_cut_it_short() -> None:
     """Where another application leaves less time, that is the maximum."""
     stop = Stop()
-    assert stop.delay(*stop.regular(2.0, first=1.0), latest=4.0) == pytest.approx(4.0)
+    assert stop.delay(stop.regular(2.0, first=1.0), latest=4.0) == pytest.approx(4.0)
     assert str(stop.delayed) == (
         "at its maximum of 4.0 s: prober at 10.0.0.1, which asks every 2.0 s, was refused 2 of 3 times"
     )
@@ -300,18 +232,14 @@ def test_the_grace_period_may_cut_it_short() -> None:
 # -- in an application --------------------------------------------------------------------------------------------
 
 
-def test_who_has_a_fixed_delay_has_no_notice(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only an automatic delay is found out about; the kubelet is known where the environment says so."""
-    fixed, auto = make_app(), make_app(LIFECYCLE_SHUTDOWN_DELAY="auto")
-    Lifecycle(fixed)
-    Lifecycle(auto)
-    assert state_of(fixed).adaptive_delay is None
-    notice = state_of(auto).adaptive_delay
-    assert isinstance(notice, AdaptiveDelay)
-    assert not notice._kubernetes
-    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
-    inside = make_app(LIFECYCLE_SHUTDOWN_DELAY="auto", LIFECYCLE_GRACE_PERIOD=30.0)
-    Lifecycle(inside)
-    notice = state_of(inside).adaptive_delay
-    assert isinstance(notice, AdaptiveDelay)
-    assert notice._kubernetes
+@pytest.mark.parametrize(
+    ("delay", "host", "expected"), [(2.0, "", None), ("auto", "", False), ("auto", "10.0.0.1", True)]
+)
+def test_the_adaptive_delay_of_an_application(
+    delay: Any, host: str, expected: bool | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only an automatic delay is adaptive; the kubelet is known where the environment says so."""
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", host)
+    app = make_app(LIFECYCLE_SHUTDOWN_DELAY=delay, LIFECYCLE_GRACE_PERIOD=30.0)
+    Lifecycle(app)
+    assert getattr(state_of(app).adaptive_delay, "_kubernetes", None) is expected

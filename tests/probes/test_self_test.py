@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -13,12 +12,9 @@ from werkzeug.middleware.dispatcher import DispatcherMiddleware
 from werkzeug.middleware.proxy_fix import ProxyFix
 
 from flask_lifecycle import Lifecycle
-from flask_lifecycle._app import Application
-from flask_lifecycle._core.process import Process
 from flask_lifecycle._core.state import Event
-from flask_lifecycle._probes.self_test import SelfTest, obstacle
-from flask_lifecycle._servers.serving import Serving
-from tests._fakes import make_app, run_python, state_of, until
+from flask_lifecycle._probes import self_test
+from tests._fakes import make_app, run_python, state_of
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
@@ -36,17 +32,6 @@ class Layer:
         return self.app(environ, start_response)
 
 
-class HttpsRedirect(Layer):
-    """Sends everybody to https."""
-
-    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        if environ["wsgi.url_scheme"] == "https":
-            return super().__call__(environ, start_response)
-        where = f"https://{environ['HTTP_HOST']}{environ['PATH_INFO']}"
-        start_response("301 MOVED PERMANENTLY", [("location", where)])
-        return [b""]
-
-
 class HostCheck(Layer):
     """Knows its one host."""
 
@@ -57,47 +42,47 @@ class HostCheck(Layer):
         return [b"bad host"]
 
 
-class Login(Layer):
+class Answers(Layer):
+    """Answers in the place of the application."""
+
+    def __init__(self, app: WSGIApplication, answer: WSGIApplication) -> None:
+        super().__init__(app)
+        self.answer = answer
+
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        return self.answer(environ, start_response)
+
+
+def https_redirect(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+    start_response("301 MOVED PERMANENTLY", [("location", f"https://{environ['HTTP_HOST']}{environ['PATH_INFO']}")])
+    return [b""]
+
+
+def late(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
     """Answers when it is iterated over, and not before."""
-
-    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        if "HTTP_COOKIE" in environ:
-            return super().__call__(environ, start_response)
-
-        def answer() -> Iterator[bytes]:
-            start_response("401 UNAUTHORIZED", [])
-            yield b"who are you?"
-
-        return answer()
+    start_response("401 UNAUTHORIZED", [])
+    yield b"who are you?"
 
 
-class Raises(Layer):
-    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        raise LookupError("a secret")
+def raises(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+    raise LookupError("a secret")
 
 
-class RaisesLate(Layer):
-    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        start_response("200 OK", [])
-        return self.broken()
-
-    def broken(self) -> Iterator[bytes]:
-        yield from ()
-        raise LookupError("a secret")
+def raises_late(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+    start_response("200 OK", [])
+    yield from ()
+    raise LookupError("a secret")
 
 
-class Silent(Layer):
-    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        return []
+def silent(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+    return []
 
 
-class Empties(Layer):
-    """Goes on with an environ that it makes its own, and answers itself."""
-
-    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        environ.clear()
-        start_response("500 INTERNAL SERVER ERROR", [])
-        return []
+def empties(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+    """Makes the environ its own."""
+    environ.clear()
+    start_response("500 INTERNAL SERVER ERROR", [])
+    return []
 
 
 class Copies(Layer):
@@ -105,16 +90,6 @@ class Copies(Layer):
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         return self.app(dict(environ), start_response)
-
-
-def plain(app: WSGIApplication) -> WSGIApplication:
-    """A middleware that is a function, which does not show what it is around."""
-
-    def teapot(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        start_response("418 I'M A TEAPOT", [])
-        return []
-
-    return teapot
 
 
 def wrapped(*middlewares: Middleware, **config: Any) -> Flask:
@@ -126,61 +101,54 @@ def wrapped(*middlewares: Middleware, **config: Any) -> Flask:
     return app
 
 
-BAD = "is answered 400 BAD REQUEST"
-HTTPS = "https://10.0.0.1:8080/livez"
-
-
 @pytest.mark.parametrize(
-    ("middlewares", "what"),
+    ("answer", "what"),
     [
-        ((HttpsRedirect,), f"is answered 301 MOVED PERMANENTLY to {HTTPS} by Flask around HttpsRedirect"),
-        ((HostCheck,), f"{BAD} by Flask around HostCheck"),
-        ((Login,), "is answered 401 UNAUTHORIZED by Flask around Login"),
-        ((Raises,), "fails with LookupError by Flask around Raises"),
-        ((RaisesLate,), "fails with LookupError by Flask around RaisesLate"),
-        ((Silent,), "is not answered at all by Flask around Silent"),
-        ((Empties,), "is answered 500 INTERNAL SERVER ERROR by Flask around Empties"),
-        ((plain,), "is answered 418 I'M A TEAPOT by Flask around plain.<locals>.teapot"),
-        ((HostCheck, Layer, ProxyFix), f"{BAD} by Flask around ProxyFix around Layer around HostCheck"),
+        (https_redirect, "is answered 301 MOVED PERMANENTLY to https://10.0.0.1:8080/livez"),
+        (late, "is answered 401 UNAUTHORIZED"),
+        (raises, "fails with LookupError"),
+        (raises_late, "fails with LookupError"),
+        (silent, "is not answered at all"),
+        (empties, "is answered 500 INTERNAL SERVER ERROR"),
     ],
 )
-def test_what_stands_in_the_way(middlewares: tuple[Middleware, ...], what: str) -> None:
-    """Whatever answers in the probe's place is told with its answer, and with the layers in which it is."""
-    assert obstacle(wrapped(*middlewares), "/livez") == what
+def test_what_stands_in_the_way(answer: WSGIApplication, what: str) -> None:
+    """Whatever answers in the probe's place is told with its answer, and with the layer in which it is."""
+    app = wrapped(lambda inner: Answers(inner, answer))
+    assert self_test.obstacle(app, "/livez") == f"{what} by Flask around Answers"
+    function = wrapped(lambda inner: answer)  # which does not show what it is around
+    assert self_test.obstacle(function, "/livez") == f"{what} by Flask around {answer.__name__}"
 
 
 @pytest.mark.parametrize("middlewares", [(), (Layer,), (ProxyFix, Layer), (Copies,)])
-def test_nothing_in_the_way(middlewares: tuple[Middleware, ...]) -> None:
-    """Where the probe is reached nothing is told, whatever it is wrapped in and whatever it says."""
-    app = wrapped(*middlewares)
+def test_nothing_in_the_way(middlewares: tuple[Middleware, ...], caplog: pytest.LogCaptureFixture) -> None:
+    """Where the probe is reached nothing is told or logged, whatever is around or inside the application."""
+    app = wrapped(*middlewares, TRUSTED_HOSTS=["shop.example"])
+    app.before_request(lambda: abort(401))
     state_of(app).startup.run()
     state_of(app).machine.apply(Event.SET_NOT_READY, "maintenance")
-    assert obstacle(app, "/livez") == ""
-    assert obstacle(app, "/readyz") == ""
-
-
-def test_what_an_application_does_to_requests_is_not_in_the_way() -> None:
-    """A login guard or a check of hosts inside the application is behind the probes, and is not told."""
-    app = make_app(TRUSTED_HOSTS=["shop.example"])
-    app.before_request(lambda: abort(401))
-    Lifecycle(app)
-    assert obstacle(app, "/livez") == ""
+    caplog.clear()
+    assert self_test.obstacle(app, "/livez") == ""
+    assert self_test.obstacle(app, "/readyz") == ""
+    self_test.SelfTest(state_of(app)).run()
+    assert caplog.records == []
 
 
 def test_around_the_application() -> None:
-    """What is around the Flask application as a whole is seen as well, as what run() is given."""
+    """Layers are told from the outside, also those around the Flask application as a whole; at most ten of them."""
+    bad = "is answered 400 BAD REQUEST by"
     app = wrapped(Layer)
-    assert obstacle(HostCheck(app), "/livez") == "is answered 400 BAD REQUEST by HostCheck around Flask around Layer"
+    inside = wrapped(HostCheck, Layer, ProxyFix)
     outer = DispatcherMiddleware(Flask("outer").wsgi_app, {"/shop": app.wsgi_app})
-    assert obstacle(outer, "/livez") == "is answered 404 NOT FOUND by DispatcherMiddleware around Flask.wsgi_app"
-    assert obstacle(outer, "/shop/livez") == ""
-
-
-def test_layers_that_go_round_in_circles() -> None:
-    """Layers that are around each other are named ten times, and no more."""
-    layer = Silent(Flask("inner"))
-    layer.app = layer
-    assert obstacle(layer, "/livez").count("Silent") == 10
+    circle = Answers(Flask("inner"), silent)
+    circle.app = circle
+    assert self_test.obstacle(inside, "/livez") == f"{bad} Flask around ProxyFix around Layer around HostCheck"
+    assert self_test.obstacle(HostCheck(app), "/livez") == f"{bad} HostCheck around Flask around Layer"
+    assert (
+        self_test.obstacle(outer, "/livez") == "is answered 404 NOT FOUND by DispatcherMiddleware around Flask.wsgi_app"
+    )
+    assert self_test.obstacle(outer, "/shop/livez") == ""
+    assert self_test.obstacle(circle, "/livez").count("Answers") == 10
 
 
 def test_the_result_is_closed() -> None:
@@ -205,7 +173,7 @@ def test_the_result_is_closed() -> None:
             start_response("200 OK", [])(b"by the old way")
             return Result(error)
 
-        obstacle(app, "/livez")
+        self_test.obstacle(app, "/livez")
     assert closed == ["closed", "closed"]
 
 
@@ -218,59 +186,23 @@ WARNING = (
 
 
 def test_one_warning(caplog: pytest.LogCaptureFixture) -> None:
-    """What is in the way is one warning, which names the path, the answer, the layers and the cure."""
+    """What is in the way is one warning, which names the path, the answer, the layers and the cure; none in tests."""
     app = wrapped(HostCheck, LIFECYCLE_URL_PREFIX="/ops", LIFECYCLE_PATHS={"livez": "/alive"})
-    SelfTest(state_of(app)).run()
+    state_of(app).startup.run()
+    assert caplog.records == []
+    self_test.SelfTest(state_of(app)).run()
     [record] = caplog.records
     assert (record.levelno, record.getMessage()) == (logging.WARNING, WARNING.format("/ops/alive"))
     assert record.__dict__["lifecycle_path"] == "/ops/alive"
 
 
-def test_no_word_where_nothing_is_in_the_way(caplog: pytest.LogCaptureFixture) -> None:
-    """Where nothing is in the way nothing is logged."""
-    caplog.set_level(logging.DEBUG, "flask_lifecycle")
-    app = wrapped()
-    state_of(app).startup.run()
-    caplog.clear()
-    SelfTest(state_of(app)).run()
-    assert caplog.records == []
-
-
 def test_what_run_is_given_is_tested(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     """Under run() the test goes through the whole of what is served, and not through the Flask application alone."""
     lifecycle = Lifecycle(app := make_app())
-    monkeypatch.setattr(state_of(app).serving, "run", lambda *arguments: SelfTest(state_of(app)).run())
+    monkeypatch.setattr(state_of(app).serving, "run", lambda *arguments: self_test.SelfTest(state_of(app)).run())
     lifecycle.run(HostCheck(app))
     [record] = caplog.records
     assert record.getMessage() == WARNING.format("/livez").replace("Flask around HostCheck", "HostCheck around Flask")
-
-
-class Served(Process):
-    """A process that may touch signals, says it, and does not."""
-
-    def __init__(self) -> None:
-        super().__init__(signals=False)
-        self.signals = True
-
-
-@pytest.mark.parametrize(
-    ("served", "config", "tested"),
-    [(True, {}, True), (True, {"LIFECYCLE_SELF_TEST": False}, False), (False, {}, False)],
-)
-def test_once_at_the_start_up(
-    served: bool, config: dict[str, Any], tested: bool, caplog: pytest.LogCaptureFixture
-) -> None:
-    """It runs once the start-up is over, in a thread of its own; not in testing mode, nor where it is not wished."""
-    app = wrapped(HostCheck, **config)
-    state = state_of(app)
-    if served:
-        state = Application(app, state.settings, state.registered, Serving(Served()))
-    for _ in range(2):
-        state.startup.run()
-    until(lambda: "lifecycle-self-test" not in [thread.name for thread in threading.enumerate()])
-    warnings = [(record.threadName, record.getMessage()) for record in caplog.records if record.levelname == "WARNING"]
-    assert warnings == [("lifecycle-self-test", WARNING.format("/livez"))] * tested
-    state.health.engine.stop()
 
 
 PROGRAM = """
