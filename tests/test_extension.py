@@ -14,7 +14,7 @@ import pytest
 from flask import Flask, current_app
 from werkzeug.test import TestResponse
 
-from flask_lifecycle import Check, Lifecycle, ShutdownReport, State, state_changed
+from flask_lifecycle import Check, Lifecycle, RequestInfo, ShutdownReport, State, state_changed
 from flask_lifecycle._app import Application
 from flask_lifecycle._core.feature import Feature
 from flask_lifecycle._core.shutdown import StopRequest
@@ -371,7 +371,7 @@ def test_draining_and_remaining() -> None:
 
 
 def test_in_flight_and_requests() -> None:
-    """A request sees itself in flight, with method, path and thread."""
+    """A request sees itself in flight, with method, path, route and thread, and without the address of its client."""
     app, lifecycle = serve()
     seen: list[Any] = []
 
@@ -383,12 +383,9 @@ def test_in_flight_and_requests() -> None:
     get(app, "/seen?x=1", method="POST")
     assert seen[0] == 1
     [info] = seen[1]
-    assert (info.method, info.path, info.thread, info.stage) == (
-        "POST",
-        "/seen",
-        threading.current_thread().name,
-        "running",
-    )
+    thread = threading.current_thread().name
+    assert info == RequestInfo("POST", "/seen", info.age, thread, "running", route="/seen")
+    assert info.remote == ""
     assert (lifecycle.in_flight, lifecycle.requests()) == (0, ())
 
 
