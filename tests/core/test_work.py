@@ -6,7 +6,7 @@ import asyncio
 import logging
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from typing import Any
 
@@ -31,66 +31,53 @@ def names(lifecycle: Lifecycle) -> list[str]:
 
 
 def test_an_item_counts_inside_its_block(lifecycle: Lifecycle) -> None:
-    """Work is under way inside the block, with its name, what it works on, its age and its thread."""
-    with lifecycle.work("import", file="a.csv") as item:
-        (info,) = lifecycle.work_items()
-        assert (info.name, info.info, info.thread) == ("import", {"file": "a.csv"}, threading.current_thread().name)
-        assert info.age >= 0
-        assert item.live
-    assert lifecycle.work_items() == ()
-    assert not item.live
-
-
-def test_an_item_ends_when_its_block_raises(lifecycle: Lifecycle) -> None:
-    """An exception ends the work and goes on."""
-    with pytest.raises(ValueError, match=whole("boom")), lifecycle.work("import"):
+    """Work is under way inside the block, oldest first, with what it works on, as it is now, its age and its thread."""
+    older, item = lifecycle.work("older"), lifecycle.work("import", name="x", self="y")
+    for _ in range(2):
+        with item:
+            before = lifecycle.work_items()
+            item.info["row"] = 2  # type: ignore[index]  # a plain dict
+            after = lifecycle.work_items()
+        assert names(lifecycle) == ["older"]
+        assert not item.live
+        del item.info["row"]  # type: ignore[attr-defined]
+    older.done()
+    older.done()
+    with pytest.raises(ValueError, match=whole("boom")), item:
         raise ValueError("boom")
     assert lifecycle.work_items() == ()
+    assert [info.name for info in before] == ["older", "import"]
+    assert before[0].age >= before[1].age >= 0
+    assert before[1].thread == threading.current_thread().name
+    assert [infos[1].info for infos in (before, after)] == [
+        {"name": "x", "self": "y"},
+        {"name": "x", "self": "y", "row": 2},
+    ]
 
 
-def test_done_twice_ends_one_item(lifecycle: Lifecycle) -> None:
-    """Ending an item twice ends no other, as it does where items are counted by their number."""
-    first, second = lifecycle.work("first"), lifecycle.work("second")
-    first.done()
-    first.done()
-    assert names(lifecycle) == ["second"]
-    second.done()
+class Renumbered(threading.Thread):
+    """A thread that the system has given the number of the main one, as it does when that has ended."""
+
+    @property
+    def ident(self) -> int | None:
+        return threading.main_thread().ident
 
 
-def test_items_are_told_oldest_first() -> None:
-    """The snapshot begins with the oldest, whose age is the greatest."""
-    clock = ManualClock()
-    ledger = WorkLedger(clock.monotonic)
-    Work(ledger, "first", {})
-    clock.advance(2.0)
-    Work(ledger, "second", {})
-    clock.advance(1.0)
-    assert [(info.name, info.age) for info in ledger.items()] == [("first", 3.0), ("second", 1.0)]
-
-
-def test_an_item_of_a_thread_that_has_ended(lifecycle: Lifecycle) -> None:
-    """An item outlives the thread that began it, and then names none."""
-    with running(lambda: lifecycle.work("left behind")):
-        pass
+@pytest.mark.parametrize("kind", [threading.Thread, Renumbered])
+def test_an_item_of_a_thread_that_has_ended(lifecycle: Lifecycle, kind: type[threading.Thread]) -> None:
+    """An item outlives the thread that began it, and then names none, nor the one that has its number now."""
+    thread = kind(target=lambda: lifecycle.work("left behind"))
+    thread.start()
+    thread.join(BOUND)
     (info,) = lifecycle.work_items(stacks=True)
     assert (info.name, info.thread, info.stack) == ("left behind", "", "")
 
 
-def test_the_stack_of_the_thread_at_work(lifecycle: Lifecycle) -> None:
-    """With stacks the snapshot shows where the thread is that does the work."""
-    begun, free = threading.Event(), threading.Event()
+class Mute:
+    """An object that fails to say what it is, and is told by its type."""
 
-    def busy_with_the_import() -> None:
-        with lifecycle.work("import"):
-            begun.set()
-            free.wait(BOUND)
-
-    with running(busy_with_the_import):
-        assert begun.wait(BOUND)
-        (info,) = lifecycle.work_items(stacks=True)
-        assert "in busy_with_the_import" in info.stack
-        assert lifecycle.work_items()[0].stack == ""
-        free.set()
+    def __repr__(self) -> str:
+        raise RuntimeError("no words")
 
 
 @pytest.mark.parametrize(
@@ -100,6 +87,7 @@ def test_the_stack_of_the_thread_at_work(lifecycle: Lifecycle) -> None:
             WorkInfo("import", 3.14, info={"file": "a\nb", "rows": 5}),
             "work 'import' (file='a\\nb', rows=5) after 3.1 s",
         ),
+        (WorkInfo("import", 1.0, info={"what": Mute()}), "work 'import' (what=<Mute>) after 1.0 s"),
         (WorkInfo("a\x1b[2J", 0.0), "work 'a\\x1b[2J' after 0.0 s"),
         (WorkInfo("x", 0.0, info={"a\nb": 1}), "work 'x' ('a\\nb'=1) after 0.0 s"),
         (WorkInfo("x", 0.0, info={"y": "z" * 300}), f"work 'x' (y='{'z' * 196}...) after 0.0 s"),
@@ -110,28 +98,14 @@ def test_work_reads_as_logged(info: WorkInfo, text: str) -> None:
     assert str(info) == text
 
 
-def test_work_that_cannot_be_told() -> None:
-    """An object that fails to say what it is, is told by its type."""
-
-    class Mute:
-        def __repr__(self) -> str:
-            raise RuntimeError("no words")
-
-    assert str(WorkInfo("import", 1.0, info={"what": Mute()})) == "work 'import' (what=<Mute>) after 1.0 s"
-
-
-def test_the_names_of_work_s_own_parameters_can_be_told(lifecycle: Lifecycle) -> None:
-    """``name`` and ``self`` are free for what the work is about."""
-    with lifecycle.work("import", name="x", self="y"):
-        assert lifecycle.work_items()[0].info == {"name": "x", "self": "y"}
+# -- decorated functions ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", [None, "", 5])
 def test_work_without_a_name(lifecycle: Lifecycle, name: Any) -> None:
     """Work that nobody could name in a log is refused, and counts for nothing."""
-    with pytest.raises(
-        TypeError, match=whole(f"Work needs a name that is a string, not {name!r}; what it works on goes by keyword.")
-    ):
+    message = f"Work needs a name that is a string, not {name!r}; what it works on goes by keyword."
+    with pytest.raises(TypeError, match=whole(message)):
         lifecycle.work(name)
     assert lifecycle.work_items() == ()
 
@@ -149,32 +123,41 @@ def test_each_call_of_a_decorated_function_is_work(lifecycle: Lifecycle) -> None
         return 2 * number if number == 2 else double(number + 1)
 
     assert lifecycle.work_items() == ()
-    assert not lifecycle._registered.work.working
     assert double(1) == 4
     assert lifecycle.work_items() == ()
     assert double.__name__ == "double"
-    assert lifecycle._registered.work.working
+
+
+class AsyncCall:
+    """An object whose call is a coroutine."""
+
+    def __init__(self, function: Any) -> None:
+        self.function = function
+
+    async def __call__(self) -> list[str]:
+        result: list[str] = self.function()
+        return result
 
 
 def test_a_decorated_coroutine_function_is_work_until_it_ends(lifecycle: Lifecycle) -> None:
-    """An async function is work while it is awaited, not only while its coroutine is made."""
+    """An async function, or object, is work while it is awaited, not only while its coroutine is made."""
 
-    @lifecycle.work("fetch")
     async def fetch() -> list[str]:
         await asyncio.sleep(0)
         return names(lifecycle)
 
-    coroutine = fetch()
-    assert lifecycle.work_items() == ()
-    assert asyncio.run(coroutine) == ["fetch"]
-    assert lifecycle.work_items() == ()
+    for function in (fetch, AsyncCall(lambda: names(lifecycle))):
+        coroutine = lifecycle.work("fetch")(function)()
+        assert lifecycle.work_items() == ()
+        assert asyncio.run(coroutine) == ["fetch"]
+        assert lifecycle.work_items() == ()
 
 
 def test_a_decorated_generator_is_work_until_it_is_closed(lifecycle: Lifecycle) -> None:
     """A generator is work from its first step until it ends or is closed."""
 
     @lifecycle.work("rows")
-    def rows() -> Iterator[list[str]]:
+    def rows() -> Generator[list[str], None, None]:
         yield names(lifecycle)
         yield names(lifecycle)
 
@@ -182,26 +165,26 @@ def test_a_decorated_generator_is_work_until_it_is_closed(lifecycle: Lifecycle) 
     assert lifecycle.work_items() == ()
     half = rows()
     assert next(half) == ["rows"]
-    half.close()  # type: ignore[attr-defined]  # a generator
+    half.close()
     assert lifecycle.work_items() == ()
 
 
-def test_an_async_generator_is_refused(lifecycle: Lifecycle) -> None:
-    """An async generator cannot be decorated, and the error says what to do."""
+async def numbers() -> Any:
+    yield 1
 
-    async def rows() -> Any:
-        yield 1
 
-    message = "The async generator 'rows' cannot be decorated; use 'with lifecycle.work(...)' inside it."
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (numbers, "The async generator 'numbers' cannot be decorated; use 'with lifecycle.work(...)' inside it."),
+        (5, "work() decorates functions, and 5 is not callable."),
+    ],
+)
+def test_what_cannot_be_decorated(lifecycle: Lifecycle, function: Any, message: str) -> None:
+    """An async generator, or what is no function, is refused, and the error says what to do."""
     with pytest.raises(TypeError, match=whole(message)):
-        lifecycle.work("rows")(rows)
+        lifecycle.work("rows")(function)
     assert lifecycle.work_items() == ()
-
-
-def test_what_cannot_be_called_is_refused(lifecycle: Lifecycle) -> None:
-    """Decorating what is no function is an error at once."""
-    with pytest.raises(TypeError, match=whole("work() decorates functions, and 5 is not callable.")):
-        lifecycle.work("five")(5)  # type: ignore[type-var]  # that is the error
 
 
 # -- executors ----------------------------------------------------------------------------------------------------
@@ -229,28 +212,16 @@ def test_submitted_work_counts_until_its_future_is_done(lifecycle: Lifecycle) ->
     until(lambda: lifecycle.work_items() == ())
 
 
-def test_submitted_work_that_fails(lifecycle: Lifecycle) -> None:
-    """Work whose call raises is over, and the future tells what it raised."""
-    with ThreadPoolExecutor(1) as pool:
-        future = lifecycle.submit(pool, int, "x")
-        assert isinstance(future.exception(BOUND), ValueError)
-    until(lambda: lifecycle.work_items() == ())
-
-
-def test_work_submitted_to_other_processes(lifecycle: Lifecycle) -> None:
-    """A process pool gets the function alone, since an item cannot be sent to another process."""
-    with ProcessPoolExecutor(1) as pool:
-        assert lifecycle.submit(pool, abs, -3).result(3 * BOUND) == 3
-    until(lambda: lifecycle.work_items() == ())
-
-
-def test_an_executor_that_takes_no_more(lifecycle: Lifecycle) -> None:
-    """What the executor refuses is no work, and its error comes through."""
-    pool = ThreadPoolExecutor(1)
-    pool.shutdown()
+def test_how_submitted_work_may_end(lifecycle: Lifecycle) -> None:
+    """It is over when it fails, when another process has done it, and when the executor takes no more."""
+    keywords = {"executor": 1, "function": 2, "ledger": 3, "self": 4}
+    with ThreadPoolExecutor(1) as threads, ProcessPoolExecutor(1) as processes:
+        assert isinstance(lifecycle.submit(threads, int, "x").exception(BOUND), ValueError)
+        assert lifecycle.submit(threads, dict, **keywords).result(BOUND) == keywords
+        assert lifecycle.submit(processes, abs, -3).result(3 * BOUND) == 3
     with pytest.raises(RuntimeError, match=whole("cannot schedule new futures after shutdown")):
-        lifecycle.submit(pool, print)
-    assert lifecycle.work_items() == ()
+        lifecycle.submit(threads, print)
+    until(lambda: lifecycle.work_items() == ())
 
 
 @pytest.mark.parametrize("executor", [None, print, ThreadPoolExecutor])
@@ -264,59 +235,30 @@ def test_what_is_no_executor(lifecycle: Lifecycle, executor: Any) -> None:
 # -- the drain ----------------------------------------------------------------------------------------------------
 
 
-def test_a_drain_waits_for_work() -> None:
-    """The hooks run when the last item has ended, and not before."""
-    member, ran = FakeMember(), threading.Event()
-    member.hooks.add("shutdown", ran.set, "hook", None)
-    item = Work(member.work, "import", {})
-    shutdown = coordinate(None, member)
-    shutdown.begin(StopRequest("test"))
-    until(lambda: bool(member.work.watched))
-    assert not ran.is_set()
-    item.done()
-    report = finish(shutdown)
-    assert ran.is_set()
-    assert report.clean
-    assert report.work == ()
-
-
 def test_work_that_does_not_end_is_abandoned(clock: ManualClock, caplog: pytest.LogCaptureFixture) -> None:
-    """At the deadline work that still goes on is logged with its age and its thread's stack, and the exit code is 1."""
+    """At the deadline work that still goes on is logged with its age and its thread's stack, and the exit code is 1.
+
+    Fifty pieces of work of one name are one line of the log, and all of them are in the report.
+    """
     member = FakeMember(clock, grace_period=10.0, hook_reserve=2.0)
     member.work = StuckWork(clock)
     Work(member.work, "import", {"file": "a.csv"}).__enter__()
+    for number in range(50):
+        Work(member.work, "mail", {"id": number}).__enter__()
     shutdown = coordinate(clock, member)
     shutdown.begin(StopRequest("test"))
     report = finish(shutdown)
-    warning, error = (r for r in caplog.records if "import" in r.getMessage())
-    assert (warning.levelno, error.levelno) == (logging.WARNING, logging.ERROR)
-    head = (
+    warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert warnings[0].splitlines()[0] == (
         "halfway through the drain, waiting for work 'import' (file='a.csv') after 3.9 s; its thread 'MainThread' is at"
     )
-    assert warning.getMessage().splitlines()[0] == head
+    error, mail = (record for record in caplog.records if record.levelno == logging.ERROR)
     assert error.getMessage().startswith("abandoned work 'import' (file='a.csv') after 7.8 s; its thread 'MainThread'")
     assert "in test_work_that_does_not_end_is_abandoned" in error.getMessage()
     assert (error.__dict__["lifecycle_work"], error.__dict__["lifecycle_age"]) == ("import", 7.75)
-    assert [(info.name, info.age) for info in report.work] == [("import", 7.75)]
-    assert (report.exit_code, str(report)) == (1, "1 abandoned, exit 1")
-
-
-def test_work_of_one_name_is_one_line(clock: ManualClock, caplog: pytest.LogCaptureFixture) -> None:
-    """Fifty pieces of work of one name are one line of the log, and all of them are in the report."""
-    member = FakeMember(clock, grace_period=10.0, hook_reserve=2.0)
-    member.work = StuckWork(clock)
-    for number in range(50):
-        Work(member.work, "mail", {"id": number}).__enter__()
-    Work(member.work, "import", {}).__enter__()
-    shutdown = coordinate(clock, member)
-    shutdown.begin(StopRequest("test"))
-    report = finish(shutdown)
-    lines = [record.getMessage().splitlines()[0] for record in caplog.records if record.levelno == logging.ERROR]
-    assert [line.partition(";")[0] for line in lines] == [
-        "abandoned work 'mail' (id=0) after 7.8 s and 49 more of this name",
-        "abandoned work 'import' after 7.8 s",
-    ]
-    assert len(report.work) == 51
+    assert mail.getMessage().startswith("abandoned work 'mail' (id=0) after 7.8 s and 49 more of this name;")
+    assert {info.age for info in report.work} == {7.75}
+    assert (report.exit_code, str(report)) == (1, "51 abandoned, exit 1")
 
 
 def test_work_that_begins_after_the_drain_is_told(caplog: pytest.LogCaptureFixture) -> None:
@@ -386,16 +328,14 @@ def test_a_forked_child_has_no_work(lifecycle: Lifecycle) -> None:
 # -- what has been tried to break it ------------------------------------------------------------------------------
 
 
-def test_any_keyword_may_be_submitted(lifecycle: Lifecycle) -> None:
-    """What the submitted function takes is not mistaken for what ``submit`` takes itself."""
-    keywords = {"executor": 1, "function": 2, "ledger": 3, "self": 4}
-    with ThreadPoolExecutor(1) as executor:
-        assert lifecycle.submit(executor, dict, **keywords).result(BOUND) == keywords
-
-
 def test_an_item_tells_the_thread_that_has_entered_it(lifecycle: Lifecycle) -> None:
-    """An item that is made here and entered in another thread is that thread's, name and stack."""
+    """An item that is made here and entered in another thread is that thread's, name and stack; until then it has none.
+
+    Who has made an item may have handed it on: where its thread is says nothing about the work.
+    """
     item, entered, end = lifecycle.work("job"), threading.Event(), threading.Event()
+    (info,) = lifecycle.work_items(stacks=True)
+    assert (info.thread, info.stack) == (threading.current_thread().name, "")
 
     def carry_out() -> None:
         with item:
@@ -410,47 +350,6 @@ def test_an_item_tells_the_thread_that_has_entered_it(lifecycle: Lifecycle) -> N
     assert "in carry_out" in info.stack
 
 
-def test_an_item_that_is_entered_again_counts_again(lifecycle: Lifecycle) -> None:
-    """Work must not go uncounted because its item has been used before."""
-    item = lifecycle.work("job")
-    for _ in range(2):
-        with item:
-            assert names(lifecycle) == ["job"]
-        assert names(lifecycle) == []
-
-
-def test_an_item_of_a_thread_whose_number_was_given_away(lifecycle: Lifecycle) -> None:
-    """The system gives an ended thread's number to the next thread, which has nothing to do with the item."""
-
-    class Renumbered(threading.Thread):
-        @property
-        def ident(self) -> int | None:
-            return threading.main_thread().ident
-
-    thread = Renumbered(target=lambda: lifecycle.work("job"))
-    thread.start()
-    thread.join(BOUND)
-    (info,) = lifecycle.work_items(stacks=True)
-    assert (info.name, info.thread, info.stack) == ("job", "", "")
-
-
-def test_what_an_item_says_may_change(lifecycle: Lifecycle) -> None:
-    """Work may write its progress into the item; what was told before does not change under who reads it."""
-    item = lifecycle.work("import", row=1)
-    (before,) = lifecycle.work_items()
-    item.info["row"] = 2  # type: ignore[index]  # a plain dict
-    (after,) = lifecycle.work_items()
-    assert (before.info, after.info) == ({"row": 1}, {"row": 2})
-
-
-def test_an_item_that_is_only_held_has_no_stack(lifecycle: Lifecycle) -> None:
-    """Who has made an item may have handed it on: where its thread is says nothing about the work."""
-    item = lifecycle.work("handed on")
-    (info,) = lifecycle.work_items(stacks=True)
-    assert (info.thread, info.stack) == (threading.current_thread().name, "")
-    item.done()
-
-
 def test_a_stack_is_looked_at_once(lifecycle: Lifecycle, monkeypatch: pytest.MonkeyPatch) -> None:
     """Thousands of items of one thread cost one look at its stack: a stop has no time for more."""
     looks: list[Any] = []
@@ -463,16 +362,6 @@ def test_a_stack_is_looked_at_once(lifecycle: Lifecycle, monkeypatch: pytest.Mon
     items = [lifecycle.work("job").__enter__() for _ in range(100)]
     assert {info.stack for info in lifecycle.work_items(stacks=True)} == {"a line"}
     assert (len(looks), len(items)) == (1, 100)
-
-
-def test_a_decorated_object_with_an_async_call(lifecycle: Lifecycle) -> None:
-    """An object whose call is a coroutine is work until that has ended, as a coroutine function is."""
-
-    class Importer:
-        async def __call__(self) -> list[str]:
-            return names(lifecycle)
-
-    assert asyncio.run(lifecycle.work("import")(Importer())()) == ["import"]
 
 
 SELF_WAIT = (
@@ -558,13 +447,3 @@ def test_an_item_that_ends_in_the_thread_that_waits(monkeypatch: pytest.MonkeyPa
     with running(lambda: ledger.wait_idle(3600.0)):
         pass
     assert not item.live
-
-
-def test_a_wait_for_work_ends_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However often it looks, the wait is over when its time is."""
-    monkeypatch.setattr("flask_lifecycle._core.tally._LOOK", 0.001)
-    ledger = WorkLedger()
-    item = Work(ledger, "job", {})
-    assert not ledger.wait_idle(0.01)
-    item.done()
-    assert ledger.wait_idle(0.0)
