@@ -9,13 +9,12 @@ import socket
 import subprocess
 import sys
 import tempfile
-import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from ._client import Address, Connection, LostError, get, refuses
+from ._client import Address, Connection, get, refuses, storm
 from ._process import Running, Starter, wait_until
 
 SERVES = re.compile(r"reload: process (\d+) serves, process (\d+) finishes")
@@ -35,6 +34,11 @@ SICK = """
 @lifecycle.check
 def database():
     raise HealthCheckError("no connection")
+"""
+IGNORES = """
+import signal, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+time.sleep(60)
 """
 FORKS = """
 home = os.path.dirname(__file__)
@@ -111,103 +115,59 @@ def service(live: Starter) -> Service:
     return Service(live, "waitress")
 
 
-class Load:
-    """Clients that ask without a pause, on a new connection each time or on one that is kept."""
-
-    def __init__(self, address: Address) -> None:
-        self.answered = 0
-        self.failures: list[str] = []
-        self._address = address
-        self._over = threading.Event()
-        targets = [self._on_new_ones, self._on_new_ones, self._on_a_kept_one, self._on_a_kept_one]
-        self._threads = [threading.Thread(target=target) for target in targets]
-        for thread in self._threads:
-            thread.start()
-
-    def _on_new_ones(self) -> None:
-        while not self._over.is_set():
-            self._ask(self._connect(), "POST")
-
-    def _on_a_kept_one(self) -> None:
-        connection = None
-        while not self._over.is_set():
-            connection = self._ask(connection or self._connect(), "GET")
-        if connection is not None:
-            connection.sock.close()
-
-    def _connect(self) -> Connection | None:
-        try:
-            return Connection(self._address)
-        except OSError as error:
-            self.failures.append(f"refused: {error}")
-            return None
-
-    def _ask(self, connection: Connection | None, method: str) -> Connection | None:
-        """Ask once; the connection, if it goes on."""
-        if connection is None:
-            return None
-        try:
-            connection.ask(*(("/echo", "POST", b"x" * 5000) if method == "POST" else ("/sleep/0.05", "GET")))
-            answer = connection.answer()
-            assert answer.body in (b"5000 bytes", b"slept 0.05")
-            self.answered += 1
-            if method == "GET" and not answer.says_close:
-                return connection
-        except (LostError, TimeoutError, AssertionError) as error:
-            self.failures.append(f"lost: {error}")
-        connection.sock.close()
-        return None
-
-    def end(self) -> None:
-        self._over.set()
-        for thread in self._threads:
-            thread.join()
-
-
 def test_reloads_under_load(live: Starter) -> None:
-    """Five reloads under load on new and on kept connections refuse nobody and lose nothing."""
-    service = Service(live, "waitress")
-    load = Load(service.address)
+    """Three reloads under load on new and on kept connections refuse nobody and lose nothing."""
+    service = Service(live, "waitress", settings={"LIFECYCLE_KEEPALIVE_LINGER": 10.0})
+    address = service.running.address
+    storms = [storm(address, service.running.gone, clients=2, keep_alive=keep) for keep in (False, True)]
     try:
-        for _ in range(5):
+        for _ in range(3):
             service.reload()
+            assert [each.wait_answers(20) for each in storms] == [True, True], "a client was refused"
     finally:
-        load.end()
-    assert load.failures == []
-    assert load.answered > 50
-    assert len(set(SERVES.findall(service.running.log))) == 5
+        for each in storms:
+            each.leave()
+    assert [loss for each in storms for loss in each.lost] == []
+    assert len(set(SERVES.findall(service.running.log))) == 3
     assert service.running.stop() == 0
     assert refuses(service.address)
-    assert len(service.running.hooks()) == 12  # each process has run its two
-    assert len(service.running.told("made live")) == 6  # and that which keeps the listeners does not load it
+    assert len(service.running.hooks()) == 8  # each process has run its two
+    assert len(service.running.told("made live")) == 4  # and that which keeps the listeners does not load it
 
 
 def test_a_broken_deploy_changes_nothing(live: Starter) -> None:
-    """A process that does not come up, or not in time, takes nobody's place, and one line says why; the next does."""
-    service = Service(live, "waitress", within="3", excuse="Traceback")
+    """A process that does not come up takes nobody's place, and one line says why; the next does."""
+    service = Service(live, "waitress", excuse="Traceback")
     version, pid = service.ask_version()
     service.deploy("two", "raise SystemExit(7)")
     service.running.send(signal.SIGHUP)
     service.running.wait_log(
         rf"reload failed: process \d+ exited with code 7 before it was ready; process {pid} continues to serve"
     )
-    service.deploy("three", SICK)
+    assert service.ask_version() == (version, pid)
+    service.deploy("three")
+    service.reload()
+    service.wait_alone()
+    assert service.ask_version()[0] == "three"
+    assert service.running.stop() == 0
+
+
+@pytest.mark.parametrize(
+    ("within", "application", "why"),
+    [("8", SICK, "check 'database' fails"), ("1", IGNORES, "it has sent no message")],
+    ids=["sick", "hangs"],
+)
+def test_a_deploy_that_is_not_ready_in_time(live: Starter, within: str, application: str, why: str) -> None:
+    """A process that is not ready in time takes nobody's place, and is killed if it has not left within as long."""
+    service = Service(live, "waitress", within=within, excuse="Traceback")
+    version, pid = service.ask_version()
+    service.deploy("two", application)
     service.running.send(signal.SIGHUP)
     service.running.wait_log(
-        rf"reload failed: process \d+ was not ready within 3 s \(check 'database' fails\); process {pid} continues"
+        rf"reload failed: process \d+ was not ready within {within} s \({why}\); process {pid} continues"
     )
     service.wait_alone()
     assert service.ask_version() == (version, pid)
-    service.deploy(
-        "four", "import time\nsignal = __import__('signal')\nsignal.signal(15, signal.SIG_IGN)\ntime.sleep(60)"
-    )
-    service.running.send(signal.SIGHUP)
-    service.running.wait_log(r"was not ready within 3 s \(it has sent no message\)")
-    service.wait_alone()  # killed, as it has not left within as long once more
-    service.deploy("five")
-    service.reload()
-    service.wait_alone()
-    assert service.ask_version()[0] == "five"
     assert service.running.stop() == 0
 
 
@@ -520,10 +480,11 @@ def test_a_signal_to_all(service: Service) -> None:
     assert "forced" not in service.running.log
 
 
-def test_a_signal_that_stops_nothing(live: Starter) -> None:
-    """A signal that the process does not handle does with it what it would do without a supervisor."""
-    service = Service(live, "waitress")
-    assert service.running.stop(signal.SIGQUIT) == -signal.SIGQUIT
+@pytest.mark.parametrize(("number", "settings"), [(signal.SIGQUIT, {}), (signal.SIGTERM, {"LIFECYCLE_EXIT": "signal"})])
+def test_it_leaves_by_the_signal(live: Starter, number: int, settings: dict[str, str]) -> None:
+    """A process that dies by a signal, also by one that it does not handle, has its supervisor die by it as well."""
+    service = Service(live, "waitress", settings=settings)
+    assert service.running.stop(number) == -number
 
 
 def test_ctrl_c(live: Starter) -> None:
@@ -544,12 +505,6 @@ def children_of(pid: int) -> list[int]:
     """Of all of its threads."""
     tasks = Path(f"/proc/{pid}/task").glob("*/children")
     return [int(child) for children in tasks for child in children.read_text().split()]
-
-
-def test_it_leaves_by_the_signal(live: Starter) -> None:
-    """A process that dies by the signal has its supervisor die by it as well."""
-    service = Service(live, "waitress", settings={"LIFECYCLE_EXIT": "signal"})
-    assert service.running.stop() == -signal.SIGTERM
 
 
 def test_an_address_that_is_taken(live: Starter) -> None:
