@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from flask_lifecycle._core.server import ACCEPTED, ALL_CONNECTIONS, STARTED
 from flask_lifecycle._verify.runner import BROKEN, CLAIMS, NOT_CHECKED
-from flask_lifecycle._verify.scenarios.catalogue import LEVELS
+from flask_lifecycle._verify.trial import LEVELS
 from tests._pages import replaced
 from tests.catalogue.servers import results
 

@@ -19,8 +19,8 @@ import click
 
 from .client import Tcp
 from .runner import BROKEN, HOLDS, NOT_CHECKED, Outcome, Plan, Runner, choose
-from .scenarios.catalogue import LEVELS, Scenario
 from .subject import MisuseError
+from .trial import LEVELS, Scenario
 
 _KINDS = {
     "fast": "answers at once",

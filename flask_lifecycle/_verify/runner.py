@@ -13,9 +13,8 @@ from pathlib import Path
 
 from .client import Connection, LostError, Tcp, is_refused, shown
 from .scenarios import CATALOGUE
-from .scenarios.catalogue import ACCEPTED, ALL, STARTED, Scenario
 from .subject import MisuseError, Subject
-from .trial import BrokenError, NotCheckedError, Trial
+from .trial import ACCEPTED, ALL, STARTED, BrokenError, NotCheckedError, Scenario, Trial
 
 HOLDS, BROKEN, NOT_CHECKED = "holds", "broken", "not checked"
 _OWN = ("fast", "upload", "large", "file", "thread", "websocket")

@@ -12,14 +12,13 @@ import os
 import random
 import re
 import secrets
-import selectors
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,7 +26,7 @@ from typing import Any, NamedTuple
 from .client import Connection, LostError, Tcp, is_refused, shown
 from .routes import VARIABLE
 
-_LOG_BYTES = 256 * 1024  # of what the process prints, the end is kept
+_LOG_BYTES = 256 * 1024  # of what the process prints, the end is shown
 _WORKERS = 3.0  # seconds for the other workers to become ready after the first
 _LOOK = 0.01  # seconds between two looks at something that has no event
 _HAS_PROC = os.path.exists("/proc/self/environ")
@@ -66,56 +65,31 @@ class ServerProcess:
         self.gone = threading.Event()
         self.signalled_at = self.gone_at = 0.0
         self._mark = mark.encode()
-        self._log: deque[bytes] = deque()
-        self._log_size = 0
-        self._log_ended = False
-        self._log_lock = threading.Lock()  # guards these three
+        self._output = tempfile.TemporaryFile()  # noqa: SIM115  closed by end()
+        self._log = b""  # when it has ended
         try:
             self._popen = subprocess.Popen(
                 command, env={**environment, "PYTHONUNBUFFERED": "1"}, stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
+                stdout=self._output, stderr=subprocess.STDOUT, start_new_session=True,
             )  # fmt: skip
         except OSError as error:
+            self._output.close()
             raise MisuseError(f"The command '{command[0]}' cannot be started: {error.strerror}.") from None
-        assert self._popen.stdout is not None
-        self._output = self._popen.stdout.fileno()
-        os.set_blocking(self._output, False)
-        self._threads = [threading.Thread(target=each, daemon=True) for each in (self._read_log, self._watch)]
-        for thread in self._threads:
-            thread.start()
+        self._watcher = threading.Thread(target=self._watch, daemon=True)
+        self._watcher.start()
 
     def _watch(self) -> None:
         self._popen.wait()
         self.gone_at = time.monotonic()
         self.gone.set()
 
-    def _read_log(self) -> None:
-        assert self._popen.stdout is not None
-        with self._popen.stdout, selectors.DefaultSelector() as selector:
-            selector.register(self._output, selectors.EVENT_READ)
-            while not self._log_ended:
-                selector.select()
-                self._read_available()
-
-    def _read_available(self) -> None:
-        """Read what it has printed. At most a megabyte, the most that a pipe holds: it may print without end."""
-        with self._log_lock, contextlib.suppress(BlockingIOError):
-            for _ in range(16):
-                if self._log_ended:
-                    break
-                data = os.read(self._output, 65536)
-                self._log_ended = not data
-                self._log.append(data)
-                self._log_size += len(data)
-                while self._log_size - len(self._log[0]) > _LOG_BYTES:
-                    self._log_size -= len(self._log.popleft())
-
     @property
     def log(self) -> str:
-        """The end of what it has printed up to now; when it has gone, up to its last byte."""
-        self._read_available()
-        with self._log_lock:
-            return b"".join(self._log).decode(errors="replace")
+        """The end of what it has printed up to now."""
+        if not self._output.closed:
+            output = self._output.fileno()
+            self._log = os.pread(output, _LOG_BYTES, max(0, os.fstat(output).st_size - _LOG_BYTES))
+        return self._log.decode(errors="replace")
 
     @property
     def lasted(self) -> float:
@@ -177,8 +151,9 @@ class ServerProcess:
             if not pids:
                 break
             time.sleep(_LOOK)
-        for thread in self._threads:
-            thread.join(self.patience)
+        self._watcher.join(self.patience)
+        self._log = self.log.encode()
+        self._output.close()
 
 
 class Event(NamedTuple):
@@ -197,7 +172,7 @@ class Subject(ServerProcess):
     """One run of the command that ``flask lifecycle verify`` checks.
 
     :param address: where it listens, if not on ``{port}``.
-    :param hook: of the scenario, see ``scenarios/catalogue.py``.
+    :param hook: of the scenario, see ``trial.py``.
     :raises MisuseError: the command cannot be started.
     """
 
@@ -225,7 +200,7 @@ class Subject(ServerProcess):
     @property
     def starting(self) -> bool:
         """Whether it shows any sign of its start: output, an application, a listener."""
-        return bool(self._log or self.settings) or not is_refused(self.address, self.patience)
+        return bool(self.log or self.settings) or not is_refused(self.address, self.patience)
 
     def wait_serving(self) -> bool:
         """Wait until it answers; return whether it has the routes of ``verify``.

@@ -1,15 +1,20 @@
-"""One scenario under way: the process under test, the paths of its work, and the clients."""
+"""What a scenario is, and what it works with: the process under test, the paths of its work, and the clients."""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from .client import Connection, Response, Storm, connect_unless_gone, request_head
 from .routes import LARGE, PARTS
 from .subject import Subject
+
+STARTED, ACCEPTED, ALL = "started", "accepted", "all"
+LEVELS = (STARTED, ACCEPTED, ALL)  # each includes those before it
+BEYOND = "beyond"  # some servers keep it; it is reported, and none of the levels includes it
 
 # Seconds. On a machine that needs longer a scenario tries something easier, and none fails for it.
 _SETTLE = 0.5
@@ -132,3 +137,36 @@ class Trial:
         if code is None:
             raise BrokenError(f"still running {limit:.0f} s after {signal.Signals(self.number).name}")
         return code
+
+
+@dataclasses.dataclass(frozen=True)
+class Scenario:
+    """One scenario.
+
+    :param needs: the kinds of work whose paths it uses; without any it runs while the command starts.
+    :param promise: one sentence about what holds, and ``why`` one about why that matters.
+    :param run: returns what it saw if the promise holds. It raises :exc:`BrokenError` if not, or what the
+        client raises for a lost response; and :exc:`NotCheckedError` if it says nothing about this command.
+    :param own: it needs the routes of ``verify``, or what they record.
+    :param hook: what an ``on_shutdown`` function does that is added for it: ``raises`` or ``hangs``.
+    """
+
+    name: str
+    level: str
+    needs: tuple[str, ...]
+    promise: str
+    why: str
+    run: Callable[[Trial], str]
+    own: bool = False
+    hook: str = ""
+
+    @property
+    def family(self) -> str:
+        return self.name.partition("/")[0]
+
+
+def scenario(
+    name: str, level: str, *needs: str, promise: str, why: str, own: bool = False, hook: str = ""
+) -> Callable[[Callable[[Trial], str]], Scenario]:
+    """Make a scenario of the function that runs it."""
+    return lambda function: Scenario(name, level, needs, promise, why, function, own or bool(hook), hook)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from flask_lifecycle._verify.runner import Outcome, Plan, Runner
 from flask_lifecycle._verify.scenarios import CATALOGUE
-from flask_lifecycle._verify.scenarios.catalogue import Scenario
+from flask_lifecycle._verify.trial import Scenario
 
 ROOT = Path(__file__).parent.parent.parent
 RESULTS = ROOT / "docs" / "verified.json"

@@ -1,15 +1,15 @@
-"""The catalogue: what is tried, what it promises, and why that matters. Each module has a family of scenarios.
+"""The catalogue: what is tried, what it promises, and why that matters. A module has one or two families of scenarios.
 
 Where the application has the routes of ``verify``, a scenario orders things by what they record, not by the clock.
 """
 
 from __future__ import annotations
 
-from . import accept, connections, deploy, exits, hooks, in_flight, probes
-from .catalogue import Scenario
+from ..trial import Scenario
+from . import connections, exits, hooks, in_flight, probes
 
-_FAMILIES = (accept, in_flight, connections, probes, hooks, exits, deploy)
+_MODULES = (connections, in_flight, probes, hooks, exits)
 
 CATALOGUE = {
-    each.name: each for family in _FAMILIES for each in vars(family).values() if isinstance(each, Scenario)
+    each.name: each for module in _MODULES for each in vars(module).values() if isinstance(each, Scenario)
 }  # fmt: skip

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from ..trial import BrokenError, Trial
-from .catalogue import STARTED, scenario
+from ..trial import STARTED, BrokenError, Trial, scenario
 
 
 @scenario(

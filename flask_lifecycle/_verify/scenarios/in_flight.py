@@ -8,8 +8,7 @@ import time
 from collections.abc import Callable
 
 from ..client import Connection, LostError, Response, request_head
-from ..trial import BrokenError, NotCheckedError, Trial
-from .catalogue import ACCEPTED, STARTED, scenario
+from ..trial import ACCEPTED, STARTED, BrokenError, NotCheckedError, Trial, scenario
 
 
 @scenario(

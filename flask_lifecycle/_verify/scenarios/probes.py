@@ -5,8 +5,7 @@ from __future__ import annotations
 import time
 
 from ..client import Connection, LostError, is_refused
-from ..trial import BrokenError, NotCheckedError, Trial
-from .catalogue import ACCEPTED, BEYOND, STARTED, scenario
+from ..trial import ACCEPTED, BEYOND, STARTED, BrokenError, NotCheckedError, Trial, scenario
 
 
 def status_of(trial: Trial, kind: str) -> int:
