@@ -332,6 +332,13 @@ def test_what_is_put_there_between_look_and_opening_is_not_truncated(
     assert record.getMessage().startswith(f"the report could not be written to '{path}': it is ")
 
 
+def test_a_write_that_fails_halfway(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A write that fails halfway leaves nothing beside the file."""
+    monkeypatch.setattr(os, "replace", lambda *paths: os.unlink("/nowhere"))
+    report_file.write(str(tmp_path / "report.json"), REPORT)
+    assert os.listdir(tmp_path) == []
+
+
 @pytest.fixture
 def termination_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A file in the place of Kubernetes' own."""

@@ -106,6 +106,10 @@ def test_plain_text_is_visible() -> None:
 
 def test_what_the_command_line_prints_is_visible(capsys: pytest.CaptureFixture[str]) -> None:
     """A name on the command line is shown as it is."""
+    remove_file(f"/nowhere/{FORGED}", "cordon")
     with pytest.raises(SystemExit):
-        remove_file(f"/nowhere/{FORGED}", "cordon")
-    assert harmless(capsys.readouterr().err)
+        remove_file(f"{__file__}/{FORGED}", "cordon")
+    out, err = capsys.readouterr()
+    assert r"\x1b[2J" in out
+    assert r"\x1b[2J" in err
+    assert harmless(out + err)

@@ -166,25 +166,6 @@ def test_an_idle_connection_whose_client_has_gone_is_hung_up(loop: asyncio.Abstr
     assert not subject.there
 
 
-@pytest.mark.parametrize("alone", [True, False])
-def test_a_listener_of_a_loop_is_closed_when_nobody_comes(loop: asyncio.AbstractEventLoop, alone: bool) -> None:
-    """Who waits in the accept queue is let in before the listener of a loop is closed, with the filter and without."""
-    got = threading.Event()
-
-    def let_in(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        got.set()
-        writer.close()
-
-    async def serve() -> asyncio.Server:
-        return await asyncio.start_server(let_in, "127.0.0.1", 0)
-
-    server = asyncio.run_coroutine_threadsafe(serve(), loop).result(BOUND)
-    with socket.create_connection(server.sockets[0].getsockname()):
-        Looping(loop, [server], {}, alone=alone).stop_accepting(BOUND)
-        assert got.wait(BOUND)
-    assert not server.is_serving()
-
-
 # -- granian ------------------------------------------------------------------------------------------------------
 
 

@@ -77,24 +77,6 @@ def test_two_that_search_find_one(monkeypatch: pytest.MonkeyPatch) -> None:
     assert made == [mine]
 
 
-FORKED_IN_A_SEARCH = """
-import os, threading
-from flask_lifecycle._servers import discovery as found
-held = threading.Event()
-def search():
-    with found._searching:
-        held.set()
-        threading.Event().wait()
-threading.Thread(target=search, daemon=True).start()
-held.wait(10)
-child = os.fork()
-if child:
-    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
-else:
-    os._exit(0 if found._searching.acquire(timeout=10) else 1)
-"""
-
-
 def test_the_search_for_run_simple_waits_for_another(monkeypatch: pytest.MonkeyPatch) -> None:
     """The thread that looks for ``run_simple`` searches after the one that looks for any server, or before it.
 
@@ -133,84 +115,70 @@ def test_a_server_that_closes_its_listener_in_a_search(monkeypatch: pytest.Monke
         assert other.fileno() >= 0  # without it there would be no search
 
 
+FORKED_IN_A_SEARCH = """
+import os, threading
+from flask_lifecycle._servers import discovery as found
+held = threading.Event()
+def search():
+    with found._searching:
+        held.set()
+        threading.Event().wait()
+threading.Thread(target=search, daemon=True).start()
+held.wait(10)
+child = os.fork()
+if child:
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+else:
+    os._exit(0 if found._searching.acquire(timeout=10) else 1)
+"""
+
+
 def test_a_child_that_is_forked_in_a_search_can_search() -> None:
     """A thread that searches in the parent is not in the child, and nobody waits for it there."""
     done = run_python(FORKED_IN_A_SEARCH, python=("-W", "ignore"))
     assert done.stdout == "0\n", done.stderr
 
 
-class World:
-    """What each look sees; the last of each goes on."""
+@pytest.mark.parametrize(
+    ("listening", "servers", "waits", "outcome"),
+    [
+        # A process without a listening socket is spared the search, however long it lives.
+        ([0], [None], [], (False, 30, 0)),
+        # A server of a kind that we know, found when it listens, is what it waits for.
+        ([0, 0, 1], [Adapter], [True], (True, 3, 1)),
+        # What has been found before its loop runs is not searched again, and waited for.
+        ([1], [Adapter], [False, False, False, True], (True, 4, 1)),
+        # A listener under which nothing is found is given up after a few searches, until another socket listens.
+        ([1] * 20 + [2], [None] * 8 + [Adapter], [True], (True, 21, 9)),
+    ],
+)
+def test_when_a_server_is_searched(
+    monkeypatch: pytest.MonkeyPatch,
+    listening: list[int],
+    servers: list[Any],
+    waits: list[bool],
+    outcome: tuple[bool, int, int],
+) -> None:
+    """Sockets that listen are looked at again and again, and a server is searched where there is a new one."""
+    looks, searches, serving = list[int](), list[Any](), iter(waits)
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.listening: list[frozenset[int]] = [frozenset()]
-        self.servers: list[Adapter | None] = [None]
-        self.looks = self.searches = 0
-        self.most = 30
-        monkeypatch.setattr(discovery, "_FIRST_PAUSE", 0.0)
-        monkeypatch.setattr(discovery, "_LONGEST_PAUSE", 0.0)
-        monkeypatch.setattr(discovery, "listeners", self._listeners)
-        monkeypatch.setattr(discovery, "find", self._find)
+    def look() -> frozenset[int]:
+        looks.append(listening[min(len(looks), len(listening) - 1)])
+        return frozenset(range(looks[-1]))
 
-    def _listeners(self) -> frozenset[int]:
-        self.looks += 1
-        return self.listening.pop(0) if len(self.listening) > 1 else self.listening[0]
+    def search() -> Adapter | None:
+        searches.append(servers[min(len(searches), len(servers) - 1)])
+        return searches[-1]() if searches[-1] else None
 
-    def _find(self) -> Adapter | None:
-        self.searches += 1
-        return self.servers.pop(0) if len(self.servers) > 1 else self.servers[0]
-
-    def look(self) -> bool:
-        """Wait for a server, for a number of looks at most."""
-        return discovery.wait_for_server(lambda: self.looks < self.most, contextlib.nullcontext())
-
-
-@pytest.fixture
-def world(monkeypatch: pytest.MonkeyPatch) -> World:
-    return World(monkeypatch)
-
-
-def test_nothing_is_searched_where_nothing_listens(world: World) -> None:
-    """A process without a listening socket is spared the search, however long it lives."""
-    assert not world.look()
-    assert (world.looks, world.searches) == (30, 0)
-
-
-def test_a_server_that_serves_ends_it(world: World) -> None:
-    """A server of a kind that we know, found when it listens, is what it waits for."""
-    world.listening = [frozenset(), frozenset(), frozenset({7})]
-    world.servers = [Adapter()]
-    assert world.look()
-    assert (world.looks, world.searches) == (3, 1)
-
-
-def test_a_server_that_does_not_serve_yet(world: World) -> None:
-    """What has been found before its loop runs is not searched again, and waited for."""
-    serving = iter([False, False, False, True])
-
-    class Late(Adapter):
-        def serving(self) -> bool:
-            return next(serving)
-
-    world.listening = [frozenset({7})]
-    world.servers = [Late()]
-    assert world.look()
-    assert (world.looks, world.searches) == (4, 1)
-
-
-def test_a_listener_of_something_else(world: World) -> None:
-    """A listener under which nothing is found is given up after a few searches, until another socket listens."""
-    world.listening = [frozenset({7})] * 20 + [frozenset({7, 8})]
-    world.servers = [None] * 8 + [Adapter()]
-    assert world.look()
-    assert (world.looks, world.searches) == (21, 9)
-
-
-def test_the_time_is_bounded(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It does not look for ever."""
+    monkeypatch.setattr(Adapter, "serving", lambda adapter: next(serving))
+    monkeypatch.setattr(discovery, "_FIRST_PAUSE", 0.0)
+    monkeypatch.setattr(discovery, "_LONGEST_PAUSE", 0.0)
+    monkeypatch.setattr(discovery, "listeners", look)
+    monkeypatch.setattr(discovery, "find", search)
+    found = discovery.wait_for_server(lambda: len(looks) < 30, contextlib.nullcontext())
+    assert (found, len(looks), len(searches)) == outcome
     monkeypatch.setattr(discovery, "_BOUND", 0.0)
-    assert not world.look()
-    assert world.looks == 0
+    assert not discovery.wait_for_server(lambda: True, contextlib.nullcontext())
 
 
 def test_a_probe_listener_that_is_closed_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -260,60 +228,23 @@ LINE = "server waitress (detected): a shutdown answers every accepted connection
 
 
 def test_the_start_comes_with_the_server() -> None:
-    """A server that begins to serve begins the start-up, before any request. From READY on a stop may come: by then the
-    server is known, and what has to be in place is.
+    """A server that is bound does not begin the start-up; one that begins to serve does, before any request.
+
+    From READY on a stop may come: by then the server is known, and what has to be in place is.
     """
     assert program(
         """
         lifecycle.on_startup(lambda: print("on_startup"))
         lifecycle.init_app(app)
         server = create_server(app, host="127.0.0.1", port=0)
-        threading.Thread(target=server.run, daemon=True).start()
-        until(lambda: logging.getLogger("flask_lifecycle") and app.extensions["lifecycle"].startup.over.is_set())
-        os._exit(0)
-        """
-    ) == ["on_startup", "on_startup '<lambda>' done after 0.0 s", LINE, "state STARTING -> READY"]
-
-
-def test_a_server_that_is_bound_does_not_serve() -> None:
-    """Between the bind and the first round of its loop the start-up has not begun."""
-    assert program(
-        """
-        lifecycle.init_app(app)
-        server = create_server(app, host="127.0.0.1", port=0)
         waiting = [each for each in threading.enumerate() if each.name == "lifecycle-discovery"]
         waiting[0].join(0.3)
         print(lifecycle.state.value)
         threading.Thread(target=server.run, daemon=True).start()
-        until(lambda: lifecycle.state is State.READY)
+        until(lambda: app.extensions["lifecycle"].startup.over.is_set())
         os._exit(0)
         """
-    )[:2] == ["STARTING", LINE]
-
-
-def test_a_child_looks_for_itself() -> None:
-    """A forked child does not take its parent's server for its own, and finds one that it starts itself."""
-    assert program(
-        """
-        logging.disable()
-        lifecycle.init_app(app)
-        parent = create_server(app, host="127.0.0.1", port=0)
-        threading.Thread(target=parent.run, daemon=True).start()
-        until(lambda: lifecycle.state is State.READY)
-        child = os.fork()
-        if child == 0:
-            [thread] = [each for each in threading.enumerate() if each.name == "lifecycle-discovery"]
-            thread.join(0.3)
-            print(lifecycle._state().startup.succeeded)
-            own = create_server(app, host="127.0.0.1", port=0)
-            threading.Thread(target=own.run, daemon=True).start()
-            until(lambda: lifecycle._state().startup.succeeded)
-            print("child", lifecycle._state().startup.succeeded, flush=True)
-            os._exit(0)
-        os.waitpid(child, 0)
-        os._exit(0)
-        """
-    ) == ["False", "child True"]
+    ) == ["STARTING", "on_startup", "on_startup '<lambda>' done after 0.0 s", LINE, "state STARTING -> READY"]
 
 
 def test_a_fork_does_not_come_between() -> None:

@@ -28,7 +28,6 @@ from flask_lifecycle._servers.gunicorn import master as master_module
 from flask_lifecycle._servers.gunicorn.connections import Connections
 from flask_lifecycle._servers.gunicorn.master import Master
 from flask_lifecycle._servers.gunicorn.shared import (
-    ABSENT,
     CLEAN,
     DELAYED,
     DELAYING,
@@ -36,7 +35,7 @@ from flask_lifecycle._servers.gunicorn.shared import (
     UNCLEAN,
     SharedMemory,
 )
-from flask_lifecycle._servers.gunicorn.worker import HookedWorker, warn_of_timeout
+from flask_lifecycle._servers.gunicorn.worker import warn_of_timeout
 from flask_lifecycle._servers.serving import Serving
 from flask_lifecycle._servers.sockets import has_input
 from tests._fakes import BOUND, FakeMember, until
@@ -140,11 +139,6 @@ class FakeGunicornWorker(SimpleNamespace):
         self.alive = False
 
 
-def adapter_of(worker: FakeGunicornWorker, shared: SharedMemory) -> HookedWorker:
-    serving: Any = SimpleNamespace(process=SimpleNamespace(shutdown=SimpleNamespace(in_flight=1)))
-    return HookedWorker(worker, shared, serving)
-
-
 # -- what is shared ---------------------------------------------------------------------------------------------------
 
 
@@ -156,79 +150,7 @@ def test_one_acts_for_all_in_time(shared: SharedMemory, caplog: pytest.LogCaptur
     assert caplog.messages == ["1 other workers have not ended; the on_shutdown functions of the process group run now"]
 
 
-# -- the worker -------------------------------------------------------------------------------------------------------
-
-
-def test_a_worker_that_stops_by_itself_ends_its_loop(shared: SharedMemory) -> None:
-    """Without a stop of the master it sends itself what the master would send; when it is over, once more."""
-    subject, got = adapter_of(FakeGunicornWorker(), shared), list[int]()
-
-    def handle_exit(signum: int, frame: Any) -> None:
-        got.append(signum)
-        subject._leave()
-
-    signal.signal(signal.SIGTERM, handle_exit)
-    subject.stop_accepting(BOUND)
-    assert got == [signal.SIGTERM]
-    subject.stop()
-    assert got == [signal.SIGTERM] * 2
-
-
-def test_what_a_leaving_worker_has_accepted(shared: SharedMemory) -> None:
-    """Connections that are neither idle nor in the application count while it leaves, and at no other time."""
-    subject = adapter_of(FakeGunicornWorker(nr_conns=4, keepalived_conns=[object()]), shared)
-    assert subject.unfinished() == ()
-    subject._leave()
-    assert [info.stage for info in subject.unfinished()] == ["receiving"] * 2
-    subject._leave_loop()
-    assert subject.unfinished() == ()
-
-
-class FakeServerSocket(FakeListener):
-    """gunicorn's wrapper of a listening socket, as workers have it."""
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.sock, name)
-
-
-def test_the_last_to_come_are_accepted_by_a_loop(shared: SharedMemory, listener: socket.socket) -> None:
-    """A gthread worker does so in its loop, and leaves it then; while the others go on it leaves at once."""
-    calls, deferred = list[Any](), list[Any]()
-    worker = FakeGunicornWorker(
-        sockets=[FakeServerSocket(listener)],
-        method_queue=SimpleNamespace(defer=lambda *call: deferred.append(call)),
-        set_accept_enabled=calls.append,
-        accept=lambda accepted: accepted.accept()[0].close(),
-        tpool=None,
-    )
-    worker.handle_exit = lambda *signal: calls.append("exit")  # type: ignore[method-assign]
-    subject = adapter_of(worker, shared)
-    shared.dismiss(2)
-    subject._signalled(signal.SIGTERM, None)
-    assert (calls, deferred) == (["exit"], [])
-    shared.request_stop()
-    with socket.create_connection(listener.getsockname()):
-        subject._signalled(signal.SIGTERM, None)
-        for function, *arguments in deferred:
-            function(*arguments)
-    assert calls == ["exit", False, "exit"]
-
-
 # -- the master -------------------------------------------------------------------------------------------------------
-
-
-def test_without_our_applications_gunicorn_stops_at_once() -> None:
-    """Where no worker has ever taken part SIGTERM does what it does without us."""
-    server, shared = FakeArbiter(ages=(1,)), SharedMemory()
-    shared.set_state(1, ABSENT)
-    master = Master(server, shared)
-    master.install()
-    server.handle_term()
-    until(lambda: server.queued == [signal.SIGTERM])
-    server.handle_term()
-    server.stop()
-    assert server.calls == ["halt", ("stop", True)]
-    assert master.exit_code == 0
 
 
 def test_workers_that_end_at_once(shared: SharedMemory, listener: socket.socket) -> None:

@@ -11,17 +11,14 @@ import types
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
-import gevent
 import pytest
 from cheroot.wsgi import Server as CherootServer
-from gevent.pywsgi import WSGIServer
 from waitress.task import ThreadedTaskDispatcher
 
 from flask_lifecycle._core.inflight import Load
 from flask_lifecycle._core.server import STARTED
 from flask_lifecycle._servers import sockets
 from flask_lifecycle._servers.cheroot import find as find_cheroot
-from flask_lifecycle._servers.gevent import find as find_gevent
 from tests._fakes import BOUND, Served, run_python, served, until
 from tests.live._client import Connection, get, request_head
 
@@ -140,35 +137,6 @@ def running_cheroot(**options: Any) -> Iterator[Any]:
         thread.join(BOUND)
 
 
-def test_cheroot_is_found_and_drained() -> None:
-    """What it holds is seen; silent and kept connections are hung up, and a half head is waited for."""
-    with running_cheroot() as server:
-        subject = find_cheroot()
-        assert subject is not None
-        assert subject.serving()
-        address = server.bind_addr
-        with Connection(address) as kept, Connection(address) as silent, Connection(address) as half:
-            assert kept.get("/whole").body == b"body"
-            until(
-                lambda: (load := subject.load()) is not None and load.busy == 2
-            )  # cheroot's own threads wait with the silent ones
-            half.send(FAST[:10])
-            until(lambda: [info.stage for info in subject.unfinished()] == ["receiving"])
-            queued = Connection(address)
-            until(lambda: [info.stage for info in subject.unfinished()] == ["queued", "receiving"])
-            queued.sock.close()
-            subject.announce()
-            subject.stop_accepting(BOUND)
-            assert not subject.wait_idle(0.1, 0.0)
-            assert silent.rest() == kept.rest() == b""
-            half.send(FAST[10:])
-            assert half.answer().says_close
-            assert subject.wait_idle(BOUND, 0.0)
-        subject.stop()
-        until(lambda: not server.ready)
-    assert find_cheroot() is None
-
-
 def test_a_listener_of_others_is_left_to_them(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where systemd has passed the listener on, only our copy of it is closed."""
     monkeypatch.setenv("LISTEN_FDS", "1")
@@ -229,51 +197,6 @@ def test_a_listener_that_a_fork_has_as_well() -> None:
             os.waitpid(child, 0)
             os.close(read)
             os.close(write)
-
-
-def test_gevent_is_found_and_drained() -> None:
-    """One that has connections already is tracked: what runs is waited for, and idle ones are hung up."""
-    outcome: dict[str, Any] = {}
-    ready, go = threading.Event(), threading.Event()
-
-    def gated(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        if environ["PATH_INFO"] == "/gate":
-            ready.set()
-            while not go.is_set():
-                gevent.sleep(0.01)
-        return app(environ, start_response)
-
-    def serve() -> None:
-        server = WSGIServer(("127.0.0.1", 0), gated, log=None, spawn=10)
-        server.start()
-        outcome["server"] = server
-        while "end" not in outcome:
-            gevent.sleep(0.01)
-        server.stop(0)
-
-    thread = threading.Thread(target=serve, daemon=True)
-    thread.start()
-    until(lambda: "server" in outcome)
-    address = ("127.0.0.1", outcome["server"].server_port)
-    try:
-        with Connection(address) as idle, Connection(address) as runs:
-            assert idle.get("/whole").body == b"body"
-            runs.ask("/gate")
-            assert ready.wait(BOUND)
-            subject = find_gevent()
-            assert subject is not None
-            subject.announce()
-            subject.stop_accepting(BOUND)
-            assert not subject.wait_idle(0.1, 0.0)
-            assert idle.rest() == b""
-            assert subject.unfinished() == []
-            go.set()
-            assert runs.answer().says_close
-            assert subject.wait_idle(BOUND, 0.0)
-        assert find_gevent() is None
-    finally:
-        outcome["end"] = True
-        thread.join(BOUND)
 
 
 NEEDS = [

@@ -18,7 +18,6 @@ from flask_lifecycle import _servers
 from flask_lifecycle._core.inflight import Load
 from flask_lifecycle._servers.waitress import Waitress
 from flask_lifecycle._servers.waitress import pool as pool_module
-from flask_lifecycle._servers.werkzeug import Werkzeug
 from tests._fakes import BOUND, Served, running, served, until
 from tests.live._client import Connection
 
@@ -62,12 +61,6 @@ def comes_back(send: Callable[[Callable[[], None]], bool | None]) -> bool:
 # -- our waitress -------------------------------------------------------------------------------------------------
 
 
-def test_through_an_idle_pool(ours: Served) -> None:
-    """An idle pool sends the ping back at once, each time."""
-    assert comes_back(ours.runner.ping)
-    assert comes_back(ours.runner.ping)
-
-
 def test_ahead_of_all_that_waits(app: Gates, ours: Served) -> None:
     """The next worker that is free takes the ping, however much waits, and until then it is no part of the load."""
     back = threading.Event()
@@ -87,6 +80,7 @@ def test_ahead_of_all_that_waits(app: Gates, ours: Served) -> None:
 
 def test_a_lock_that_is_not_to_be_had(ours: Served) -> None:
     """Whoever sends a ping is not held up by a lock of the pool that nobody gives back."""
+    assert comes_back(ours.runner.ping)
     with ours.runner._servers()[0].task_dispatcher.lock:
         assert ours.runner.ping(lambda: None) is False
     assert comes_back(ours.runner.ping)
@@ -110,25 +104,7 @@ def test_a_pool_that_is_emptied() -> None:
     assert not pool.queue
 
 
-# -- werkzeug -----------------------------------------------------------------------------------------------------
-
-
-def test_through_the_accepting_loop(app: Gates) -> None:
-    """Werkzeug's ping goes through the loop that accepts, however many requests hang."""
-    with served("werkzeug", app) as subject, Connection(subject.address) as one:
-        one.ask("/one")
-        assert app.begun.acquire(timeout=BOUND)
-        assert comes_back(subject.runner.ping)
-        app.gate.release()
-        assert one.answer().status == 200
-
-
 # -- servers that somebody else started ---------------------------------------------------------------------------
-
-
-def test_no_way_into_werkzeug() -> None:
-    """A Werkzeug that somebody else runs has no way in."""
-    assert Werkzeug([]).ping(lambda: None) is None
 
 
 def test_through_a_foreign_waitress(app: Gates) -> None:
@@ -163,14 +139,6 @@ def pulled() -> Iterator[Any]:
     subject.close()
 
 
-def test_a_trigger_wakes_the_loop(pulled: Any) -> None:
-    """The loop is woken by a byte, and calls what was left for it."""
-    called: list[str] = []
-    pool_module.through_loop(pulled, lambda: called.append("back"))
-    pulled.handle_read()
-    assert called == ["back"]
-
-
 def test_a_trigger_that_is_full(pulled: Any) -> None:
     """A pipe that nobody empties any more holds up no worker; what is in it wakes the loop, should it ever turn."""
     os.set_blocking(pulled.trigger, False)
@@ -184,7 +152,11 @@ def test_a_trigger_that_is_full(pulled: Any) -> None:
 
 
 def test_a_trigger_that_is_closed(pulled: Any) -> None:
-    """Nothing is written to the number of a pipe that is closed."""
+    """Nothing is written to the number of a pipe that is closed; an open one wakes its loop by a byte."""
+    called: list[str] = []
+    pool_module.through_loop(pulled, lambda: called.append("back"))
+    pulled.handle_read()
+    assert called == ["back"]
     pulled.close()
     pool_module.through_loop(pulled, lambda: None)
     assert pulled.thunks == []

@@ -92,15 +92,6 @@ def test_an_unknown_server_is_told_once(caplog: pytest.LogCaptureFixture) -> Non
     ]
 
 
-def test_the_line_says_what_to_do_for_more() -> None:
-    """Where more can be had, the line at the start says by what."""
-    info = ServerInfo("waitress", "found", "accepted requests", "do this")
-    assert str(info) == (
-        "server waitress (found): a shutdown answers accepted requests, but not those in the kernel's queue at the"
-        " exit; do this"
-    )
-
-
 def test_run_passes_everything_on(monkeypatch: pytest.MonkeyPatch) -> None:
     """The server gets host, port and its options as they were given."""
     given: list[Any] = []
@@ -116,11 +107,16 @@ def test_run_passes_everything_on(monkeypatch: pytest.MonkeyPatch) -> None:
     assert given == ["werkzeug", app, "::1", 0, {"listen": "x", "threads": 3}]
 
 
-def test_run_has_probes_told_from_work(runner: FakeRunner) -> None:
-    """The server gets the function that names the worker of a probe."""
+@pytest.mark.parametrize("contained", [True, False])
+def test_run_has_probes_told_from_work(runner: FakeRunner, contained: bool) -> None:
+    """The server gets the function that names the worker of a probe, also of an application that another contains."""
     lifecycle = Lifecycle(app := make_app(LIFECYCLE_URL_PREFIX="/ops"))
+
+    def outer(environ: Any, start_response: Any) -> Any:
+        return app(environ, start_response)
+
     with running(lambda: runner.serving.wait(BOUND) and lifecycle.shutdown("enough")):
-        lifecycle.run(app)
+        assert lifecycle.run(outer if contained else app).reason == "enough"
     assert runner.probe_worker is not None
     lanes = {"livez": "live", "readyz": "ready", "startupz": "startup", "healthcheck": "healthcheck"}
     for path, name in lanes.items():
@@ -134,17 +130,6 @@ def test_several_applications_have_their_lanes() -> None:
         member.probe_worker = {path: "livez"}.get  # type: ignore[method-assign,assignment]
     probe_worker = probe_worker_finder(members)
     assert [probe_worker(path) for path in ("/livez", "/second/livez", "/third/livez")] == ["livez", "livez", None]
-
-
-def test_run_of_a_containing_application(runner: FakeRunner) -> None:
-    """A WSGI application that contains the Flask one is served, under the only application's settings."""
-    lifecycle = Lifecycle(app := make_app())
-
-    def outer(environ: Any, start_response: Any) -> Any:
-        return app(environ, start_response)
-
-    with running(lambda: runner.serving.wait(BOUND) and lifecycle.shutdown("enough")):
-        assert lifecycle.run(outer).reason == "enough"
 
 
 def test_shutdown_in_the_servers_loop(runner: FakeRunner) -> None:
@@ -218,13 +203,3 @@ def test_a_probe_port_that_is_taken(runner: FakeRunner) -> None:
         with pytest.raises(OSError, match=r"The probe listener cannot listen on 192\.0\.2\.1:0"):
             lifecycle.run(app)
     assert runner.verbs == ["close", "close"]
-
-
-def test_probe_listener_under_run(runner: FakeRunner) -> None:
-    """Under run() the probe listener is open from before the server serves until the hooks have run."""
-    lifecycle = Lifecycle(app := make_app(LIFECYCLE_PROBE_HOST="127.0.0.1", LIFECYCLE_PROBE_PORT=0))
-    seen: list[bool] = []
-    lifecycle.on_shutdown(name="hook")(lambda: seen.append(lifecycle.probe_address is not None))
-    with running(lambda: runner.serving.wait(BOUND) and lifecycle.shutdown("enough")):
-        lifecycle.run(app)
-    assert (seen, lifecycle.probe_address) == ([True], None)

@@ -49,19 +49,15 @@ def test_what_systemd_passes_on_is_served(from_given: socket.socket) -> None:
 
 
 def test_what_is_meant_for_another_process_is_not_served(caplog: pytest.LogCaptureFixture) -> None:
-    """Variables that speak to another process change nothing but the environment, and are told of."""
+    """Variables that speak to another process change nothing but the environment, and are told of; none, nothing."""
     environ = variables(pid=1)
     assert socket_activation.with_passed_on(None, 80, {}, environ) == {}
     assert environ == {"A": "b"}
+    assert socket_activation.with_passed_on("::1", 80, {"threads": 2}, environ) == {"threads": 2}
     assert caplog.messages == [
         f"LISTEN_FDS is meant for process 1, and this is {os.getpid()}: its sockets are not used;"
         " let systemd start this process itself, or a shell by 'exec'."
     ]
-
-
-def test_nothing_is_passed_on() -> None:
-    """Without the variables nothing changes."""
-    assert socket_activation.with_passed_on("::1", 80, {"threads": 2}, {}) == {"threads": 2}
 
 
 def test_descriptors_that_are_named_are_not_taken_twice(from_given: socket.socket) -> None:
@@ -83,14 +79,20 @@ def test_an_address_beside_it(where: tuple[str | None, int | None, dict[str, str
 
 
 @pytest.mark.parametrize("count", ["many", "-1", "99999"])
-def test_a_number_that_is_none(count: str) -> None:
-    """What is no number of sockets is an error."""
+def test_a_number_that_is_none(count: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is no number of sockets is an error, of run() as well."""
     message = rf"^LISTEN_FDS is '{count}', which is not a number of sockets; let systemd set it\.$"
     with pytest.raises(ValueError, match=message):
         socket_activation.with_passed_on(None, None, {}, variables(count))
+    for name, value in variables(count).items():
+        monkeypatch.setenv(name, value)
+    lifecycle = Lifecycle(app := make_app())
+    with pytest.raises(ValueError, match=message):
+        lifecycle.run(app)
+    assert "LISTEN_FDS" not in os.environ
 
 
-def test_bad_descriptors(tmp_path: Path) -> None:
+def test_bad_descriptors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is no listener is one sentence that says what it is, and stays open."""
     with (
         socket.create_server(("127.0.0.1", 0)) as listener,
@@ -100,6 +102,9 @@ def test_bad_descriptors(tmp_path: Path) -> None:
         socket.create_connection(listener.getsockname()) as connection,
         (tmp_path / "file").open("w") as file,
     ):
+        monkeypatch.setattr(socket_activation, "_FIRST", deaf.fileno())
+        with pytest.raises(ValueError, match=rf"^The descriptor {deaf.fileno()} \('web'\) does not listen"):
+            socket_activation.with_passed_on(None, None, {}, variables())  # where systemd names it
         closed = os.dup(0)
         os.close(closed)
         for number, what in [
@@ -115,28 +120,10 @@ def test_bad_descriptors(tmp_path: Path) -> None:
             assert number == closed or os.fstat(number)
 
 
-def test_its_name_is_told(from_given: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where systemd names the sockets an error has the name."""
-    with socket.socket() as deaf:
-        monkeypatch.setattr(socket_activation, "_FIRST", deaf.fileno())
-        with pytest.raises(ValueError, match=rf"^The descriptor {deaf.fileno()} \('web'\) does not listen"):
-            socket_activation.with_passed_on(None, None, {}, variables())
-
-
 def test_a_descriptor_that_is_named_twice() -> None:
     """A descriptor that is named twice is an error."""
     with pytest.raises(ValueError, match=r"^The descriptor 7 is named twice; name each once\.$"):
         socket_activation.listeners([7, 8, 7])
-
-
-def test_run_asks_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """``run()`` looks for what it was started with."""
-    monkeypatch.setenv("LISTEN_FDS", "nonsense")
-    monkeypatch.setenv("LISTEN_PID", str(os.getpid()))
-    lifecycle = Lifecycle(app := make_app())
-    with pytest.raises(ValueError, match=r"^LISTEN_FDS is 'nonsense'"):
-        lifecycle.run(app)
-    assert "LISTEN_FDS" not in os.environ
 
 
 def test_fd_on_the_command_line(given: socket.socket, tmp_path: Path) -> None:

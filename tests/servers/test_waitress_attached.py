@@ -13,14 +13,13 @@ import pytest
 from waitress import wasyncore
 from waitress.channel import HTTPChannel
 from waitress.server import create_server
-from waitress.task import Task, WSGITask
+from waitress.task import WSGITask
 
 from flask_lifecycle._servers import waitress
-from flask_lifecycle._servers.adapter import Adapter
 from flask_lifecycle._servers.discovery import inside
 from flask_lifecycle._servers.waitress import Waitress
-from tests._fakes import BOUND, running, served, until
-from tests.live._client import Connection, get, refuses, request_head
+from tests._fakes import BOUND, running, until
+from tests.live._client import Connection, get, refuses
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
@@ -82,42 +81,6 @@ def app() -> Iterator[App]:
     app.gate.set()
 
 
-def test_what_it_holds(app: App) -> None:
-    """Requests that are queued, behind another on their connection, or half received are seen; what runs is not its."""
-    theirs = Theirs(app)
-    subject = attached(theirs.servers)
-    with turning(theirs), contextlib.ExitStack() as stack:
-        one, two, three = (stack.enter_context(Connection(theirs.address)) for _ in range(3))
-        one.send(request_head("/wait") + request_head("/behind"))
-        assert app.begun.acquire(timeout=BOUND)
-        two.ask("/queued")
-        three.send(request_head("/half", "POST", 10))
-        stages = [("/behind", "queued"), ("/queued", "queued"), ("/half", "receiving")]
-        until(lambda: [(info.path, info.stage) for info in subject.unfinished()] == stages)
-        assert not subject.wait_idle(0.03, 0.0)
-        app.gate.set()
-        assert [one.answer().status, one.answer().status, two.answer().status] == [200] * 3
-        three.reset()
-        until(lambda: subject.unfinished() == [])
-        assert subject.wait_idle(0.03, 0.0)
-
-
-def test_before_a_stop_the_loop_is_waitress_own(app: App) -> None:
-    """Until a stop begins, waitress asks each connection, reads, and writes answers by its own methods alone."""
-    with served("waitress", app) as ours:
-        theirs = Theirs(app)
-        attached(theirs.servers)
-        for server in (*ours.runner._servers(), *theirs.servers):
-            kind = server.channel_class
-            for name in ("__init__", "readable", "writable", "handle_read", "handle_write", "received", "service"):
-                assert getattr(kind, name) is getattr(HTTPChannel, name)
-            for task in (kind.task_class, kind.error_task_class):
-                assert task.build_response_header is Task.build_response_header
-            assert "handle_read" not in vars(server.trigger)
-    theirs.servers[0].task_dispatcher.shutdown(timeout=BOUND)
-    wasyncore.close_all(theirs.map, ignore_all=True)
-
-
 def test_a_connection_from_before_is_taken_along(app: App) -> None:
     """A stop also tells connections to close that there were before the server was found."""
     theirs = Theirs(app)
@@ -132,24 +95,6 @@ def test_a_connection_from_before_is_taken_along(app: App) -> None:
         subject.stop_accepting(BOUND)
         assert refuses(theirs.address)
         assert subject.wait_idle(BOUND, 0.0)
-
-
-def test_a_probe_does_not_queue(app: App) -> None:
-    """With every worker busy a probe is answered, and all else waits."""
-    theirs = Theirs(app)
-    subject = attached(theirs.servers)
-    subject.use_probe_workers({"/livez": "livez"}.get)
-    with turning(theirs), Connection(theirs.address) as busy, Connection(theirs.address) as queued:
-        busy.ask("/wait")
-        assert app.begun.acquire(timeout=BOUND)
-        queued.ask("/")
-        until(lambda: subject.load().queued == 1)
-        assert get(theirs.address, "/livez").status == 200
-        assert subject.load().queued == 1
-        app.gate.set()
-        assert (busy.answer().status, queued.answer().status) == (200, 200)
-        for pool in subject._workers.pools():
-            pool.shutdown(timeout=BOUND)
 
 
 def test_two_loops(app: App) -> None:
@@ -296,10 +241,3 @@ def test_classes_of_the_user_s_own(app: App) -> None:
         subject.announce()
         assert connection.get("/").says_close
     assert made == ["channel", "task"]
-
-
-def test_what_others_have_by_default() -> None:
-    """A kind of server that has no loop of its own to look for serves, and takes no lanes."""
-    other = Adapter()
-    other.use_probe_workers(lambda path: "probe_worker")
-    assert other.serving()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import selectors
-import socket
 import sys
 import threading
 import time
@@ -18,7 +17,6 @@ import pytest
 from werkzeug.serving import WSGIRequestHandler
 
 from flask_lifecycle import _servers
-from flask_lifecycle._servers import sockets
 from tests._fakes import BOUND, Served, running, served, until
 from tests.live._client import Connection, get
 
@@ -99,13 +97,6 @@ def test_no_answer_where_the_application_wants_none(werkzeug: Served) -> None:
         assert client.rest() == b""
 
 
-def test_empty_lines_before_a_request(werkzeug: Served) -> None:
-    """Empty lines that some clients send before a request are no request, and no harm."""
-    with Connection(werkzeug.address) as client:
-        client.send(b"\r\n\n\r\nGET /whole HTTP/1.1\r\nHost: localhost\r\n\r\n")
-        assert client.answer().body == b"body"
-
-
 def test_a_client_that_resets_in_the_accept_queue(werkzeug: Served, capfd: pytest.CaptureFixture[str]) -> None:
     """A connection that is reset before it is accepted is let go without a word, and the next is answered."""
     # loop: is held up | client: connects, resets | loop: accepts, starts the thread | thread: its first read fails
@@ -129,18 +120,6 @@ def test_no_thread_to_be_had(
             assert client.rest() == b""
     assert get(werkzeug.address, "/whole").body == b"body"
     assert "RuntimeError: can't start new thread" in capfd.readouterr().err
-
-
-def test_an_answer_is_acknowledged_in_a_drain(werkzeug: Served) -> None:
-    """In a drain a client that still reads its answer is waited for until it has acknowledged the last byte."""
-    with Connection(werkzeug.address, slow=True) as client:
-        werkzeug.runner.announce()
-        client.ask("/large")
-        until(lambda: [info.stage for info in werkzeug.runner.unfinished()] == ["sending"])
-        werkzeug.runner.stop_accepting(BOUND)
-        assert not werkzeug.runner.wait_idle(0.0, 0.0)
-        assert client.answer().body == LARGE
-        assert client.rest() == b""
 
 
 def test_an_answered_request_is_sending(werkzeug: Served, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -188,18 +167,6 @@ def test_several_listeners(tmp_path: Path) -> None:
     until(lambda: all(thread.name != "lifecycle-werkzeug" for thread in threading.enumerate()))
 
 
-def test_a_listener_that_was_given_stays_open() -> None:
-    """A stop leaves a socket that was given, and its queue, to the process that opened it."""
-    with socket.create_server(("127.0.0.1", 0)) as given:
-        runner = _servers.create("werkzeug", app, None, None, {"sockets": [given]})
-        with running(runner.serve):
-            assert get(given.getsockname(), "/whole").body == b"body"
-            runner.stop_accepting(BOUND)
-            with socket.create_connection(given.getsockname()):
-                until(lambda: sockets.has_input(given))
-            runner.stop()
-
-
 def test_a_stop_before_the_loop() -> None:
     """A server that has been stopped does not begin to serve; one that still accepts can be stopped as well."""
     for begun in (False, True):
@@ -213,25 +180,3 @@ def test_a_stop_before_the_loop() -> None:
                 began = time.monotonic()
                 runner.serve()
                 assert time.monotonic() - began < BOUND
-
-
-def test_a_websocket_that_has_not_ended_is_hung_up() -> None:
-    """A websocket that has not ended by the end of the shutdown finds its connection hung up then."""
-    taken = threading.Event()
-
-    def taking(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        sock = environ["werkzeug.socket"]
-        taken.set()
-        while sock.recv(100):
-            pass
-        raise ConnectionError
-
-    with Connection(("", 0), sock=socket.socket()) as client, served("werkzeug", taking) as subject:
-        client.sock.connect(subject.address)
-        client.ask("/", Upgrade="websocket", Connection="Upgrade")
-        assert taken.wait(BOUND)
-        subject.begin_drain()
-        assert not subject.runner.wait_idle(0.0, 0.0)
-        assert subject.runner.load().busy == 1
-        subject.runner.stop()
-        assert client.rest() == b""
