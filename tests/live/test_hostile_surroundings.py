@@ -101,9 +101,11 @@ def test_second_signal_while_something_hangs(live: Starter, plan: dict[str, Any]
     if "stderr" in plan:
         stall(running)
     running.send(signal.SIGTERM)
-    if "stderr" not in plan:
+    if "stderr" in plan:
+        running.wait_for(lambda: get(running.address, "/readyz").status == 503, "a readiness that fails")
+    else:
         running.wait_event(f"rude {'receiver' if 'receiver' in plan else 'handler'}")
-    # It tells two signals from one that comes twice.
+    # It tells two signals from one that comes twice, which it does by the time when it reads them.
     assert not running.gone.wait(1.0)
     assert running.stop(signal.SIGINT) == 128 + signal.SIGINT
 
