@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
-import gc
 import logging
 import os
 import threading
@@ -28,10 +28,8 @@ from flask_lifecycle import (
     state_changed,
 )
 from flask_lifecycle._core.state import Event, StateMachine
-from flask_lifecycle.checks import Group
 from flask_lifecycle.checks._health import Health
-from flask_lifecycle.checks._registry import Registry
-from tests._fakes import BOUND, make_app, running, state_of, until, whole
+from tests._fakes import BOUND, make_app, running, state_of, until
 
 
 class FakeApp:
@@ -97,72 +95,15 @@ def heard(sender: Any) -> Iterator[list[tuple[str, ...]]]:
         yield told
 
 
-FOUR = ("live", "ready", "startup", "healthcheck")
-
-
-# -- the registry -------------------------------------------------------------------------------------------------
-
-
-def nothing() -> None:
-    """A check that is well."""
-
-
-def test_the_registry() -> None:
-    """Checks keep their order, the four groups always exist, and what was returned before does not change."""
-    registry = Registry()
-    before, groups = registry.checks(), registry.groups()
-    for name in "bac":
-        registry.add(Check(name, nothing))
-    registry.set_group(Group("own", "/own"))
-    assert (before, list(groups)) == ((), list(FOUR))
-    assert [check.name for check in registry.checks()] == ["b", "a", "c"]
-    assert list(registry.groups()) == [*FOUR, "own"]
-
-
-class Watcher:
-    """Watches a registry."""
-
-    def __init__(self) -> None:
-        self.seen: list[str] = []
-
-    def validate(self, groups: dict[str, Group]) -> None:
-        self.seen.append(f"validate {len(groups)}")
-        if "bad" in groups:
-            raise ValueError("a bad group")
-
-    def changed(self) -> None:
-        self.seen.append("changed")
-
-
-def test_a_watched_registry() -> None:
-    """A watcher validates the groups, each new one before it is added, and is called after each registration.
-
-    The registry does not keep it alive.
-    """
-    registry, watcher = Registry(), Watcher()
-    registry.watch(watcher.validate, watcher.changed)
-    registry.add(Check("a", nothing))
-    registry.set_group(Group("own", "/own"))
-    with pytest.raises(ValueError, match=whole("a bad group")):
-        registry.set_group(Group("bad", "/bad"))
-    assert "bad" not in registry.groups()
-    seen = watcher.seen
-    del watcher
-    gc.collect()
-    registry.set_group(Group("other", "/other"))
-    registry.add(Check("b", nothing))
-    assert seen == ["validate 4", "changed", "validate 5", "changed", "validate 6"]
-
-
 def test_two_threads_register_one_name() -> None:
     """Of two threads that register one name at once, one gets the error."""
-    registry, barrier = Registry(), threading.Barrier(2, timeout=BOUND)
+    lifecycle, barrier = Lifecycle(), threading.Barrier(2, timeout=BOUND)
     errors: list[str] = []
 
     def register() -> None:
         barrier.wait()
         try:
-            registry.add(Check("a", nothing))
+            lifecycle.check("a")(Switch())
         except ValueError as error:
             errors.append(str(error))
 
@@ -172,28 +113,21 @@ def test_two_threads_register_one_name() -> None:
         "The check 'a' is registered already; give this one another name. If a factory registers it for each"
         " application, register it once, outside the factory."
     ]
-    assert len(registry.checks()) == 1
 
 
 # -- groups and scope ---------------------------------------------------------------------------------------------
 
 
+WARNS = dict.fromkeys(("ready", "startup", "healthcheck", "own", None), "warn")
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({}, {"ready": "fail", "startup": "fail", "healthcheck": "fail", "own": "fail", None: "fail"}),
-        (
-            {"critical": False},
-            {"ready": "warn", "startup": "warn", "healthcheck": "warn", "own": "warn", None: "warn"},
-        ),
-        (
-            {"scope": "shared"},
-            {"ready": "warn", "startup": "warn", "healthcheck": "warn", "own": "fail", None: "fail"},
-        ),
-        (
-            {"scope": "shared", "critical": False},
-            {"ready": "warn", "startup": "warn", "healthcheck": "warn", "own": "warn", None: "warn"},
-        ),
+        ({}, dict.fromkeys(WARNS, "fail")),
+        ({"critical": False}, WARNS),
+        ({"scope": "shared"}, {**WARNS, "own": "fail", None: "fail"}),
+        ({"scope": "shared", "critical": False}, WARNS),
     ],
 )
 def test_scope_and_weight(options: dict[str, Any], said: dict[str | None, str]) -> None:
@@ -206,33 +140,17 @@ def test_scope_and_weight(options: dict[str, Any], said: dict[str | None, str]) 
     assert made.said("live") == ["pass"]
 
 
-@pytest.mark.parametrize("group", ["ready", "healthcheck", "own"])
-def test_exclusion(group: str) -> None:
-    """An excluded check is neither run nor reported; an unknown name excludes nothing."""
+def test_only_what_is_asked_is_run() -> None:
+    """An excluded check is neither run nor reported; a component asks its check alone, and cannot be excluded."""
     bad, good = Switch("fail"), Switch()
     made = Healthy(Check("bad", bad, groups=("ready", "own")), Check("good", good, groups=("ready", "own")))
-    report = made.health.report(group, None, ["bad", "other"])
-    assert (report.status, [check.name for check in report.checks]) == ("pass", ["good"])
+    for group in ("ready", "healthcheck", "own"):
+        for report in (
+            made.health.report(group, None, ["bad", "other"]),
+            made.health.report(group, "good", ["good"]),
+        ):
+            assert (report.status, [check.name for check in report.checks]) == ("pass", ["good"])
     assert (bad.calls, good.calls) == (0, 1)
-
-
-def test_a_component_is_one_check() -> None:
-    """A component asks that check alone, and excluding it changes nothing."""
-    bad, good = Switch("fail"), Switch()
-    made = Healthy(Check("bad", bad), Check("good", good))
-    report = made.health.report("ready", "good", ["good"])
-    assert (report.group, report.component, report.status) == ("ready", "good", "pass")
-    assert [check.name for check in report.checks] == ["good"]
-    assert bad.calls == 0
-
-
-def test_the_report_of_a_probe() -> None:
-    """A report has the group, the state and its reason, and shows no details by default."""
-    made = Healthy(Check("db", Switch("warn")))
-    report = made.health.report("ready")
-    [check] = report.checks
-    assert report == HealthReport("ready", None, "warn", State.READY, "started", (check,), False, False)
-    assert (check.name, check.status) == ("db", "warn")
 
 
 # -- states -------------------------------------------------------------------------------------------------------
@@ -673,10 +591,20 @@ def test_each_run_has_its_own_application_context() -> None:
     assert sorted(closed) == [("bad", "ConnectionError"), *[("good", None)] * 3, ("odd", None)]
 
 
-def test_an_async_check_sees_the_application() -> None:
-    """An async check runs in the application context, in the thread of the check, and not in one of a pool."""
-    lifecycle = Lifecycle(app := make_app())
+@pytest.mark.parametrize("own", [True, False])
+def test_an_async_check_sees_the_application(own: bool) -> None:
+    """An async check runs in the application context, in its own thread, by the ensure_sync of the application."""
+
+    class Own(Flask):
+        def ensure_sync(self, func: Callable[..., Any]) -> Callable[..., Any]:
+            ways.append(func.__name__)
+            return lambda *arguments: asyncio.run(func(*arguments))
+
+    ways: list[str] = []
     seen: list[Any] = []
+    app = Own("testing") if own else make_app()
+    app.testing = True
+    lifecycle = Lifecycle(app)
 
     @lifecycle.check("db")
     async def check(context: CheckContext) -> None:
@@ -684,26 +612,7 @@ def test_an_async_check_sees_the_application() -> None:
 
     assert get(app, "/readyz") == 200
     assert seen == [("testing", "lifecycle-check-db", State.READY, 0)]
-
-
-def test_an_application_that_runs_coroutines_its_own_way() -> None:
-    """An application with its own ensure_sync runs its checks with it, as its views."""
-
-    class Own(Flask):
-        def ensure_sync(self, func: Callable[..., Any]) -> Callable[..., Any]:
-            ways.append(func.__name__)
-            return lambda: func().close()
-
-    ways: list[str] = []
-    app = Own("own")
-    app.testing = True
-    lifecycle = Lifecycle(app)
-
-    @lifecycle.check("db")
-    async def check() -> None: ...
-
-    assert get(app, "/readyz") == 200
-    assert ways == ["check"]
+    assert ways == ["check"] * own
 
 
 def test_what_a_check_may_ask() -> None:
@@ -743,25 +652,3 @@ def test_a_child_forked_while_health_changes() -> None:
             os._exit(0 if health._lock.acquire(timeout=BOUND) else 1)
         go_on.set()
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-
-
-def test_a_group_is_configured_once() -> None:
-    """A standard group is configured in one call: a second would silently undo the first."""
-    lifecycle = Lifecycle()
-    lifecycle.group("ready", headers={"X-One": "1"})
-    with pytest.raises(ValueError, match=whole("The group 'ready' is configured already; configure it in one call.")):
-        lifecycle.group("ready", status_codes={"fail": 500})
-
-
-def test_the_last_known_status() -> None:
-    """The status of a group by the last reports depends on the state and runs no check."""
-    app = make_app()
-    lifecycle = Lifecycle(app)
-    switch = Switch("fail")
-    lifecycle.check("db", groups=("ready",), ttl=60)(switch)
-    health = state_of(app).health
-    assert (health.known_status("ready"), health.known_status("live")) == ("fail", "pass")
-    app.test_client().get("/work").close()
-    assert (health.known_status("ready"), switch.calls) == ("pass", 0)
-    health.report("ready")
-    assert (health.known_status("ready"), health.known_status("live"), switch.calls) == ("fail", "pass", 1)

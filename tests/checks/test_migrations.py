@@ -112,26 +112,19 @@ def unknown(count: int, database: list[str], scripts: list[str]) -> CheckResult:
 # -- pending, up to date, ahead -------------------------------------------------------------------------------------
 
 
-def test_attributes(engine: Engine) -> None:
-    """It belongs into the start-up, and holds back the instance whose scripts it compares."""
-    check = MigrationsCheck(engine)
-    assert (check.name, check.groups, check.scope) == ("migrations", ("startup",), "local")
-    assert MigrationsCheck(engine, name="schema").name == "schema"
+def test_step_by_step(scripts: Scripts, engine: Engine, tmp_path: Path) -> None:
+    """It fails while there are migrations to apply, says how many, and passes once there are none.
 
-
-def test_step_by_step(scripts: Scripts, engine: Engine) -> None:
-    """It fails while there are migrations to apply, says how many, and passes once there are none."""
+    It belongs into the start-up, and holds back the instance whose scripts it compares.
+    """
     check = MigrationsCheck(engine, directory=scripts.path)
+    assert (check.name, check.groups, check.scope) == ("migrations", ("startup",), "local")
     assert check() == pending(3, 3, [], ["a3"])
     scripts.upgrade(engine, "a1")
     assert check() == pending(2, 3, ["a1"], ["a3"])
+    assert MigrationsCheck(engine, directory=Scripts(tmp_path / "none").path)() == unknown(1, ["a1"], [])
     scripts.upgrade(engine)
     assert check() == well("a3")
-
-
-def test_no_migrations_at_all(tmp_path: Path, engine: Engine) -> None:
-    """Without a script there is nothing to apply."""
-    assert MigrationsCheck(engine, directory=Scripts(tmp_path / "none").path)() == well()
 
 
 def test_several_heads(scripts: Scripts, engine: Engine) -> None:
@@ -196,28 +189,24 @@ def test_another_table(scripts: Scripts, engine: Engine) -> None:
     assert MigrationsCheck(engine, directory=scripts.config)() == well("a3")
 
 
-def test_scripts_are_read_once(scripts: Scripts, engine: Engine) -> None:
-    """The scripts of a release do not change while it runs, and are not read at each run."""
+def test_what_is_read(scripts: Scripts, engine: Engine) -> None:
+    """The scripts of a release are read once; the env.py of the application is left alone."""
     check = MigrationsCheck(engine, directory=scripts.path)
     scripts.upgrade(engine)
+    (scripts.path / "env.py").write_text("raise SystemExit('env.py was run')")
+    handlers = logging.getLogger().handlers[:]
     assert check() == well("a3")
     for script in (scripts.path / "versions").glob("*.py"):
         script.unlink()
     assert check() == well("a3")
-
-
-def test_env_is_not_run(scripts: Scripts, engine: Engine) -> None:
-    """The application's env.py, with its own engine and logging, is left alone."""
-    scripts.upgrade(engine)
-    (scripts.path / "env.py").write_text("raise SystemExit('env.py was run')")
-    handlers = logging.getLogger().handlers[:]
-    assert MigrationsCheck(engine, directory=scripts.path)() == well("a3")
     assert logging.getLogger().handlers == handlers
 
 
 @pytest.mark.parametrize("source", ["raise OSError('at 10.0.0.1')", "this is not Python", "down_revision = 'gone'"])
 def test_unreadable_scripts(scripts: Scripts, engine: Engine, source: str) -> None:
-    """Scripts that cannot be read fail with one public sentence, and are read anew at the next run."""
+    """Scripts that are missing or broken fail with one public sentence, and are read anew at the next run."""
+    with pytest.raises(HealthCheckError, match=whole(UNREADABLE)):
+        MigrationsCheck(engine, directory=scripts.path / "none")()
     bad = scripts.path / "versions" / "bad.py"
     bad.write_text(source)
     check = MigrationsCheck(engine, directory=scripts.path)
@@ -226,12 +215,6 @@ def test_unreadable_scripts(scripts: Scripts, engine: Engine, source: str) -> No
     assert caught.value.__cause__ is not None
     bad.unlink()
     assert check() == pending(3, 3, [], ["a3"])
-
-
-def test_no_such_directory(tmp_path: Path, engine: Engine) -> None:
-    """A directory that is not there fails with one public sentence, which does not name it."""
-    with pytest.raises(HealthCheckError, match=whole(UNREADABLE)):
-        MigrationsCheck(engine, directory=tmp_path / "none")()
 
 
 # -- Flask-Migrate --------------------------------------------------------------------------------------------------

@@ -12,19 +12,6 @@ import redis.asyncio
 from flask_lifecycle.checks import RedisCheck
 from tests._fakes import whole
 
-
-class Answering:
-    """A client that answers a ping with this."""
-
-    def __init__(self, answer: Any) -> None:
-        self.answer = answer
-
-    def ping(self) -> Any:
-        if isinstance(self.answer, Exception):
-            raise self.answer
-        return self.answer
-
-
 # -- bad arguments --------------------------------------------------------------------------------------------------
 
 

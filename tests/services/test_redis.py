@@ -14,7 +14,6 @@ import redis.asyncio
 from flask_lifecycle import CheckResult, HealthCheckError, Lifecycle
 from flask_lifecycle.checks import RedisCheck
 from tests._fakes import make_app, running, until, whole
-from tests.checks.test_redis import Answering
 
 from ._servers import Redis
 
@@ -28,6 +27,18 @@ def client(broker: Redis) -> Iterator[redis.Redis]:
     """The client of an application."""
     with broker.client() as made:
         yield made
+
+
+class Answering:
+    """A client that answers a ping with this."""
+
+    def __init__(self, answer: Any) -> None:
+        self.answer = answer
+
+    def ping(self) -> Any:
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        return self.answer
 
 
 def refused(client: Any) -> str:
