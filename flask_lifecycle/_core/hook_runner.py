@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
 from .deadline import Clock, Deadline
-from .hooks import HookRecord, Hooks, ShutdownContext, run_hook
+from .hooks import HookRecord, ShutdownContext, run_hook
 from .server import Application
 from .state import logger
-from .unfinished import each_once
 
 
 class HookRunner:
@@ -27,7 +26,7 @@ class HookRunner:
 
     def begin_drain(self, applications: Sequence[Application], deadline: Deadline) -> None:
         """Run the ``on_drain`` functions in parallel to the phases."""
-        hooks = [hook for hooks in hooks_of(applications) for hook in hooks.of("drain")]
+        hooks = [hook for each in applications for hook in each.hooks.of("drain")]
         if not any(hook.hold for hook in hooks):
             self._release()
         if not hooks:
@@ -50,9 +49,9 @@ class HookRunner:
         """Wait for the ``on_drain`` functions, and for start-ups under way."""
         # Their own deadline is the same. We wait a moment longer, so that a hung one is recorded.
         self.clock.wait(self._drain_hooks_ended, until.remaining() + 0.1)
-        for hooks in hooks_of(applications):
-            if hooks.startup_begun.is_set():
-                self.clock.wait(hooks.startup_over, until.remaining())
+        for each in applications:
+            if each.hooks.startup_begun.is_set():
+                self.clock.wait(each.hooks.startup_over, until.remaining())
 
     def run(self, applications: Sequence[Application], kind: str, deadline: Deadline, group: bool = False) -> None:
         """Run the hooks of a kind, each within its own timeout and its share of the remaining time.
@@ -60,25 +59,16 @@ class HookRunner:
         :param group: run the hooks of the process group instead of those of each process.
         """
         context = self._context()
-        todo = [
-            (hook, hooks, next(each for each in applications if each.hooks is hooks))
-            for hooks in reversed(hooks_of(applications))
-            for hook in hooks.of(kind)
-            if hook.group is group
-        ]
-        for number, (hook, hooks, application) in enumerate(todo, 1):
+        todo = [(hook, each) for each in reversed(applications) for hook in each.hooks.of(kind) if hook.group is group]
+        for number, (hook, application) in enumerate(todo, 1):
             if kind == "drain" and not any(waiting.hold for waiting, *_ in todo[number - 1 :]):
                 self._release()
-            if hooks.unopened(hook):
+            if application.hooks.unopened(hook):
                 extra = {"lifecycle_hook": hook.name, "lifecycle_kind": kind, "lifecycle_outcome": "skipped"}
                 logger.info("%s skipped: its start did not succeed", hook.label, extra=extra)
-                hooks.records.append(HookRecord(hook.name, kind, "skipped", 0.0))
+                application.hooks.records.append(HookRecord(hook.name, kind, "skipped", 0.0))
                 continue
             share = deadline.remaining() if number == len(todo) else deadline.remaining() / 2
             limit = min(hook.timeout or share, share)
-            hooks.records.append(run_hook(hook, context, limit, application.context, self.clock))
-
-
-def hooks_of(applications: Iterable[Application]) -> list[Hooks]:
-    """The hooks of the applications; several may share them."""
-    return each_once(application.hooks for application in applications)
+            record = run_hook(hook, context, limit, application.context, self.clock)
+            application.hooks.records.append(record)

@@ -52,7 +52,7 @@ from typing import Any
 
 from .deadline import Clock, Deadline
 from .delay import Delay, Plan
-from .hook_runner import HookRunner, hooks_of
+from .hook_runner import HookRunner
 from .hooks import HookRecord, ShutdownContext, inside_a_hook
 from .inflight import RequestInfo
 from .report import PhaseRecord, ShutdownReport
@@ -284,7 +284,7 @@ class Shutdown:
         """
         applications = self.applications()
         self.hooks.run(applications, "shutdown", Deadline.after(self.clock, seconds), group=True)
-        records = [record for hooks in hooks_of(applications) for record in hooks.records if record.kind == "shutdown"]
+        records = [record for each in applications for record in each.hooks.records if record.kind == "shutdown"]
         return bool(records) and all(record.outcome == "ok" for record in records)
 
     # -- the thread -----------------------------------------------------------------------------------------------

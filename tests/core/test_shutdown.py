@@ -141,26 +141,18 @@ def test_a_shutdown_in_the_middle_of_its_beginning() -> None:
 
 
 def test_leave_is_called_last(clock: ManualClock) -> None:
-    """The process leaves at the very end, when every caller has the report already."""
+    """The process leaves at the very end, in the shutdown's own thread, when every caller has the report already."""
     seen: list[Any] = []
     member = FakeMember(clock)
 
     def leave(report: ShutdownReport) -> None:
         seen.append((shutdown.report is report, shutdown.done.is_set(), member.machine.state))
+        seen.append(shutdown.would_wait_for_itself())
 
     shutdown = coordinate(clock, member, leave=leave)
     shutdown.begin(StopRequest("test"))
     finish(shutdown)
-    assert seen == [(True, True, State.STOPPED)]
-
-
-def test_a_foreign_server_is_looked_for(clock: ManualClock) -> None:
-    """A server that somebody else started is found when the shutdown begins, and asked for the same verbs."""
-    server = FakeServer(ours=False)
-    shutdown = coordinate(clock, FakeMember(clock), find_server=lambda: server)
-    shutdown.begin(StopRequest("test"))
-    finish(shutdown)
-    assert server.verbs == ["announce", "stop_accepting", "wait_idle"]
+    assert seen == [(True, True, State.STOPPED), True]
 
 
 def test_a_phase_that_fails_does_not_end_the_shutdown(clock: ManualClock, caplog: pytest.LogCaptureFixture) -> None:
@@ -180,29 +172,6 @@ def test_a_phase_that_fails_does_not_end_the_shutdown(clock: ManualClock, caplog
     assert record.getMessage() == "phase 'stop accepting' failed; the shutdown continues"
     assert record.exc_info is not None
     assert (record.__dict__["lifecycle_phase"], record.__dict__["lifecycle_seconds"]) == ("stop accepting", 0.0)
-
-
-def test_each_phase_and_hook_is_told_once(clock: ManualClock, caplog: pytest.LogCaptureFixture) -> None:
-    """The end of each phase and of each hook that went well is one line, with its time as a field."""
-    member = FakeMember(clock)
-    member.hooks.add("shutdown", lambda: clock.advance(1.5), "pool", None)
-    with caplog.at_level(logging.DEBUG, "flask_lifecycle"):
-        stop(member, clock=clock)
-    ends = [record for record in caplog.records if " after " in record.getMessage()]
-    assert [record.getMessage() for record in ends] == [
-        "phase 'announce' ended after 0.0 s",
-        "phase 'delay' ended after 0.0 s",
-        "phase 'stop accepting' ended after 0.0 s",
-        "phase 'drain' ended after 0.0 s",
-        "on_shutdown 'pool' done after 1.5 s",
-        "phase 'hooks' ended after 1.5 s",
-    ]
-    assert [record.__dict__["lifecycle_seconds"] for record in ends] == [0.0, 0.0, 0.0, 0.0, 1.5, 1.5]
-    assert {record.levelname for record in ends} == {"DEBUG"}
-    assert [record.getMessage() for record in caplog.records if record.levelno > logging.DEBUG] == [
-        "shutdown begins: test (grace period 25.0 s, delay 0.0 s)",
-        "shutdown complete in 1.5 s: clean, exit 0 (test; hooks 1.5 s; 0 served and 2 refused meanwhile)",
-    ]
 
 
 # -- announce and delay -------------------------------------------------------------------------------------------
@@ -501,17 +470,6 @@ def test_hooks_of_the_process_group_run_after_the_others(clock: ManualClock) -> 
     result = stop(first, second, clock=clock)
     assert ran == ["each", "each", "once"]
     assert [(hook.name, hook.kind, hook.outcome) for hook in result.hooks].count(("once", "shutdown", "ok")) == 1
-
-
-def test_shared_hooks_run_once(clock: ManualClock) -> None:
-    """Two applications with one Lifecycle have one set of hooks, which runs once."""
-    first, second = FakeMember(clock), FakeMember(clock)
-    second.hooks = first.hooks
-    ran: list[str] = []
-    first.hooks.add("drain", lambda: ran.append("drain"), "d", None)
-    first.hooks.add("shutdown", lambda: ran.append("shutdown"), "s", None)
-    assert len(stop(first, second, clock=clock).hooks) == 2
-    assert ran == ["drain", "shutdown"]
 
 
 class Speechless(Exception):
@@ -849,20 +807,6 @@ def test_attach_while_a_shutdown_begins(clock: ManualClock) -> None:
             go_on.set()
     finish(shutdown)
     assert (attached, server.calls, shutdown.server) == ([False], [], None)
-
-
-# -- who would wait for itself ------------------------------------------------------------------------------------
-
-
-def test_the_shutdowns_thread_would_wait_for_itself(clock: ManualClock) -> None:
-    """Whoever is called in the shutdown's own thread may not wait for it either."""
-    answers: list[bool] = []
-    shutdown: Shutdown = coordinate(
-        clock, FakeMember(clock), leave=lambda _report: answers.append(shutdown.would_wait_for_itself())
-    )
-    shutdown.begin(StopRequest("test"))
-    finish(shutdown)
-    assert answers == [True]
 
 
 # -- late in an interpreter's life --------------------------------------------------------------------------------
