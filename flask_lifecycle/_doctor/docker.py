@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import collections
-import dataclasses
 import json
 import math
 import re
@@ -15,31 +14,10 @@ from .source import UnreadableError, Value
 
 _NAME = re.compile(r"(?i)(?:docker|container)file(?:\..+)?|.+\.(?:docker|container)file")
 _FIRST = re.compile(r"(?i)(?:FROM|ARG)\s+\S")
-_ESCAPE = re.compile(r"(?i)(?:#\s*syntax\s*=.*\n)?#\s*escape\s*=\s*([\\`])")
 _HEREDOC = re.compile(r"<<-?(['\"]?)([A-Za-z_]\w*)\1")
 _FLAG = re.compile(r"--([a-z-]+)=(\S+)\s*")
-_INSTRUCTIONS = {
-    "ADD", "ARG", "CMD", "COPY", "ENTRYPOINT", "ENV", "EXPOSE", "FROM", "HEALTHCHECK", "LABEL", "MAINTAINER", "ONBUILD",
-    "RUN", "SHELL", "STOPSIGNAL", "USER", "VOLUME", "WORKDIR",
-}  # fmt: skip
-# The shell of a shell form, unless SHELL sets another.
-_SHELL = ("/bin/sh", "-c")
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Form:
-    """A command in exec or shell form.
-
-    :param shell: the shell that runs it; empty in exec form.
-    """
-
-    line: int
-    words: tuple[str, ...]
-    shell: tuple[str, ...]
-
-    @property
-    def argv(self) -> tuple[str, ...]:
-        return (*self.shell, *self.words)
+# Of a command in shell form; SHELL sets another one, which changes nothing here.
+_SHELL = ["/bin/sh", "-c"]
 
 
 class _Stage:
@@ -48,30 +26,25 @@ class _Stage:
     def __init__(self, line: int, name: str, base: _Stage | None) -> None:
         self.line = line
         self.label = f"stage '{name}'" if name else "image"
-        self.forms: dict[str, _Form] = dict(base.forms) if base else {}
+        self.commands: dict[str, Value] = dict(base.commands) if base else {}
         self.values: dict[str, Value] = dict(base.values) if base else {}
         self.env: dict[str, Value] = dict(base.env) if base else {}
-        self._shell: tuple[str, ...] = base._shell if base else _SHELL
         self._own_command = False
 
     def add(self, keyword: str, value: Value, notes: Notes) -> None:
-        """Add an instruction."""
-        if keyword == "SHELL":
-            self._shell = _words(value) or self._shell
-        elif keyword == "ENV":
+        if keyword == "ENV":
             self.env.update(_environment(value))
         elif keyword in ("STOPSIGNAL", "EXPOSE", "HEALTHCHECK"):
             self.values[keyword] = value
         elif keyword in ("CMD", "ENTRYPOINT"):
-            self.forms[keyword] = _form(keyword, value, self._shell, notes)
+            self.commands[keyword] = Value(value.line, _argv(keyword, value, notes))
             if keyword == "CMD":
                 self._own_command = True
             elif not self._own_command:
-                self.forms.pop("CMD", None)  # a new entry point resets the command of the image below
+                self.commands.pop("CMD", None)  # a new entry point resets the command of the image below
 
 
 def is_dockerfile(file: str, text: str) -> bool:
-    """Whether a file is a Dockerfile, by its name or its first instruction."""
     lines = (line.strip() for line in text.splitlines())
     first = next((line for line in lines if line and line[0] != "#"), "")
     return bool(_NAME.fullmatch(file.rpartition("/")[2]) or _FIRST.match(first))
@@ -101,23 +74,19 @@ def read_dockerfile(text: str, notes: Notes, name: str | None) -> list[Workload]
 def _instructions(text: str) -> Iterator[tuple[int, str, str]]:
     """Each instruction as its line, its name and the rest, with continued lines joined."""
     lines = collections.deque(enumerate(text.split("\n"), 1))
-    directive = _ESCAPE.match(text)
-    escape = directive[1] if directive else "\\"
     while lines:
         start, raw = lines.popleft()
         line = raw.strip()
         if not line or line.startswith("#"):
             continue
         parts = [line]
-        while parts[-1].endswith(escape) and lines:
+        while parts[-1].endswith("\\") and lines:
             more = lines.popleft()[1].strip()
             if more and not more.startswith("#"):  # empty lines and comments within are skipped
                 parts[-1] = parts[-1][:-1]
                 parts.append(more)
         line = "".join(parts)
-        keyword, *rest = line.removesuffix(escape).split(None, 1)
-        if keyword.upper() not in _INSTRUCTIONS:
-            raise UnreadableError(start, "This is not a Dockerfile instruction.")
+        keyword, *rest = line.removesuffix("\\").split(None, 1)
         said = rest[0] if rest else ""
         if keyword.upper() in ("RUN", "COPY", "ADD"):
             _skip_documents(start, said, lines)
@@ -142,25 +111,20 @@ def _begun(line: int, rest: str, stages: dict[str, _Stage]) -> _Stage:
     return stage
 
 
-def _words(value: Value) -> tuple[str, ...] | None:
-    """The words of an exec form; ``None`` for any other text."""
-    try:
-        words = json.loads(value.text())
-    except (ValueError, RecursionError):
-        return None
-    return tuple(words) if isinstance(words, list) and all(isinstance(word, str) for word in words) else None
-
-
-def _form(keyword: str, value: Value, shell: tuple[str, ...], notes: Notes) -> _Form:
-    words = _words(value)
-    if words is not None:
-        return _Form(value.line, words, ())
+def _argv(keyword: str, value: Value, notes: Notes) -> list[str]:
+    """The words of a command in exec form, or those of the shell that runs it."""
     text = value.text()
+    try:
+        words = json.loads(text)
+    except (ValueError, RecursionError):
+        words = None
+    if isinstance(words, list) and all(isinstance(word, str) for word in words):
+        return words
     if text.startswith("["):
         cure = 'write it as ["program", "argument"], with double quotes'
         notes.add(value.line, f"{keyword} looks like the exec form but is not JSON, so a shell runs it", cure, text)
-        return _Form(value.line, (), ())
-    return _Form(value.line, (text,), shell)
+        return []
+    return [*_SHELL, text]
 
 
 def _environment(value: Value) -> dict[str, Value]:
@@ -196,11 +160,11 @@ def _workload(stage: _Stage, notes: Notes) -> Workload:
 
 
 def _command(stage: _Stage) -> Command | None:
-    entry, command = stage.forms.get("ENTRYPOINT"), stage.forms.get("CMD")
-    if entry is not None and entry.shell:
+    entry, command = stage.commands.get("ENTRYPOINT"), stage.commands.get("CMD")
+    if entry is not None and entry.data[:2] == _SHELL:
         command = None  # a shell form ignores CMD
     parts = [part for part in (entry, command) if part is not None]
-    words = [word for part in parts for word in part.argv]
+    words = [word for part in parts for word in part.data]
     return Command.of(parts[-1].line, words) if words else None
 
 

@@ -6,7 +6,6 @@ A ``gunicorn.conf.py`` is parsed and not run, so computed or conditional values 
 from __future__ import annotations
 
 import ast
-import contextlib
 import math
 import warnings
 from collections.abc import Iterator
@@ -57,11 +56,9 @@ def _timeout(tree: ast.Module) -> Iterator[tuple[str, Value]]:
     number = math.nan
     for statement in tree.body:
         if isinstance(statement, (ast.Assign, ast.AnnAssign)) and isinstance(statement.value, ast.Constant):
-            targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target]
             value = statement.value.value
-            if last in targets and isinstance(value, (int, float)) and not isinstance(value, bool):
-                with contextlib.suppress(OverflowError):
-                    number = float(value)
+            if last in ast.walk(statement) and isinstance(value, (int, float)) and not isinstance(value, bool):
+                number = float(value)
     yield "graceful_timeout", Value(last.lineno, number)
 
 
