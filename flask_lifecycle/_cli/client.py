@@ -28,8 +28,6 @@ class UnreachableError(Exception):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Url:
-    """The address of a process."""
-
     scheme: str
     host: str
     port: int
@@ -49,7 +47,6 @@ class Url:
         raise ValueError(f"'{visible(text)}' is not a URL of a process; give one such as 'http://127.0.0.1:9000'.")
 
     def at(self, path: str) -> Url:
-        """The same place with another path."""
         return dataclasses.replace(self, path=path)
 
     def __str__(self) -> str:
@@ -59,8 +56,6 @@ class Url:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Answer:
-    """The answer to one request."""
-
     status: int
     headers: Message
     body: bytes

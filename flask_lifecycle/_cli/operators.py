@@ -199,7 +199,6 @@ _WHERE = click.argument("url", required=False)
 
 
 def commands(load: Load) -> dict[str, click.Command]:
-    """The commands of operators, by name."""
     return {command.name or "": command for command in (_status(load), _drain(load), _cordon(load), _uncordon(load))}
 
 

@@ -66,7 +66,6 @@ def _key_values(context: click.Context, parameter: click.Parameter, values: tupl
 
 
 def commands(load: Callable[[Any], tuple[Any, Any]]) -> dict[str, click.Command]:
-    """The command, by its name."""
     from flask.cli import pass_script_info
 
     @click.command("run")

@@ -125,8 +125,6 @@ def as_json(findings: list[Finding]) -> str:
 
 
 def commands(load: Callable[[Any], tuple[Any, Any]]) -> dict[str, click.Command]:
-    """The command, by its name."""
-
     @click.command("doctor")
     @click.argument("files", metavar="FILE...", nargs=-1, required=True)
     @click.option("--name", metavar="NAME", default=None, help="The container or service that is the application.")

@@ -90,7 +90,6 @@ class Plan:
 
 
 def kubernetes(plan: Plan) -> str:
-    """A Deployment."""
     probes, port = "", "http"
     if plan.settings.probe_port:
         # It answers also while every worker is busy, and until the end.
@@ -135,7 +134,6 @@ spec:
 
 
 def compose(plan: Plan) -> str:
-    """A service of compose."""
     url = f"http://127.0.0.1:{plan.probe_port}{plan.path('healthcheck')}"
     test = ["CMD", "python", "-c", f"import urllib.request as r; r.urlopen('{url}')"]
     signal = f"\n    stop_signal: {plan.signal}" if plan.signal else ""
@@ -159,7 +157,6 @@ services:
 
 
 def systemd(plan: Plan) -> str:
-    """A unit."""
     signal = f"\nKillSignal={plan.signal}" if plan.signal else ""
     return f"""\
 [Unit]
@@ -181,7 +178,6 @@ WantedBy=multi-user.target
 
 
 def haproxy(plan: Plan) -> str:
-    """A backend of HAProxy."""
     fall, interval, reason = plan.checks
     return f"""\
 backend {plan.name}
@@ -287,8 +283,6 @@ def plan_for(kind: str, application: Application, name: str, module: str, port: 
 
 
 def commands(load: Callable[[Any], tuple[Any, Any]]) -> dict[str, click.Command]:
-    """The command, by its name."""
-
     @click.command("manifest")
     @click.argument("kind", type=click.Choice(list(KINDS)))
     @click.option("--port", "-p", type=click.IntRange(1, 65535), default=8000, show_default=True, help="The main port.")

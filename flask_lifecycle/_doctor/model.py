@@ -183,7 +183,6 @@ def _options(words: tuple[str, ...]) -> dict[str, str]:
 
 
 def find_url(text: str) -> str:
-    """The first URL in a text; empty if there is none."""
     found = _URL.search(text)
     return found[0] if found else ""
 
@@ -365,7 +364,6 @@ class Notes:
         return Number(float(value.data), value.line)
 
     def words(self, value: Value | None, key: str) -> list[str]:
-        """A list of words."""
         if value is None:
             return []
         if not isinstance(value.data, list) or any(isinstance(word.data, (dict, list)) for word in value.data):

@@ -103,7 +103,6 @@ def read(path: str) -> str:
 
 
 def template(line: int) -> UnreadableError:
-    """The error for a template."""
     return UnreadableError(line, "This is a template; render it ('helm template', Jinja) and give the result.")
 
 

@@ -25,7 +25,6 @@ _PREFIXES = "-@:+!|"
 
 
 def is_systemd(file: str, text: str) -> bool:
-    """Whether a file is a unit, by its name or its first line."""
     lines = (line.strip() for line in text.splitlines())
     first = next((line for line in lines if line and line[0] not in "#;"), "")
     return file.endswith(".service") or first in ("[Unit]", "[Service]", "[Install]")

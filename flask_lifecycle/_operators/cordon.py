@@ -77,7 +77,6 @@ class Control(Feature):
 
     @property
     def lease(self) -> Lease | None:
-        """The current cordon."""
         lease = self._machine.cordon
         return lease if isinstance(lease, Lease) else None
 
@@ -145,7 +144,6 @@ class Control(Feature):
             lease.cancelled.set()
 
     def stop(self) -> None:
-        """End the lease's thread."""
         self.state_changed(State.STOPPED, "")
 
 

@@ -82,18 +82,15 @@ class ControlDirectory(Feature):
         return cls(application.settings.control_dir, application.control)
 
     def begin(self) -> None:
-        """Start watching."""
         self._scheduler.wake()
         # A file that is touched after the process has logged that it serves must not count as older than the process.
         self._looked.wait(_FIRST_LOOK)
 
     def state_changed(self, new: State, reason: str) -> None:
-        """Stop watching when a shutdown begins."""
         if new in ENDING:
             self._scheduler.stop(wait=False)
 
     def stop(self) -> None:
-        """Stop watching."""
         self._scheduler.stop(wait=False)
 
     def look(self) -> float | None:

@@ -73,7 +73,6 @@ def _cordon(control: Any) -> dict[str, Any] | None:
 
 
 def _stop(stop: Shutdown) -> dict[str, Any]:
-    """The progress of the shutdown."""
     return {
         "phase": stop.phase,
         "remaining": _rounded(stop.remaining()),

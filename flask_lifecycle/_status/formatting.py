@@ -102,7 +102,6 @@ def brief(seconds: Any) -> str:
 
 
 def clock(iso: Any) -> str:
-    """A time to the second."""
     return f"{short(iso)[:19].replace('T', ' ')} UTC"
 
 
@@ -112,17 +111,14 @@ def mark(status: Any) -> str:
 
 
 def css_class(status: Any) -> str:
-    """A status as a class of the style sheet."""
     return status if status in _MARKS else ""
 
 
 def icon(status: Any) -> str:
-    """A status as an icon, for the tab of the browser."""
     return f"data:image/svg+xml,{quote(_ICON.format(_COLOURS.get(status, '#57606a')))}"
 
 
 def status_counts(checks: Mapping[str, Any]) -> str:
-    """How many checks have each status."""
     found = [check["status"] for (check,) in checks.values()]
     return ", ".join(f"{found.count(status)} {status}" for status in _MARKS if status in found) or "0"
 
@@ -146,7 +142,6 @@ def keyed(rows: Iterable[Mapping[str, Any]], *names: str) -> list[Keyed]:
 
 
 def records(value: Any) -> list[Mapping[str, Any]]:
-    """The mappings of a list."""
     return [each for each in value if isinstance(each, Mapping)] if isinstance(value, list) else []
 
 

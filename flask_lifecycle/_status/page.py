@@ -45,7 +45,6 @@ class Asset:
 
 @functools.cache
 def asset(name: str) -> Asset:
-    """A file of the page."""
     data = (Path(__file__).parent / "static" / name).read_bytes()
     return Asset(ASSETS[name], data, hashlib.sha256(data).hexdigest()[:12])
 

@@ -35,12 +35,10 @@ class Response:
 
     @property
     def says_close(self) -> bool:
-        """Whether it says that the connection ends here."""
         return self.headers.get("connection", "").lower() == "close"
 
 
 def shown(address: Address) -> str:
-    """An address as a person writes it."""
     return address if isinstance(address, str) else f"{address[0]}:{address[1]}"
 
 
@@ -101,7 +99,6 @@ class Connection:
         self.sock.close()
 
     def send(self, data: bytes) -> None:
-        """Send bytes as they are."""
         try:
             self.sock.sendall(data)
         except ConnectionError as error:
@@ -115,7 +112,6 @@ class Connection:
             self.held_up = time.monotonic() - self.ready_at > _HELD_UP
 
     def get(self, path: str) -> Response:
-        """Send one request and read its response."""
         self.ask(path)
         return self.response()
 
@@ -140,7 +136,6 @@ class Connection:
         return data
 
     def exactly(self, size: int) -> bytes:
-        """Read a number of bytes."""
         parts, missing = [self._unread[:size]], size - len(self._unread[:size])
         self._unread = self._unread[size:]
         while missing:
@@ -182,7 +177,6 @@ class Connection:
                 return status, headers
 
     def body(self, headers: dict[str, str]) -> bytes:
-        """Read the body that belongs to a head."""
         if headers.get("transfer-encoding", "").lower() == "chunked":
             return self._chunks()
         if "content-length" in headers:
@@ -190,7 +184,6 @@ class Connection:
         return self.rest()
 
     def response(self) -> Response:
-        """Read one whole response."""
         status, headers = self.head()
         response = Response(status, headers, self.body(headers))
         self.ready_at = time.monotonic()
@@ -212,7 +205,6 @@ def _is_its_own_peer(sock: socket.socket) -> bool:
 
 
 def is_refused(address: Address, patience: float) -> bool:
-    """Whether a new connection is refused."""
     try:
         Connection(address, patience).close()
     except (ConnectionRefusedError, FileNotFoundError):
@@ -336,10 +328,8 @@ class Storm:
 
     @property
     def answered(self) -> int:
-        """How many requests were answered."""
         return sum(each.answered for each in self.clients)
 
     @property
     def lost(self) -> list[str]:
-        """How each lost request was lost."""
         return [loss for each in self.clients for loss in each.lost]

@@ -72,7 +72,6 @@ def required(outcomes: Sequence[Outcome], level: str) -> list[Outcome]:
 
 
 def as_json(outcomes: Sequence[Outcome], level: str, command: Sequence[str]) -> dict[str, Any]:
-    """The document of ``--json``."""
     shown = [{k: v for k, v in dataclasses.asdict(outcome).items() if k != "log"} for outcome in outcomes]
     return {
         "command": list(command), "required": level, "holds": not required(outcomes, level), "scenarios": shown,
@@ -80,7 +79,6 @@ def as_json(outcomes: Sequence[Outcome], level: str, command: Sequence[str]) -> 
 
 
 def as_junit(outcomes: Sequence[Outcome]) -> str:
-    """The document of ``--junit``."""
     suite = ElementTree.Element(
         "testsuite", name="flask lifecycle verify", tests=str(len(outcomes)),
         failures=str(sum(outcome.result == BROKEN for outcome in outcomes)),
@@ -127,8 +125,6 @@ def _cancelled_by_signals(runner: Runner) -> Iterator[None]:
 
 
 def commands(_load: Callable[[Any], Any]) -> dict[str, click.Command]:
-    """The command, by its name."""
-
     @click.command("verify")
     @click.argument("command", nargs=-1, type=click.UNPROCESSED)
     @click.option("--url", default=None, metavar="URL", help="Where the command listens, if not on {port}.")

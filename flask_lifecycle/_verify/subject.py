@@ -111,14 +111,12 @@ class ServerProcess:
         return True
 
     def signal(self, number: int) -> None:
-        """Send a signal to the command's own process."""
         self.signalled_at = time.monotonic()
         with contextlib.suppress(ProcessLookupError):
             self._popen.send_signal(number)
 
     @contextlib.contextmanager
     def stopped(self) -> Iterator[None]:
-        """Keep all its processes from running meanwhile."""
         pids = [self._popen.pid, *self.children()]
         for pid in pids:
             _kill(pid, signal.SIGSTOP)
@@ -187,7 +185,6 @@ class Subject(ServerProcess):
         super().__init__(words, environment, f"{VARIABLE}={self.prefix}:", patience)
 
     def recorded(self, what: str) -> list[Event]:
-        """When this was recorded, and in which processes."""
         lines = [line.split(" ", 2) for line in self._record.read_text().splitlines()]
         return [Event(float(when), int(pid)) for when, pid, text in lines if text == what]
 

@@ -77,7 +77,6 @@ class Trial:
         return self.subject.settings.get("probe_port", 0) is None
 
     def connect(self, *, slow: bool = False) -> Connection:
-        """A new connection."""
         connection = Connection(self.subject.address, self.subject.patience, slow=slow)
         self._resources.callback(connection.close)
         return connection
@@ -108,7 +107,6 @@ class Trial:
         return connection
 
     def stop(self) -> None:
-        """Send the signal that stops the process."""
         self.subject.signal(self.number)
 
     def settle(self) -> None:
@@ -168,5 +166,4 @@ class Scenario:
 def scenario(
     name: str, level: str, *needs: str, promise: str, why: str, own: bool = False, hook: str = ""
 ) -> Callable[[Callable[[Trial], str]], Scenario]:
-    """Make a scenario of the function that runs it."""
     return lambda function: Scenario(name, level, needs, promise, why, function, own or bool(hook), hook)

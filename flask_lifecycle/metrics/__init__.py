@@ -104,7 +104,6 @@ class LifecycleCollector:
 
 
 def families(apps: Sequence[App]) -> Iterator[Any]:
-    """The metrics of applications as metric families."""
     for metric, labels, samples in read(apps):
         family = _family(metric, labels)
         for values, value in samples:
@@ -253,15 +252,12 @@ class _Writer:
 
     @classmethod
     def here(cls) -> _Writer | None:
-        """The writer of this process, if it has started."""
         return cls._by_process.get(os.getpid())
 
     def wake(self) -> None:
-        """Write soon. Does not block."""
         self._scheduler.wake()
 
     def end(self) -> None:
-        """Write the last time."""
         self._by_process.pop(os.getpid(), None)
         self._scheduler.stop()
         self.write()
@@ -278,7 +274,6 @@ class _Writer:
         return _WRITE_EACH
 
     def write(self) -> None:
-        """Write what has changed."""
         with self._lock:
             for metric, labels, samples in read(self._members()):
                 self._write(metric, labels, samples)

@@ -62,7 +62,6 @@ class Metric:
 
     @property
     def full_name(self) -> str:
-        """The name in Prometheus."""
         unit = "_seconds" if self.unit == "s" else ""
         return f"{PREFIX}_{self.name}{unit}{'_total' if self.kind == 'counter' else ''}"
 
