@@ -1,4 +1,4 @@
-"""``flask lifecycle verify``: starts a server command, stops it in every hard moment, and says which promise holds.
+"""``flask lifecycle verify``: shuts a server command down in many situations and reports which guarantee holds.
 
 ``scenarios`` has what is tried and ``runner`` tries it, each scenario on a fresh process (``subject``) through raw
 sockets (``client``). ``routes`` has the work that the application under test does meanwhile. Only the command line

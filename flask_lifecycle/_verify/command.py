@@ -1,6 +1,6 @@
 """``flask lifecycle verify``: the options, and how the outcomes are shown.
 
-Exit codes: 0 if every promise of the required level holds; 1 if one is broken; 2 if nothing can be checked.
+Exit codes: 0 if the required guarantee holds; 1 if it is broken; 2 if nothing can be checked.
 """
 
 from __future__ import annotations
@@ -96,16 +96,16 @@ def as_junit(outcomes: Sequence[Outcome]) -> str:
 
 def _show(outcome: Outcome) -> None:
     result = click.style(f"{outcome.result:11}", fg=_COLOURS[outcome.result])
-    click.echo(f"{outcome.scenario:31} {outcome.level:8} {result} {outcome.seconds:6.1f} s  {outcome.seen}")
+    click.echo(f"{outcome.scenario:31} {outcome.level:9} {result} {outcome.seconds:6.1f} s  {outcome.seen}")
     if outcome.result == BROKEN:
-        click.echo(f"    promise: {outcome.promise}")
+        click.echo(f"    expected: {outcome.promise}")
         for line in outcome.log.splitlines()[-3:]:
             click.echo(f"    log: {line[:160]}")
 
 
 def _list(scenarios: Sequence[Scenario]) -> None:
     for each in scenarios:
-        click.echo(f"{each.name:31} {each.level:8} {each.promise}")
+        click.echo(f"{each.name:31} {each.level:9} {each.promise}")
 
 
 @contextlib.contextmanager
@@ -130,13 +130,13 @@ def commands(_load: Callable[[Any], Any]) -> dict[str, click.Command]:
     @click.option("--url", default=None, metavar="URL", help="Where the command listens, if not on {port}.")
     @click.option(
         "--require", type=click.Choice(LEVELS), default=None,
-        help="The promise that must hold.  [default: what the package guarantees on this server]",
+        help="The guarantee that must hold.  [default: that of the package on this server]",
     )  # fmt: skip
     @click.option("--only", multiple=True, metavar="NAME", help="A scenario or family to run; may be repeated.")
     @click.option("--skip", multiple=True, metavar="NAME", help="A scenario or family to leave out; may be repeated.")
     @click.option("--list", "list_only", is_flag=True, help="List the scenarios and exit.")
-    @click.option("--jobs", type=click.IntRange(1, 64), default=1, show_default=True, help="How many to run at once.")
-    @click.option("--repeat", type=click.IntRange(1, 1000), default=1, show_default=True, help="How often to run each.")
+    @click.option("--jobs", type=click.IntRange(1, 64), default=1, show_default=True, help="Scenarios run at once.")
+    @click.option("--repeat", type=click.IntRange(1, 1000), default=1, show_default=True, help="Runs of each scenario.")
     @click.option("--json", "json_file", type=click.File("w", lazy=False), help="Write the outcomes to this file.")
     @click.option("--junit", "junit_file", type=click.File("w", lazy=False), help="Write them as JUnit XML.")
     @click.option(
@@ -178,7 +178,7 @@ def commands(_load: Callable[[Any], Any]) -> dict[str, click.Command]:
         timeout: float,
         **paths: Any,
     ) -> None:
-        """Start COMMAND, stop it in every hard moment, and say which promises hold.
+        """Shut COMMAND down in many difficult situations and report which guarantee holds.
 
         Each scenario starts COMMAND anew, with {port} and {probe_port} replaced by free ports:
 
@@ -197,7 +197,7 @@ def commands(_load: Callable[[Any], Any]) -> dict[str, click.Command]:
             runner = Runner(plan)
             with _cancelled_by_signals(runner):
                 runner.try_command()
-                click.echo(f"{'scenario':31} {'promise':8} {'result':11} {'time':>8}  seen")
+                click.echo(f"{'scenario':31} {'guarantee':9} {'result':11} {'time':>8}  seen")
                 outcomes = []
                 for outcome in runner.run([each for each in scenarios for _ in range(repeat)], jobs):
                     _show(outcome)
@@ -212,7 +212,7 @@ def commands(_load: Callable[[Any], Any]) -> dict[str, click.Command]:
         broken = required(outcomes, level)
         counts = ", ".join(f"{sum(o.result == r for o in outcomes)} {r}" for r in _COLOURS)
         verdict = "is broken" if broken else "holds"
-        click.echo(f"{counts}. The promise '{level}' {verdict}.")
+        click.echo(f"{counts}. The guarantee '{level}' {verdict}.")
         raise SystemExit(bool(broken))
 
     return {"verify": verify}

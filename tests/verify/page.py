@@ -12,7 +12,7 @@ PAGE = Path(__file__).parent.parent.parent / "docs" / "verify.md"
 
 def updated(text: str) -> str:
     """The page with the table of the catalogue."""
-    rows = ["| scenario | promise | what holds | why it matters |", "|---|---|---|---|"]
+    rows = ["| scenario | guarantee | what must hold | why it matters |", "|---|---|---|---|"]
     rows += [f"| `{each.name}` | {each.level} | {each.promise} | {each.why} |" for each in CATALOGUE.values()]
     return replaced(text, "python -m tests.verify.page", "\n".join(rows) + "\n")
 

@@ -90,7 +90,7 @@ def test_the_outcomes(tmp_path: Path) -> None:
     command = ("--", sys.executable, BREAKING, "{port}", "in-flight/half-head")
     result = verify("--require", "accepted", *files, *chosen, *command)
     assert result.exit_code == 1, result.output
-    assert "1 holds, 1 broken, 0 not checked. The promise 'accepted' is broken." in result.output
+    assert "1 holds, 1 broken, 0 not checked. The guarantee 'accepted' is broken." in result.output
     document = json.loads((tmp_path / "json").read_text())
     assert (document["required"], document["holds"]) == ("accepted", False)
     assert {each["scenario"]: each["result"] for each in document["scenarios"]} == {
@@ -110,7 +110,7 @@ def test_a_server_without_a_lifecycle() -> None:
     assert "The application has no Lifecycle, so give the paths of its own work" in result.output
     result = verify("--fast", "/", "--only", "accept/queue", "--only", "in-flight/running", "--require", "all", *server)
     assert result.exit_code == 1
-    assert "accept/queue                    all      broken" in result.output
+    assert "accept/queue                    all       broken" in result.output
     assert "no path is given for slow" in result.output
 
 
@@ -163,4 +163,4 @@ def test_our_own_command() -> None:
     chosen = [word for name in ("deploy", "accept/queue", "probes/live-after-close") for word in ("--only", name)]
     result = verify(*chosen, "--jobs", "3", *reload, "--", *command)
     assert result.exit_code == 0, result.output
-    assert "3 holds, 0 broken, 0 not checked. The promise 'all' holds." in result.output
+    assert "3 holds, 0 broken, 0 not checked. The guarantee 'all' holds." in result.output

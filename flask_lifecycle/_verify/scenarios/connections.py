@@ -9,7 +9,7 @@ from ..trial import ACCEPTED, ALL, BrokenError, Trial, scenario
 @scenario(
     "accept/queue", ALL, "fast",
     promise="Connections in the kernel's accept queue at the signal are answered.",
-    why="The kernel completes handshakes while a server is busy; closing the listener resets these clients.",
+    why="The kernel completes handshakes while a server is busy. Closing the listener resets these connections.",
 )  # fmt: skip
 def accept_queue(trial: Trial) -> str:
     with trial.subject.stopped():
@@ -24,8 +24,8 @@ def accept_queue(trial: Trial) -> str:
 
 @scenario(
     "accept/flood", ALL, "fast",
-    promise="Of many connections that arrive at once around the signal, each is answered or refused.",
-    why="Clients that reconnect all together must find a server that answers, or one that is not there.",
+    promise="Many connections arrive at once around the signal. Each is answered or refused.",
+    why="Clients may reconnect all at once. Each needs an answer, or a refusal after which it can try another server.",
 )  # fmt: skip
 def accept_flood(trial: Trial) -> str:
     clients = []
@@ -95,7 +95,7 @@ def idle_connection(trial: Trial) -> str:
 @scenario(
     "connections/silent", ACCEPTED, "fast",
     promise="A connection that never sends anything does not use up the grace period.",
-    why="Browsers and load balancers open connections ahead.",
+    why="Browsers and load balancers open connections in advance.",
 )  # fmt: skip
 def silent_connection(trial: Trial) -> str:
     return _hold_connections(trial, 1, asked=False)
@@ -104,7 +104,7 @@ def silent_connection(trial: Trial) -> str:
 @scenario(
     "connections/many-idle", ACCEPTED, "fast",
     promise="Fifty connections without a request do not use up the grace period.",
-    why="If each is waited for in turn, one that is harmless alone adds up.",
+    why="A wait that is harmless for one connection adds up if the server waits for one after the other.",
 )  # fmt: skip
 def many_idle(trial: Trial) -> str:
     return _hold_connections(trial, 50, asked=False)
@@ -113,7 +113,7 @@ def many_idle(trial: Trial) -> str:
 @scenario(
     "connections/close", ACCEPTED, "slow",
     promise="A response that ends during the shutdown says Connection: close.",
-    why="Otherwise the client sends its next request on a connection that is about to go.",
+    why="Otherwise the client sends its next request on a connection that is about to close.",
 )  # fmt: skip
 def says_close(trial: Trial) -> str:
     client = trial.begin("slow", 1.5)

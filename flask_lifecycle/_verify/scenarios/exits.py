@@ -53,7 +53,7 @@ def hung_request(trial: Trial) -> str:
 @scenario(
     "exit/thread-left", STARTED, "thread", own=True,
     promise="The process is gone within the grace period although a thread of the application does not end.",
-    why="The interpreter waits for such a thread for ever, until the orchestrator kills the process.",
+    why="The interpreter waits for such a thread forever, until the orchestrator kills the process.",
 )  # fmt: skip
 def thread_left(trial: Trial) -> str:
     trial.check(trial.connect().get(trial.path("thread")), "thread")
@@ -83,7 +83,7 @@ def second_signal(trial: Trial) -> str:
 @scenario(
     "exit/during-start", STARTED,
     promise="A process that is stopped while it starts is gone within the grace period.",
-    why="Deploys are rolled back at any moment; a signal that is lost then is a hung deploy.",
+    why="A deploy may be rolled back at any moment; if the signal is lost then, the rollback hangs.",
 )  # fmt: skip
 def during_start(trial: Trial) -> str:
     trial.stop()
@@ -93,7 +93,7 @@ def during_start(trial: Trial) -> str:
 
 @scenario(
     "exit/address-free", STARTED, "fast",
-    promise="The address is free when the process has gone.",
+    promise="The address is free when the process has exited.",
     why="The next process must not find the port taken.",
 )  # fmt: skip
 def address_free(trial: Trial) -> str:

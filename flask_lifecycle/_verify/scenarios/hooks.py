@@ -69,7 +69,7 @@ def _others_run(trial: Trial, hook: str) -> str:
 
 @scenario(
     "hooks/one-raises", STARTED, "fast", hook="raises",
-    promise="If one of the on_shutdown functions raises, the others run.",
+    promise="If an on_shutdown function raises, the others run.",
     why="A cache that cannot be reached must not keep the database's pool from being closed.",
 )  # fmt: skip
 def one_raises(trial: Trial) -> str:
@@ -78,8 +78,8 @@ def one_raises(trial: Trial) -> str:
 
 @scenario(
     "hooks/one-hangs", STARTED, "fast", hook="hangs",
-    promise="If one of the on_shutdown functions hangs, the others run, and the process is gone in the grace period.",
-    why="A broker that does not answer must not cost the others their turn.",
+    promise="If an on_shutdown function hangs, the others run, and the process is gone within the grace period.",
+    why="A broker that does not answer must not keep the other functions from running.",
 )  # fmt: skip
 def one_hangs(trial: Trial) -> str:
     return _others_run(trial, "hangs")

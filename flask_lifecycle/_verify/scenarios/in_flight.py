@@ -59,7 +59,7 @@ def _in_parts(trial: Trial, kind: str, *parts: bytes, pause: float = 0.0) -> Non
 @scenario(
     "in-flight/half-head", ACCEPTED, "fast", "slow",
     promise="A request whose head has arrived in part at the signal is answered.",
-    why="A head may be split by any network; its client has sent a request and expects a response.",
+    why="Any network may split a head. Its client has sent a request and expects a response.",
 )  # fmt: skip
 def half_head(trial: Trial) -> str:
     head = request_head(trial.path("fast"))
@@ -140,8 +140,8 @@ def expect_continue(trial: Trial) -> str:
 
 @scenario(
     "in-flight/pipelined", ACCEPTED, "fast", "slow",
-    promise="Of pipelined requests each is answered, or a response before it says that the connection closes.",
-    why="A client may repeat what comes after Connection: close, and nothing else.",
+    promise="Each pipelined request is answered, unless an earlier response says Connection: close.",
+    why="After Connection: close a client may send the remaining requests again; otherwise it must not.",
 )  # fmt: skip
 def pipelined(trial: Trial) -> str:
     client = trial.begin("slow", 1)
@@ -184,7 +184,7 @@ def _read_slowly(trial: Trial, kind: str) -> str:
 @scenario(
     "in-flight/slow-reader", STARTED, "large",
     promise="A client that reads a large response slowly gets all of it.",
-    why="The application has long returned; only the server knows that bytes wait.",
+    why="The application has already returned; only the server knows of the bytes that are left to send.",
 )  # fmt: skip
 def slow_reader(trial: Trial) -> str:
     return _read_slowly(trial, "large")
@@ -193,7 +193,7 @@ def slow_reader(trial: Trial) -> str:
 @scenario(
     "in-flight/sendfile", STARTED, "file",
     promise="A client that reads a file slowly gets all of it.",
-    why="Servers send files by a way of their own, such as sendfile(2), which a shutdown may overlook.",
+    why="Servers send files in a special way, such as sendfile(2), which a shutdown may overlook.",
 )  # fmt: skip
 def sendfile(trial: Trial) -> str:
     return _read_slowly(trial, "file")
@@ -244,7 +244,7 @@ def websocket(trial: Trial) -> str:
 
 @scenario(
     "in-flight/http-1.0", STARTED, "slow",
-    promise="A request of HTTP/1.0 that runs at the signal is answered.",
+    promise="An HTTP/1.0 request that runs at the signal is answered.",
     why="nginx speaks HTTP/1.0 to its upstreams unless it is configured otherwise.",
 )  # fmt: skip
 def http_10(trial: Trial) -> str:
@@ -257,7 +257,7 @@ def http_10(trial: Trial) -> str:
 @scenario(
     "in-flight/half-closed", STARTED, "slow",
     promise="A client that has closed its sending side is answered.",
-    why="Simple clients do this; the server must not take it for one that has gone.",
+    why="Simple clients do this; the server must not mistake them for clients that have gone.",
 )  # fmt: skip
 def half_closed(trial: Trial) -> str:
     def act(client: Connection) -> int:

@@ -24,7 +24,7 @@ def status_of(trial: Trial, kind: str) -> int:
 @scenario(
     "probes/ready-fails", STARTED, "ready", "slow",
     promise="Readiness fails, or connections are refused, while the last requests run.",
-    why="A load balancer that is not told keeps sending requests to a process that is about to end.",
+    why="Otherwise a load balancer keeps sending requests to a process that is about to exit.",
 )  # fmt: skip
 def ready_fails(trial: Trial) -> str:
     if status_of(trial, "ready") != 200:
@@ -68,7 +68,7 @@ def live_holds(trial: Trial) -> str:
 @scenario(
     "probes/live-after-close", STARTED, "live", "slow",
     promise="Liveness on the probe listener answers after the main listener was closed, while a request runs.",
-    why="A drain may take minutes; without an answer Kubernetes ends it.",
+    why="A drain may take minutes; without an answer Kubernetes kills the process.",
 )  # fmt: skip
 def live_after_close(trial: Trial) -> str:
     subject = trial.subject
