@@ -18,7 +18,7 @@ import click
 
 from .._core.log import show_log
 from .._servers import socket_activation
-from .._status.headline import phase_in_words
+from .._status.formatting import phase_in_words
 
 # Seconds between two looks of the countdown; at least between two lines; and at most, if nothing changes.
 _LOOK = 0.2

@@ -20,8 +20,7 @@ from typing import Any, TextIO
 import click
 
 from .._core.text import visible
-from .._status.formatting import long
-from .._status.headline import headline, phase_in_words, worst_first
+from .._status.formatting import headline, long, phase_in_words, worst_first
 from .client import UnreachableError, Url, fetch_health
 
 _COLORS = {"pass": "green", "warn": "yellow", "fail": "red"}

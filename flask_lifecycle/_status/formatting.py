@@ -1,7 +1,7 @@
-"""The filters of the status page's template: values of the status document as readable text.
+"""Values of the status document as readable text, for the page's template and for ``flask lifecycle status``.
 
-A value may be anything, for example a number from a check or a report that was read from a file. A function returns a
-value that it does not understand as text.
+The document may come from another process, perhaps of another version, so each value may be missing or of any type. A
+function returns a value that it does not understand as text. The caller makes the text safe for where it is shown.
 """
 
 from __future__ import annotations
@@ -12,10 +12,18 @@ from typing import Any
 from urllib.parse import quote
 
 from ..checks._check import is_number
-from .headline import PHASES, headline, tone, worst_first
 
-# The phases of a shutdown; those of ``_core/shutdown.py``, and the way out.
-COURSE = tuple(PHASES)
+# What a phase of the shutdown does, in words: those of ``_core/shutdown.py``, and the way out.
+PHASES = {
+    "announce": "announcing the shutdown",
+    "delay": "waiting for load balancers",
+    "stop accepting": "closing the listener",
+    "drain": "finishing requests and work",
+    "hooks": "running on_shutdown functions",
+    "exit": "exiting",
+}
+_VERBS = {"fail": "fails", "warn": "warns"}
+_ORDER = ("fail", "warn", "pass")
 
 # Characters of a text that are shown.
 _LONGEST = 300
@@ -31,14 +39,6 @@ _UNSEEN = dict.fromkeys(
 # Of a line of bars, in pixels: the width of a bar, the gap behind it, and the height of the highest.
 _BAR, _GAP, _HEIGHT = 2, 1, 16
 _BARS = 30
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Keyed:
-    """A row of a table, and its unique key."""
-
-    key: str
-    of: Mapping[str, Any]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -130,14 +130,14 @@ def figure(check: Mapping[str, Any]) -> str:
     return "" if took or value is None else f"{value} {unit or ''}".rstrip()
 
 
-def keyed(rows: Iterable[Mapping[str, Any]], *names: str) -> list[Keyed]:
-    """Rows, each with a unique key that stays the same as long as these values do."""
+def keyed(rows: Iterable[Mapping[str, Any]], *names: str) -> list[tuple[str, Mapping[str, Any]]]:
+    """Rows, each behind a unique key that stays the same as long as these values do."""
     counts: dict[str, int] = {}
     found = []
     for row in rows:
         key = "|".join(str(row.get(name, "")) for name in names)
         counts[key] = counts.get(key, 0) + 1
-        found.append(Keyed(f"{key}|{counts[key]}", row))
+        found.append((f"{key}|{counts[key]}", row))
     return found
 
 
@@ -149,7 +149,7 @@ def phases(document: Mapping[str, Any]) -> list[Phase]:
     """All phases of a stop: over, current, or ahead."""
     over = {phase["name"]: phase["seconds"] for phase in records(document["phases"])}
     found = []
-    for name in COURSE:
+    for name in PHASES:
         if name == document["phase"]:  # checked first: for an instant the last one is over and the next has not begun
             found.append(Phase(name, "now", "\u25b8", None))
         elif name in over:
@@ -176,25 +176,79 @@ def spark(durations: Any) -> Spark | None:
     return Spark("".join(bars), _BARS * step - _GAP, _HEIGHT, label, low if low == high else f"{low} \u2013 {high}")
 
 
+# -- the headline -------------------------------------------------------------------------------------------------
+
+
+def phase_in_words(phase: Any) -> str:
+    """What the shutdown does now; the name of a phase that is unknown here."""
+    return PHASES.get(phase, phase) if isinstance(phase, str) else ""
+
+
+def worst_first(checks: Any) -> list[tuple[str, Mapping[str, Any]]]:
+    """The checks by name, failing ones first, otherwise in the order of registration."""
+    found = [
+        (str(name), each if isinstance(each, Mapping) else {})
+        for name, components in (checks if isinstance(checks, Mapping) else {}).items()
+        for each in (components if isinstance(components, list) else [components])
+    ]
+    return sorted(found, key=lambda named: [*_ORDER, _word(named[1], "status")].index(_word(named[1], "status")))
+
+
+def headline(document: Mapping[str, Any]) -> str:
+    """What is wrong, or what the process waits for, in one sentence; empty for a document without details."""
+    state, phase = _word(document, "state"), phase_in_words(document.get("phase"))
+    if phase:
+        report = document.get("report")
+        return f"Stopped: {_word(report, 'summary')}." if isinstance(report, Mapping) else f"Shutting down: {phase}."
+    if state == "STARTING":
+        return _starting(document.get("startup_tasks"))
+    if state == "NOT_READY":
+        cordon = document.get("cordon")
+        why = f"cordoned by {_word(cordon, 'by')}" if isinstance(cordon, Mapping) else _word(document, "reason")
+        return f"Out of rotation{why and f': {why}'}. Requests that arrive are served."
+    return _checks_in_words(document.get("checks")) if state else ""
+
+
+def tone(document: Mapping[str, Any]) -> str:
+    """The status as a colour: a start, a shutdown and a cordon fail readiness, but are not an alarm."""
+    status, report = _word(document, "status"), document.get("report")
+    lost = isinstance(report, Mapping) and not report.get("clean")
+    return "warn" if status == "fail" and document.get("state") != "READY" and not lost else status
+
+
+def _word(mapping: Any, key: str) -> str:
+    value = mapping.get(key) if isinstance(mapping, Mapping) else None
+    return value if isinstance(value, str) else ""
+
+
+def _starting(tasks: Any) -> str:
+    names = [_word(task, "name") for task in tasks] if isinstance(tasks, list) else []
+    if not names:
+        return "Starting: on_startup functions run."
+    return f"Starting: waiting for '{names[0]}'{_more(len(names) - 1)}."
+
+
+def _checks_in_words(checks: Any) -> str:
+    found = worst_first(checks)
+    bad = [(name, check) for name, check in found if _word(check, "status") in _VERBS]
+    if not bad:
+        passing = sum(_word(check, "status") == "pass" for _, check in found)
+        return "" if not passing else "The only check passes." if passing == 1 else f"All {passing} checks pass."
+    name, check = bad[0]
+    output = _word(check, "output").rstrip(".")
+    others = len(bad) - 1
+    more = f" {others} more {'does' if others == 1 else 'do'} not pass." if others else ""
+    return f"Check '{name}' {_VERBS[_word(check, 'status')]}{output and f': {output}'}.{more}"
+
+
+def _more(number: int) -> str:
+    return f" (and {number} more)" if number else ""
+
+
 FILTERS: dict[str, Callable[..., Any]] = {
     each.__name__: each
     for each in (
-        brief,
-        clock,
-        figure,
-        headline,
-        icon,
-        keyed,
-        long,
-        mark,
-        phases,
-        records,
-        short,
-        spark,
-        status_counts,
-        tenths,
-        tone,
-        css_class,
-        worst_first,
+        brief, clock, css_class, figure, headline, icon, keyed, long, mark, phases, records, short, spark,
+        status_counts, tenths, tone, worst_first,
     )
-}
+}  # fmt: skip

@@ -20,10 +20,9 @@ from ._health import Group, HealthReport, Transition, check_changed, health_chan
 if TYPE_CHECKING:
     from .celery import CeleryCheck
     from .heartbeat import Heartbeat
-    from .migrations import MigrationsCheck
     from .network import CertificateCheck, DNSCheck, HTTPCheck, TCPCheck
     from .redis import RedisCheck
-    from .sql import DatabaseCheck, PoolCheck
+    from .sql import DatabaseCheck, MigrationsCheck, PoolCheck
     from .system import DiskCheck, MaintenanceFileCheck, MemoryCheck, PathCheck
     from .workers import WorkerPoolCheck
 
@@ -37,7 +36,7 @@ _READY_MADE = {
     "Heartbeat": "heartbeat",
     "MaintenanceFileCheck": "system",
     "MemoryCheck": "system",
-    "MigrationsCheck": "migrations",
+    "MigrationsCheck": "sql",
     "PathCheck": "system",
     "PoolCheck": "sql",
     "RedisCheck": "redis",

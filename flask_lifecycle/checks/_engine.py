@@ -413,7 +413,6 @@ class Engine:
         return tuple(report for report in reports if report is not None)
 
     def histories(self) -> dict[str, CheckHistory]:
-        """The history of each check, by its name."""
         return {runner.check.name: runner.history() for runner in self._runners_of()}
 
     # -- background checks ----------------------------------------------------------------------------------------

@@ -67,7 +67,6 @@ def host_name(name: str, value: Any) -> str:
 
 
 def port_number(port: Any) -> int:
-    """A TCP port."""
     kind = TypeError if isinstance(port, bool) or not isinstance(port, int) else ValueError
     if kind is TypeError or not 1 <= port <= 65535:
         raise kind(f"'port' must be a whole number from 1 to 65535, not {shown(port)}.")

@@ -11,8 +11,6 @@ from ._check import CheckResult, HealthCheckError
 if TYPE_CHECKING:
     from celery import Celery  # type: ignore[import-untyped]  # it has no types
 
-__all__ = ["CeleryCheck"]
-
 # Seconds that a run may take beyond waiting for replies: connecting, and kombu's Redis transport, which looks at the
 # time only once a second.
 MARGIN = 2.0

@@ -10,8 +10,6 @@ from typing import Any
 
 from ._check import CheckResult, HealthCheckError
 
-__all__ = ["RedisCheck"]
-
 # By the name of the error's class, or of the nearest base class.
 SENTENCES = {
     "BusyLoadingError": "Redis is still loading its data.",

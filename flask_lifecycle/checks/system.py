@@ -268,7 +268,6 @@ def _percent(share: float) -> float:
 
 
 def _size(count: float) -> str:
-    """A number of bytes, readable."""
     for unit in ("bytes", "KiB", "MiB"):
         if count < 1024:
             return f"{count:.0f} {unit}"

@@ -133,8 +133,8 @@ def test_figure(check: dict[str, Any], text: str) -> None:
 def test_keyed() -> None:
     """Rows that are alike have keys of their own all the same, and the first keeps its own when another comes."""
     rows: list[dict[str, Any]] = [{"path": "/a", "age": 2}, {"path": "/b"}, {"path": "/a", "age": 1}]
-    assert [row.key for row in formatting.keyed(rows, "path", "thread")] == ["/a||1", "/b||1", "/a||2"]
-    assert formatting.keyed(rows, "path")[2].of is rows[2]
+    assert [key for key, _row in formatting.keyed(rows, "path", "thread")] == ["/a||1", "/b||1", "/a||2"]
+    assert formatting.keyed(rows, "path")[2][1] is rows[2]
 
 
 @pytest.mark.parametrize("value", [None, "text", 3, {"a": 1}, [3, "x", None]])
@@ -145,7 +145,7 @@ def test_records_of_what_has_none(value: Any) -> None:
 
 def test_phases() -> None:
     """Phases are over, now or ahead; their names are those of the stop."""
-    assert (*(name for name, _ in shutdown.PHASES), "exit") == formatting.COURSE
+    assert (*(name for name, _ in shutdown.PHASES), "exit") == tuple(formatting.PHASES)
     over = [{"name": "announce", "seconds": 0.1}, {"name": "delay", "seconds": 5.0}]
     found = formatting.phases({"phase": "stop accepting", "phases": over})
     assert [phase.when for phase in found] == ["over", "over", "now", "ahead", "ahead", "ahead"]

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from flask_lifecycle._status.headline import headline, tone, worst_first
+from flask_lifecycle._status.formatting import headline, tone, worst_first
 
 CHECKS = {
     "disk": [{"status": "pass"}],
