@@ -22,7 +22,7 @@ _LOGGERS = {
     "hypercorn.access": "U",
     "granian.access": "path",
 }
-_REQUEST_LINE = r"(?:\x1b\[[\d;]*m)*[A-Z]+ ([^ ?]+)[^ ]* HTTP/"
+_REQUEST_LINE = re.compile(r"(?:\x1b\[[\d;]*m)*[A-Z]+ ([^ ?]+)[^ ]* HTTP/")
 
 
 class _ProbeFilter(logging.Filter):
@@ -30,11 +30,15 @@ class _ProbeFilter(logging.Filter):
 
     def __init__(self) -> None:
         super().__init__()
-        self.silent: weakref.WeakSet[Probes] = weakref.WeakSet()
+        self.silent: tuple[weakref.ref[Probes], ...] = ()  # a loop over a WeakSet costs each request six calls
 
     def filter(self, record: logging.LogRecord) -> bool:
         path = _path(record)
-        return not any(probes.is_probe(path) for probes in self.silent)
+        for reference in self.silent:
+            probes = reference()
+            if probes is not None and probes.is_probe(path):
+                return False
+        return True
 
 
 def _path(record: logging.LogRecord) -> str:
@@ -46,13 +50,14 @@ def _path(record: logging.LogRecord) -> str:
             return ""
         return path if record.name == "gunicorn.access" else _as_path_info(path)
     if record.name == "uvicorn.access" and args and len(args) == 5:
-        return _as_path_info(unquote(str(args[2]).partition("?")[0]))
-    return _path_of_request_line(args[0] if args else "")
+        return _unquoted(str(args[2]).partition("?")[0])
+    line = args[0] if args else None
+    found = _REQUEST_LINE.match(line) if isinstance(line, str) else None
+    return _unquoted(found[1]) if found else ""
 
 
-def _path_of_request_line(line: object) -> str:
-    found = re.match(_REQUEST_LINE, line) if isinstance(line, str) else None
-    return _as_path_info(unquote(found[1])) if found else ""
+def _unquoted(path: str) -> str:
+    return _as_path_info(unquote(path)) if "%" in path or not path.isascii() else path
 
 
 def _as_path_info(path: str) -> str:
@@ -65,7 +70,7 @@ _filter = _ProbeFilter()
 
 def silence(probes: Probes) -> None:
     """Keep an application's probes out of the access logs, also of servers that start later."""
-    # A new set in one assignment: a request that is being logged continues with the old one.
-    _filter.silent = weakref.WeakSet([*_filter.silent, probes])
+    # A new tuple in one assignment: a request that is being logged continues with the old one.
+    _filter.silent = (*(each for each in _filter.silent if each() not in (None, probes)), weakref.ref(probes))
     for name in _LOGGERS:
         logging.getLogger(name).addFilter(_filter)

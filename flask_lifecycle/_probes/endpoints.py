@@ -190,7 +190,9 @@ class Probes:
 
     def is_probe(self, path: str) -> bool:
         """Whether a request path is a probe's, wherever the application is mounted."""
-        return self._find_mounted(path) is not None
+        if self._mounts or self._settings.case_insensitive:
+            return self._find_mounted(path) is not None
+        return path in self.by_path
 
     def _find_mounted(self, path: str) -> Endpoint | None:
         path = self.fold(path)

@@ -37,7 +37,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from waitress import wasyncore
 from waitress.adjustments import Adjustments
@@ -66,6 +66,8 @@ _PATIENCE = 1.0
 _UNSEEN = 0.1
 # Descriptors that select() can still wait for, with some to spare for the application's own.
 _SELECTABLE = 1000
+# How many rounds of the loop use poll() before the next try with select().
+_POLLED_ROUNDS = 1000
 
 
 def find() -> Adapter | None:
@@ -251,6 +253,10 @@ def create(app: WSGIApplication, host: str | None, port: int | None, options: di
 _BACKLOG = 1024  # waitress' default
 
 
+def _leave_loop() -> NoReturn:
+    raise wasyncore.ExitNow
+
+
 class RunningWaitress(Waitress):
     """A waitress server that ``run`` has started.
 
@@ -358,14 +364,24 @@ class RunningWaitress(Waitress):
     def serve(self) -> None:
         # At most a second, so that a signal which another thread took is not left lying.
         timeout = min(1.0, float(self._adj.asyncore_loop_timeout))
+        poll = False
         while not self._ended:
-            poll = self._adj.asyncore_use_poll and max(self._map, default=0) >= _SELECTABLE
-            wasyncore.loop(timeout, poll, self._map, count=1)
+            try:
+                wasyncore.loop(timeout, poll, self._map, count=_POLLED_ROUNDS if poll else None)
+                poll = max(self._map, default=0) >= _SELECTABLE
+            except wasyncore.ExitNow:
+                break
+            except ValueError:  # a descriptor that select() cannot wait for
+                if poll or not self._adj.asyncore_use_poll:
+                    raise
+                poll = True
         self._release()
 
     def stop(self) -> None:
         self._ended = True
-        wake(self._servers()[0].trigger)
+        trigger = self._servers()[0].trigger
+        trigger.readable = _leave_loop  # the loop asks in each round, and catches nothing
+        wake(trigger)
 
     def close(self) -> None:
         """Close the listeners without having served; while held back, only our copies."""
