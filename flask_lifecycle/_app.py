@@ -315,18 +315,19 @@ class Application:
             except Exception:
                 logger.exception("%s failed", name, extra={"lifecycle_feature": name})
 
-    def begin_drain(self, request: StopRequest) -> None:
+    def begin_drain(self, request: StopRequest) -> Callable[[], object]:
         if request.successor:
             self.health.hand_over_readiness()
         if not self.startup.succeeded:
             self.refuse()
         self.ledger.count_leavers()
         self.startup.over.set()  # before the state: a receiver may hang, and the requests that wait must be answered
-        self.machine.apply(Event.DRAIN, request.reason)
+        _state, announce = self.machine.change(Event.DRAIN, request.reason)
         if "socketio" in sys.modules:
             from ._servers import socketio
 
             socketio.await_events(self.work)
+        return announce
 
     def refuse(self) -> None:
         self.guard.install(self.flask)

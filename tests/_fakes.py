@@ -137,8 +137,8 @@ class FakeMember:
     def context(self) -> AbstractContextManager[Any]:
         return contextlib.nullcontext()
 
-    def begin_drain(self, request: StopRequest) -> None:
-        self.machine.apply(Event.DRAIN, request.reason)
+    def begin_drain(self, request: StopRequest) -> Callable[[], object]:
+        return self.machine.change(Event.DRAIN, request.reason)[1]
 
     def refuse(self) -> None:
         self.refused += 1

@@ -119,8 +119,8 @@ class Application(Protocol):
     def probe_worker(self, path: str) -> str | None:
         """The name of the probe at a request path, if there is one."""
 
-    def begin_drain(self, request: StopRequest) -> None:
-        """Begin the drain."""
+    def begin_drain(self, request: StopRequest) -> Callable[[], object]:
+        """Fail readiness from now on; return what announces it, which may block in a log or a receiver."""
 
     def refuse(self) -> None:
         """Answer new requests with 503 from now on. Idempotent."""

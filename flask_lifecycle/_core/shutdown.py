@@ -48,7 +48,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from .deadline import Clock, Deadline
 from .delay import Delay, Plan
@@ -347,12 +347,16 @@ class Shutdown:
         return Plan.of(missed, request.late, _drain_deadline(applications, deadline))
 
     def _announce(self, request: StopRequest, applications: Sequence[Application], deadline: Deadline) -> None:
+        plan = self._plan(request, applications, deadline)
+        # All fail readiness before the first log line: where the log blocks, no balancer should wait for it.
+        announcements: list[Callable[[], object]] = []
+        _each(applications, "made to drain", lambda each: announcements.append(each.begin_drain(request)))
         logger.info(
             "shutdown begins: %s (grace period %.1f s, delay %s)",
-            request.reason, self.remaining(), self._plan(request, applications, deadline),
+            request.reason, self.remaining(), plan,
             extra={"lifecycle_reason": request.reason},
         )  # fmt: skip
-        _each(applications, "made to drain", lambda each: each.begin_drain(request))
+        _each(announcements, "made to announce its drain", lambda announce: announce())
         if self.server is not None:
             self.server.announce()
         self.hooks.begin_drain(applications, _drain_deadline(applications, deadline))
@@ -410,6 +414,7 @@ class Shutdown:
             self.hooks.run(applications, "shutdown", deadline, group=True)
 
 
+T = TypeVar("T")
 Phase = Callable[[Shutdown, StopRequest, Sequence[Application], Deadline], Any]
 
 PHASES: tuple[tuple[str, Phase], ...] = (
@@ -434,10 +439,10 @@ def _log_phase(record: PhaseRecord, failed: Exception | None) -> None:
         logger.error("phase '%s' failed; the shutdown continues", record.name, exc_info=failed, extra=extra)
 
 
-def _each(applications: Iterable[Application], what: str, step: Callable[[Application], object]) -> None:
-    """Do a step for every application, even if it fails for another."""
-    for application in applications:
+def _each(things: Iterable[T], what: str, step: Callable[[T], object]) -> None:
+    """Do a step for every application, or what it has returned, even if it fails for another."""
+    for thing in things:
         try:
-            step(application)
+            step(thing)
         except Exception:
             logger.exception("an application could not be %s", what, extra={"lifecycle_step": what})

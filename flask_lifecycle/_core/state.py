@@ -169,6 +169,12 @@ class StateMachine:
             expired lease must not end the cordon that has replaced it.
         :raises RuntimeError: ``event`` is illegal in this state; nothing has changed.
         """
+        new, announce = self.change(event, reason, cordon)
+        announce()
+        return new
+
+    def change(self, event: Event, reason: str, cordon: object | None = None) -> tuple[State, Callable[[], None]]:
+        """As :meth:`apply`, but leave it to the caller when to announce the change, by the function returned."""
         with self._changed:
             old = self.state
             try:
@@ -178,7 +184,7 @@ class StateMachine:
                     f"'{event.value}' cannot happen in state {old.name}; {_CURES.get(event, 'it is out of order')}."
                 ) from None
             if event is Event.UNCORDON and cordon is not self.cordon and cordon is not None:
-                return old
+                return old, lambda: None
             self._remember(event, reason, cordon)
             if new in (State.READY, State.NOT_READY):
                 new, reason = self._as_requested(event, reason)
@@ -191,9 +197,9 @@ class StateMachine:
             if new in ENDING:
                 self.draining.set()
             self._changed.notify_all()
-        if new is not old:
-            self._notify(old, new, reason)
-        return new
+        if new is old:
+            return new, lambda: None
+        return new, lambda: self._notify(old, new, reason)
 
     def wait_for(self, wanted: Callable[[State], bool], timeout: float | None) -> bool:
         """Block until ``wanted`` accepts the state; return whether it does. The only method that blocks."""

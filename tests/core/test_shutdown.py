@@ -352,7 +352,7 @@ def test_an_application_that_fails_stops_no_other(clock: ManualClock, caplog: py
     """An application that cannot be told of the drain, or marked as stopped, is logged, and the others are."""
 
     class Broken(FakeMember):
-        def begin_drain(self, request: StopRequest) -> None:
+        def begin_drain(self, request: StopRequest) -> Callable[[], object]:
             raise ValueError("deaf")
 
     broken, well = Broken(clock), FakeMember(clock)
