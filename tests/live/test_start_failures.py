@@ -87,9 +87,10 @@ def start(live: Starter, server: str, host: str, port: int, **more: Any) -> Runn
 
 
 HOOKED = [f"gunicorn {worker} hooks" for worker in ("sync", "gthread", "gevent")]
-SERVERS = [*COMMANDS, "uwsgi", *HOOKED]
 # One of each way in which a start that fails ends its process; the failure itself is the same to all of them.
-WAYS = ["run waitress", "waitress-serve", "flask run --debug", "uvicorn", "wsgiref", "gunicorn", HOOKED[1], "uwsgi"]
+WAYS = ["run waitress", "waitress-serve", "flask run --debug", "uvicorn", "wsgiref", "gunicorn", *HOOKED[1:], "uwsgi"]
+# Those that serve in another loop, or in workers of their own kind.
+OTHERS = ["run werkzeug", "cheroot", "pywsgi", "hypercorn", "granian", HOOKED[0]]
 
 
 @contextlib.contextmanager
@@ -130,7 +131,7 @@ def test_probe_port_taken(live: Starter, server: str) -> None:
     assert "-> READY" not in running.log
 
 
-@pytest.mark.parametrize("server", SERVERS)
+@pytest.mark.parametrize("server", [*WAYS, *OTHERS])
 def test_startup_function_fails(live: Starter, server: str) -> None:
     """A start-up function that raises ends the process with 1 (gunicorn 3, uWSGI 22) at once, on every server, and the
     on_shutdown functions run.
@@ -175,11 +176,10 @@ def probe_port(running: Running) -> int:
 
 
 FOREIGN = ["waitress-serve", "flask run", "cheroot", "pywsgi", "uvicorn", "hypercorn", "granian", "gunicorn"]
-OURS = [f"run {name}" for name in ("waitress", "werkzeug", "cheroot", "gevent")]
 BOTH = {"127.0.0.1", "::1"}
 
 
-@pytest.mark.parametrize("server", [*FOREIGN, *OURS])
+@pytest.mark.parametrize("server", [*FOREIGN, "run waitress"])
 def test_probes_listen_where_the_application_does(live: Starter, server: str) -> None:
     """Without a host of its own the probe listener is reached by the addresses that the application is reached by."""
     with contextlib.suppress(OSError), socket.socket(socket.AF_INET6) as sock:
@@ -189,7 +189,7 @@ def test_probes_listen_where_the_application_does(live: Starter, server: str) ->
             running = start(live, server, host, port, settings={"LIFECYCLE_PROBE_PORT": 0})
             probes = probe_port(running)
             assert reached(probes) == reached(port), host
-            if host == "127.0.0.1" or server in OURS:
+            if host == "127.0.0.1" or server == "run waitress":
                 assert reached(probes) == ({"127.0.0.1"} if host == "127.0.0.1" else BOTH)
             running.stop()
         return
@@ -199,9 +199,9 @@ def test_probes_listen_where_the_application_does(live: Starter, server: str) ->
 @pytest.mark.parametrize(
     ("server", "where"),
     [
-        *((server, ("-h", "*")) for server in OURS),
-        ("run waitress", ("--listen", "*:{}")),
-        ("run waitress", ("--listen", "[::]:{}")),
+        *((server, ("-h", "*")) for server in ("waitress", "werkzeug", "cheroot", "gevent")),
+        ("waitress", ("--listen", "*:{}")),
+        ("waitress", ("--listen", "[::]:{}")),
     ],
 )
 def test_all_addresses(live: Starter, server: str, where: tuple[str, str]) -> None:
@@ -210,7 +210,7 @@ def test_all_addresses(live: Starter, server: str, where: tuple[str, str]) -> No
     options = (option, text.format(port), *(("-p", str(port)) if option == "-h" else ()))
     host = "::" if "::" in text else "*"
     settings = {"LIFECYCLE_PROBE_HOST": host, "LIFECYCLE_PROBE_PORT": 0}
-    running = live.serve(server.partition(" ")[2], *options, settings=settings)
+    running = live.serve(server, *options, settings=settings)
     families = reached(port)
     assert families == reached(probe_port(running))
     assert "127.0.0.1" in families
