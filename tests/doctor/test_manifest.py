@@ -11,7 +11,7 @@ import yaml
 from flask_lifecycle import Lifecycle
 from flask_lifecycle._cli import group
 from flask_lifecycle._doctor.command import Application, examine
-from flask_lifecycle._doctor.manifest import KINDS, plan_for
+from flask_lifecycle._doctor.manifest import KINDS, plan_for, render
 from tests._fakes import make_app, state_of
 
 SETTINGS: list[dict[str, Any]] = [
@@ -30,7 +30,7 @@ def made(kind: str, config: dict[str, Any], name: str = "My shop_1") -> tuple[st
     Lifecycle(app)
     state = state_of(app)
     application = Application(state.settings, app.config, state.probes.worker)
-    return KINDS[kind](plan_for(kind, application, name, "shop", 8000)), application
+    return render(kind, plan_for(kind, application, name, "shop", 8000)), application
 
 
 @pytest.mark.parametrize("config", SETTINGS, ids=IDS)
