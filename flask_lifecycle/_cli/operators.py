@@ -8,6 +8,8 @@ from __future__ import annotations
 import contextlib
 import functools
 import getpass
+import os
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn, TypeAlias
@@ -61,17 +63,22 @@ def act(url: Url, action: str, parameters: dict[str, str], token: str | None, ti
 
 
 def write_file(directory: str, name: str, text: str) -> None:
-    """Write a file into a control directory.
+    """Put a file into a control directory in one step: no process reads half of it, and a link there is not followed.
 
     :raises SystemExit: it cannot be written.
     """
-    path = Path(directory, name)
+    path, temporary = os.path.join(directory, name), ""
     try:
-        path.write_text(f"{text}\n", encoding="utf-8")
-        path.chmod(0o644)  # the process may run as another user
+        descriptor, temporary = tempfile.mkstemp(prefix=f".{name}-", dir=directory)
+        with open(descriptor, "w", encoding="utf-8") as file:
+            os.fchmod(descriptor, 0o644)  # the process may run as another user
+            file.write(f"{text}\n")
+        os.replace(temporary, path)
     except OSError as error:
-        _fail(2, f"'{path}' cannot be written ({error.strerror}); is this the control directory?")
-    click.echo(f"wrote {visible(str(path))}; the process acts on it within two seconds")
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        _fail(2, f"'{visible(path)}' cannot be written ({error.strerror}); is this the control directory?")
+    click.echo(f"wrote {visible(path)}; the process acts on it within two seconds")
 
 
 def remove_file(directory: str, name: str) -> None:

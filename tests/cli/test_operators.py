@@ -337,12 +337,21 @@ def test_by_file(directory: Path) -> None:
 
 
 def test_by_file_without_an_application(directory: Path) -> None:
-    """--dir needs no application, and each drain changes the file."""
+    """--dir needs no application, and each drain is another file, also over one that is stale."""
     assert invoke(None, "drain", "--dir", str(directory)).exit_code == 0
-    before = (directory / "drain").stat().st_mtime_ns
+    before = (directory / "drain").stat().st_ino
     assert invoke(None, "drain", "--dir", str(directory), "--by", "bob").exit_code == 0
-    assert (directory / "drain").stat().st_mtime_ns != before
+    assert (directory / "drain").stat().st_ino != before
     assert (directory / "drain").read_text() == "by bob\n"
+
+
+def test_a_link_in_the_directory_is_not_followed(directory: Path, tmp_path: Path) -> None:
+    """Its owner cannot make an operator who is root write to another file."""
+    other = tmp_path / "other"
+    other.write_text("kept")
+    (directory / "drain").symlink_to(other)
+    assert invoke(None, "drain", "--dir", str(directory), "--by", "bob").exit_code == 0
+    assert (other.read_text(), (directory / "drain").read_text()) == ("kept", "by bob\n")
 
 
 def test_a_directory_that_cannot_be_written_to(directory: Path) -> None:
