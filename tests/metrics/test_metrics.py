@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import builtins
 import contextlib
 import logging
 import os
 import re
 import struct
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,12 +27,10 @@ from werkzeug.test import Client, TestResponse
 
 from flask_lifecycle import Lifecycle, State
 from flask_lifecycle._app import Application
-from flask_lifecycle._config import Settings
 from flask_lifecycle._core.inflight import Load
 from flask_lifecycle._core.shutdown import StopRequest
 from flask_lifecycle._servers.serving import Serving
-from flask_lifecycle.metrics import MOST_SCRAPES, LifecycleCollector, Metrics, _collect_files, _Writer, instrument
-from flask_lifecycle.metrics._table import METRICS, MOST_NAMES
+from flask_lifecycle.metrics import MOST_SCRAPES, LifecycleCollector, Metrics, _table, instrument
 from tests._fakes import (
     BOUND,
     ROOT,
@@ -52,10 +50,10 @@ from tests._fakes import (
 )
 
 # These have no types.
-MultiProcessCollector: Any = multiprocess_mode.MultiProcessCollector
 MultiProcessValue: Any = prometheus_client.values.MultiProcessValue
 mark_process_dead: Any = multiprocess_mode.mark_process_dead
 
+METRICS = _table.METRICS
 OPENMETRICS = "application/openmetrics-text; version=1.0.0"
 
 
@@ -144,23 +142,17 @@ def test_the_page_lists_the_table() -> None:
 # -- values ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("state", State)
-def test_the_state(state: State) -> None:
-    """The current state is 1, the others are 0."""
-    app, lifecycle = serve()
-    state_of(app).machine.state = state
-    expected = {f"{{state={each.value}}}": float(each is state) for each in State}
-    assert some(metrics_of(lifecycle), "state") == expected
-
-
-def test_readiness_by_what_is_known() -> None:
-    """Ready depends on the state and on the last results of the checks."""
+def test_the_state_and_readiness() -> None:
+    """The current state is 1, the others are 0; ready depends on it and on the last results of the checks."""
     app, lifecycle = serve()
     broken: list[bool] = []
     lifecycle.check("db", ttl=0)(lambda: not broken)
-    assert metrics_of(lifecycle)["ready"] == 0
-    get(app, "/readyz")
-    assert metrics_of(lifecycle)["ready"] == 1
+    for state in State:
+        state_of(app).machine.state = state
+        expected = {f"{{state={each.value}}}": float(each is state) for each in State}
+        assert some(metrics_of(lifecycle), "state") == expected
+        assert metrics_of(lifecycle)["ready"] == (state is State.READY)
+    state_of(app).machine.state = State.READY
     broken.append(True)
     get(app, "/readyz")
     assert metrics_of(lifecycle)["ready"] == 0
@@ -240,7 +232,7 @@ def test_work_by_name() -> None:
 def test_names_of_work_are_bounded() -> None:
     """Only the first names of work items are distinguished, in the life of a process; the others are counted."""
     _app, lifecycle = serve()
-    for number in range(MOST_NAMES - 1):
+    for number in range(_table.MOST_NAMES - 1):
         with lifecycle.work(f"job {number}"):
             metrics_of(lifecycle)
     long = "x" * 1000
@@ -248,7 +240,7 @@ def test_names_of_work_are_bounded() -> None:
         for name in (long, "one", "two", "job 0"):
             stack.enter_context(lifecycle.work(name))
         found = some(metrics_of(lifecycle), "work_items")
-    assert len(found) == MOST_NAMES + 1
+    assert len(found) == _table.MOST_NAMES + 1
     assert (found["{name=other}"], found["{name=job 0}"], found[f"{{name={long[:100]}}}"]) == (2, 1, 1)
 
 
@@ -488,21 +480,16 @@ def registered() -> Iterator[Any]:
 
 
 def test_the_default_registry(registered: Any) -> None:
-    """The application's metrics in the default registry are scraped with ours."""
-    app, _ = with_metrics()
+    """The application's metrics in the default registry are scraped with ours; every metric appears once."""
+    app, lifecycle = with_metrics()
     registered(own := Gauge("orders_open", "Orders.", registry=None))
     own.set(7)
     found = flat(read_text(scrape(app).get_data(as_text=True)))
     assert (found["orders_open"], found["state{state=STARTING}"]) == (7, 1)
-
-
-def test_no_duplicates(registered: Any) -> None:
-    """If the application has registered our collector itself, every metric appears once."""
-    app, lifecycle = with_metrics()
     registered(LifecycleCollector(lifecycle))
     text = scrape(app).get_data(as_text=True)
     assert text.count("# TYPE flask_lifecycle_state gauge") == 1
-    assert flat(read_text(text))["state{state=STARTING}"] == 1
+    assert flat(read_text(text)).keys() == found.keys()
 
 
 def test_a_collector_that_raises(registered: Any, caplog: pytest.LogCaptureFixture) -> None:
@@ -575,24 +562,12 @@ def test_the_listener_answers_until_the_hooks_have_run() -> None:
 # -- missing packages --------------------------------------------------------------------------------------------
 
 
-def hide(monkeypatch: pytest.MonkeyPatch, package: str) -> None:
-    """Make a package look not installed."""
-    original = builtins.__import__
-
-    def fail(name: str, *arguments: Any, **more: Any) -> Any:
-        if name.partition(".")[0] == package:
-            raise ImportError(name)
-        return original(name, *arguments, **more)
-
-    monkeypatch.setattr(builtins, "__import__", fail)
-
-
 # -- multiprocess mode --------------------------------------------------------------------------------------------
 
 
 def test_missing_packages(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the package, init_app, the collector and instrument name the extra to install."""
-    hide(monkeypatch, "prometheus_client")
+    monkeypatch.setitem(sys.modules, "prometheus_client", None)
     message = "prometheus_client is not installed; install it with: pip install 'flask-lifecycle[prometheus]'"
     app = make_app(LIFECYCLE_METRICS=True, LIFECYCLE_PROBE_PORT=0)
     with pytest.raises(RuntimeError, match=whole(message)):
@@ -600,7 +575,7 @@ def test_missing_packages(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "lifecycle" not in app.extensions
     with pytest.raises(RuntimeError, match=whole(message)):
         LifecycleCollector(Lifecycle())
-    hide(monkeypatch, "opentelemetry")
+    monkeypatch.setitem(sys.modules, "opentelemetry.metrics", None)
     message = "OpenTelemetry is not installed; install it with: pip install 'flask-lifecycle[opentelemetry]'"
     with pytest.raises(RuntimeError, match=whole(message)):
         instrument(Lifecycle())
@@ -620,34 +595,48 @@ def multiprocess(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Pa
     monkeypatch.setattr(prometheus_client.values, "MmapedDict", keep)
     monkeypatch.setattr(prometheus_client.values, "ValueClass", MultiProcessValue())
     yield tmp_path
-    while (writer := _Writer.here()) is not None:
-        writer.end()
+    Metrics(list).stop()  # the writer of this process
     for file in files:
         file.close()
 
 
-def merged(directory: Path) -> dict[str, float]:
-    """The metrics of all workers, added up."""
-    return flat(_collect_files(MultiProcessCollector(CollectorRegistry(), str(directory))))
+def merged(app: Flask) -> dict[str, float]:
+    """The metrics of all workers, added up; a worker that has begun writes its own first."""
+    return flat(metrics_feature(app).collect())
 
 
-def begin(app: Flask) -> Metrics:
-    """Start the application's metrics as in a process that serves."""
+def metrics_feature(app: Flask) -> Metrics:
     metrics = state_of(app).features["metrics"]
     assert isinstance(metrics, Metrics)
-    metrics.begin()
     return metrics
 
 
+def begin(**config: Any) -> tuple[Flask, Metrics]:
+    """An application with its metrics as in a process that serves."""
+    app, _ = serve(LIFECYCLE_METRICS=True, **config)
+    metrics_feature(app).begin()
+    return app, metrics_feature(app)
+
+
+def threads() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if thread.name == "lifecycle-metrics"]
+
+
 def test_a_worker_writes_its_metrics(multiprocess: Path) -> None:
-    """In multiprocess mode a worker writes its metrics soon after its start, without a probe port."""
-    app, _ = serve(LIFECYCLE_METRICS=True)
-    begin(app)
-    until(lambda: merged(multiprocess).get("state{state=STARTING}") == 1)
+    """In multiprocess mode a worker writes its metrics soon after its start, and at a change, without a probe port."""
+    app, metrics = begin()
+
+    def written() -> dict[str, float]:
+        workers: Any = multiprocess_mode.MultiProcessCollector
+        with contextlib.suppress(struct.error):  # a file that is just being made
+            return flat(workers(CollectorRegistry(), str(multiprocess)).collect())
+        return {}
+
+    until(lambda: written().get("state{state=STARTING}") == 1)
     get(app, "/work")
-    state_of(app).features["metrics"].state_changed(State.READY, "started")
-    until(lambda: merged(multiprocess)["state{state=READY}"] == 1)
-    assert merged(multiprocess)["state{state=STARTING}"] == 0
+    metrics.state_changed(State.READY, "started")
+    until(lambda: written()["state{state=READY}"] == 1)
+    assert written()["state{state=STARTING}"] == 0
 
 
 def test_workers_are_added_up(multiprocess: Path) -> None:
@@ -661,7 +650,8 @@ def test_workers_are_added_up(multiprocess: Path) -> None:
         try:
             get(app, "/livez")
             requests = [enter(state_of(app).ledger) for _ in range(2)]
-            _Writer(state_of(app).process.applications).write()
+            metrics_feature(app).begin()
+            merged(app)
             os.close(go_on[1])
             os.write(written[1], b"x")
             os.read(go_on[0], len(requests))
@@ -672,12 +662,12 @@ def test_workers_are_added_up(multiprocess: Path) -> None:
     try:
         assert os.read(written[0], 1) == b"x"
         request = enter(state_of(app).ledger)
-        _Writer(state_of(app).process.applications).write()
-        found = merged(multiprocess)
+        metrics_feature(app).begin()
+        found = merged(app)
         assert (found["requests_in_flight"], found["probes_total{code=200,probe=live}"]) == (3, 2)
         assert (found["ready"], found["state{state=READY}"]) == (1, 2)
         mark_process_dead(child, str(multiprocess))
-        found = merged(multiprocess)
+        found = merged(app)
         assert (found["requests_in_flight"], found["probes_total{code=200,probe=live}"]) == (1, 2)
         os.write(go_on[1], b"x")
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
@@ -692,10 +682,9 @@ def test_metrics_of_all_workers_are_served(multiprocess: Path) -> None:
     app, _ = with_metrics()
     Gauge("orders_open", "Orders.", registry=None, multiprocess_mode="livesum").set(7)
     assert flat(read_text(scrape(app).get_data(as_text=True))) == {"orders_open": 7}
-    begin(app)
-    writer = _Writer.here()
-    begin(app)
-    assert _Writer.here() is writer
+    for _ in range(2):
+        metrics_feature(app).begin()
+        assert len(threads()) == 1
     request = enter(state_of(app).ledger)
     text = scrape(app).get_data(as_text=True)
     assert flat(read_text(text))["requests_in_flight"] == 1
@@ -705,53 +694,44 @@ def test_metrics_of_all_workers_are_served(multiprocess: Path) -> None:
 
 def test_a_gauge_that_is_gone(multiprocess: Path) -> None:
     """A gauge that is gone is 0 in the files, and a counter keeps its value."""
-    app, lifecycle = serve(LIFECYCLE_METRICS=True)
-    process = state_of(app).process
-    writer = _Writer(process.applications)
-    server = process.shutdown.server = FakeServer()
-    server.load = lambda: Load(3, 8)  # type: ignore[method-assign]
+    app, _ = begin()
+    server = state_of(app).process.shutdown.server = FakeServer()
+    server.pool = Load(3, 8)
     get(app, "/livez")
-    writer.write()
-    assert merged(multiprocess)["server_threads"] == 8
-    server.load = lambda: Load(0)  # type: ignore[method-assign]
+    assert merged(app)["server_threads"] == 8
+    server.pool = Load(0)
     get(app, "/livez")
     for _ in range(2):
-        writer.write()
-    found = merged(multiprocess)
-    assert (found["server_threads"], found["probes_total{code=200,probe=live}"]) == (0, 2)
-    assert lifecycle.in_flight == 0
+        found = merged(app)
+        assert (found["server_threads"], found["probes_total{code=200,probe=live}"]) == (0, 2)
 
 
 def test_the_last_write_of_a_worker(multiprocess: Path) -> None:
     """A process writes once more at its end, and ends its thread; twice is harmless."""
-    app, lifecycle = serve(LIFECYCLE_METRICS=True)
-    metrics = begin(app)
+    app, metrics = begin()
     get(app, "/work")
-    lifecycle.shutdown(wait=False)
-    finish(state_of(app).process.shutdown)
-    assert _Writer.here() is None
+    shutdown = state_of(app).process.shutdown
+    shutdown.begin(StopRequest("over"))
+    finish(shutdown)
     metrics.stop()
     metrics.state_changed(State.STOPPED, "over")
-    found = merged(multiprocess)
+    found = merged(app)
     assert (found["state{state=STOPPED}"], found["state{state=READY}"]) == (1, 0)
     assert "shutdown_phase_seconds{phase=hooks}" in found
 
 
 def test_a_forked_child_writes_nothing_by_itself(multiprocess: Path) -> None:
-    """A child that does not serve has no writer, and does not block on the parent's."""
-    app, _ = serve(LIFECYCLE_METRICS=True)
-    metrics = begin(app)
-    writer = _Writer.here()
-    assert writer is not None
-    with writer._scheduler._lock:
-        child = os.fork()
-        if not child:
-            try:
-                metrics.state_changed(State.READY, "started")
-                metrics.stop()
-                os._exit(_Writer.here() is not None)
-            finally:
-                os._exit(2)
+    """A child that does not serve has no writer."""
+    _app, metrics = begin()
+    until(lambda: any(multiprocess.iterdir()))
+    child = os.fork()
+    if not child:
+        try:
+            metrics.state_changed(State.READY, "started")
+            metrics.stop()
+            os._exit(len(threads()) + len(list(multiprocess.glob(f"*_{os.getpid()}.db"))))
+        finally:
+            os._exit(100)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
@@ -759,37 +739,41 @@ def test_files_that_cannot_be_written(
     multiprocess: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A writer that fails logs it once, and tries again."""
-    app, _ = serve(LIFECYCLE_METRICS=True)
-    writer = _Writer(state_of(app).process.applications)
+    failed = threading.Semaphore(0)
 
-    def fail() -> None:
+    def fail(*arguments: Any) -> Any:
+        failed.release()
         raise OSError("disk full")
 
     with monkeypatch.context() as patch:
-        patch.setattr(writer, "write", fail)
-        assert [writer._tick(), writer._tick()] == [1.0, 1.0]
+        patch.setattr(prometheus_client.values, "MmapedDict", fail)
+        app, metrics = begin()
+        for _ in range(2):
+            assert failed.acquire(timeout=BOUND)
+            metrics.state_changed(State.READY, "started")
+    until(lambda: any(multiprocess.iterdir()))
     [record] = caplog.records
     assert record.getMessage() == "the metrics of this worker could not be written; will retry"
     assert record.levelno == logging.ERROR
-    writer._tick()
-    assert merged(multiprocess)["state{state=STARTING}"] == 1
+    assert merged(app)["state{state=STARTING}"] == 1
 
 
-def test_a_file_that_is_just_being_made() -> None:
+def test_a_file_that_is_just_being_made(multiprocess: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A scrape between the creation of a worker's file and the first write to it reads again."""
+    app, _ = serve(LIFECYCLE_METRICS=True)
     answers: list[Any] = [struct.error("0 bytes"), struct.error("0 bytes"), ["family"]]
 
-    class Workers:
-        def collect(self) -> Any:
-            answer = answers.pop(0)
-            if isinstance(answer, Exception):
-                raise answer
-            return answer
+    def collect(workers: Any) -> Any:
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
 
-    assert _collect_files(Workers()) == ["family"]
+    monkeypatch.setattr(multiprocess_mode.MultiProcessCollector, "collect", collect)
+    assert list(metrics_feature(app).collect()) == ["family"]
     answers[:] = [struct.error("0 bytes")] * 10
     with pytest.raises(struct.error, match=r"^0 bytes$"):
-        _collect_files(Workers())
+        list(metrics_feature(app).collect())
 
 
 # -- OpenTelemetry ------------------------------------------------------------------------------------------------
@@ -829,21 +813,16 @@ def test_opentelemetry_has_the_same_metrics() -> None:
 # -- settings -----------------------------------------------------------------------------------------------------
 
 
-def test_the_directory_is_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A missing directory of multiprocess mode is rejected at init_app."""
+def test_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The path of the metrics is taken, where there are any; a missing directory of multiprocess mode is rejected."""
+    _app, lifecycle = with_metrics()
+    with pytest.raises(ValueError, match=r"^There is a probe at '/metrics' already; "):
+        lifecycle.group("metrics", path="/metrics")
+    _app, other = serve()
+    other.group("metrics", path="/metrics")
     missing = tmp_path / "missing"
     monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(missing))
     message = f"'PROMETHEUS_MULTIPROC_DIR' is '{missing}', which is not a directory; create an empty one before the "
     message += "workers start."
     with pytest.raises(ValueError, match=whole(message)):
         serve(LIFECYCLE_METRICS=True)
-
-
-def test_a_group_cannot_take_the_path_of_the_metrics() -> None:
-    """The path of the metrics is taken, where there are any."""
-    _app, lifecycle = with_metrics()
-    with pytest.raises(ValueError, match=r"^There is a probe at '/metrics' already; "):
-        lifecycle.group("metrics", path="/metrics")
-    _app, other = serve()
-    other.group("metrics", path="/metrics")
-    assert Settings().metrics is False

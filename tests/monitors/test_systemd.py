@@ -19,9 +19,9 @@ from flask_lifecycle import CheckReport, HealthReport, HookRecord, State
 from flask_lifecycle._core.shutdown import Shutdown, StopRequest
 from flask_lifecycle._core.state import Event
 from flask_lifecycle._core.work import Work
-from flask_lifecycle._monitors.systemd import Notifier, _heartbeat
+from flask_lifecycle._monitors.systemd import Notifier
 from flask_lifecycle.checks import Check
-from tests._fakes import BOUND, FakeMember, ManualClock, enter, run_python, running, until
+from tests._fakes import BOUND, FakeMember, ManualClock, enter, run_python, running
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="systemd is the subject")
 
@@ -177,7 +177,7 @@ def test_ready_comes_when_all_are_ready(receiver: Receiver) -> None:
 
 
 def test_the_status_counts(subject: Subject) -> None:
-    """The status counts requests and work items, each once if applications share them."""
+    """The status counts requests and work items, each once if applications share them, once a second at most."""
     subject.start()
     other = Member(subject.clock)
     other.work = subject.app.work
@@ -188,22 +188,12 @@ def test_the_status_counts(subject: Subject) -> None:
     assert subject.look() == [["READY=1", "STATUS=READY, 2 in flight, 1 work item"]]
     Work(subject.app.work, "export", {})
     requests.pop().close()
-    subject.clock.advance(1)
+    subject.clock.advance(0.25)
+    assert (subject.look(), subject.pause) == ([], 0.75)
+    subject.clock.advance(0.75)
     assert subject.look() == [["STATUS=READY, 1 in flight, 2 work items"]]
     item.done()
     requests.pop().close()
-
-
-def test_the_status_has_a_period(subject: Subject) -> None:
-    """A status is sent once a second at most, and the next look is when it may be sent."""
-    subject.start()
-    subject.look()
-    subject.clock.advance(0.25)
-    request = enter(subject.app.ledger)
-    assert (subject.look(), subject.pause) == ([], 0.75)
-    subject.clock.advance(0.75)
-    assert subject.look() == [["STATUS=READY, 1 in flight"]]
-    request.close()
 
 
 # -- the stop -----------------------------------------------------------------------------------------------------
@@ -234,28 +224,6 @@ def test_time_is_asked_for_as_long_as_it_is_needed(subject: Subject) -> None:
         asked += [(second, int(x.partition("=")[2]) / 1e6) for x in lines if x.startswith("EXTEND_TIMEOUT_USEC")]
         subject.clock.advance(1)
     assert asked == [(0, 10.0), (5, 10.0), (10, 10.0), (15, 10.0), (20, 6.0)]  # until 26: a second for the exit
-
-
-def test_ready_goes_before_stopping(subject: Subject) -> None:
-    """A service that stops as soon as it is ready sends both, in that order and in two datagrams."""
-    subject.start()
-    subject.process.begin_stop()
-    first, second = subject.look()
-    assert (first[0], second[0]) == ("READY=1", "STOPPING=1")
-
-
-def test_the_last_message(subject: Subject) -> None:
-    """The last status is the report, and ending twice is harmless."""
-    subject.start()
-    subject.look()
-    subject.process.begin_stop()
-    subject.look()
-    subject.process.shutdown._finish(subject.process.made)
-    subject.notifier.stop()
-    assert subject.receiver.datagrams() == ["STATUS=STOPPED: clean, exit 0"]
-    subject.notifier.stop()
-    subject.notifier.state_changed(State.STOPPED, "SIGTERM")
-    assert subject.receiver.datagrams() == []
 
 
 # -- the start ----------------------------------------------------------------------------------------------------
@@ -296,10 +264,10 @@ def test_the_start_may_take_what_its_functions_may(subject: Subject) -> None:
     ("environ", "interval"),
     [
         ({"WATCHDOG_USEC": "3000000"}, 1.5),
-        ({"WATCHDOG_USEC": "3000000", "WATCHDOG_PID": "7"}, 1.5),
+        ({"WATCHDOG_USEC": "3000000", "WATCHDOG_PID": str(os.getpid())}, 1.5),
         ({"WATCHDOG_USEC": "3000000", "WATCHDOG_PID": "8"}, None),
         ({"WATCHDOG_USEC": "1"}, 0.1),
-        ({"WATCHDOG_PID": "7"}, None),
+        ({"WATCHDOG_PID": str(os.getpid())}, None),
         ({"WATCHDOG_USEC": "0"}, None),
         ({"WATCHDOG_USEC": "-5"}, None),
         ({"WATCHDOG_USEC": "3s"}, None),
@@ -309,9 +277,11 @@ def test_the_start_may_take_what_its_functions_may(subject: Subject) -> None:
         ({"WATCHDOG_USEC": 5000 * "9"}, None),
     ],
 )
-def test_the_interval(environ: dict[str, str], interval: float | None) -> None:
+def test_the_interval(receiver: Receiver, environ: dict[str, Any], interval: float | None) -> None:
     """Heartbeats come at half of the interval that systemd wants of this process."""
-    assert _heartbeat(environ, 7) == interval
+    subject = Subject(receiver, **environ)
+    assert subject.notifier._look() == interval
+    subject.notifier.stop()
 
 
 def test_heartbeats_follow_liveness(receiver: Receiver, caplog: pytest.LogCaptureFixture) -> None:
@@ -396,8 +366,10 @@ def test_a_full_queue_is_tried_again(subject: Subject, caplog: pytest.LogCapture
     assert subject.look() == [["STATUS=stopping (drain), 0 in flight, 24 s left"]]
     subject.receiver.fill()
     subject.clock.advance(1)
-    subject.notifier.stop()
-    assert not any("STATUS" in datagram for datagram in subject.receiver.datagrams())
+    for _ in range(2):
+        subject.notifier.stop()
+        subject.notifier.state_changed(State.STOPPED, "SIGTERM")
+        assert not any("STATUS" in datagram for datagram in subject.receiver.datagrams())
     assert caplog.text == ""
 
 
@@ -506,27 +478,8 @@ def test_a_fork_does_not_send(monkeypatch: pytest.MonkeyPatch, subject: Subject)
 # -- the threads --------------------------------------------------------------------------------------------------
 
 
-def test_the_threads(receiver: Receiver) -> None:
-    """A change of the state wakes the thread that sends it; both threads end with the process."""
-    process: Any = FakeProcess()
-    notifier = Notifier(process, {"NOTIFY_SOCKET": receiver.name, "WATCHDOG_USEC": "100000"}, process.clock)
-    notifier.begin()
-    process.made[0].startup.run()
-    notifier.state_changed(State.READY, "started")
-    heard: list[str] = []
-
-    def received(line: str) -> bool:
-        heard.extend(line for datagram in receiver.datagrams() for line in datagram.split("\n"))
-        return line in heard
-
-    until(lambda: received("READY=1"))
-    until(lambda: received("WATCHDOG=1"))
-    notifier.stop()
-
-
-def test_a_log_that_hangs(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_a_log_that_hangs(name: str) -> None:
     """If the thread hangs in a log handler, the end does not wait for it."""
-    monkeypatch.setattr("flask_lifecycle._monitors.systemd._PERIOD", 0.05)
     hanging, release = threading.Event(), threading.Event()
 
     class Handler(logging.Handler):

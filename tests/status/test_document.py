@@ -17,10 +17,10 @@ from werkzeug.test import TestResponse
 
 from flask_lifecycle import CheckResult, Lifecycle, RequestInfo
 from flask_lifecycle._core.inflight import Load
-from flask_lifecycle._status.document import MOST_LISTED
-from flask_lifecycle.checks._engine import KEPT_DURATIONS
 from tests._fakes import BOUND, FakeServer, LastReport, enter, make_app, state_of
 
+# How many requests and work items are listed, and how many durations of a check are kept.
+MOST_LISTED, KEPT_DURATIONS = 50, 30
 JSON = {"Accept": "application/json"}
 
 
@@ -135,19 +135,6 @@ def test_checks_that_the_state_keeps_from_being_asked() -> None:
     }
 
 
-def test_a_check_that_hangs_while_nobody_asks_it(free: threading.Event) -> None:
-    """A check that was hanging when it was asked last is shown as hanging, and since when."""
-    app, lifecycle = serve()
-    lifecycle.check("db", timeout=0.001)(lambda: free.wait(BOUND))
-    assert state_of(app).health.known() == ()
-    get(app)
-    lifecycle.set_not_ready()
-    [check] = document_of(app)["checks"]["db"]
-    assert check["output"].startswith("hanging since 0.")
-    assert check["durations"] == []
-    assert "changed" in check
-
-
 @pytest.fixture
 def free() -> Iterator[threading.Event]:
     """What a hanging check waits for; set when the test is over."""
@@ -159,57 +146,39 @@ def free() -> Iterator[threading.Event]:
 # -- what is under way --------------------------------------------------------------------------------------------
 
 
-def test_requests_in_flight() -> None:
-    """A request is told with what is known of it: method, path, age, thread and stage, and nothing that is empty."""
-    app, _lifecycle = serve()
-    enter(state_of(app).ledger, "/first")
-    document = document_of(app)
-    [request] = document["requests"]
-    assert request.pop("age") >= 0
-    assert request == {"method": "GET", "path": "/first", "thread": "MainThread", "stage": "running"}
-    assert document["in_flight"] == 1
-
-
 def test_a_flood_of_requests() -> None:
-    """Of ten thousand requests in flight the oldest fifty are listed, and the others are counted."""
+    """Of ten thousand requests in flight the oldest fifty are listed with what is known, the others are counted."""
     app, _lifecycle = serve()
     for number in range(10_000):
         enter(state_of(app).ledger, f"/{number}")
     document = document_of(app)
     assert [request["path"] for request in document["requests"]] == [f"/{n}" for n in range(MOST_LISTED)]
     assert (document["in_flight"], document["requests_omitted"]) == (10_000, 10_000 - MOST_LISTED)
-
-
-class BusyServer(FakeServer):
-    def load(self) -> Load:
-        return Load(3, 4, 4, 1.23)
+    request = document["requests"][0]
+    assert request.pop("age") >= 0
+    assert request == {"method": "GET", "path": "/0", "thread": "MainThread", "stage": "running"}
 
 
 def test_what_the_server_holds() -> None:
-    """What waits in the server is listed with what runs, oldest first, and the load of its pool beside it."""
+    """What waits in the server is listed with what runs, oldest first, and the load of its pool beside it.
+
+    Where several applications share a process, each tells of its own requests alone: who may see them may differ.
+    """
     app, _lifecycle = serve()
     enter(state_of(app).ledger, "/running")
-    server = BusyServer()
+    server = FakeServer()
+    server.pool = Load(3, 4, 4, 1.23)
     server.left = [RequestInfo("POST", "/queued", 12.34, "", "queued")]
-    state_of(app).process.shutdown.attach(server)
+    process = state_of(app).process
+    process.shutdown.attach(server)
     document = document_of(app)
     assert document["load"] == {"queued": 3, "threads": 4, "busy": 4, "oldest": 1.2}
     assert document["requests"][0] == {"method": "POST", "path": "/queued", "age": 12.3, "stage": "queued"}
     assert [request["path"] for request in document["requests"]] == ["/queued", "/running"]
     assert document["in_flight"] == 1
-
-
-def test_nothing_of_another_application() -> None:
-    """Where several applications share a process, each tells of its own requests alone: who may see them may differ."""
-    app, _lifecycle = serve()
-    other = state_of(serve()[0])
-    enter(state_of(app).ledger, "/own")
-    process = state_of(app).process
-    process.join(other, ())
-    server = FakeServer()
-    server.left = [RequestInfo("GET", "/of-the-other", 1.0, "", "queued")]
-    process.shutdown.attach(server)
-    assert [request["path"] for request in document_of(app)["requests"]] == ["/own"]
+    other, _lifecycle = serve()
+    process.join(state_of(other), ())
+    assert [request["path"] for request in document_of(app)["requests"]] == ["/running"]
 
 
 # -- the stop -----------------------------------------------------------------------------------------------------
@@ -265,12 +234,16 @@ def test_the_cordon_is_told(tmp_path: Path) -> None:
     assert control.uncordon("bob", "test")
 
 
-def test_a_check_that_has_no_past(monkeypatch: pytest.MonkeyPatch, free: threading.Event) -> None:
-    """Of a check whose first run is not over no past is told, nor of one that has come this moment."""
+def test_a_check_that_hangs_while_nobody_asks_it(free: threading.Event) -> None:
+    """A check that was hanging when it was asked last is shown as hanging, and since when; before, it has no past."""
     app, lifecycle = serve(LIFECYCLE_PROBE_TIMEOUT=0.001)
     lifecycle.check("slow", timeout=BOUND)(lambda: free.wait(BOUND))
+    lifecycle.check("db", timeout=0.001)(lambda: free.wait(BOUND))
+    assert state_of(app).health.known() == ()
     [check] = document_of(app)["checks"]["slow"]
     assert (check["durations"], "changed" in check) == ([], False)
-    monkeypatch.setattr(state_of(app).health.engine, "histories", dict)
-    [check] = document_of(app)["checks"]["slow"]
-    assert "durations" not in check
+    lifecycle.set_not_ready()
+    [check] = document_of(app)["checks"]["db"]
+    assert check["output"].startswith("hanging since 0.")
+    assert check["durations"] == []
+    assert "changed" in check

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -14,82 +15,71 @@ NAN, INFINITY = math.nan, math.inf
 
 
 @pytest.mark.parametrize(
-    ("seconds", "text"),
+    ("function", "values"),
     [
-        (0, "0.0 s"),
-        (-0.4, "0.0 s"),
-        (9.94, "9.9 s"),
-        (10, "10 s"),
-        (59.9, "59 s"),
-        (60, "1 min 00 s"),
-        (3599, "59 min 59 s"),
-        (3600, "1 h 00 min"),
-        (86399, "23 h 59 min"),
-        (86400, "1 d 0 h"),
-        (1e300, "11574074 d 1 h"),
-        (NAN, "nan"),
-        (INFINITY, "inf"),
-        (None, ""),
-        (True, "True"),
-        ("soon", "soon"),
+        # An age is told in two units at most, and what is no number as it is.
+        (
+            formatting.long,
+            {
+                0: "0.0 s",
+                -0.4: "0.0 s",
+                9.94: "9.9 s",
+                10: "10 s",
+                59.9: "59 s",
+                60: "1 min 00 s",
+                3599: "59 min 59 s",
+                3600: "1 h 00 min",
+                86399: "23 h 59 min",
+                86400: "1 d 0 h",
+                1e300: "11574074 d 1 h",
+                NAN: "nan",
+                INFINITY: "inf",
+                None: "",
+                "soon": "soon",
+            },
+        ),
+        # What is over is told to the tenth of a second, as long as that matters.
+        (
+            formatting.tenths,
+            {0: "0.0 s", 15.74: "15.7 s", 59.9: "59.9 s", 60: "1 min 00 s", -1: "0.0 s", "x": "x", True: "True"},
+        ),
+        # What a run took is told to three digits at most.
+        (
+            formatting.brief,
+            {
+                0: "0.00 ms",
+                -1: "0.00 ms",
+                0.00012: "0.12 ms",
+                0.0012: "1.2 ms",
+                0.0123: "12 ms",
+                0.999: "999 ms",
+                1: "1.00 s",
+                123.4: "123 s",
+                NAN: "nan",
+            },
+        ),
+        # A text is cut where it is too long; what cannot be seen, or turns the text around it, is shown as a sign.
+        (
+            formatting.short,
+            {
+                "": "",
+                "one": "one",
+                7: "7",
+                "a" * 300: "a" * 300,
+                "a" * 301: "a" * 300 + "\u2026",
+                "one\ttwo\r\nthree": "one two  three",
+                "\x00\x1b[31m\x7f\x9b": "\ufffd\ufffd[31m\ufffd\ufffd",
+                "moc.\u202eevil\u2066\u200f": "moc.\ufffdevil\ufffd\ufffd",
+                "größe 🌍": "größe 🌍",
+            },
+        ),
+        # A moment is told to the second.
+        (formatting.clock, {"2026-01-02T03:04:05.678+00:00": "2026-01-02 03:04:05 UTC", None: " UTC"}),
     ],
 )
-def test_long(seconds: Any, text: str) -> None:
-    """An age is told in two units at most, and what is no number as it is."""
-    assert formatting.long(seconds) == text
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [(0, "0.0 s"), (15.74, "15.7 s"), (59.9, "59.9 s"), (60, "1 min 00 s"), (-1, "0.0 s"), ("x", "x")],
-)
-def test_tenths(seconds: Any, text: str) -> None:
-    """What is over is told to the tenth of a second, as long as that matters."""
-    assert formatting.tenths(seconds) == text
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [
-        (0, "0.00 ms"),
-        (-1, "0.00 ms"),
-        (0.00012, "0.12 ms"),
-        (0.0012, "1.2 ms"),
-        (0.0123, "12 ms"),
-        (0.999, "999 ms"),
-        (1, "1.00 s"),
-        (123.4, "123 s"),
-        (NAN, "nan"),
-    ],
-)
-def test_brief(seconds: Any, text: str) -> None:
-    """What a run took is told to three digits at most."""
-    assert formatting.brief(seconds) == text
-
-
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [
-        ("", ""),
-        ("one", "one"),
-        (7, "7"),
-        ("a" * 300, "a" * 300),
-        ("a" * 301, "a" * 300 + "\u2026"),
-        ("one\ttwo\r\nthree", "one two  three"),
-        ("\x00\x1b[31m\x7f\x9b", "\ufffd\ufffd[31m\ufffd\ufffd"),
-        ("moc.\u202eevil\u2066\u200f", "moc.\ufffdevil\ufffd\ufffd"),
-        ("größe 🌍", "größe 🌍"),
-    ],
-)
-def test_short(value: Any, text: str) -> None:
-    """A text is cut where it is too long; what cannot be seen, or turns the text around it, is shown as a sign."""
-    assert formatting.short(value) == text
-
-
-def test_clock() -> None:
-    """A moment is told to the second, and what is none is told as it is."""
-    assert formatting.clock("2026-01-02T03:04:05.678+00:00") == "2026-01-02 03:04:05 UTC"
-    assert formatting.clock(None) == " UTC"
+def test_texts(function: Callable[[Any], str], values: dict[Any, str]) -> None:
+    """Each kind of value has its text."""
+    assert {value: function(value) for value in values} == values
 
 
 def test_statuses() -> None:
@@ -114,10 +104,8 @@ def test_tally() -> None:
 @pytest.mark.parametrize(
     ("check", "text"),
     [
-        (
-            {"observedValue": 12.3, "observedUnit": "ms", "duration": 0.012345},
-            "",
-        ),  # what the draft has where there is none
+        # The draft has the duration where there is no figure.
+        ({"observedValue": 12.3, "observedUnit": "ms", "duration": 0.012345}, ""),
         ({"observedValue": 12.4, "observedUnit": "ms", "duration": 0.012345}, "12.4 ms"),
         ({"observedValue": 97, "observedUnit": "%", "duration": 1}, "97 %"),
         ({"observedValue": "nan", "observedUnit": ""}, "nan"),
@@ -144,18 +132,14 @@ def test_records_of_what_has_none(value: Any) -> None:
 
 
 def test_phases() -> None:
-    """Phases are over, now or ahead; their names are those of the stop."""
+    """Phases are over, now or ahead; between two of them the one that is over is still shown."""
     assert (*(name for name, _ in shutdown.PHASES), "exit") == tuple(formatting.PHASES)
     over = [{"name": "announce", "seconds": 0.1}, {"name": "delay", "seconds": 5.0}]
     found = formatting.phases({"phase": "stop accepting", "phases": over})
     assert [phase.when for phase in found] == ["over", "over", "now", "ahead", "ahead", "ahead"]
     assert [phase.seconds for phase in found] == [0.1, 5.0, None, None, None, None]
     assert len({phase.mark for phase in found}) == 3
-
-
-def test_between_two_phases() -> None:
-    """At the instant when one phase is over and the next has not begun, the one that is over is still the one shown."""
-    found = formatting.phases({"phase": "announce", "phases": [{"name": "announce", "seconds": 0.1}]})
+    found = formatting.phases({"phase": "announce", "phases": over[:1]})
     assert [phase.when for phase in found][:2] == ["now", "ahead"]
 
 
@@ -169,14 +153,8 @@ def test_spark() -> None:
     assert found.range == "1.0 ms \u2013 4.0 ms"
 
 
-@pytest.mark.parametrize("durations", [None, [], [1.0], ["nan", 1.0, -1, NAN, None]])
-def test_no_spark(durations: Any) -> None:
-    """Where there are no two figures there is no line."""
-    assert formatting.spark(durations) is None
-
-
 def test_spark_of_extremes() -> None:
-    """Runs that take no time have bars as well, and of more than there is room for the newest are shown."""
+    """Runs that take no time have bars too; of many the newest are shown, and of fewer than two figures none."""
     found = formatting.spark([0.0] * 3)
     assert found is not None
     assert (found.path.count("v-1h"), found.range) == (3, "0.00 ms")
@@ -184,3 +162,5 @@ def test_spark_of_extremes() -> None:
     assert found is not None
     assert (found.path.count("M"), found.path.startswith("M0 ")) == (30, True)
     assert found.range == "70.00 s \u2013 99.00 s"
+    for durations in (None, [], [1.0], ["nan", 1.0, -1, NAN, None]):
+        assert formatting.spark(durations) is None

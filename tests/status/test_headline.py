@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from flask_lifecycle._status.formatting import headline, tone, worst_first
+from flask_lifecycle._status import formatting
 
 CHECKS = {
     "disk": [{"status": "pass"}],
@@ -51,7 +51,7 @@ CHECKS = {
 )
 def test_what_it_says(document: dict[str, Any], sentence: str) -> None:
     """A shutdown comes first, then the state, then the check that fails."""
-    assert headline(document) == sentence
+    assert formatting.headline(document) == sentence
 
 
 @pytest.mark.parametrize("value", [None, True, 2**5000, float("nan"), [], [[]], {}, {"a": []}, [{"name": 3}], "x"])
@@ -59,10 +59,12 @@ def test_what_it_says(document: dict[str, Any], sentence: str) -> None:
 def test_values_of_any_type(state: str, value: Any) -> None:
     """A value of an unexpected type is left out."""
     for key in ("checks", "startup_tasks", "cordon", "reason", "phase", "report"):
-        assert isinstance(headline({"state": state, key: value}), str)
-        assert isinstance(headline({"state": state, "phase": "drain", key: value}), str)
-    assert isinstance(headline({"state": value}), str)
-    assert isinstance(headline({"state": "READY", "checks": {"db": {"status": value, "output": value}}}), str)
+        assert isinstance(formatting.headline({"state": state, key: value}), str)
+        assert isinstance(formatting.headline({"state": state, "phase": "drain", key: value}), str)
+    assert isinstance(formatting.headline({"state": value}), str)
+    assert isinstance(
+        formatting.headline({"state": "READY", "checks": {"db": {"status": value, "output": value}}}), str
+    )
 
 
 @pytest.mark.parametrize(
@@ -80,10 +82,10 @@ def test_values_of_any_type(state: str, value: Any) -> None:
 )
 def test_what_is_an_alarm(document: dict[str, Any], expected: str) -> None:
     """Readiness that fails is an alarm only in the state READY, and a shutdown only if something was lost."""
-    assert tone(document) == expected
+    assert formatting.tone(document) == expected
 
 
 def test_the_order_of_checks() -> None:
     """Failing checks come first, then warnings, and those of an unknown status last."""
     checks = CHECKS | {"odd": {"status": "of another version"}}
-    assert [name for name, _ in worst_first(checks)] == ["database", "cache", "disk", "odd"]
+    assert [name for name, _ in formatting.worst_first(checks)] == ["database", "cache", "disk", "odd"]
