@@ -1,4 +1,4 @@
-"""What a stop loses with real client libraries: on servers alone, and on the same ones with this package.
+"""What a shutdown loses with real client libraries: on servers alone, and on the same ones with this package.
 
 Each library sends POST requests on four keep-alive connections without a pause, with its retries off, from before the
 signal until connections are refused; all libraries do so at the same time. No load balancer is in front, and there is

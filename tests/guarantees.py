@@ -275,8 +275,8 @@ def _of_results() -> str:
         for result in (BROKEN, NOT_CHECKED):
             rows[-1].append(", ".join(f"`{each}`" for each, was in by_scenario.items() if was == result) or "none")
     return (
-        "CI runs [every scenario](verify.md#the-scenarios) of `flask lifecycle verify` on these servers. All that the"
-        "\nguarantee of the server includes hold. Of the others, these do not:\n\n" + _table(rows)
+        "CI runs [every scenario](verify.md#the-scenarios) of `flask lifecycle verify` on these servers."
+        " Every scenario that the\nserver's guarantee includes holds. Of the others, these do not:\n\n" + _table(rows)
     )
 
 

@@ -41,9 +41,9 @@ def _losses(axes: Any, measured: Sequence[Mapping[str, Any]], fleets: Fleets) ->
     # On average a few routers lose what many do.
     deleted = fleets["kubernetes"](2000)._replace(routers=5)
     curves = {
-        "checks each 0.5 s, 3 fail": checked._replace(period=0.5),
-        "checks each 2 s, 3 fail": checked,
-        "checks each 5 s, 3 fail": checked._replace(period=5.0),
+        "checked every 0.5 s, 3 failures": checked._replace(period=0.5),
+        "checked every 2 s, 3 failures": checked,
+        "checked every 5 s, 3 failures": checked._replace(period=5.0),
         "Kubernetes, lag 1 s (p99 5 s)": deleted,
         "Kubernetes, lag 3 s (p99 10 s)": deleted._replace(lag=Spread(3.0, 10.0)),
     }
@@ -56,7 +56,7 @@ def _losses(axes: Any, measured: Sequence[Mapping[str, Any]], fleets: Fleets) ->
         values, errors = ([row[key] / row["rate"] for row in rows] for key in ("measured", "error"))
         axes.errorbar([row["delay"] for row in rows], values, errors, fmt="o", color=color, capsize=3, markersize=4)
     axes.set(yscale="log", ylim=(_LEAST, 30), xlim=(-0.3, 15.3))
-    axes.set(xlabel="delay, s", ylabel="lost in a stop, where 1 request/s\ngoes to the replica")
+    axes.set(xlabel="delay, s", ylabel="lost per shutdown, where 1 request/s\ngoes to the replica")
     axes.set_title("Lost without retries (points: measured)", fontsize=9)
     axes.legend(fontsize=7, loc="upper right")
     axes.grid(alpha=0.3)
@@ -72,6 +72,6 @@ def _times(axes: Any, fleets: Fleets) -> None:
             label = f"{replicas:,} replicas" if name == "balancers" else None
             axes.plot(_DELAYS[::4], found, style, color=f"C{number}", label=label)
     axes.set(xlabel="delay, s", ylabel="deploy, s", ylim=(0, None), xlim=(-0.3, 15.3))
-    axes.set_title("In place, a tenth at once; dashed: Kubernetes, 25 %", fontsize=9)
+    axes.set_title("Deploy in place, 10 % at once; dashed: Kubernetes, 25 %", fontsize=9)
     axes.legend(fontsize=7)
     axes.grid(alpha=0.3)
