@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import click
@@ -19,7 +19,7 @@ from .gunicorn import CONFIGURATION_RULES, is_gunicorn, read_gunicorn
 from .kubernetes import is_kubernetes, read_kubernetes
 from .model import ERROR, OK, UNREADABLE, WARNING, Case, Finding, Notes, Workload
 from .rules import RULES
-from .source import UnreadableError, Value, parse_yaml, read
+from .source import UnreadableError, parse_yaml, read
 from .systemd import is_systemd, read_systemd
 
 
@@ -70,31 +70,23 @@ def _no_workload(name: str | None) -> str:
     return "The file contains no Kubernetes workload, no compose service and no systemd unit."
 
 
-def _workloads(text: str, notes: Notes, name: str | None, application: Application) -> Iterable[Workload]:
+def _workloads(text: str, notes: Notes, name: str | None, application: Application) -> Iterator[Workload]:
     """The workloads of a file; an unreadable document hides no other."""
     if is_systemd(notes.file, text):
-        return read_systemd(text, notes)
-    if is_gunicorn(notes.file):
-        return read_gunicorn(text, notes)
-    if is_dockerfile(notes.file, text):
-        return read_dockerfile(text, notes, name)
-    return _documents(text, notes, name, application)
-
-
-def _documents(text: str, notes: Notes, name: str | None, application: Application) -> Iterator[Workload]:
-    for document in parse_yaml(text):
-        with notes.reading():
-            if isinstance(document, UnreadableError):
-                raise document
-            yield from _document(document, notes, name, application)
-
-
-def _document(document: Value, notes: Notes, name: str | None, application: Application) -> Iterable[Workload]:
-    if is_kubernetes(document):
-        return read_kubernetes(document, notes, name, application.group_at)
-    if is_compose(document):
-        return read_compose(document, notes, name, application.group_at)
-    return []
+        yield read_systemd(text, notes)
+    elif is_gunicorn(notes.file):
+        yield read_gunicorn(text, notes)
+    elif is_dockerfile(notes.file, text):
+        yield read_dockerfile(text, notes, name)
+    else:
+        for document in parse_yaml(text):
+            with notes.reading():
+                if isinstance(document, UnreadableError):
+                    raise document
+                if is_kubernetes(document):
+                    yield from read_kubernetes(document, notes, name, application.group_at)
+                elif is_compose(document):
+                    yield from read_compose(document, notes, name, application.group_at)
 
 
 def _check(workload: Workload, application: Application, notes: Notes) -> Iterator[Finding]:

@@ -14,8 +14,6 @@ _GRACE = 10.0
 DOCKER_TIMEOUT = 30.0
 _UNITS = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "ns": 1e-9}
 _PART = re.compile(r"([0-9]+(?:\.[0-9]+)?)(h|ms|us|µs|ns|m|s)")
-# Characters of a duration.
-_LONGEST = 100
 _SERVERS = re.compile(r"flask|lifecycle|gunicorn|waitress-serve|uwsgi")
 
 
@@ -59,32 +57,22 @@ def _workload(name: str, service: Value, notes: Notes) -> Workload:
     words = [*_words(service, "entrypoint"), *_words(service, "command")]
     probe = _probe(service, notes)
     return Workload(
-        "compose",
-        notes.file,
-        notes.subject,
-        service.line,
-        _seconds(service, "stop_grace_period", _GRACE, notes),
-        "stop_grace_period",
+        "compose", notes.file, notes.subject, service.line,
+        _seconds(service, "stop_grace_period", _GRACE, notes), "stop_grace_period",
         Command.of(given.line, words) if given is not None and words else None,
-        probes=(probe,) if probe is not None else (),
-        env=_environment(service),
-        options=service.fields(),
-    )
+        probes=(probe,) if probe is not None else (), env=_environment(service), options=service.fields(),
+    )  # fmt: skip
 
 
 def _environment(service: Value) -> dict[str, Value]:
-    listed = {}
-    for entry in service.entries("environment"):
-        key, equals, value = entry.text().partition("=")
-        if equals:
-            listed[key] = Value(entry.line, {"value": Value(entry.line, value)})
-    given = service.fields("environment")
-    return listed | {key: Value(value.line, {"value": value}) for key, value in given.items()}
+    pairs = [(entry.line, *entry.text().partition("=")) for entry in service.entries("environment")]
+    listed = {key: Value(line, value) for line, key, equals, value in pairs if equals}
+    return listed | service.fields("environment")
 
 
 def duration(text: str) -> float | None:
     """A duration as Docker writes it, in seconds; ``None`` if it is not valid."""
-    parts = _PART.findall(text[:_LONGEST])
+    parts = _PART.findall(text)
     if not parts or "".join(number + unit for number, unit in parts) != text:
         return None
     return sum(float(number) * _UNITS[unit] for number, unit in parts)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import collections
 import json
 import math
 import re
@@ -10,7 +9,7 @@ from collections.abc import Iterator
 
 from .compose import DOCKER_TIMEOUT, duration
 from .model import Command, Notes, Number, Probe, Workload, split
-from .source import UnreadableError, Value
+from .source import UnreadableError, Value, joined
 
 _NAME = re.compile(r"(?i)(?:docker|container)file(?:\..+)?|.+\.(?:docker|container)file")
 _FIRST = re.compile(r"(?i)(?:FROM|ARG)\s+\S")
@@ -50,7 +49,7 @@ def is_dockerfile(file: str, text: str) -> bool:
     return bool(_NAME.fullmatch(file.rpartition("/")[2]) or _FIRST.match(first))
 
 
-def read_dockerfile(text: str, notes: Notes, name: str | None) -> list[Workload]:
+def read_dockerfile(text: str, notes: Notes, name: str | None) -> Workload:
     """The image that is built.
 
     :param name: of the stage; by default, and for an unknown name, the last one.
@@ -68,38 +67,20 @@ def read_dockerfile(text: str, notes: Notes, name: str | None) -> list[Workload]
             raise UnreadableError(line, f"'{keyword}' is before the first FROM, where only ARG is allowed.")
     if stage is None:
         raise UnreadableError(0, "The Dockerfile has no FROM, so there is no image to check.")
-    return [_workload(stages.get((name or "").lower(), stage), notes)]
+    return _workload(stages.get((name or "").lower(), stage), notes)
 
 
 def _instructions(text: str) -> Iterator[tuple[int, str, str]]:
-    """Each instruction as its line, its name and the rest, with continued lines joined."""
-    lines = collections.deque(enumerate(text.split("\n"), 1))
-    while lines:
-        start, raw = lines.popleft()
-        line = raw.strip()
-        if not line or line.startswith("#"):
-            continue
-        parts = [line]
-        while parts[-1].endswith("\\") and lines:
-            more = lines.popleft()[1].strip()
-            if more and not more.startswith("#"):  # empty lines and comments within are skipped
-                parts[-1] = parts[-1][:-1]
-                parts.append(more)
-        line = "".join(parts)
-        keyword, *rest = line.removesuffix("\\").split(None, 1)
-        said = rest[0] if rest else ""
+    """Each instruction as its line, its name and the rest."""
+    lines = joined(text, "#")
+    for begun, line in lines:
+        keyword, *others = line.split(None, 1)
+        rest = others[0] if others else ""
         if keyword.upper() in ("RUN", "COPY", "ADD"):
-            _skip_documents(start, said, lines)
-        yield start, keyword.upper(), said
-
-
-def _skip_documents(start: int, rest: str, lines: collections.deque[tuple[int, str]]) -> None:
-    for _, mark in _HEREDOC.findall(rest):
-        while lines and lines[0][1].strip() != mark:
-            lines.popleft()
-        if not lines:
-            raise UnreadableError(start, f"The here-document that begins here has no end '{mark}'.")
-        lines.popleft()
+            for _, mark in _HEREDOC.findall(rest):
+                if all(inner != mark for _, inner in lines):  # skips it up to its end
+                    raise UnreadableError(begun, f"The here-document that begins here has no end '{mark}'.")
+        yield begun, keyword.upper(), rest
 
 
 def _begun(line: int, rest: str, stages: dict[str, _Stage]) -> _Stage:
@@ -133,7 +114,7 @@ def _environment(value: Value) -> dict[str, Value]:
     pairs = [word.partition("=")[::2] for word in words]
     if words and "=" not in words[0]:
         pairs = [(words[0], " ".join(words[1:]))]
-    return {key: Value(value.line, {"value": Value(value.line, text)}) for key, text in pairs if "$" not in text}
+    return {key: Value(value.line, text) for key, text in pairs if "$" not in text}
 
 
 def _workload(stage: _Stage, notes: Notes) -> Workload:
@@ -146,17 +127,9 @@ def _workload(stage: _Stage, notes: Notes) -> Workload:
     if "STOPSIGNAL" in stage.values and "$" not in stage.values["STOPSIGNAL"].text():
         options["STOPSIGNAL"] = stage.values["STOPSIGNAL"]
     return Workload(
-        "docker",
-        notes.file,
-        notes.subject,
-        line,
-        Number(math.inf, line, False),
-        "--stop-timeout",
-        command,
-        probes=(probe,) if probe is not None else (),
-        env=stage.env,
-        options=options,
-    )
+        "docker", notes.file, notes.subject, line, Number(math.inf, line, False), "--stop-timeout", command,
+        probes=(probe,) if probe is not None else (), env=stage.env, options=options,
+    )  # fmt: skip
 
 
 def _command(stage: _Stage) -> Command | None:

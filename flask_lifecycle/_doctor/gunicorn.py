@@ -24,7 +24,7 @@ def is_gunicorn(file: str) -> bool:
     return file.endswith(".py")
 
 
-def read_gunicorn(text: str, notes: Notes) -> list[Workload]:
+def read_gunicorn(text: str, notes: Notes) -> Workload:
     """The configuration, as a workload that has only options.
 
     :raises UnreadableError: it is not Python.
@@ -40,7 +40,7 @@ def read_gunicorn(text: str, notes: Notes) -> list[Workload]:
     notes.subject = "gunicorn"
     options = dict(_timeout(tree))
     options.update(_hooks(tree))
-    return [Workload("gunicorn", notes.file, notes.subject, 1, Number(math.inf, 1, False), "", options=options)]
+    return Workload("gunicorn", notes.file, notes.subject, 1, Number(math.inf, 1, False), "", options=options)
 
 
 def _timeout(tree: ast.Module) -> Iterator[tuple[str, Value]]:

@@ -17,6 +17,7 @@ _NUMBERS = {
     "failureThreshold": 3,
     "terminationGracePeriodSeconds": 0,
 }
+_WAYS = {"httpGet": "http", "tcpSocket": "tcp"}
 _POD_PATHS = (("spec", "template", "spec"), ("spec", "jobTemplate", "spec", "template", "spec"))
 # They end by themselves and have no readiness.
 _JOBS = {"Job", "CronJob"}
@@ -75,21 +76,12 @@ def _workload(label: str, pod: Value, container: Value, notes: Notes, serves: bo
     notes.subject = f"{label} '{container.text('name')}'"
     key = "terminationGracePeriodSeconds"
     probes = (_probe(kind, container, notes) for kind in ("startup", "readiness", "liveness"))
+    env = {each.text("name"): each.get("value") or Value(each.line, None) for each in container.entries("env")}
     return Workload(
-        "kubernetes",
-        notes.file,
-        notes.subject,
-        container.line,
-        notes.number(pod, key, _GRACE),
-        key,
-        _command(container, notes),
-        _stop(container, notes),
-        tuple(probe for probe in probes if probe is not None),
-        _names(container),
-        {entry.text("name"): entry for entry in container.entries("env")},
-        container.fields(),
-        serves,
-    )
+        "kubernetes", notes.file, notes.subject, container.line, notes.number(pod, key, _GRACE), key,
+        _command(container, notes), _stop(container, notes), tuple(probe for probe in probes if probe is not None),
+        _names(container), env, container.fields(), serves,
+    )  # fmt: skip
 
 
 def _command(container: Value, notes: Notes) -> Command | None:
@@ -120,7 +112,7 @@ def _probe(kind: str, container: Value, notes: Notes) -> Probe | None:
     if probe is None:
         return None
     numbers: dict[str, Number] = {key: notes.number(probe, key, default) for key, default in _NUMBERS.items()}
-    get = probe.get("httpGet")
-    if get is None:
-        return Probe(kind, probe.line, "tcp" if probe.get("tcpSocket") else "other", None, None, "", numbers)
-    return Probe(kind, get.line, "http", get.get("path"), get.get("port"), get.text("scheme") or "HTTP", numbers)
+    way = next((way for key, way in _WAYS.items() if probe.get(key)), "other")
+    get = probe.get("httpGet") or Value(probe.line, {})
+    path, port = get.get("path") or Value(get.line, "/"), get.get("port") or Value(get.line, 80)
+    return Probe(kind, get.line, way, path, port, get.text("scheme") or "HTTP", numbers)

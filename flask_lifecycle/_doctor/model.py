@@ -110,7 +110,7 @@ class Command:
             return _bound(self.option("--bind", "-b"))
         if self.server not in ("lifecycle run", "flask run"):
             return None, None
-        options = _options(self.words[self.words.index("run") + 1 :])
+        options = dict(_options(self.words[self.words.index("run") + 1 :]))
         if options.keys() & {"--listen", "--unix-socket", "--option", "-o"}:
             return None, None
         host = options.get("-h", options.get("--host", "127.0.0.1"))
@@ -119,13 +119,7 @@ class Command:
 
     def option(self, *names: str) -> str | None:
         """The value of an option, if the command has it once."""
-        found = []
-        for word, following in zip(self.words, (*self.words[1:], ""), strict=False):
-            name, equals, value = word.partition("=")
-            if word.startswith("--") and name in names:
-                found.append(value if equals else following)
-            elif not word.startswith("--") and word[:2] in names:
-                found.append(word[2:] or following)
+        found = [value for name, value in _options(self.words) if name in names]
         return found[0] if len(found) == 1 else None
 
 
@@ -171,15 +165,14 @@ def _last(script: str) -> str:
     return _OPENING.sub("", parts[-1]) if parts else ""
 
 
-def _options(words: tuple[str, ...]) -> dict[str, str]:
-    found = {}
+def _options(words: tuple[str, ...]) -> Iterator[tuple[str, str]]:
+    """The options with what follows them, as each may have a value."""
     for word, following in zip(words, (*words[1:], ""), strict=False):
         name, equals, value = word.partition("=")
         if word.startswith("--"):
-            found[name] = value if equals else following
+            yield name, value if equals else following
         elif word.startswith("-"):
-            found[word[:2]] = word[2:] or following
-    return found
+            yield word[:2], word[2:] or following
 
 
 def find_url(text: str) -> str:
@@ -222,8 +215,8 @@ class Probe:
     kind: str
     line: int
     way: str
-    path: Value | None
-    port: Value | None
+    path: Value
+    port: Value
     scheme: str
     numbers: dict[str, Number]
 
@@ -298,8 +291,7 @@ class Case:
         """The HTTP probes, each with the group that it asks."""
         for probe in self.workload.probes:
             if probe.way == "http":
-                path = probe.path.text() if probe.path else "/"
-                yield probe, self.group_at(path.partition("?")[0])
+                yield probe, self.group_at(probe.path.text().partition("?")[0])
 
 
 def _shown(value: object) -> str:

@@ -175,18 +175,17 @@ def probe_paths(case: Case) -> Iterator[Finding]:
         if found is None:
             continue
         severity, rule, reason = found
-        path = probe.path.text() if probe.path else "/"
+        path = probe.path.text()
         wanted = case.settings.probe_paths()[_PATH_NAMES.get(probe.kind, "healthcheck")]
-        line = probe.path.line if probe.path else probe.line
         text = f"{probe.name} asks for '{path}', {reason}"
-        yield case.finding(severity, rule, line, text, f"set its path to '{wanted}'", path, wanted)
+        yield case.finding(severity, rule, probe.path.line, text, f"set its path to '{wanted}'", path, wanted)
 
 
 def probe_ports(case: Case) -> Iterator[Finding]:
     """Each probe asks a port on which something listens."""
     own, main = case.settings.probe_port, _main_port(case)
     for probe, _ in case.http_probes():
-        port, line = _port(case, probe), probe.port.line if probe.port else probe.line
+        port, line = _port(case, probe), probe.port.line
         if isinstance(port, str):
             names = ", ".join(f"'{name}'" for name in case.workload.names) or "none"
             text = f"{probe.name} names the port '{port}', which the container does not have (it has {names})"
@@ -221,7 +220,7 @@ def _moved(case: Case) -> bool:
 
 
 def _port(case: Case, probe: Probe) -> int | str:
-    port = probe.port.data if probe.port else 80
+    port = probe.port.data
     return case.workload.names.get(port, port) if isinstance(port, str) else int(port) if isinstance(port, int) else ""
 
 
@@ -414,9 +413,9 @@ def unit_type(case: Case) -> Iterator[Finding]:
 
 def environment(case: Case) -> Iterator[Finding]:
     """The file sets the values that the application was loaded with here."""
-    for name, entry in case.workload.env.items():
-        key, value = KEYS.get(name.removeprefix("FLASK_")), entry.get("value")
-        if not name.startswith("FLASK_LIFECYCLE_") or key is None or value is None or key.attribute == "token":
+    for name, value in case.workload.env.items():
+        key = KEYS.get(name.removeprefix("FLASK_"))
+        if not name.startswith("FLASK_LIFECYCLE_") or key is None or value.data is None or key.attribute == "token":
             continue
         loaded = getattr(case.settings, key.attribute)
         if not _same(value.text(), loaded):

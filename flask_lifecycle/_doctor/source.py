@@ -112,6 +112,22 @@ def find_template(text: str, after: int = 0) -> int:
     return next((number for number, line in lines if _TEMPLATE.search(line) and line.lstrip()[:1] != "#"), 0)
 
 
+def joined(text: str, comments: str) -> Iterator[tuple[int, str]]:
+    """The lines that are neither empty nor comments, with their numbers; joined where one ends in a backslash."""
+    begun, parts = 0, list[str]()
+    for number, raw in enumerate(text.split("\n"), 1):
+        line = raw.strip()
+        if not line or line[0] in comments:
+            continue
+        begun = begun if parts else number
+        parts.append(line.removesuffix("\\").rstrip())
+        if not line.endswith("\\"):
+            yield begun, " ".join(parts)
+            parts = []
+    if parts:
+        yield begun, " ".join(parts)
+
+
 # -- YAML ---------------------------------------------------------------------------------------------------------
 
 

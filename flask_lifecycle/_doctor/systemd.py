@@ -6,7 +6,7 @@ import math
 import re
 
 from .model import Command, Notes, Number, Stop, Workload, split
-from .source import UnreadableError, Value, find_template, template
+from .source import UnreadableError, Value, find_template, joined, template
 
 # systemd's own default, DefaultTimeoutStopSec=.
 _LIMIT = 90.0
@@ -17,8 +17,6 @@ _UNITS = {
     "h": 3600.0, "hr": 3600.0, "hour": 3600.0, "hours": 3600.0,
     "d": 86400.0, "day": 86400.0, "days": 86400.0, "w": 604800.0, "week": 604800.0, "weeks": 604800.0,
 }  # fmt: skip
-# Characters of a time.
-_LONGEST = 100
 _PART = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([a-z]*)")
 _SECTION = re.compile(r"\[[\w-]+\]")
 _PREFIXES = "-@:+!|"
@@ -30,7 +28,7 @@ def is_systemd(file: str, text: str) -> bool:
     return file.endswith(".service") or first in ("[Unit]", "[Service]", "[Install]")
 
 
-def read_systemd(text: str, notes: Notes) -> list[Workload]:
+def read_systemd(text: str, notes: Notes) -> Workload:
     """The service of a unit.
 
     :raises UnreadableError: it is not a unit, or has no section ``[Service]``.
@@ -45,27 +43,25 @@ def read_systemd(text: str, notes: Notes) -> list[Workload]:
     name = notes.file.rpartition("/")[2]
     notes.subject = f"unit '{name}'"
     start, stop = last.get("ExecStart"), last.get("ExecStop")
-    environment = [word for key, value in entries if key == "Environment" for word in _assignments(value)]
-    return [
-        Workload(
-            "systemd",
-            notes.file,
-            notes.subject,
-            start.line if start else entries[0][1].line,
-            _limit(last, start, notes),
-            "TimeoutStopSec",
-            Command.of(start.line, _words(start)) if start else None,
-            Stop.of(stop.line, _words(stop)) if stop else None,
-            env=dict(environment),
-            options=last,
-        )
+    environment = [
+        (name, Value(value.line, text))
+        for key, value in entries
+        if key == "Environment"
+        for name, _, text in (word.partition("=") for word in split(str(value.data)))
     ]
+    return Workload(
+        "systemd", notes.file, notes.subject, start.line if start else entries[0][1].line,
+        _limit(last, start, notes), "TimeoutStopSec",
+        Command.of(start.line, _words(start)) if start else None,
+        Stop.of(stop.line, _words(stop)) if stop else None,
+        env=dict(environment), options=last,
+    )  # fmt: skip
 
 
 def _service(text: str) -> list[tuple[str, Value]]:
     """The keys and values of the section, in their order."""
     section, found = "", []
-    for number, line in _joined(text):
+    for number, line in joined(text, "#;"):
         if _SECTION.fullmatch(line):
             section = line
             continue
@@ -87,34 +83,11 @@ def _last(entries: list[tuple[str, Value]]) -> dict[str, Value]:
     return found
 
 
-def _joined(text: str) -> list[tuple[int, str]]:
-    """Lines without comments, joined where they end in a backslash."""
-    found: list[tuple[int, list[str]]] = []
-    going_on = False
-    for number, raw in enumerate(text.split("\n"), 1):
-        line = raw.strip()
-        if line[:1] in ("#", ";") or (not line and not going_on):
-            continue
-        more = line.endswith("\\")
-        line = line[:-1].rstrip() if more else line
-        if going_on:
-            found[-1][1].append(line)
-        else:
-            found.append((number, [line]))
-        going_on = more
-    return [(number, " ".join(parts).rstrip()) for number, parts in found]
-
-
 def _words(value: Value) -> list[str]:
     text = str(value.data)
     words = list(split(text.lstrip(_PREFIXES)))
     renamed = "@" in text[: len(text) - len(text.lstrip(_PREFIXES))]
     return words[:1] + words[2:] if renamed else words
-
-
-def _assignments(value: Value) -> list[tuple[str, Value]]:
-    pairs = [word.partition("=") for word in split(str(value.data))]
-    return [(key, Value(value.line, {"value": Value(value.line, text)})) for key, _, text in pairs]
 
 
 def _limit(last: dict[str, Value], start: Value | None, notes: Notes) -> Number:
@@ -133,8 +106,6 @@ def _seconds(text: str) -> float:
     """A time as systemd writes it, ``nan`` if it is not valid; 0 means no limit, too."""
     if text == "infinity":
         return math.inf
-    if len(text) > _LONGEST:
-        return math.nan
     parts = _PART.findall(text)
     known = bool(parts) and all(unit in _UNITS for _, unit in parts)
     if not known or _PART.sub("", text).strip():
