@@ -30,34 +30,12 @@ def ready(running: Running) -> tuple[int, Any]:
     return answer.status, json.loads(answer.body)
 
 
-def test_failures_as_views_return_them(live: Starter, server: str) -> None:
-    """A check that says in a view's manner that it fails does fail, async and in the background as well; what says
-    neither is a mistake that the log names once for each check.
-    """
-    running = live.serve(server, app=APP, settings=DETAILS, plan={"returned": True}, excuse="check '")
-    told = {}
-    for name in ("tuple", "response", "mapping", "list", "text"):
-        for _ in range(2):
-            answer = get(running.address, f"/returned/{name}")
-            checks = json.loads(answer.body)["checks"]
-            assert (answer.status, [checks[each][0]["status"] for each in (name, f"{name}-later")]) == (
-                503,
-                ["fail"] * 2,
-            )
-        told[name] = checks[name][0]["output"]
-    assert (told["tuple"], told["response"], told["mapping"]) == ("down", "status 503", "fail")
-    assert told["list"].startswith("The check returned an object of type 'list', which means neither pass nor fail;")
-    assert running.stop() == 0
-    assert [running.log.count(f"check '{name}': The check returned") for name in told] == [0, 0, 0, 1, 1]
-    assert [running.log.count(f"check '{name}-later': The check returned") for name in told] == [0, 0, 0, 1, 1]
-
-
-def test_a_hung_check_costs_one_thread(live: Starter, server: str) -> None:
+def test_a_hung_check_costs_one_thread(live: Starter) -> None:
     """However often a hung check is asked, it costs one thread, its probe fails, and liveness and work go on; when it
     is back the probe is too.
     """
     plan = {"checks": {"db": {"timeout": 0.1, "ttl": 0}}}
-    running = live.serve(server, app=APP, settings=DETAILS, plan=plan)
+    running = live.serve("waitress", app=APP, settings=DETAILS, plan=plan)
     assert ready(running)[0] == 200
     tell(running, "hang", "db")
     for _ in range(100):
@@ -83,17 +61,15 @@ def test_a_hung_check_does_not_hold_the_stop(live: Starter, server: str) -> None
     assert ready(running)[0] == 503
     assert {"check db", "check loop"} <= {event.text for event in running.events}
     assert running.stop() == 0
-    assert running.shutdown_took < 5.0
-    assert running.lasted < 30.0
     assert running.hooks() == ["last", "first"]
 
 
-def test_background_checks(live: Starter, server: str) -> None:
+def test_background_checks(live: Starter) -> None:
     """A background check runs without being asked, probes only read, its change is noticed by itself, and the
     scheduler ends with the stop.
     """
     plan = {"checks": {"db": {"interval": 0.05}}}
-    running = live.serve(server, app=APP, settings=PROBE_LISTENER, plan=plan, excuse="check 'db' fails")
+    running = live.serve("waitress", app=APP, settings=PROBE_LISTENER, plan=plan, excuse="check 'db' fails")
     running.wait_event("check db", 3)
     assert ready(running)[0] == 200
     tell(running, "fail", "db")
@@ -105,10 +81,10 @@ def test_background_checks(live: Starter, server: str) -> None:
     assert running.stop() == 0
 
 
-def test_background_checks_end_before_the_hooks(live: Starter, server: str) -> None:
+def test_background_checks_end_before_the_hooks(live: Starter) -> None:
     """When the hooks run no background check is started any more: what it needs may be torn down already."""
     plan = {"checks": {"db": {"interval": 0.02}}, "hooks": {"shutdown": [["slow", "gate", None]]}}
-    running = live.serve(server, app=APP, plan=plan)
+    running = live.serve("waitress", app=APP, plan=plan)
     running.wait_event("check db", 2)
     running.send(signal.SIGTERM)
     running.wait_event("shutdown slow")
@@ -119,13 +95,13 @@ def test_background_checks_end_before_the_hooks(live: Starter, server: str) -> N
     assert len([when for when in running.told("check db") if when > begun]) <= 1
 
 
-def test_readiness_kept_until_the_listener_closes(live: Starter, server: str) -> None:
+def test_readiness_kept_until_the_listener_closes(live: Starter) -> None:
     """With LIFECYCLE_READINESS_ON_DRAIN=keep readiness stays as it is during the delay and fails from the moment when
     the listener is closed.
     """
-    settings = {**PROBE_LISTENER, "LIFECYCLE_READINESS_ON_DRAIN": "keep", "LIFECYCLE_SHUTDOWN_DELAY": 1.0}
-    plan = {"checks": {"db": {"ttl": 0}}}
-    running = live.serve(server, app=APP, settings=settings, plan=plan, excuse="check 'db' fails")
+    settings = {**PROBE_LISTENER, "LIFECYCLE_READINESS_ON_DRAIN": "keep"}
+    plan = {"checks": {"db": {"ttl": 0}}, "hooks": {"drain": [["asked", "hold", None]]}}
+    running = live.serve("waitress", app=APP, settings=settings, plan=plan, excuse="check 'db' fails")
     probes = probe_address(running)
     with Connection(running.address) as connection:
         connection.ask("/gate/a")
@@ -136,6 +112,7 @@ def test_readiness_kept_until_the_listener_closes(live: Starter, server: str) ->
         assert get(probes, "/readyz").status == 503
         take_back(running, "fail", "db")
         assert get(probes, "/readyz").status == 200
+        running.open_gate("asked")
         running.wait_log("listener closed")
         running.wait_for(lambda: get(probes, "/readyz").status == 503, "readiness to fail")
         running.open_gate("a")
@@ -143,24 +120,13 @@ def test_readiness_kept_until_the_listener_closes(live: Starter, server: str) ->
     assert running.wait_gone() == 0
 
 
-def test_the_self_test_names_what_stands_in_the_way(live: Starter, server: str) -> None:
+def test_the_self_test_names_what_stands_in_the_way(live: Starter) -> None:
     """A middleware that answers a kubelet's probe in our place is named at the start, once, and nothing else is."""
-    running = live.serve(server, app=APP, plan={"redirect": True})
+    running = live.serve("waitress", app=APP, plan={"redirect": True})
     found = running.wait_log(r"A probe as a kubelet sends it .*")
     assert "is answered 301 MOVED PERMANENTLY to https://example.test/ by Flask around Redirect;" in found[0]
     assert running.stop() == 0
     assert running.log.count("A probe as a kubelet") == 1
-    quiet = live.serve(server, app=APP)
+    quiet = live.serve("waitress", app=APP)
     assert quiet.stop() == 0
     assert "A probe as a kubelet" not in quiet.log
-
-
-def test_probes_stay_out_of_the_access_log(live: Starter) -> None:
-    """Werkzeug's access log tells of work, and of probes only if that is wished."""
-    for wished in (False, True):
-        running = live.serve("werkzeug", app=APP, settings={"LIFECYCLE_LOG_PROBES": wished}, plan={"logging": True})
-        assert get(running.address, "/livez?x=1").status == 200
-        assert get(running.address, "/fast").status == 200
-        running.wait_log(r'"GET /fast HTTP/1.1" 200')
-        assert ("GET /livez?x=1" in running.log) == wished
-        assert running.stop() == 0

@@ -254,6 +254,7 @@ def test_granian_is_told_of_its_time(live: Starter) -> None:
 # -- access logs --------------------------------------------------------------------------------------------------
 
 LOGGING = {
+    "werkzeug": ("-m", "flask", "--app", "live_app.py", "run", "--no-reload", "-p", "0"),
     "uvicorn": ("-m", "uvicorn", *UVICORN),
     "hypercorn": ("-m", "hypercorn", "--access-logfile", "-", "--bind", "127.0.0.1:0", "wsgi:live_app:app"),
     "granian": ("-m", "granian", "--interface", "wsgi", "--access-log", "--port", "{port}", "live_app:app"),
@@ -269,8 +270,8 @@ def test_probes_stay_out_of_access_logs(live: Starter, server: str, wished: bool
     settings = {"LIFECYCLE_LOG_PROBES": wished}
     running = live.start(sys.executable, *command, plan={"logging": True}, settings=settings)
     address = ("127.0.0.1", port) if "{port}" in LOGGING[server] else address_of(running)
-    running.wait_log("STARTING -> READY")
     running.wait_log(r"server \w+ \(")  # from here on pywsgi's handlers are tracked
+    running.wait_log("STARTING -> READY")
     for path in ("/livez", "/readyz?verbose=1", "/fast?to=/livez"):
         assert get(address, path).status == 200
     running.wait_log(r'"GET /fast\S* HTTP/1.1"|"GET /fast HTTP/1.1|GET /fast 1.1')

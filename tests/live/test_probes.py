@@ -50,9 +50,9 @@ def test_all_workers_busy(live: Starter, lossless_server: str) -> None:
     assert running.wait_gone() == 0
 
 
-def test_probes_do_not_warn_of_a_queue(live: Starter, server: str) -> None:
+def test_probes_do_not_warn_of_a_queue(live: Starter) -> None:
     """Probes of an idle server do not make waitress warn of the depth of a queue."""
-    running = live.serve(server)
+    running = live.serve("waitress")
     assert statuses(running.address) == [200, 200, 200, 200]
     assert running.stop() == 0
     assert "queue depth" not in running.log
@@ -60,13 +60,14 @@ def test_probes_do_not_warn_of_a_queue(live: Starter, server: str) -> None:
 
 def test_probes_on_the_main_port_during_the_delay_with_all_workers_busy(live: Starter, lossless_server: str) -> None:
     """Also in the delay of a stop, with every worker busy, the main port answers the probes, and with the truth."""
-    settings = {"LIFECYCLE_SHUTDOWN_DELAY": 3.0, "LIFECYCLE_GRACE_PERIOD": 30.0}
-    running = live.serve(lossless_server, threads=1, settings=settings)
+    plan = {"hooks": {"drain": [["asked", "hold", None]]}}
+    running = live.serve(lossless_server, threads=1, plan=plan)
     with Connection(running.address) as connection:
         connection.ask("/gate/a")
         running.wait_event("begin live a")
         running.begin_stop()
         assert statuses(running.address) == [200, 503, 200, 503]
+        running.open_gate("asked")
         running.open_gate("a")
         assert connection.answer().body == b"passed a"
     assert running.wait_gone() == 0
@@ -89,12 +90,19 @@ def test_mounted_probes_have_their_lane(live: Starter, server: str) -> None:
     assert running.stop() == 0
 
 
-def test_probe_listener_closes_last(live: Starter, server: str) -> None:
-    """The probe listener still tells the truth while the hooks run, when the main port has long been closed."""
-    plan = {"hooks": {"shutdown": [["slow", "gate", None]]}}
-    running = live.serve(server, settings=PROBE_LISTENER, plan=plan)
+def test_probe_listener_opens_first_and_closes_last(live: Starter, server: str) -> None:
+    """The probe listener answers while the start-up functions run, and while the hooks run when the main port has long
+    been closed; it does no work.
+    """
+    plan = {"hooks": {"startup": [["warm-up", "gate", None]], "shutdown": [["slow", "gate", None]]}}
+    running = live.serve(server, settings=PROBE_LISTENER, plan=plan, listeners=0)
     probes = probe_address(running)
+    running.wait_event("startup warm-up")
+    assert statuses(probes) == [200, 503, 503, 503]
+    running.open_gate("warm-up")
+    running.wait_log("STARTING -> READY")
     assert statuses(probes) == [200, 200, 200, 200]
+    assert get(probes, "/fast").status == 404
     running.send(signal.SIGTERM)
     running.wait_event("shutdown slow")
     assert refuses(running.address)
@@ -104,41 +112,14 @@ def test_probe_listener_closes_last(live: Starter, server: str) -> None:
     assert refuses(probes)
 
 
-def test_probe_listener_before_ready(live: Starter, server: str) -> None:
-    """The probe listener answers while the start-up functions run: alive, and not yet ready or started."""
-    plan = {"hooks": {"startup": [["warm-up", "gate", None]]}}
-    running = live.serve(server, settings=PROBE_LISTENER, plan=plan, listeners=0)
-    probes = probe_address(running)
-    running.wait_event("startup warm-up")
-    assert statuses(probes) == [200, 503, 503, 503]
-    running.open_gate("warm-up")
-    running.wait_log("STARTING -> READY")
-    assert statuses(probes) == [200, 200, 200, 200]
-    assert running.stop() == 0
-
-
-def test_probe_listener_does_no_work(live: Starter, server: str) -> None:
-    """Work that is sent to the probe listener gets 404."""
-    running = live.serve(server, settings=PROBE_LISTENER)
-    assert get(probe_address(running), "/fast").status == 404
-    assert running.stop() == 0
-
-
-def test_silent_client_of_the_probe_listener(live: Starter, server: str) -> None:
-    """A client that connects to the probe listener and says nothing neither holds other probes nor the exit."""
+def test_waiting_clients_of_the_probe_listener(live: Starter, server: str) -> None:
+    """Clients of the probe listener that say nothing, that have sent half a request, or that keep their connection hold
+    neither other probes nor the exit.
+    """
     running = live.serve(server, settings={**PROBE_LISTENER, "LIFECYCLE_GRACE_PERIOD": 60.0})
     probes = probe_address(running)
-    with Connection(probes), Connection(probes) as half:
+    with Connection(probes), Connection(probes) as half, Connection(probes) as kept:
         half.send(b"GET /liv")
+        assert kept.get("/livez").status == 200
         assert statuses(probes) == [200, 200, 200, 200]
         assert running.stop() == 0
-    assert running.shutdown_took < 5.0
-
-
-def test_probe_listener_may_stay_open_to_keep_alive_clients(live: Starter, server: str) -> None:
-    """A prober that keeps its connection does not hold the exit."""
-    running = live.serve(server, settings={**PROBE_LISTENER, "LIFECYCLE_GRACE_PERIOD": 60.0})
-    with Connection(probe_address(running)) as connection:
-        assert connection.get("/livez").status == 200
-        assert running.stop() == 0
-    assert running.shutdown_took < 5.0

@@ -7,7 +7,6 @@ import functools
 import os
 import threading
 
-from flask import Response
 from live_app import HOME, PLAN, app, event, lifecycle, pass_gate
 
 from flask_lifecycle import HealthCheckError, Lifecycle
@@ -39,24 +38,6 @@ def add_checks(lifecycle: Lifecycle) -> None:
                 await asyncio.sleep(0.01)
 
         lifecycle.check(name, timeout=0.2)(functools.partial(async_check, name))
-
-    for name, returned in (RETURNED if PLAN.get("returned") else {}).items():
-        lifecycle.group(name, path=f"/returned/{name}")
-        lifecycle.check(name, groups=(name,))(lambda returned=returned: returned)
-        lifecycle.check(f"{name}-later", groups=(name,), interval=60.0)(functools.partial(give_later, returned))
-
-
-RETURNED = {
-    "tuple": ("down", 503),
-    "response": Response(status=503),
-    "mapping": {"status": "fail"},
-    "list": ["error"],
-    "text": "down",
-}
-
-
-async def give_later(returned: object) -> object:
-    return returned
 
 
 class Redirect:
