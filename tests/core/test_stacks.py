@@ -9,7 +9,7 @@ import sys
 import threading
 import warnings
 
-from flask_lifecycle._core.stacks import Call, calls_of, collector_paused
+from flask_lifecycle._core import stacks
 
 BOUND = 20.0
 
@@ -71,27 +71,27 @@ def test_calls_have_the_variables_of_the_moment() -> None:
     thread.start()
     try:
         assert inside.wait(BOUND)
-        (found,) = calls_of(call.__code__)
-        assert found == Call(thread.ident or 0, found.variables)
+        (found,) = stacks.calls_of(call.__code__)
+        assert found == stacks.Call(thread.ident or 0, found.variables)
         assert found.variables["argument"] == "one"
-        assert calls_of(call.__code__, thread.ident) == [found]
-        assert calls_of(call.__code__, threading.get_ident()) == []
+        assert stacks.calls_of(call.__code__, thread.ident) == [found]
+        assert stacks.calls_of(call.__code__, threading.get_ident()) == []
     finally:
         leave.set()
         thread.join()
-    assert calls_of(call.__code__) == []
+    assert stacks.calls_of(call.__code__) == []
 
 
 def test_the_collector_is_left_as_it_was() -> None:
     """A pause inside another one does not end it, and a collector that the application has switched off stays off."""
-    with collector_paused():
-        with collector_paused():
+    with stacks.collector_paused():
+        with stacks.collector_paused():
             assert not gc.isenabled()
         assert not gc.isenabled()
     assert gc.isenabled()
     gc.disable()
     try:
-        with collector_paused():
+        with stacks.collector_paused():
             pass
         assert not gc.isenabled()
     finally:
@@ -105,11 +105,11 @@ def test_a_second_thread_waits_for_the_first_pause() -> None:
     seen: list[bool] = []
 
     def pause() -> None:
-        with collector_paused():
+        with stacks.collector_paused():
             seen.append(gc.isenabled())
         seen.append(gc.isenabled())
 
-    with collector_paused():
+    with stacks.collector_paused():
         thread = threading.Thread(target=pause)
         thread.start()
         thread.join(0.2)
@@ -123,7 +123,7 @@ def test_a_child_that_is_forked_in_a_pause_collects_garbage() -> None:
     paused, leave = threading.Event(), threading.Event()
 
     def pause() -> None:
-        with collector_paused():
+        with stacks.collector_paused():
             paused.set()
             leave.wait(BOUND)
 
@@ -136,7 +136,7 @@ def test_a_child_that_is_forked_in_a_pause_collects_garbage() -> None:
         warnings.simplefilter("ignore", DeprecationWarning)  # of forks beside threads, since Python 3.12
         child = os.fork()
     if child == 0:  # pragma: no cover  another process
-        with collector_paused():
+        with stacks.collector_paused():
             pass
         os._exit(0 if gc.isenabled() else 1)
     thread.join(BOUND)

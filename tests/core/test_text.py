@@ -12,7 +12,7 @@ import pytest
 from flask_lifecycle import HealthCheckError, Lifecycle
 from flask_lifecycle._cli.operators import remove_file
 from flask_lifecycle._core.state import logger
-from flask_lifecycle._core.text import Lines, visible
+from flask_lifecycle._core.text import visible
 from tests._fakes import make_app, state_of
 
 FORGED = "x\n2026-01-01 INFO shutdown complete\r\x1b[2J\u202e\x9b1m\u2028y"
@@ -43,11 +43,6 @@ def test_a_text_is_one_visible_line() -> None:
     assert visible(FORGED) == r"x\n2026-01-01 INFO shutdown complete\r\x1b[2J\u202e\x9b1m\u2028y"
     assert visible("größe 世") == "größe 世"
     assert visible("x" * 100, 10) == "xxxxxxx..."
-
-
-def test_lines_after_the_first_are_indented() -> None:
-    """What has several lines keeps them, and none but the first begins at the margin."""
-    assert Lines.of("a\n  b\nc\x1b\n\nd\n") == "a\n  b\n    c\\x1b\n\n    d"
 
 
 def test_the_log_cannot_be_forged(log: io.StringIO) -> None:

@@ -15,23 +15,23 @@ import pytest
 
 from flask_lifecycle import HealthReport, State
 from flask_lifecycle._core.state import Event
-from flask_lifecycle._restart.supervisor import Supervisor, _Systemd, _Worker
-from flask_lifecycle._restart.worker import Channel, RestartWorker
+from flask_lifecycle._restart import supervisor as supervisor_module
+from flask_lifecycle._restart import worker as worker_module
 from tests._fakes import FakeMember, run_python
 
 
 @pytest.fixture
-def ends() -> Iterator[tuple[Channel, Channel]]:
+def ends() -> Iterator[tuple[worker_module.Channel, worker_module.Channel]]:
     """Two ends of one channel."""
     one, two = socket.socketpair()
     with one, two:
-        yield Channel(one), Channel(two)
+        yield worker_module.Channel(one), worker_module.Channel(two)
 
 
 # -- the channel --------------------------------------------------------------------------------------------------
 
 
-def test_messages(ends: tuple[Channel, Channel], tmp_path: Any) -> None:
+def test_messages(ends: tuple[Any, Any], tmp_path: Any) -> None:
     """Words, texts and descriptors arrive in order, also in two parts, and no child inherits the descriptors."""
     one, two = ends
     with (tmp_path / "a").open("wb") as a, (tmp_path / "b").open("wb") as b:
@@ -57,7 +57,7 @@ def test_messages(ends: tuple[Channel, Channel], tmp_path: Any) -> None:
 
 
 @pytest.mark.parametrize("unread", [False, True])
-def test_the_other_end_is_gone(ends: tuple[Channel, Channel], unread: bool) -> None:
+def test_the_other_end_is_gone(ends: tuple[Any, Any], unread: bool) -> None:
     """An end that is gone, with or without unread messages, is ``None``, and sending to it does nothing."""
     one, two = ends
     if unread:
@@ -81,10 +81,10 @@ class Health:
         return HealthReport(group, None, self.status, State.READY, "for a reason", tuple(self.checks))
 
 
-def test_when_a_worker_is_ready(ends: tuple[Channel, Channel]) -> None:
+def test_when_a_worker_is_ready(ends: tuple[Any, Any]) -> None:
     """A worker is ready when it has started and readiness passes, or an operator has cordoned the service."""
     ends[0].send("serve", "next 0 0")
-    worker = RestartWorker(ends[1])
+    worker = worker_module.RestartWorker(ends[1])
     app: Any = FakeMember()
     app.health = health = Health()
     worker._app = app
@@ -106,15 +106,15 @@ def test_when_a_worker_is_ready(ends: tuple[Channel, Channel]) -> None:
 
 
 @pytest.fixture
-def worker(ends: tuple[Channel, Channel]) -> Any:
-    return _Worker(SimpleNamespace(pid=4711), ends[0])  # type: ignore[arg-type]
+def worker(ends: tuple[Any, Any]) -> Any:
+    return supervisor_module._Worker(SimpleNamespace(pid=4711), ends[0])  # type: ignore[arg-type]
 
 
 def test_a_process_that_cannot_be_started(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, worker: Any
 ) -> None:
     """If no process can be started, the log says so and which one continues to serve, if one does."""
-    supervisor = Supervisor([], [], signal.SIGHUP, 5.0)
+    supervisor = supervisor_module.Supervisor([], [], signal.SIGHUP, 5.0)
     supervisor._current = worker
 
     def fail(place: str) -> None:
@@ -132,7 +132,7 @@ def test_a_process_that_cannot_be_started(
 
 def test_the_next_worker_fails_too(worker: Any, caplog: pytest.LogCaptureFixture) -> None:
     """If the current worker has died and the next one fails, its exit code is the one of the supervisor."""
-    supervisor = Supervisor([], [], signal.SIGHUP, 5.0)
+    supervisor = supervisor_module.Supervisor([], [], signal.SIGHUP, 5.0)
     supervisor._next = worker
     supervisor._gone(worker, 7)
     assert (supervisor._code, supervisor._next, caplog.messages) == (7, None, [])
@@ -148,12 +148,17 @@ def test_the_next_worker_fails_too(worker: Any, caplog: pytest.LogCaptureFixture
     ],
 )
 def test_which_worker_closes_the_listeners(
-    worker: Any, ends: tuple[Channel, Channel], serves: str, ending: bool, answer: str, ends_all: bool
+    worker: Any,
+    ends: tuple[Any, Any],
+    serves: str,
+    ending: bool,
+    answer: str,
+    ends_all: bool,
 ) -> None:
     """A worker that stops closes the listeners only if no other one serves or will serve."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        supervisor = Supervisor([listener], [], signal.SIGHUP, 5.0)
-        other = _Worker(SimpleNamespace(pid=4712), ends[0])  # type: ignore[arg-type]
+        supervisor = supervisor_module.Supervisor([listener], [], signal.SIGHUP, 5.0)
+        other = supervisor_module._Worker(SimpleNamespace(pid=4712), ends[0])  # type: ignore[arg-type]
         supervisor._current = {"it": worker, "another": other, "nobody": None}[serves]
         supervisor._ending = ending
         ends[1].send("stopping")
@@ -164,9 +169,9 @@ def test_which_worker_closes_the_listeners(
         assert (listener.fileno() == -1) == (ends_all and not ending)
 
 
-def test_descriptors_that_come_too_late_are_closed(worker: Any, ends: tuple[Channel, Channel]) -> None:
+def test_descriptors_that_come_too_late_are_closed(worker: Any, ends: tuple[Any, Any]) -> None:
     """The probe listener of a worker that is not the next one is closed."""
-    supervisor = Supervisor([], [], signal.SIGHUP, 5.0)
+    supervisor = supervisor_module.Supervisor([], [], signal.SIGHUP, 5.0)
     with socket.create_server(("127.0.0.1", 0)) as probes:
         port = probes.getsockname()[1]
         ends[1].send("ready", "", [probes.fileno()])
@@ -178,7 +183,7 @@ def test_messages_to_systemd() -> None:
     """A reload begins and ends for a service that is ready, and for no other; without a receiver nothing happens."""
     with tempfile.TemporaryDirectory() as home, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as receiver:
         receiver.bind(f"{home}/notify")
-        manager = _Systemd(f"{home}/notify")
+        manager = supervisor_module._Systemd(f"{home}/notify")
         manager.reloading()
         manager.reload_failed("STATUS=a")
         manager.send("STATUS=a")
@@ -190,7 +195,7 @@ def test_messages_to_systemd() -> None:
     assert heard.pop(2)[0] == "RELOADING=1"
     assert heard == [["STATUS=a"], ["READY=1", "STATUS=b"], ["READY=1", "STATUS=c"], ["READY=1"]]
     manager.send("STATUS=d")
-    _Systemd("").send("STATUS=d")
+    supervisor_module._Systemd("").send("STATUS=d")
 
 
 ENVIRONMENT = """

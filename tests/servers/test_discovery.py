@@ -8,6 +8,7 @@ import sys
 import textwrap
 import threading
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,7 +17,6 @@ from werkzeug.serving import make_server
 from flask_lifecycle._core.process import Process
 from flask_lifecycle._servers import discovery, sockets
 from flask_lifecycle._servers.adapter import Adapter
-from flask_lifecycle._servers.asgi.uvicorn import Uvicorn
 from flask_lifecycle._servers.serving import Serving
 from tests._fakes import BOUND, run_python, running
 
@@ -68,8 +68,8 @@ def test_two_that_search_find_one(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(discovery, "_searching", searching)
     monkeypatch.setattr(discovery, "listens", lambda: True)
-    monkeypatch.setattr(discovery, "KINDS", (("sys", "asgi.uvicorn"),))
-    monkeypatch.setattr(sys.modules[Uvicorn.__module__], "find", find)
+    monkeypatch.setattr(discovery, "KINDS", (("sys", "ours"),))
+    monkeypatch.setitem(sys.modules, "flask_lifecycle._servers.ours", SimpleNamespace(find=find))
     others: list[Adapter | None] = []
     with running(lambda: others.append(discovery.find())):
         mine = discovery.find()

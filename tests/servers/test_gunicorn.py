@@ -23,21 +23,12 @@ from gunicorn.workers.sync import SyncWorker
 
 from flask_lifecycle._config import Settings
 from flask_lifecycle._core.process import Process
+from flask_lifecycle._servers import sockets
 from flask_lifecycle._servers.gunicorn import connections, hooks
 from flask_lifecycle._servers.gunicorn import master as master_module
-from flask_lifecycle._servers.gunicorn.connections import Connections
-from flask_lifecycle._servers.gunicorn.master import Master
-from flask_lifecycle._servers.gunicorn.shared import (
-    CLEAN,
-    DELAYED,
-    DELAYING,
-    SERVING,
-    UNCLEAN,
-    SharedMemory,
-)
-from flask_lifecycle._servers.gunicorn.worker import warn_of_timeout
+from flask_lifecycle._servers.gunicorn import shared as shared_module
+from flask_lifecycle._servers.gunicorn import worker as worker_module
 from flask_lifecycle._servers.serving import Serving
-from flask_lifecycle._servers.sockets import has_input
 from tests._fakes import BOUND, FakeMember, until
 
 # The file by whose time a worker of gunicorn shows that it lives.
@@ -99,9 +90,9 @@ class FakeListener:
 
 
 @pytest.fixture
-def shared() -> SharedMemory:
+def shared() -> shared_module.SharedMemory:
     """What master and workers share, with the numbers of some settings on it."""
-    shared = SharedMemory()
+    shared = shared_module.SharedMemory()
     shared.publish([Settings(grace_period=10.0, hook_reserve=2.0, shutdown_delay=3.0)])
     return shared
 
@@ -142,7 +133,7 @@ class FakeGunicornWorker(SimpleNamespace):
 # -- what is shared ---------------------------------------------------------------------------------------------------
 
 
-def test_one_acts_for_all_in_time(shared: SharedMemory, caplog: pytest.LogCaptureFixture) -> None:
+def test_one_acts_for_all_in_time(shared: Any, caplog: pytest.LogCaptureFixture) -> None:
     """A worker that does not end does not keep another from acting for all."""
     shared.publish([Settings()], True)
     shared.set_last_workers([1, 2])
@@ -153,12 +144,12 @@ def test_one_acts_for_all_in_time(shared: SharedMemory, caplog: pytest.LogCaptur
 # -- the master -------------------------------------------------------------------------------------------------------
 
 
-def test_workers_that_end_at_once(shared: SharedMemory, listener: socket.socket) -> None:
+def test_workers_that_end_at_once(shared: Any, listener: socket.socket) -> None:
     """Their end is seen before gunicorn looks, when the listener is closed, and none is told twice."""
     server = FakeArbiter(listener, ages=(1,))
-    master = Master(server, shared)
+    master = master_module.Master(server, shared)
     master.install()
-    shared.set_state(1, CLEAN)
+    shared.set_state(1, shared_module.CLEAN)
     assert not master._step(0.0)
     master._finished = True
     looks = []
@@ -178,22 +169,22 @@ def test_workers_that_end_at_once(shared: SharedMemory, listener: socket.socket)
     assert (server.LISTENERS, server.calls) == ([], [(101, signal.SIGTERM), ("stop", True), (101, signal.SIGKILL)])
 
 
-def test_the_master_does_not_wait_for_ever(shared: SharedMemory, listener: socket.socket) -> None:
+def test_the_master_does_not_wait_for_ever(shared: Any, listener: socket.socket) -> None:
     """A worker that never ends its delay, and a queue that nobody serves, hold the master for as long as they may."""
     server = FakeArbiter(listener, ages=(1,))
-    shared.set_state(1, DELAYING)
-    master = Master(server, shared)
+    shared.set_state(1, shared_module.DELAYING)
+    master = master_module.Master(server, shared)
     with socket.create_connection(listener.getsockname()):
         assert not master._step(8.9)
         assert master._step(9.1)
-        shared.set_state(1, DELAYED)
+        shared.set_state(1, shared_module.DELAYED)
         assert not master._step(7.9)
 
 
-def test_a_tick_that_fails_stops(shared: SharedMemory, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tick_that_fails_stops(shared: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """What goes wrong in a tick neither ends the master's loop nor holds it: gunicorn stops as ever."""
     server = FakeArbiter()
-    master = Master(server, shared)
+    master = master_module.Master(server, shared)
     signal.signal(signal.SIGALRM, lambda signum, frame: None)
     monkeypatch.setattr(master, "_step", lambda now: 1 / 0)
     master._tick(signal.SIGALRM, None)
@@ -204,30 +195,28 @@ def test_a_tick_that_fails_stops(shared: SharedMemory, monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize("more", [{"systemd": True}, {"reexec_pid": 1}, {"master_pid": os.getppid()}, {"address": [3]}])
-def test_listeners_of_others_are_left_alone(
-    shared: SharedMemory, listener: socket.socket, more: dict[str, Any]
-) -> None:
+def test_listeners_of_others_are_left_alone(shared: Any, listener: socket.socket, more: dict[str, Any]) -> None:
     """Given sockets, and those that another master has as well, are neither filtered nor waited for."""
     server = FakeArbiter(listener)
     server.cfg.address = more.pop("address", server.cfg.address)
     vars(server).update(more)
     with socket.create_connection(listener.getsockname()):
-        assert Master(server, shared)._step(0.0)
+        assert master_module.Master(server, shared)._step(0.0)
 
 
 def test_a_stop_before_anything_is_loaded(listener: socket.socket) -> None:
     """Nobody has to notice; what waits is waited for as long as gunicorn waits for a worker."""
     server = FakeArbiter(listener, ages=(1,))
-    master = Master(server, SharedMemory())
+    master = master_module.Master(server, shared_module.SharedMemory())
     with socket.create_connection(listener.getsockname()):  # from now on nobody can
         assert [master._step(0.0), master._step(29.0), master._step(30.0)] == [False, False, True]
         listener.accept()[0].close()
     assert master._step(29.0)
 
 
-def test_a_signal_in_a_child_that_has_no_handlers_yet(shared: SharedMemory) -> None:
+def test_a_signal_in_a_child_that_has_no_handlers_yet(shared: Any) -> None:
     """A worker that is signalled as soon as it is forked leaves, and tells nobody to stop."""
-    master = Master(FakeArbiter(), shared)
+    master = master_module.Master(FakeArbiter(), shared)
     child = os.fork()
     if not child:
         master._signalled(signal.SIGTERM, None)
@@ -236,9 +225,9 @@ def test_a_signal_in_a_child_that_has_no_handlers_yet(shared: SharedMemory) -> N
     assert not shared.wait_for_stop(0.0)
 
 
-def test_a_tick_is_not_interrupted_by_the_next(shared: SharedMemory, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tick_is_not_interrupted_by_the_next(shared: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """The timer is wound up when a tick is over: on a busy machine ticks would nest otherwise, without end."""
-    master = Master(FakeArbiter(), shared)
+    master = master_module.Master(FakeArbiter(), shared)
     running = []
 
     def step(now: float) -> bool:
@@ -255,11 +244,11 @@ def test_a_tick_is_not_interrupted_by_the_next(shared: SharedMemory, monkeypatch
     assert signal.getitimer(signal.ITIMER_REAL)[1] == 0.0
 
 
-def test_a_worker_that_cannot_start(shared: SharedMemory, listener: socket.socket) -> None:
+def test_a_worker_that_cannot_start(shared: Any, listener: socket.socket) -> None:
     """All stop, in the way of every stop while others serve, and with gunicorn's own exit code."""
     server = FakeArbiter(listener, ages=(1,))
-    shared.set_state(1, SERVING)
-    master = Master(server, shared)
+    shared.set_state(1, shared_module.SERVING)
+    master = master_module.Master(server, shared)
     master.install()
     server.halts = 1
     server.reap_workers()
@@ -271,15 +260,15 @@ def test_a_worker_that_cannot_start(shared: SharedMemory, listener: socket.socke
     with pytest.raises(HaltServer, match="Worker failed to boot"):
         server.handle_term()
     server.stop()
-    shared.set_state(1, UNCLEAN)
+    shared.set_state(1, shared_module.UNCLEAN)
     assert master.exit_code == 0  # gunicorn has its own
 
 
 @pytest.mark.parametrize(("age", "timeout"), [(3.2, 7), (60.0, 1), (-25.0, 30)])
-def test_the_master_waits_no_longer_than_the_grace_period(shared: SharedMemory, age: float, timeout: int) -> None:
+def test_the_master_waits_no_longer_than_the_grace_period(shared: Any, age: float, timeout: int) -> None:
     """A worker that hangs is killed by then, whatever gunicorn would give it."""
     server = FakeArbiter()
-    master = Master(server, shared)
+    master = master_module.Master(server, shared)
     master._finished, master._began = True, time.monotonic() - age
     master.stop()
     assert server.cfg.graceful_timeout == timeout
@@ -295,7 +284,7 @@ def test_the_warning_names_the_number(
     delay: Any, timeout: float, needed: int | None, caplog: pytest.LogCaptureFixture
 ) -> None:
     """gunicorn waits from the end of the delay on; one that ends when it may may end at once."""
-    warn_of_timeout(timeout, [Settings(grace_period=25.0, shutdown_delay=delay)])
+    worker_module.warn_of_timeout(timeout, [Settings(grace_period=25.0, shutdown_delay=delay)])
     expected = (
         f"gunicorn's graceful_timeout is {timeout:g} s, and a worker may need {needed} s after the delay; set"
         f" 'graceful_timeout' to {needed}, or a shorter 'LIFECYCLE_GRACE_PERIOD'."
@@ -363,7 +352,7 @@ def test_a_gunicorn_that_is_not_known_is_left_alone(
     assert not process[0].shutdown.begun
 
 
-def test_a_worker_that_is_signalled_while_it_loads(process: tuple[Process, FakeMember], shared: SharedMemory) -> None:
+def test_a_worker_that_is_signalled_while_it_loads(process: tuple[Process, FakeMember], shared: Any) -> None:
     """It has begun nothing if the master has dismissed it alone; if all stop it serves what waits; else it goes on."""
     carried, _member = process
     hooks.here.shared = shared
@@ -420,7 +409,7 @@ def test_connections_of_gevent_that_wait_are_hung_up(monkeypatch: pytest.MonkeyP
         timeout_ctx=None, handle=handle,
         handle_request=lambda *_: seen.append(look(9.0)), handle_http2=lambda *_: seen.append(look(9.0)),
     )  # fmt: skip
-    subject = Connections(worker)
+    subject = connections.Connections(worker)
     with ours, theirs:
         worker.handle(None, ours, None)
         assert seen == [False, False, False, False, False, True]
@@ -438,16 +427,16 @@ def test_connections_of_threads_that_wait_are_hung_up(listener: socket.socket, m
         )
         clients[1].send(b"x")
         clients[3].send(b"x")
-        until(lambda: all(has_input(each.sock) for each in (asking, busy)))
+        until(lambda: all(sockets.has_input(each.sock) for each in (asking, busy)))
 
         def handle(conn: Any) -> None:
             for seconds in (0.0, 0.2, 0.1):
-                assert has_input(conn.sock) is (conn is busy)
+                assert sockets.has_input(conn.sock) is (conn is busy)
                 now[0] += seconds
                 subject.hang_up(0.25, math.inf)
 
         worker = FakeGunicornWorker(handle=handle, keepalived_conns=deque([kept, asking]), pending_conns=deque())
-        subject = Connections(worker)
+        subject = connections.Connections(worker)
         worker.handle(silent)
         assert (at_end(kept.sock), at_end(silent.sock)) == (True, True)
         worker.keepalived_conns.clear()
@@ -463,7 +452,7 @@ def test_an_answered_connection_is_closed_when_its_client_has_the_answer(sends_o
     before, closed = util.close_graceful, list[Any]()
     util.close_graceful = closed.append
     try:
-        subject = Connections(FakeGunicornWorker())
+        subject = connections.Connections(FakeGunicornWorker())
         subject.leaving = True
         ours, theirs = socket.socketpair()
         with ours, theirs:
@@ -493,7 +482,7 @@ def test_a_connection_that_comes_to_a_leaving_worker_has_its_linger(
             ended.append(at_end(client))
 
     worker = FakeGunicornWorker(timeout_ctx=None, handle=handle, handle_request=None, handle_http2=None)
-    subject = Connections(worker)
+    subject = connections.Connections(worker)
     with socket.create_connection(listener.getsockname()), listener.accept()[0] as accepted:
         worker.handle(listener, accepted, None)
     assert ended == [False, False, True]

@@ -16,9 +16,7 @@ from cheroot.wsgi import Server as CherootServer
 from waitress.task import ThreadedTaskDispatcher
 
 from flask_lifecycle._core.inflight import Load
-from flask_lifecycle._core.server import STARTED
-from flask_lifecycle._servers import sockets
-from flask_lifecycle._servers.cheroot import find as find_cheroot
+from flask_lifecycle._servers import discovery, sockets
 from tests._fakes import BOUND, Served, run_python, served, until
 from tests.live._client import Connection, get, request_head
 
@@ -141,7 +139,7 @@ def test_a_listener_of_others_is_left_to_them(monkeypatch: pytest.MonkeyPatch) -
     """Where systemd has passed the listener on, only our copy of it is closed."""
     monkeypatch.setenv("LISTEN_FDS", "1")
     with running_cheroot() as server:
-        subject = find_cheroot()
+        subject = discovery.find()
         assert subject is not None
         copy = server.socket.dup()
         subject.announce()
@@ -222,5 +220,5 @@ def test_a_server_that_lacks_what_its_adapter_uses(name: str, lacks: int, monkey
     monkeypatch.setattr(module, "instances", lambda kind: [server])
     monkeypatch.setattr(module, "NEEDS", needs)
     adapter = module.find()
-    assert (adapter.name, adapter.guarantee, adapter.ours) == (name, STARTED, False)
+    assert (adapter.name, adapter.guarantee, adapter.ours) == (name, "started requests", False)
     assert all(repr(each) in adapter.advice for each in names)

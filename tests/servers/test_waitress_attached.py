@@ -15,8 +15,7 @@ from waitress.channel import HTTPChannel
 from waitress.server import create_server
 from waitress.task import WSGITask
 
-from flask_lifecycle._servers import waitress
-from flask_lifecycle._servers.discovery import inside
+from flask_lifecycle._servers import discovery, waitress
 from flask_lifecycle._servers.waitress import Waitress
 from tests._fakes import BOUND, running, until
 from tests.live._client import Connection, get, refuses
@@ -63,7 +62,7 @@ def attached(servers: list[Any]) -> Waitress:
 def turning(theirs: Theirs) -> Iterator[threading.Thread]:
     """Turn its loop until the test is over, and let go of it."""
     with running(theirs.run) as thread:
-        until(lambda: bool(inside(wasyncore.loop, map=theirs.map)))
+        until(lambda: bool(discovery.inside(wasyncore.loop, map=theirs.map)))
         try:
             yield thread
         finally:
