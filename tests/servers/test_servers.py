@@ -100,33 +100,6 @@ def test_several_listeners(server: str, listen: str, tmp_path: Path) -> None:
     assert not path.exists()
 
 
-@pytest.mark.parametrize("server", RUNNERS)
-def test_ipv6(server: str) -> None:
-    """An IPv6 address is listened on and written with its brackets."""
-    try:
-        runner = made(server, host="::1", port=0)
-    except OSError:
-        pytest.skip("there is no IPv6 here")
-    assert runner.addresses()[0].startswith("http://[::1]:")
-    runner.close()
-
-
-@pytest.mark.parametrize("server", RUNNERS)
-def test_given_sockets_stay_open(server: str, listener: socket.socket, tmp_path: Path) -> None:
-    """Sockets that were given, Internet and Unix ones together, are left to their giver."""
-    path = str(tmp_path / "s")
-    with socket.socket(socket.AF_UNIX) as unix:
-        unix.bind(path)
-        unix.listen()
-        runner = made(server, sockets=[unix, listener])
-        assert set(runner.addresses()) == {sockets.describe(listener), f"unix:{path}"}
-        assert set(runner.listeners()) == {unix, listener}
-        runner.close()
-        socket.create_connection(listener.getsockname()).close()
-        with socket.socket(socket.AF_UNIX) as client:
-            client.connect(path)
-
-
 def test_held_back_listeners_are_let_go_of(tmp_path: Path) -> None:
     """Who holds waitress back and closes it keeps the duplicates of its listeners, and the path of a Unix socket."""
     path = tmp_path / "s"
@@ -157,46 +130,6 @@ def test_an_error_lets_the_others_go(server: str, listener: socket.socket) -> No
     with pytest.raises(OSError, match="it is in use by another program"):
         made(server, listen=f"127.0.0.1:{port} 127.0.0.1:{taken}")
     socket.create_server(("127.0.0.1", port)).close()
-
-
-FORKED = """
-import os, socket, sys, threading
-from flask_lifecycle._servers import create
-from tests._fakes import until
-
-def app(environ, start_response):
-    start_response("200 OK", [("Content-Length", "2")])
-    return [b"ok"]
-
-runner = create(sys.argv[1], app, "127.0.0.1", 0, {})
-port = int(runner.addresses()[0].rpartition(":")[2])
-threading.Thread(target=runner.serve, daemon=True).start()
-client = socket.create_connection(("127.0.0.1", port), timeout=10)
-sockets = []
-def look():
-    # Werkzeug's are on the stacks of its threads.
-    getattr(runner, "before_fork", lambda: None)()
-    sockets[:] = runner.sockets()
-    return len(sockets) == 2
-until(look)
-kept = list(sockets)
-child = os.fork()
-if child == 0:
-    os._exit(sum(sock.fileno() >= 0 for sock in kept))
-_, status = os.waitpid(child, 0)
-print("open in the child:", os.waitstatus_to_exitcode(status))
-client.sendall(b"GET / HTTP/1.0\\r\\n\\r\\n")
-print("answered by the parent:", client.recv(1000).split()[1].decode(), flush=True)
-os._exit(0)
-"""
-
-
-@pytest.mark.parametrize("server", RUNNERS)
-def test_a_forked_child_keeps_nothing_open(server: str) -> None:
-    """A child that may outlive us keeps neither the listener nor a connection open; the parent goes on serving."""
-    done = run_python(FORKED, server, python=["-W", "ignore"])
-    assert done.stdout.splitlines() == ["open in the child: 0", "answered by the parent: 200"], done.stderr
-    assert done.returncode == 0
 
 
 def test_a_child_of_a_process_that_stops(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -194,12 +194,3 @@ def test_a_server_that_fails(runner: FakeRunner, caplog: pytest.LogCaptureFixtur
     assert ran == ["hook"]
     assert lifecycle.shutdown().reason == "server failed: ValueError"
     assert "the server failed" in [record.getMessage() for record in caplog.records]
-
-
-def test_a_probe_port_that_is_taken(runner: FakeRunner) -> None:
-    """A probe listener that cannot be opened lets the server go, and run() can be called again."""
-    lifecycle = Lifecycle(app := make_app(LIFECYCLE_PROBE_HOST="192.0.2.1", LIFECYCLE_PROBE_PORT=0))
-    for _ in range(2):
-        with pytest.raises(OSError, match=r"The probe listener cannot listen on 192\.0\.2\.1:0"):
-            lifecycle.run(app)
-    assert runner.verbs == ["close", "close"]

@@ -11,7 +11,7 @@ import pytest
 
 from flask_lifecycle import Lifecycle
 from flask_lifecycle._servers import socket_activation
-from tests._fakes import make_app, run_python
+from tests._fakes import make_app
 
 
 @pytest.fixture
@@ -124,14 +124,3 @@ def test_a_descriptor_that_is_named_twice() -> None:
     """A descriptor that is named twice is an error."""
     with pytest.raises(ValueError, match=r"^The descriptor 7 is named twice; name each once\.$"):
         socket_activation.listeners([7, 8, 7])
-
-
-def test_fd_on_the_command_line(given: socket.socket, tmp_path: Path) -> None:
-    """A bad ``--fd`` is one sentence on stderr, with exit 2."""
-    (tmp_path / "app.py").write_text(
-        "from flask import Flask\nfrom flask_lifecycle import Lifecycle\napp = Flask(__name__)\nLifecycle(app)\n"
-    )
-    code = "import sys; from flask.cli import main; sys.argv[0] = 'flask'; main()"
-    done = run_python(code, "--app", str(tmp_path / "app.py"), "lifecycle", "run", "--fd", "2")
-    assert done.returncode == 2
-    assert done.stderr.splitlines()[-1] == "Error: The descriptor 2 is not a socket; pass on a listening socket."

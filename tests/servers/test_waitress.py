@@ -22,8 +22,6 @@ LARGE = b"x" * 60_000
 
 
 def app(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-    if environ["PATH_INFO"] == "/exit":
-        raise SystemExit(3)
     body = LARGE if environ["PATH_INFO"] == "/large" else b"ok"
     start_response("200 OK", [("Content-Length", str(len(body)))])
     return [body]
@@ -40,13 +38,6 @@ def channel_of(subject: Served) -> Any:
     """Its only connection."""
     until(lambda: len(subject.runner.connections()) == 1)
     return subject.runner.connections()[0]
-
-
-def test_an_application_that_exits(waitress: Served) -> None:
-    """SystemExit in an application is answered with 500 and costs neither the thread nor, at the end, a clean drain."""
-    assert get(waitress.address, "/exit").status == 500
-    assert get(waitress.address, "/").body == b"ok"
-    until(lambda: waitress.runner.unfinished() == [])
 
 
 def test_a_half_closed_client_reads_its_answer_in_a_drain(waitress: Served) -> None:

@@ -118,22 +118,6 @@ def test_two_loops(app: App) -> None:
             connection.sock.close()
 
 
-def test_a_loop_in_a_thread_is_ended(app: App) -> None:
-    """A server that runs in a thread of its own is told to end, as its thread would hold the interpreter open."""
-    theirs = Theirs(app)
-    subject = attached(theirs.servers)
-    with running(theirs.run) as thread:
-        until(subject.serving)
-        subject.announce()
-        subject.stop_accepting(BOUND)
-        assert subject.wait_idle(BOUND, 0.0)
-        subject.stop()
-        thread.join(BOUND)
-        assert not thread.is_alive()
-    until(lambda: theirs.servers[0].task_dispatcher.threads == set())
-    theirs.servers[0].trigger.close()
-
-
 def test_a_loop_of_the_main_thread_is_not(app: App, monkeypatch: pytest.MonkeyPatch) -> None:
     """A loop in the main thread goes on until the process ends, which sends its SystemExit there."""
     theirs = Theirs(app)
