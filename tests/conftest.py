@@ -86,3 +86,11 @@ def given_back() -> Iterator[None]:
     running = [thread.name for thread in left if thread.is_alive()]
     assert not changed, f"signal handlers not restored: {', '.join(changed)}"
     assert not running, f"threads still running: {', '.join(running)}"
+
+
+@pytest.fixture
+def free() -> Iterator[threading.Event]:
+    """What hanging functions of a test wait for; set when the test is over."""
+    event = threading.Event()
+    yield event
+    event.set()

@@ -36,14 +36,6 @@ def get(app: Flask, path: str = "/work", **arguments: Any) -> TestResponse:
     return app.test_client().open(path, buffered=True, **arguments)
 
 
-@pytest.fixture
-def free() -> Iterator[threading.Event]:
-    """What hanging functions of a test wait for; set when the test is over."""
-    event = threading.Event()
-    yield event
-    event.set()
-
-
 # -- the shape of an extension ------------------------------------------------------------------------------------
 
 
@@ -368,6 +360,28 @@ def test_draining_and_remaining() -> None:
     assert (woken, draining.is_set(), lifecycle.remaining()) == ([True], True, 8.0)
     clock.advance(3.0)
     assert lifecycle.remaining() == 5.0
+
+
+def test_a_stream_ends_when_the_drain_begins() -> None:
+    """A stream that waits on ``draining`` ends by itself, and the shutdown is clean."""
+    app, lifecycle = serve()
+
+    @app.get("/stream")
+    def stream() -> Iterator[str]:
+        draining = lifecycle.draining
+
+        def chunks() -> Iterator[str]:
+            yield "begun"
+            assert draining.wait(BOUND)
+            yield "ended"
+
+        return chunks()
+
+    got: list[str] = []
+    with running(lambda: got.append(get(app, "/stream").text)):
+        until(lambda: lifecycle.in_flight == 1)
+        assert lifecycle.shutdown().clean
+    assert got == ["begunended"]
 
 
 def test_in_flight_and_requests() -> None:

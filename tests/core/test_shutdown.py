@@ -39,14 +39,6 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> ManualClock:
     return ManualClock()
 
 
-@pytest.fixture
-def free() -> Iterator[threading.Event]:
-    """What hanging functions of a test wait for; set when the test is over."""
-    event = threading.Event()
-    yield event
-    event.set()
-
-
 def begin(clock: Clock, *members: FakeMember, server: FakeServer | None = None) -> Shutdown:
     """Begin to shut these down."""
     shutdown = coordinate(clock, *members)
