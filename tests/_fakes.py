@@ -13,23 +13,23 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from flask import Flask
 from werkzeug import Request
 from werkzeug.test import create_environ
 
-from flask_lifecycle import RequestInfo, ShutdownReport, _servers
+from flask_lifecycle import RequestInfo, ShutdownReport, State, _servers
 from flask_lifecycle._app import Application
 from flask_lifecycle._config import Settings
 from flask_lifecycle._core.deadline import Clock
 from flask_lifecycle._core.feature import Feature
 from flask_lifecycle._core.hooks import Hooks
 from flask_lifecycle._core.inflight import Ledger, Load
-from flask_lifecycle._core.server import ALL_CONNECTIONS, AdaptiveDelay
-from flask_lifecycle._core.shutdown import End, Shutdown, StopRequest
+from flask_lifecycle._core.shutdown import Shutdown, StopRequest
 from flask_lifecycle._core.startup import StartupTasks
-from flask_lifecycle._core.state import Event, State, StateMachine
+from flask_lifecycle._core.state import Event, StateMachine
 from flask_lifecycle._core.work import WorkLedger
 from flask_lifecycle._probes.listener import respond
 
@@ -39,6 +39,13 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parent.parent
 # How long a test waits for what is about to happen, in seconds: what reaches it is a failure.
 BOUND = 10.0
+
+
+# What ``shutdown()`` says where it would wait for itself.
+SELF_WAIT = (
+    "shutdown() was called in a thread that the shutdown itself waits for (a request, a hook, a work item or the"
+    " server's loop); call shutdown(wait=False) there."
+)
 
 
 def whole(text: str) -> str:
@@ -128,7 +135,7 @@ class FakeMember:
         self.tasks = StartupTasks(self.hooks.records)
         self.served = 0
         self.reports: list[ShutdownReport] = []
-        self.adaptive_delay: AdaptiveDelay | None = None
+        self.adaptive_delay: Any = None
         self.startup: Any = FakeStartup(self.machine)
         self.refused = 0
         self.health: Any = None
@@ -180,7 +187,7 @@ class FakeServer:
 
     name = "fake"
     means = "made by a test"
-    guarantee = ALL_CONNECTIONS
+    guarantee = "all connections"
     advice = ""
     start_error = 1
     stays = False
@@ -231,9 +238,22 @@ class FakeServer:
 
 def coordinate(clock: Clock | None, *members: Any, keep: Any = None, leave: Any = None, **arguments: Any) -> Shutdown:
     """A shutdown of these applications, which calls ``keep`` and ``leave`` at its end."""
-    end: Any = End()
-    end.keep, end.leave = keep or end.keep, leave or end.leave
+    end: Any = SimpleNamespace(keep=keep or (lambda report: None), leave=leave or (lambda report: None))
     return Shutdown(lambda: members, end=end, clock=clock, **arguments)
+
+
+def begin(clock: Clock | None, *members: Any, server: Any = None, **arguments: Any) -> Shutdown:
+    """Begin to shut these applications down."""
+    shutdown = coordinate(clock, *members, **arguments)
+    if server is not None:
+        assert shutdown.attach(server)
+    assert shutdown.begin(StopRequest("test"))
+    return shutdown
+
+
+def stop(*members: Any, clock: Clock | None = None, server: Any = None, **arguments: Any) -> ShutdownReport:
+    """Shut these applications down and return the report."""
+    return finish(begin(clock, *members, server=server, **arguments))
 
 
 def finish(shutdown: Shutdown) -> ShutdownReport:

@@ -18,11 +18,18 @@ from flask_lifecycle import Check, Lifecycle, RequestInfo, ShutdownReport, State
 from flask_lifecycle._app import Application
 from flask_lifecycle._core.feature import Feature
 from flask_lifecycle._core.shutdown import StopRequest
-from tests._fakes import BOUND, ManualClock, finish, make_app, run_python, running, state_of, until, use_clock, whole
-
-SELF_WAIT = (
-    "shutdown() was called in a thread that the shutdown itself waits for (a request, a hook, a work item or the"
-    " server's loop); call shutdown(wait=False) there."
+from tests._fakes import (
+    BOUND,
+    SELF_WAIT,
+    ManualClock,
+    finish,
+    make_app,
+    run_python,
+    running,
+    state_of,
+    until,
+    use_clock,
+    whole,
 )
 
 

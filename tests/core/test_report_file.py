@@ -19,17 +19,15 @@ from flask_lifecycle import HookRecord, Lifecycle, PhaseRecord, RequestInfo, Shu
 from flask_lifecycle._config import Settings
 from flask_lifecycle._core import report_file
 from flask_lifecycle._core.process import Process
-from flask_lifecycle._core.shutdown import StopRequest
 from tests._fakes import (
     BOUND,
     FakeMember,
     ManualClock,
-    coordinate,
     enter,
-    finish,
     make_app,
     run_python,
     state_of,
+    stop,
     until,
 )
 
@@ -152,9 +150,7 @@ def test_a_report_that_cannot_be_kept(caplog: pytest.LogCaptureFixture) -> None:
     def fail(report: ShutdownReport) -> None:
         raise ValueError("no disk")
 
-    shutdown = coordinate(None, FakeMember(), keep=fail)
-    shutdown.begin(StopRequest("test"))
-    assert finish(shutdown).clean
+    assert stop(FakeMember(), keep=fail).clean
     assert "the report could not be written" in [record.getMessage() for record in caplog.records]
 
 
@@ -215,9 +211,7 @@ def test_a_flood_of_stragglers_is_counted(caplog: pytest.LogCaptureFixture) -> N
         return False
 
     member.ledger.wait_idle = pass_time  # type: ignore[method-assign]
-    shutdown = coordinate(clock, member)
-    shutdown.begin(StopRequest("test"))
-    report = finish(shutdown)
+    report = stop(member, clock=clock)
     told = [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
     assert len(told) == 51
     assert told[-1] == "abandoned 3 more"

@@ -14,7 +14,6 @@ import pytest
 
 from flask_lifecycle import HookRecord, RequestInfo, ShutdownContext, ShutdownReport, State
 from flask_lifecycle._core import shutdown as shutdown_module
-from flask_lifecycle._core.deadline import Clock
 from flask_lifecycle._core.hooks import Hooks
 from flask_lifecycle._core.shutdown import Shutdown, StopRequest
 from flask_lifecycle._core.state import Event
@@ -24,10 +23,12 @@ from tests._fakes import (
     FakeServer,
     ManualClock,
     StuckLedger,
+    begin,
     coordinate,
     enter,
     finish,
     running,
+    stop,
     until,
 )
 
@@ -37,20 +38,6 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> ManualClock:
     """A clock on which nothing passes by itself; nothing of the grace period is kept for the way out."""
     monkeypatch.setattr(shutdown_module, "_WAY_OUT", 0.0)
     return ManualClock()
-
-
-def begin(clock: Clock, *members: FakeMember, server: FakeServer | None = None) -> Shutdown:
-    """Begin to shut these down."""
-    shutdown = coordinate(clock, *members)
-    if server is not None:
-        assert shutdown.attach(server)
-    assert shutdown.begin(StopRequest("test"))
-    return shutdown
-
-
-def stop(*members: FakeMember, clock: Clock, server: FakeServer | None = None) -> ShutdownReport:
-    """Shut these down and return the report."""
-    return finish(begin(clock, *members, server=server))
 
 
 # -- the report ---------------------------------------------------------------------------------------------------

@@ -13,9 +13,20 @@ from typing import Any
 import pytest
 
 from flask_lifecycle import Lifecycle, State, Work, WorkInfo
-from flask_lifecycle._core.shutdown import StopRequest
 from flask_lifecycle._core.work import WorkLedger
-from tests._fakes import BOUND, FakeMember, ManualClock, coordinate, finish, make_app, running, state_of, until, whole
+from tests._fakes import (
+    BOUND,
+    SELF_WAIT,
+    FakeMember,
+    ManualClock,
+    coordinate,
+    make_app,
+    running,
+    state_of,
+    stop,
+    until,
+    whole,
+)
 
 
 @pytest.fixture
@@ -235,19 +246,18 @@ def test_what_is_no_executor(lifecycle: Lifecycle, executor: Any) -> None:
 # -- the drain ----------------------------------------------------------------------------------------------------
 
 
-def test_work_that_does_not_end_is_abandoned(clock: ManualClock, caplog: pytest.LogCaptureFixture) -> None:
+def test_work_that_does_not_end_is_abandoned(caplog: pytest.LogCaptureFixture) -> None:
     """At the deadline work that still goes on is logged with its age and its thread's stack, and the exit code is 1.
 
     Fifty pieces of work of one name are one line of the log, and all of them are in the report.
     """
+    clock = ManualClock()
     member = FakeMember(clock, grace_period=10.0, hook_reserve=2.0)
     member.work = StuckWork(clock)
     Work(member.work, "import", {"file": "a.csv"}).__enter__()
     for number in range(50):
         Work(member.work, "mail", {"id": number}).__enter__()
-    shutdown = coordinate(clock, member)
-    shutdown.begin(StopRequest("test"))
-    report = finish(shutdown)
+    report = stop(member, clock=clock)
     warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert warnings[0].splitlines()[0] == (
         "halfway through the drain, waiting for work 'import' (file='a.csv') after 3.9 s; its thread 'MainThread' is at"
@@ -265,9 +275,7 @@ def test_work_that_begins_after_the_drain_is_told(caplog: pytest.LogCaptureFixtu
     """A loop that does not look at the drain and begins another job behind its back has lost that one too."""
     member = FakeMember()
     member.hooks.add("shutdown", lambda: Work(member.work, "late", {}), "starts work", None)
-    shutdown = coordinate(None, member)
-    shutdown.begin(StopRequest("test"))
-    report = finish(shutdown)
+    report = stop(member)
     assert [info.name for info in report.work] == ["late"]
     assert any(record.getMessage().startswith("abandoned work 'late'") for record in caplog.records)
 
@@ -291,11 +299,6 @@ class StuckWork(WorkLedger):
         if self.active:
             self._manual.advance(timeout)
         return not self.active
-
-
-@pytest.fixture
-def clock() -> ManualClock:
-    return ManualClock()
 
 
 def test_a_shutdown_of_an_application_waits_for_work() -> None:
@@ -364,12 +367,6 @@ def test_a_stack_is_looked_at_once(lifecycle: Lifecycle, monkeypatch: pytest.Mon
     assert (len(looks), len(items)) == (1, 100)
 
 
-SELF_WAIT = (
-    "shutdown() was called in a thread that the shutdown itself waits for (a request, a hook, a work item or the"
-    " server's loop); call shutdown(wait=False) there."
-)
-
-
 @pytest.mark.parametrize("way", ["block", "decorator", "submitted", "task"])
 def test_work_that_shuts_down_would_wait_for_itself(way: str) -> None:
     """A shutdown waits for the thread that is inside a piece of work, which must therefore not wait for it."""
@@ -418,9 +415,7 @@ def test_work_that_begins_other_work_is_waited_for_to_its_end(monkeypatch: pytes
     for member, ledger, other in zip(members, ledgers, reversed(ledgers), strict=True):
         member.work, ledger.other = ledger, other
     Work(ledgers[0], "job", {})
-    shutdown = coordinate(None, *members)
-    shutdown.begin(StopRequest("test"))
-    report = finish(shutdown)
+    report = stop(*members)
     assert (Passing.times, report.work, report.clean) == (0, (), True)
 
 

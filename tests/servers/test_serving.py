@@ -13,7 +13,7 @@ import pytest
 from flask_lifecycle import Lifecycle, ServerInfo, State, _servers
 from flask_lifecycle._core.process import Process
 from flask_lifecycle._servers.serving import Serving, probe_worker_finder
-from tests._fakes import BOUND, FakeMember, FakeServer, make_app, running, until, whole
+from tests._fakes import BOUND, SELF_WAIT, FakeMember, FakeServer, make_app, running, until, whole
 
 
 class FakeRunner(FakeServer):
@@ -135,13 +135,9 @@ def test_several_applications_have_their_lanes() -> None:
 def test_shutdown_in_the_servers_loop(runner: FakeRunner) -> None:
     """Waiting for the shutdown in the thread that must serve meanwhile is an error; wait=False works."""
     lifecycle = Lifecycle(app := make_app())
-    message = (
-        "shutdown() was called in a thread that the shutdown itself waits for (a request, a hook, a work item or the"
-        " server's loop); call shutdown(wait=False) there."
-    )
 
     def serve() -> None:
-        with pytest.raises(RuntimeError, match=whole(message)):
+        with pytest.raises(RuntimeError, match=whole(SELF_WAIT)):
             lifecycle.shutdown()
         lifecycle.shutdown("in the loop", wait=False)
         assert runner.stopped.wait(BOUND)
