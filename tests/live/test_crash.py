@@ -43,32 +43,21 @@ def test_a_named_thread_under_run(live: Starter, server: str) -> None:
     assert_stopped(running, "consumer-1")
 
 
-def test_the_main_thread_beside_a_server(live: Starter) -> None:
-    """A main thread that crashes beside waitress in a thread is held until the request in flight is answered."""
-    running = script(live, serve=True)
+@pytest.mark.parametrize(("gate", "thread"), [("main", "MainThread"), ("consumer-1", "consumer-1")])
+def test_a_thread_beside_a_foreign_server(live: Starter, gate: str, thread: str) -> None:
+    """Beside waitress in a thread, the main thread is held until the request in flight is answered, and then ended,
+    whether it is the one that crashes or knows nothing of it.
+    """
+    running = script(live, serve=True, crashing=["consumer-1"])
     running.wait_for(lambda: running.addresses, "its listener")
     with Connection(running.address) as connection:
         connection.ask("/pool/a")
         running.wait_event("begin live a")
-        running.open_gate("main")
+        running.open_gate(gate)
         running.wait_log("-> DRAINING")
         running.open_gate("a")
         assert connection.answer().body == b"from the pool"
-    assert_stopped(running, "MainThread")
-
-
-def test_a_thread_beside_a_foreign_server(live: Starter) -> None:
-    """A consumer that crashes beside a server that is not ours ends the main thread, which knows nothing of it."""
-    running = script(live, serve=True, crashing=["consumer-1"])
-    running.wait_for(lambda: running.addresses, "its listener")
-    with Connection(running.address) as connection:
-        connection.ask("/gate/a")
-        running.wait_event("begin live a")
-        running.open_gate("consumer-1")
-        running.wait_log("-> DRAINING")
-        running.open_gate("a")
-        assert connection.answer().body == b"passed a"
-    assert_stopped(running, "consumer-1")
+    assert_stopped(running, thread)
 
 
 def test_a_process_that_only_has_jobs(live: Starter) -> None:
@@ -105,10 +94,10 @@ def test_signals_during_the_stop(live: Starter, number: int) -> None:
     assert "abandoned 1" in running.log
 
 
-def test_a_crash_during_a_drain(live: Starter, server: str) -> None:
+def test_a_crash_during_a_drain(live: Starter) -> None:
     """A consumer that crashes while the process stops changes neither the reason nor the exit code."""
     plan = {"crashing": ["consumer-1"]}
-    running = live.serve(server, app="crash_app.py", settings=CRASH, plan=plan, excuse="boom")
+    running = live.serve("waitress", app="crash_app.py", settings=CRASH, plan=plan, excuse="boom")
     with Connection(running.address) as connection:
         connection.ask("/gate/a")
         running.wait_event("begin live a")

@@ -74,11 +74,11 @@ def test_a_whole_life(live: Starter, server: str) -> None:
     assert [record["message"] for record in told if not any(key.startswith("lifecycle_") for key in record)] == []
 
 
-def test_levels(live: Starter, server: str) -> None:
+def test_levels(live: Starter) -> None:
     """What went well is info, a hook or check that failed a warning, and what was abandoned an error."""
     plan = {"log_handler": "record", "hooks": {"shutdown": [["bad", "raise", None]]}}
     grace = {"LIFECYCLE_GRACE_PERIOD": 1.0, "LIFECYCLE_HOOK_RESERVE": 0.3}
-    running = live.serve(server, plan=plan, settings=grace, excuse="ValueError: boom")
+    running = live.serve("waitress", plan=plan, settings=grace, excuse="ValueError: boom")
     with Connection(running.address) as connection:
         connection.ask("/gate/never")
         running.wait_event("begin live never")

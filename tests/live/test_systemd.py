@@ -86,7 +86,9 @@ def serve(live: Starter, server: str, name: str, *, excuse: str = "", **more: ob
     )
 
 
-@pytest.mark.parametrize("manager", ["", "@"], ids=["path", "abstract"], indirect=True)
+@pytest.mark.parametrize(
+    ("server", "manager"), [("waitress", ""), ("werkzeug", "@")], ids=["path", "abstract"], indirect=["manager"]
+)
 def test_a_service(live: Starter, server: str, manager: Manager) -> None:
     """A service is ready when the application is, counts what runs, and asks for time while it drains."""
     running = serve(live, server, manager.name, LIFECYCLE_GRACE_PERIOD=20)
@@ -165,7 +167,6 @@ def test_a_manager_that_does_not_read(live: Starter, home: str) -> None:
     running = serve(live, "waitress", manager.name, WATCHDOG_USEC=200_000)
     assert get(running.address, "/fast").body == b"fast"
     assert running.stop() == 0
-    assert running.shutdown_took < 1.5
     assert "systemd" not in running.log
     manager.close()
 

@@ -26,9 +26,9 @@ def settings(tmp_path: Any) -> dict[str, Any]:
     return {"LIFECYCLE_REPORT_FILE": str(tmp_path / "process-0" / "report.json")}
 
 
-def test_a_stop_waits_for_work(live: Starter, server: str, settings: dict[str, Any]) -> None:
+def test_a_stop_waits_for_work(live: Starter, settings: dict[str, Any]) -> None:
     """Work that goes on in a thread is finished before the hooks run, and the report says how it went."""
-    running = live.serve(server, settings=settings)
+    running = live.serve("waitress", settings=settings)
     assert get(running.address, "/work/a").status == 202
     running.wait_event("begin work a")
     with Connection(running.address) as connection:
@@ -48,9 +48,9 @@ def test_a_stop_waits_for_work(live: Starter, server: str, settings: dict[str, A
     assert [phase["name"] for phase in told["phases"]] == ["announce", "delay", "stop accepting", "drain", "hooks"]
 
 
-def test_work_that_never_ends(live: Starter, server: str, settings: dict[str, Any]) -> None:
+def test_work_that_never_ends(live: Starter, settings: dict[str, Any]) -> None:
     """Work that does not end is named halfway and at the deadline, with its stack; the hooks run and the code is 1."""
-    running = live.serve(server, settings={**settings, "LIFECYCLE_GRACE_PERIOD": 2.0})
+    running = live.serve("waitress", settings={**settings, "LIFECYCLE_GRACE_PERIOD": 2.0})
     assert get(running.address, "/work/never").status == 202
     running.wait_event("begin work never")
     assert running.stop() == 1
@@ -64,9 +64,9 @@ def test_work_that_never_ends(live: Starter, server: str, settings: dict[str, An
     assert (told["clean"], told["exit_code"], told["summary"]) == (False, 1, "1 abandoned, exit 1")
 
 
-def test_a_forced_stop_leaves_a_report(live: Starter, server: str, settings: dict[str, Any]) -> None:
+def test_a_forced_stop_leaves_a_report(live: Starter, settings: dict[str, Any]) -> None:
     """A second signal leaves at once, and the report names what was abandoned, request and work."""
-    running = live.serve(server, settings=settings)
+    running = live.serve("waitress", settings=settings)
     assert get(running.address, "/work/never").status == 202
     running.wait_event("begin work never")
     with Connection(running.address) as connection:
@@ -84,18 +84,18 @@ def test_a_forced_stop_leaves_a_report(live: Starter, server: str, settings: dic
     assert "forced by SIGINT: abandoned 2" in running.log
 
 
-def test_a_stop_that_hangs_leaves_a_report(live: Starter, server: str, settings: dict[str, Any]) -> None:
+def test_a_stop_that_hangs_leaves_a_report(live: Starter, settings: dict[str, Any]) -> None:
     """Where a receiver hangs for ever the process is gone at its grace period, and the report tells the phase."""
     plan = {"receiver": "hang"}
-    running = live.serve(server, settings={**settings, "LIFECYCLE_GRACE_PERIOD": 2.0}, plan=plan)
+    running = live.serve("waitress", settings={**settings, "LIFECYCLE_GRACE_PERIOD": 1.0}, plan=plan)
     assert running.stop() == 1
     told = report(running)
     assert (told["forced"], [phase["name"] for phase in told["phases"]]) == (True, ["announce"])
 
 
-def test_a_report_that_cannot_be_written(live: Starter, server: str, settings: dict[str, Any]) -> None:
+def test_a_report_that_cannot_be_written(live: Starter) -> None:
     """A directory that is gone when the process stops costs one warning, and the stop is as good as ever."""
-    running = live.serve(server, settings={"LIFECYCLE_REPORT_FILE": "/proc/self/task/report.json"})
+    running = live.serve("waitress", settings={"LIFECYCLE_REPORT_FILE": "/proc/self/task/report.json"})
     assert_clean(running, running.stop())
     assert "the report could not be written to '/proc/self/task/report.json'" in running.log
 
@@ -186,11 +186,11 @@ def test_a_task_holds_readiness_and_no_request(live: Starter, server: str) -> No
     assert_clean(running, running.stop())
 
 
-def test_a_task_that_fails_stops_the_process(live: Starter, server: str, settings: dict[str, Any]) -> None:
+def test_a_task_that_fails_stops_the_process(live: Starter, settings: dict[str, Any]) -> None:
     """A start-up task that raises stops the process with 1, and log and report name it."""
     plan = {"tasks": [["model", "raise", "shutdown"]]}
     excuse = r"startup task 'model' failed.*\nTraceback"
-    running = live.serve(server, settings=settings, plan=plan, listeners=0, excuse=excuse)
+    running = live.serve("waitress", settings=settings, plan=plan, listeners=0, excuse=excuse)
     assert running.wait_gone() == 1
     assert "shutdown begins: start-up failed: startup task 'model'" in running.log
     told = report(running)
@@ -198,10 +198,10 @@ def test_a_task_that_fails_stops_the_process(live: Starter, server: str, setting
     assert (task["name"], task["outcome"], task["error"]) == ("model", "failed", "ValueError")
 
 
-def test_a_task_that_fails_may_leave_the_process_not_ready(live: Starter, server: str) -> None:
+def test_a_task_that_fails_may_leave_the_process_not_ready(live: Starter) -> None:
     """With ``on_failure="not_ready"`` the process goes on, alive and not ready, and says so."""
     plan = {"tasks": [["cache", "raise", "not_ready"]]}
-    running = live.serve(server, plan=plan, listeners=0, excuse=r"startup task 'cache' failed.*\nTraceback")
+    running = live.serve("waitress", plan=plan, listeners=0, excuse=r"startup task 'cache' failed.*\nTraceback")
     running.wait_log("STARTING -> NOT_READY")
     running.wait_for(lambda: running.addresses, "its listener")
     assert [get(running.address, path).status for path in ("/livez", "/readyz", "/fast")] == [200, 503, 200]
