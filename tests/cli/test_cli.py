@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -150,10 +150,12 @@ def test_options_reach_run(
     assert state.calls == [(app, host, port, server, options)]
 
 
-def test_the_exit_code_is_the_reports() -> None:
-    """The command leaves with the report's exit code."""
+def test_how_the_command_ends() -> None:
+    """The command leaves with the report's exit code; an exception of the application is no error of usage."""
     state = FakeState(hooks=(HookRecord("pool", "shutdown", "failed", 0.0, "x"),))
     assert invoke(state)[1].exit_code == 1
+    _app, result = invoke(FakeState(error=ZeroDivisionError("a defect")))
+    assert isinstance(result.exception, ZeroDivisionError)
 
 
 @pytest.mark.parametrize(
@@ -175,27 +177,16 @@ def test_errors_are_one_sentence(error: Exception, text: str, code: int) -> None
     assert "Traceback" not in result.stderr
 
 
-def test_other_errors_are_not_hidden() -> None:
-    """An exception of the application is not made an error of usage."""
-    _app, result = invoke(FakeState(error=ZeroDivisionError("a defect")))
-    assert isinstance(result.exception, ZeroDivisionError)
-
-
-def test_help_names_every_option() -> None:
-    """The help tells what each option is for, and which are waitress' own."""
-    _app, result = invoke(FakeState(), "--help")
+def test_help() -> None:
+    """init_app gives the application the command group; the help tells what each option is for."""
+    Lifecycle(app := make_app())
+    result = app.test_cli_runner().invoke(args=["lifecycle", "--help"])
+    assert "Serve, inspect and stop an application without dropping requests." in result.output
+    result = app.test_cli_runner().invoke(args=["lifecycle", "run", "--help"])
     assert result.exit_code == 0
     assert "Serve until SIGTERM or Ctrl-C" in result.output
     for option in ("--host", "--port", "--server", "--listen", "--unix-socket", "--threads", "--option"):
         assert option in result.output
-
-
-def test_the_commands_belong_to_the_application() -> None:
-    """init_app gives the application the command group."""
-    app = make_app()
-    Lifecycle(app)
-    result = app.test_cli_runner().invoke(args=["lifecycle", "--help"])
-    assert "Serve, inspect and stop an application without dropping requests." in result.output
 
 
 # -- the log ------------------------------------------------------------------------------------------------------
@@ -213,52 +204,30 @@ def silent(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     LOGGER.setLevel(level)
 
 
-def test_the_log_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("prepare", "levels"),
+    [
+        (lambda: None, ["INFO", "ERROR"]),
+        # A level that the application has given our logger holds, and shows as much as it says.
+        (lambda: LOGGER.setLevel(logging.DEBUG), ["DEBUG", "INFO", "ERROR"]),
+        # A handler that takes only errors, as one that mails them, does not count.
+        (lambda: logging.getLogger().addHandler(logging.NullHandler(logging.ERROR)), ["INFO", "ERROR"]),
+        # An application that has set logging up itself is left alone.
+        (lambda: logging.getLogger().addHandler(logging.NullHandler()), []),
+        (lambda: LOGGER.addHandler(logging.NullHandler()), []),
+    ],
+)
+def test_the_log_is_shown(monkeypatch: pytest.MonkeyPatch, prepare: Callable[[], Any], levels: list[str]) -> None:
     """Where nothing would handle our log, run() and the command show it on standard error, from INFO on; once."""
     stream = Terminal()
     with silent(monkeypatch):
         monkeypatch.setattr(sys, "stderr", stream)
+        prepare()
         show_log()
         show_log()
-        LOGGER.info("hello")
-        LOGGER.debug("not this")
-    assert stream.getvalue() == "flask_lifecycle: hello\n"
-
-
-def test_a_level_of_the_applications_own_stays(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A level that the application has given our logger holds, and shows as much as it says."""
-    stream = Terminal()
-    with silent(monkeypatch):
-        monkeypatch.setattr(sys, "stderr", stream)
-        LOGGER.setLevel(logging.DEBUG)
-        show_log()
-        LOGGER.debug("this too")
-    assert stream.getvalue() == "flask_lifecycle: this too\n"
-
-
-def test_a_handler_for_other_levels_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A handler that takes only errors, as one that mails them, leaves our log to be shown."""
-    stream = Terminal()
-    mail = logging.NullHandler(logging.ERROR)
-    with silent(monkeypatch):
-        monkeypatch.setattr(sys, "stderr", stream)
-        logging.getLogger().addHandler(mail)
-        show_log()
-        LOGGER.info("hello")
-    assert stream.getvalue() == "flask_lifecycle: hello\n"
-
-
-@pytest.mark.parametrize("logger", [LOGGER, logging.getLogger()])
-def test_an_application_that_logs_itself_is_left_alone(monkeypatch: pytest.MonkeyPatch, logger: logging.Logger) -> None:
-    """If the application has set logging up itself, the command adds nothing."""
-    stream = Terminal()
-    with silent(monkeypatch):
-        monkeypatch.setattr(sys, "stderr", stream)
-        logger.addHandler(logging.NullHandler())
-        show_log()
-        LOGGER.warning("hello")
-        assert len(logging.getLogger().handlers + LOGGER.handlers) == 1
-    assert stream.getvalue() == ""
+        for level in (logging.DEBUG, logging.INFO, logging.ERROR):
+            LOGGER.log(level, logging.getLevelName(level))
+    assert stream.getvalue().splitlines() == [f"flask_lifecycle: {level}" for level in levels]
 
 
 # -- the countdown ------------------------------------------------------------------------------------------------

@@ -19,7 +19,6 @@ from flask.cli import FlaskGroup
 from flask_lifecycle import Lifecycle, State
 from flask_lifecycle._cli import group
 from flask_lifecycle._cli import operators as cli
-from flask_lifecycle._cli.operators import own_url
 from flask_lifecycle._config import Settings
 from flask_lifecycle._operators.files import ControlDirectory
 from flask_lifecycle._probes.http_server import ProbeServer
@@ -91,7 +90,7 @@ def test_status_of_the_application_itself(served: Flask) -> None:
 
 
 def test_status_by_url_needs_no_application(served: Flask) -> None:
-    """With a URL no application need be there; without a token the status alone is told."""
+    """With a URL no application need be there; without a token, which a named one has, the status alone is told."""
     result = invoke(None, "status", url_of(served))
     assert result.exit_code == 0
     assert result.stdout.splitlines()[0] == f"pass  {url_of(served)}/healthcheck"
@@ -99,10 +98,6 @@ def test_status_by_url_needs_no_application(served: Flask) -> None:
         environ = {} if arguments else {"FLASK_LIFECYCLE_TOKEN": TOKEN}
         result = invoke(None, "status", url_of(served), "--json", *arguments, **environ)
         assert json.loads(result.stdout)["state"] == "READY"
-
-
-def test_status_by_url_takes_the_token_of_a_named_application(served: Flask) -> None:
-    """With a URL and an application that was named, its token is used."""
     assert invoke(served, "status", f"{url_of(served)}/healthcheck").stdout.startswith("READY")
 
 
@@ -119,56 +114,49 @@ def test_status_by_url_of_an_application_that_cannot_be_loaded(served: Flask) ->
     assert "The application cannot be loaded, so its token is not known: no\\x1bdatabase\n" in result.stderr
 
 
-def note_status(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """In place of asking somebody, note whom, and how."""
-    asked: list[Any] = []
-
-    def status(*arguments: Any, **options: Any) -> int:
-        asked.append((arguments, options))
-        return 0
-
-    monkeypatch.setattr(cli, "status", status)
-    return asked
-
-
-@pytest.mark.parametrize("config", [{}, {"LIFECYCLE_PROBE_PORT": 0}])
-def test_status_without_a_fixed_port(config: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without a fixed probe port the port is asked that ``run`` listens on by default."""
-    asked = note_status(monkeypatch)
-    app = make(LIFECYCLE_URL_PREFIX="/ops", **config)
-    assert invoke(app, "status").exit_code == 0
-    [((url, token, timeout), options)] = asked
-    assert (str(url), token, timeout) == ("http://127.0.0.1:5000/ops/healthcheck", None, 5.0)
-    assert options == {"as_json": False, "interval": None}
+OWN = "http://127.0.0.1:5000/healthcheck"
 
 
 @pytest.mark.parametrize(
-    ("arguments", "url", "interval", "timeout"),
+    ("config", "arguments", "url", "interval", "timeout"),
     [
-        (["--watch"], "http://127.0.0.1:5000/healthcheck", 2.0, 5.0),
-        (["--watch", "0.5", "--timeout", "1m"], "http://127.0.0.1:5000/healthcheck", 0.5, 60.0),
-        (["--watch", "1ms"], None, None, None),
-        (["--watch", "0.001"], "http://127.0.0.1:5000/healthcheck", 0.1, 5.0),
-        (["--watch", "web-1:80/x"], "http://web-1:80/x", 2.0, 5.0),
-        (["web-1", "--watch", "10s"], "http://web-1:80/healthcheck", 10.0, 5.0),
-        (["web-1", "--watch", "web-2"], None, None, None),
+        # Without a fixed probe port the port is asked that ``run`` listens on by default.
+        ({"LIFECYCLE_URL_PREFIX": "/ops"}, [], "http://127.0.0.1:5000/ops/healthcheck", None, 5.0),
+        ({"LIFECYCLE_PROBE_PORT": 0}, [], OWN, None, 5.0),
+        ({}, ["--watch"], OWN, 2.0, 5.0),
+        ({}, ["--watch", "0.5", "--timeout", "1m"], OWN, 0.5, 60.0),
+        ({}, ["--watch", "1ms"], None, None, None),
+        ({}, ["--watch", "0.001"], OWN, 0.1, 5.0),
+        ({}, ["--watch", "web-1:80/x"], "http://web-1:80/x", 2.0, 5.0),
+        ({}, ["web-1", "--watch", "10s"], "http://web-1:80/healthcheck", 10.0, 5.0),
+        ({}, ["web-1", "--watch", "web-2"], None, None, None),
     ],
 )
-def test_watch(
-    monkeypatch: pytest.MonkeyPatch, arguments: list[str], url: str | None, interval: float, timeout: float
+def test_whom_status_asks(
+    monkeypatch: pytest.MonkeyPatch,
+    config: dict[str, Any],
+    arguments: list[str],
+    url: str | None,
+    interval: float | None,
+    timeout: float,
 ) -> None:
     """--watch takes a duration or none, also where a URL stands behind it."""
-    asked = note_status(monkeypatch)
-    result = invoke(make(), "status", *arguments)
-    if url is None:
-        refused(
-            result,
-            f"'--watch' must be a duration such as '10m', '90s' or '1h30m', in the units s, m, h and d,"
-            f" not '{arguments[-1]}'.",
-        )
+    asked: list[Any] = []
+
+    def status(url: Any, token: str | None, timeout: float, **options: Any) -> int:
+        asked.append((str(url), token, timeout, options))
+        return 0
+
+    monkeypatch.setattr(cli, "status", status)
+    result = invoke(make(**config), "status", *arguments)
+    if url is not None:
+        assert asked == [(url, None, timeout, {"as_json": False, "interval": interval})]
         return
-    [((found, _token, seconds), options)] = asked
-    assert (str(found), options["interval"], seconds) == (url, interval, timeout)
+    refused(
+        result,
+        f"'--watch' must be a duration such as '10m', '90s' or '1h30m', in the units s, m, h and d,"
+        f" not '{arguments[-1]}'.",
+    )
 
 
 def test_nobody_and_nonsense(served: Flask) -> None:
@@ -212,8 +200,8 @@ def test_drain(served: Flask) -> None:
     refused(invoke(served, "drain"), f"{url_of(served)}/lifecycle/drain does not answer: the connection is refused.")
 
 
-def test_drain_of_somebody_who_stays() -> None:
-    """A process that is still there when the time is over is told of with exit code 1."""
+def test_answers_of_somebody_else() -> None:
+    """Exit code 1 if the process is still there when the time is over, and 2 for any other answer, without escapes."""
     server = RawServer(answer(b"draining\n", "202 Accepted"))
     try:
         result = invoke(None, "drain", server.url, "--token", TOKEN, "--wait", "--timeout", "0.2")
@@ -221,6 +209,12 @@ def test_drain_of_somebody_who_stays() -> None:
         server.close()
     assert (result.exit_code, result.stdout) == (1, "draining\n")
     assert result.stderr == f"{server.url.rstrip('/')} is still there after 0.2 s.\n"
+    server = RawServer(answer(b"oh\x1b[2J\nno", "500 Oops"))
+    try:
+        result = invoke(None, "drain", server.url, "--token", TOKEN)
+    finally:
+        server.close()
+    refused(result, rf"{server.url}lifecycle/drain answered 500: oh\x1b[2J no")
 
 
 def test_refusals(served: Flask) -> None:
@@ -250,16 +244,6 @@ def test_refusals(served: Flask) -> None:
         " already answers readiness probes with 503.",
         1,
     )
-
-
-def test_an_answer_that_is_none() -> None:
-    """Any other answer is told with exit code 2, without what a terminal might take for a command."""
-    server = RawServer(answer(b"oh\x1b[2J\nno", "500 Oops"))
-    try:
-        result = invoke(None, "drain", server.url, "--token", TOKEN)
-    finally:
-        server.close()
-    refused(result, rf"{server.url}lifecycle/drain answered 500: oh\x1b[2J no")
 
 
 @pytest.mark.parametrize(
@@ -381,8 +365,8 @@ def test_a_directory_that_cannot_be_written_to(directory: Path) -> None:
 )
 def test_the_probe_listener_as_its_own_host_sees_it(host: str, url: str) -> None:
     """A listener on every address is asked on loopback."""
-    assert str(own_url(Settings(probe_host=host, probe_port=9000, url_prefix="/x"))) == url
-    assert own_url(Settings(probe_port=0)) is own_url(Settings()) is None
+    assert str(cli.own_url(Settings(probe_host=host, probe_port=9000, url_prefix="/x"))) == url
+    assert cli.own_url(Settings(probe_port=0)) is cli.own_url(Settings()) is None
 
 
 def test_the_group_lists_them() -> None:

@@ -12,11 +12,10 @@ from typing import Any
 
 import pytest
 
-from flask_lifecycle._cli import status as module
-from flask_lifecycle._cli.client import UnreachableError, Url
-from flask_lifecycle._cli.status import status, summary, table
+from flask_lifecycle._cli import client
+from flask_lifecycle._cli import status as command
 
-URL = Url("http", "127.0.0.1", 9000, "/healthcheck")
+URL = client.Url("http", "127.0.0.1", 9000, "/healthcheck")
 GONE = "http://127.0.0.1:9000/healthcheck does not answer: the connection is refused."
 
 
@@ -47,16 +46,16 @@ def answers(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     def prepare(*documents: dict[str, Any] | None) -> None:
         left = list(documents)
 
-        def fetch(url: Url, token: str | None, timeout: float) -> dict[str, Any]:
+        def fetch(url: client.Url, token: str | None, timeout: float) -> dict[str, Any]:
             assert (url, token, timeout) == (URL, "hush", 5.0)
             if not left:
                 raise KeyboardInterrupt
             found = left.pop(0)
             if found is None:
-                raise UnreachableError(GONE)
+                raise client.UnreachableError(GONE)
             return found
 
-        monkeypatch.setattr(module, "fetch_health", fetch)
+        monkeypatch.setattr(command, "fetch_health", fetch)
         monkeypatch.setattr(time, "sleep", lambda seconds: None)
         monkeypatch.delenv("NO_COLOR", raising=False)
         for name, value in (("TERM", "xterm"), ("COLUMNS", "60"), ("LINES", "8")):
@@ -66,7 +65,7 @@ def answers(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
 
 def run(out: Terminal, *, as_json: bool = False, interval: float | None = None) -> int:
-    return status(URL, "hush", 5.0, as_json=as_json, interval=interval, stream=out)
+    return command.status(URL, "hush", 5.0, as_json=as_json, interval=interval, stream=out)
 
 
 @pytest.mark.parametrize(("health", "code"), [("pass", 0), ("warn", 0), ("fail", 1)])
@@ -111,7 +110,7 @@ def test_a_terminal_of_few_letters(answers: Any, encoding: str, as_json: bool, w
     answers(document("\xe9\u4e16"))
     raw = io.BytesIO()
     out = io.TextIOWrapper(raw, encoding)
-    assert status(URL, "hush", 5.0, as_json=as_json, interval=None, stream=out) == 0
+    assert command.status(URL, "hush", 5.0, as_json=as_json, interval=None, stream=out) == 0
     assert wanted in raw.getvalue().decode(encoding)
 
 
@@ -119,7 +118,7 @@ def test_a_closed_stdout(answers: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """With stdout closed there is still the exit code."""
     monkeypatch.setattr(sys, "stdout", None)
     answers(document())
-    assert status(URL, "hush", 5.0, as_json=False, interval=None) == 0
+    assert command.status(URL, "hush", 5.0, as_json=False, interval=None) == 0
 
 
 def test_watch_elsewhere(answers: Any) -> None:
@@ -187,7 +186,7 @@ DOCUMENT = {
 
 def test_a_table() -> None:
     """All that is known is shown, one below the other."""
-    assert table(DOCUMENT, WHERE, color=False) == [
+    assert command.table(DOCUMENT, WHERE, color=False) == [
         "DRAINING  fail  http://127.0.0.1:9000/healthcheck",
         "Shutting down: finishing requests and work.",
         "reason     SIGTERM",
@@ -207,7 +206,7 @@ def test_a_table() -> None:
 
 def test_a_document_without_details() -> None:
     """Where no details are told there is the status, and what to do."""
-    assert table({"status": "pass"}, WHERE, color=False) == [
+    assert command.table({"status": "pass"}, WHERE, color=False) == [
         "pass  http://127.0.0.1:9000/healthcheck",
         "No details are shown: pass --token, or set 'LIFECYCLE_DETAILS' in the application.",
     ]
@@ -216,7 +215,7 @@ def test_a_document_without_details() -> None:
 def test_the_document_of_another_version() -> None:
     """Other spellings and counts in place of lists are understood."""
     document = {"status": "pass", "state": "READY", "in_flight": 3, "work": 2, "checks": {"db": {"status": "pass"}}}
-    lines = table(document, WHERE, color=False)
+    lines = command.table(document, WHERE, color=False)
     rows = ["in flight  3", "work       2", "", "CHECK  STATUS  VALUE  AGE  OUTPUT", "db     pass"]
     assert lines[1:] == ["The only check passes.", *rows]
 
@@ -224,7 +223,7 @@ def test_the_document_of_another_version() -> None:
 def test_colors() -> None:
     """States are bold and statuses coloured, also where a check has the name of one."""
     document = {"status": "warn", "state": "READY", "checks": {"pass": {"status": "fail"}, "none": {"status": "odd"}}}
-    lines = table(document, WHERE, color=True)
+    lines = command.table(document, WHERE, color=True)
     assert lines[0] == f"\x1b[1mREADY\x1b[0m  \x1b[33mwarn\x1b[0m  {WHERE}"
     assert lines[-2:] == ["pass   \x1b[31mfail\x1b[0m", "none   odd"]
 
@@ -250,12 +249,12 @@ NASTY: list[Any] = [
 def test_any_type_anywhere(key: str, value: Any) -> None:
     """Whatever is in the place of what is expected is left out or told as text, and never an error."""
     for document in (DOCUMENT | {key: value}, {"status": "pass", key: value}):
-        lines = table(document, WHERE, color=True)
+        lines = command.table(document, WHERE, color=True)
         assert all(len(line) < 800 for line in lines)
-        assert summary(document) is not None
+        assert command.summary(document) is not None
     for inner in ("name", "host", "pid", "by", "remaining", "status", "observedValue", "observedUnit", "age", "output"):
-        table(DOCUMENT | {key: {inner: value}}, WHERE, color=False)
-        table(DOCUMENT | {key: [{inner: value}], "checks": {"x": [{inner: value}]}}, WHERE, color=False)
+        command.table(DOCUMENT | {key: {inner: value}}, WHERE, color=False)
+        command.table(DOCUMENT | {key: [{inner: value}], "checks": {"x": [{inner: value}]}}, WHERE, color=False)
 
 
 def test_nothing_reaches_the_terminal_as_a_command() -> None:
@@ -270,15 +269,15 @@ def test_nothing_reaches_the_terminal_as_a_command() -> None:
         "startup_tasks": [{"name": nasty}],
         "cordon": {"by": nasty},
     }
-    lines = table(document, nasty, color=False)
+    lines = command.table(document, nasty, color=False)
     assert all(line.isprintable() for line in lines)
-    assert summary(document).isprintable()
+    assert command.summary(document).isprintable()
     assert sum(r"\x1b[2J\n\r\x9b31m\u202e\x07" in line for line in lines) == 10
 
 
 def test_a_summary() -> None:
     """The line of a change names the state, the status, the reason, the phase and what is not well."""
-    assert summary(DOCUMENT) == "DRAINING  fail  SIGTERM  finishing requests and work  the cache fail"
-    assert summary({"status": "pass"}) == "pass"
+    assert command.summary(DOCUMENT) == "DRAINING  fail  SIGTERM  finishing requests and work  the cache fail"
+    assert command.summary({"status": "pass"}) == "pass"
     ages = DOCUMENT | {"uptime": 1, "in_flight": 9, "remaining": 3}
-    assert summary(ages) == summary(DOCUMENT)
+    assert command.summary(ages) == command.summary(DOCUMENT)
