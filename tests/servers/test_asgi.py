@@ -5,10 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import signal
 import sys
-import threading
-import types
-from multiprocessing import util
-from typing import Any, cast
+from typing import Any
 from unittest.mock import Mock
 
 import pytest
@@ -16,26 +13,8 @@ from hypercorn.config import Config as HypercornConfig
 from uvicorn import Config, Server
 
 from flask_lifecycle._servers.asgi import granian, hypercorn, uvicorn
-from tests._fakes import BOUND, until
 
 # -- granian ------------------------------------------------------------------------------------------------------
-
-
-class Carrier:
-    """The process, as a server sees it."""
-
-    def __init__(self) -> None:
-        self.shutdown = types.SimpleNamespace(in_flight=0)
-        self.signals: list[int] = []
-        self.relay = types.SimpleNamespace(pass_on=self.signals.append)
-        self.finished = 0
-        self.exit = types.SimpleNamespace(finish=self._finish)
-
-    def _finish(self) -> None:
-        self.finished += 1
-
-    def applications(self) -> list[Any]:
-        return [types.SimpleNamespace(settings=types.SimpleNamespace(grace_period=25.0))]
 
 
 def handler_of(event: Any) -> Any:
@@ -46,47 +25,6 @@ def handler_of(event: Any) -> Any:
         signal_event.set()
 
     return signal_handler
-
-
-def cell_of(handler: Any) -> Any:
-    """Where granian's handler has its event."""
-    return handler.__closure__[0]
-
-
-def test_granians_handler_tells_us_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its handler's event is ours until the delay is over, then granian is told; it is waited for until it returns."""
-    event = threading.Event()
-    handler, process = handler_of(event), Carrier()
-    subject = granian.Granian(cell_of(handler))
-    finalizers: list[Any] = []
-    monkeypatch.setattr(util, "Finalize", lambda thing, callback, exitpriority: finalizers.append(callback))
-    subject.begin(cast("Any", process))
-    handler(signal.SIGTERM, None)
-    assert (process.signals, event.is_set(), subject.guarantee) == ([signal.SIGTERM], False, "accepted requests")
-    assert not subject.unfinished()
-    subject.stop_accepting(BOUND)
-    assert event.is_set()
-    assert [info.stage for info in subject.unfinished()] == ["receiving"]
-    assert not subject.wait_idle(0.0, 0.0)
-    finalizers[0]()
-    assert (process.finished, subject.wait_idle(0.0, 0.0), list(subject.unfinished())) == (1, True, [])
-    assert subject.end()
-
-
-def test_granians_main_thread_is_woken(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A main thread that waits without a timeout runs its handlers all the same, until granian has returned."""
-    woken = threading.Event()
-    finalizers: list[Any] = []
-    monkeypatch.setattr(util, "Finalize", lambda thing, callback, exitpriority: finalizers.append(callback))
-    monkeypatch.setattr(granian, "_AWAKE", 0.01)
-    before = signal.signal(signal.SIGURG, lambda signum, frame: woken.set())
-    try:
-        granian.Granian(cell_of(handler_of(threading.Event()))).begin(cast("Any", Carrier()))
-        assert woken.wait(BOUND)
-        finalizers[0]()
-        until(lambda: "lifecycle-granian" not in [thread.name for thread in threading.enumerate()])
-    finally:
-        signal.signal(signal.SIGURG, before)
 
 
 @pytest.mark.parametrize(

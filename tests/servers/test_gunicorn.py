@@ -2,34 +2,30 @@
 
 from __future__ import annotations
 
-import contextlib
-import math
+import functools
 import os
 import signal
 import socket
 import tempfile
 import threading
 import time
-from collections import deque
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
-from gunicorn import util
-from gunicorn.errors import HaltServer
 from gunicorn.workers.base import Worker as GunicornWorker
 from gunicorn.workers.sync import SyncWorker
 
 from flask_lifecycle._config import Settings
 from flask_lifecycle._core.process import Process
-from flask_lifecycle._servers import sockets
 from flask_lifecycle._servers.gunicorn import connections, hooks
 from flask_lifecycle._servers.gunicorn import master as master_module
 from flask_lifecycle._servers.gunicorn import shared as shared_module
 from flask_lifecycle._servers.gunicorn import worker as worker_module
 from flask_lifecycle._servers.serving import Serving
-from tests._fakes import BOUND, FakeMember, until
+from tests._fakes import BOUND, FakeMember
 
 # The file by whose time a worker of gunicorn shows that it lives.
 with tempfile.TemporaryFile() as _file:
@@ -41,52 +37,21 @@ class FakeArbiter:
     """gunicorn's master, as far as we touch it."""
 
     def __init__(self, *listeners: socket.socket, ages: tuple[int, ...] = ()) -> None:
-        self.LISTENERS = [FakeListener(sock) for sock in listeners]
+        self.LISTENERS = [SimpleNamespace(sock=sock, close=sock.close) for sock in listeners]
         self.WORKERS = {100 + age: SimpleNamespace(age=age) for age in ages}
-        self.cfg = SimpleNamespace(address=[("127.0.0.1", 8000)], graceful_timeout=30, set=self._set)
-        self.halts = 0  # how often a worker is found that could not start
-        self.log = SimpleNamespace(info=self._note)
+        self.cfg: Any = Mock(address=[("127.0.0.1", 8000)], graceful_timeout=30)
+        self.cfg.set = functools.partial(setattr, self.cfg)
+        self.log = Mock()
         self.worker_class: type = SyncWorker
         self.systemd = False
         self.reexec_pid = self.master_pid = 0
-        self.queued: list[int] = []
-        self.calls: list[Any] = []
-
-    def _note(self, text: str, *arguments: Any) -> None:
-        self.calls.append(text % arguments)
-
-    def _set(self, name: str, value: Any) -> None:
-        setattr(self.cfg, name, value)
+        self.signal, self.kill_worker, self.kill_workers, self.stop = Mock(), Mock(), Mock(), Mock()
 
     def reap_workers(self) -> None:
-        if self.halts:
-            raise HaltServer("Worker failed to boot.", 3)
-
-    def signal(self, signum: int, frame: Any) -> None:
-        self.queued.append(signum)
+        pass
 
     def handle_term(self) -> None:
-        self.calls.append("halt")
-
-    def kill_worker(self, pid: int, signum: int) -> None:
-        self.calls.append((pid, signum))
-
-    def kill_workers(self, signum: int) -> None:
-        for pid in self.WORKERS:
-            self.kill_worker(pid, signum)
-
-    def stop(self, graceful: bool = True) -> None:
-        self.calls.append(("stop", graceful))
-
-
-class FakeListener:
-    """gunicorn's wrapper of a listening socket."""
-
-    def __init__(self, sock: socket.socket) -> None:
-        self.sock = sock
-
-    def close(self) -> None:
-        self.sock.close()
+        pass
 
 
 @pytest.fixture
@@ -144,31 +109,6 @@ def test_one_acts_for_all_in_time(shared: Any, caplog: pytest.LogCaptureFixture)
 # -- the master -------------------------------------------------------------------------------------------------------
 
 
-def test_workers_that_end_at_once(shared: Any, listener: socket.socket) -> None:
-    """Their end is seen before gunicorn looks, when the listener is closed, and none is told twice."""
-    server = FakeArbiter(listener, ages=(1,))
-    master = master_module.Master(server, shared)
-    master.install()
-    shared.set_state(1, shared_module.CLEAN)
-    assert not master._step(0.0)
-    master._finished = True
-    looks = []
-
-    def look() -> None:
-        looks.append(listener.fileno())
-        if len(looks) == 3:
-            server.WORKERS.clear()
-
-    server.reap_workers = look  # type: ignore[method-assign]  # a fake's
-    server.stop()
-    server.kill_worker(101, signal.SIGTERM)
-    server.kill_worker(101, signal.SIGKILL)
-    master._tick(signal.SIGALRM, None)  # one that was due when the stop began
-    assert signal.getitimer(signal.ITIMER_REAL)[0] == 0.0
-    assert looks == [-1] * 3
-    assert (server.LISTENERS, server.calls) == ([], [(101, signal.SIGTERM), ("stop", True), (101, signal.SIGKILL)])
-
-
 def test_the_master_does_not_wait_for_ever(shared: Any, listener: socket.socket) -> None:
     """A worker that never ends its delay, and a queue that nobody serves, hold the master for as long as they may."""
     server = FakeArbiter(listener, ages=(1,))
@@ -189,7 +129,7 @@ def test_a_tick_that_fails_stops(shared: Any, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(master, "_step", lambda now: 1 / 0)
     master._tick(signal.SIGALRM, None)
     master._tick(signal.SIGALRM, None)  # until gunicorn has heard it
-    assert server.queued == [signal.SIGTERM] * 2
+    assert [call.args[0] for call in server.signal.call_args_list] == [signal.SIGTERM] * 2
     master.stop()
     assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
 
@@ -242,26 +182,6 @@ def test_a_tick_is_not_interrupted_by_the_next(shared: Any, monkeypatch: pytest.
     assert running == [(0.0, 0.0)]
     assert 0.0 < signal.getitimer(signal.ITIMER_REAL)[0] <= BOUND
     assert signal.getitimer(signal.ITIMER_REAL)[1] == 0.0
-
-
-def test_a_worker_that_cannot_start(shared: Any, listener: socket.socket) -> None:
-    """All stop, in the way of every stop while others serve, and with gunicorn's own exit code."""
-    server = FakeArbiter(listener, ages=(1,))
-    shared.set_state(1, shared_module.SERVING)
-    master = master_module.Master(server, shared)
-    master.install()
-    server.halts = 1
-    server.reap_workers()
-    server.reap_workers()  # another one, meanwhile
-    assert shared.wait_for_stop(0.0)
-    assert not master._step(shared.stop_requested)
-    shared.set_state(1, 0)  # and only such come now
-    until(lambda: server.queued == [signal.SIGTERM])
-    with pytest.raises(HaltServer, match="Worker failed to boot"):
-        server.handle_term()
-    server.stop()
-    shared.set_state(1, shared_module.UNCLEAN)
-    assert master.exit_code == 0  # gunicorn has its own
 
 
 @pytest.mark.parametrize(("age", "timeout"), [(3.2, 7), (60.0, 1), (-25.0, 30)])
@@ -343,33 +263,16 @@ def test_a_gunicorn_that_is_not_known_is_left_alone(
     arbiter.worker_class = worker_class
     hooks.when_ready(arbiter)
     assert signal.getsignal(signal.SIGTERM) == before
-    assert arbiter.calls == [f"flask_lifecycle does not know {unknown}; each worker stops as with init_app alone"]
+    (text, *arguments) = arbiter.log.info.call_args.args
+    assert text % tuple(arguments) == (
+        f"flask_lifecycle does not know {unknown}; each worker stops as with init_app alone"
+    )
     worker = FakeGunicornWorker(age=1)
     for hook in (hooks.post_fork, hooks.worker_exit):
         hook(arbiter, worker)
     hooks.post_worker_init(worker)
     hooks.on_exit(arbiter)
     assert not process[0].shutdown.begun
-
-
-def test_a_worker_that_is_signalled_while_it_loads(process: tuple[Process, FakeMember], shared: Any) -> None:
-    """It has begun nothing if the master has dismissed it alone; if all stop it serves what waits; else it goes on."""
-    carried, _member = process
-    hooks.here.shared = shared
-    worker = FakeGunicornWorker(3)
-    worker.alive = False
-    shared.dismiss(3)
-    hooks.post_worker_init(worker)
-    assert (hooks.here.worker, shared.state(3), worker.alive) == (None, 0, False)
-    shared.clear(3)
-    shared.request_stop()
-    hooks.post_worker_init(worker)
-    assert worker.alive
-    until(lambda: carried.shutdown.begun)
-    shared.dismiss(3)
-    os.kill(os.getpid(), signal.SIGTERM)
-    assert not worker.alive
-    hooks.worker_exit(None, worker)
 
 
 # -- connections that wait ---------------------------------------------------------------------------------------------
@@ -414,53 +317,6 @@ def test_connections_of_gevent_that_wait_are_hung_up(monkeypatch: pytest.MonkeyP
         worker.handle(None, ours, None)
         assert seen == [False, False, False, False, False, True]
         look(0.0)  # harmless
-
-
-def test_connections_of_threads_that_wait_are_hung_up(listener: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A gthread worker reads no more from idle and silent connections after the linger, but for bytes waiting."""
-    now = [100.0]
-    monkeypatch.setattr(connections, "time", SimpleNamespace(monotonic=lambda: now[0]))
-    with contextlib.ExitStack() as stack:
-        clients = [stack.enter_context(socket.create_connection(listener.getsockname())) for _ in range(4)]
-        kept, asking, silent, busy = (
-            SimpleNamespace(sock=stack.enter_context(listener.accept()[0]), initialized=False) for _ in clients
-        )
-        clients[1].send(b"x")
-        clients[3].send(b"x")
-        until(lambda: all(sockets.has_input(each.sock) for each in (asking, busy)))
-
-        def handle(conn: Any) -> None:
-            for seconds in (0.0, 0.2, 0.1):
-                assert sockets.has_input(conn.sock) is (conn is busy)
-                now[0] += seconds
-                subject.hang_up(0.25, math.inf)
-
-        worker = FakeGunicornWorker(handle=handle, keepalived_conns=deque([kept, asking]), pending_conns=deque())
-        subject = connections.Connections(worker)
-        worker.handle(silent)
-        assert (at_end(kept.sock), at_end(silent.sock)) == (True, True)
-        worker.keepalived_conns.clear()
-        worker.handle(busy)
-        for each in (asking, busy):
-            assert each.sock.recv(2) == b"x"
-            assert not at_end(each.sock)
-
-
-@pytest.mark.parametrize("sends_on", [False, True])
-def test_an_answered_connection_is_closed_when_its_client_has_the_answer(sends_on: bool) -> None:
-    """A leaving worker waits neither for a client to close nor for two seconds, unless the client sends on."""
-    before, closed = util.close_graceful, list[Any]()
-    util.close_graceful = closed.append
-    try:
-        subject = connections.Connections(FakeGunicornWorker())
-        subject.leaving = True
-        ours, theirs = socket.socketpair()
-        with ours, theirs:
-            theirs.send(b"x" * sends_on)
-            util.close_graceful(ours)
-            assert (closed == [ours], ours.fileno() == -1) == (sends_on, not sends_on)
-    finally:
-        util.close_graceful = before
 
 
 def test_a_connection_that_comes_to_a_leaving_worker_has_its_linger(

@@ -52,36 +52,6 @@ def test_what_a_configuration_of_uwsgi_lacks(uwsgi: Any, change: dict[str, Any],
     assert uwsgi.missing({**WHOLE, **change}) == lacking
 
 
-def test_one_worker_of_uwsgi_speaks_for_all(uwsgi: Any, caplog: pytest.LogCaptureFixture) -> None:
-    """What is wrong with the configuration is said by the first worker alone; the master is no server."""
-    member = types.SimpleNamespace(settings=types.SimpleNamespace(grace_period=70.5))
-    process = types.SimpleNamespace(applications=lambda: [member], shutdown=types.SimpleNamespace(in_flight=0))
-    uwsgi.uwsgi.opt["die-on-term"] = True
-    for worker in (0, 1, 2):
-        uwsgi.uwsgi.worker_id = lambda worker=worker: worker
-        discovery = uwsgi.find()
-        assert (discovery is None) == (worker == 0)
-        if discovery is not None:
-            discovery.begin(process)
-    assert [record.getMessage() for record in caplog.records] == [
-        "uWSGI is not configured to finish running requests in a shutdown; set no 'die-on-term'.",
-        "uWSGI's 'worker-reload-mercy' is 60 s, but a shutdown may take 70.5 s; set it to 71, or a shorter"
-        " 'LIFECYCLE_GRACE_PERIOD'.",
-    ]
-
-
-def test_what_a_worker_of_uwsgi_holds(uwsgi: Any) -> None:
-    """A busy worker whose application runs nothing is receiving a request; more is not to be seen."""
-    shutdown = types.SimpleNamespace(in_flight=0)
-    subject = uwsgi.Uwsgi()
-    assert not subject.unfinished()
-    uwsgi.uwsgi.workers = lambda: ({"id": 1, "status": b"busy"}, {"id": 2, "status": b"idle"})
-    subject._process = types.SimpleNamespace(shutdown=shutdown)
-    assert [info.stage for info in subject.unfinished()] == ["receiving"]
-    shutdown.in_flight = 1
-    assert not subject.unfinished()
-
-
 def test_uwsgis_queue_is_waited_for(uwsgi: Any) -> None:
     """The drain goes on when nobody has waited in the queue for a while, or at its bound."""
     subject, looks = uwsgi.Uwsgi(), iter([1, 1])

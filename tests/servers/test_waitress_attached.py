@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
-import socket
 import threading
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -167,38 +165,6 @@ def test_a_loop_that_is_stuck(app: App, monkeypatch: pytest.MonkeyPatch) -> None
         assert subject.ours
         subject.announce()  # twice is harmless
         assert subject.ours
-
-
-def test_a_given_socket_is_left(app: App, caplog: pytest.LogCaptureFixture) -> None:
-    """A socket that was given to waitress is neither drained nor closed."""
-    caplog.set_level(logging.INFO, "flask_lifecycle")
-    with socket.create_server(("127.0.0.1", 0)) as giver:
-        theirs = Theirs(app, sockets=[giver])
-        subject = attached(theirs.servers)
-        with turning(theirs):
-            subject.announce()
-            subject.stop_accepting(BOUND)
-            assert caplog.messages == ["listener closed (left to the process that opened it)"]
-            with socket.create_connection(giver.getsockname()):
-                assert giver.accept()[0].close() is None  # type: ignore[func-returns-value]
-            assert subject.wait_idle(BOUND, 0.0)
-
-
-def test_a_listener_that_comes_later(app: App) -> None:
-    """A further server in the same loop joins what there is, and what has been adopted is not adopted twice."""
-    theirs = Theirs(app)
-    subject = attached(theirs.servers)
-    kind = theirs.servers[0].channel_class
-    later = create_server(app, map=theirs.map, host="127.0.0.1", port=0, threads=1)
-    assert waitress.find() is subject
-    assert theirs.servers[0].channel_class is kind
-    address = ("127.0.0.1", int(later.effective_port))
-    with turning(theirs):
-        subject.announce()
-        subject.stop_accepting(BOUND)
-        assert refuses(address)
-        assert refuses(theirs.address)
-    later.task_dispatcher.shutdown(timeout=BOUND)
 
 
 def test_classes_of_the_user_s_own(app: App) -> None:

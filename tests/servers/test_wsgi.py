@@ -63,19 +63,3 @@ def test_an_application_that_raises_has_ended() -> None:
     with pytest.raises(ValueError, match="boom"):
         call(subject.wrap(fails))
     assert not subject.running
-
-
-def test_answers_close_once_it_is_announced() -> None:
-    """From the announcement on answers tell their connections to close, and not before."""
-    headers: list[Any] = []
-
-    def app(environ: Any, start_response: Any) -> Iterable[bytes]:
-        start_response("200 OK", [("A", "b")])
-        return ()
-
-    subject = WSGIWrapper()
-    attended = subject.wrap(app)
-    call(attended, lambda status, given: headers.append(given))
-    subject.closing = True
-    call(attended, lambda status, given: headers.append(given))
-    assert headers == [[("A", "b")], [("A", "b"), ("Connection", "close")]]
