@@ -442,3 +442,7 @@ def test_an_item_that_ends_in_the_thread_that_waits(monkeypatch: pytest.MonkeyPa
     with running(lambda: ledger.wait_idle(3600.0)):
         pass
     assert not item.live
+    active.leave = lambda: None
+    item = Work(ledger, "job", {})
+    assert not ledger.wait_idle(0.01), "the wait is over when its time is"
+    item.done()

@@ -132,6 +132,46 @@ def test_an_error_lets_the_others_go(server: str, listener: socket.socket) -> No
     socket.create_server(("127.0.0.1", port)).close()
 
 
+FORKED = """
+import os, socket, sys, threading
+from flask_lifecycle._servers import create
+from tests._fakes import until
+
+def app(environ, start_response):
+    start_response("200 OK", [("Content-Length", "2")])
+    return [b"ok"]
+
+runner = create(sys.argv[1], app, "127.0.0.1", 0, {})
+port = int(runner.addresses()[0].rpartition(":")[2])
+threading.Thread(target=runner.serve, daemon=True).start()
+client = socket.create_connection(("127.0.0.1", port), timeout=10)
+sockets = []
+def look():
+    # Werkzeug's are on the stacks of its threads.
+    getattr(runner, "before_fork", lambda: None)()
+    sockets[:] = runner.sockets()
+    return len(sockets) == 2
+until(look)
+kept = list(sockets)
+child = os.fork()
+if child == 0:
+    os._exit(sum(sock.fileno() >= 0 for sock in kept))
+_, status = os.waitpid(child, 0)
+print("open in the child:", os.waitstatus_to_exitcode(status))
+client.sendall(b"GET / HTTP/1.0\\r\\n\\r\\n")
+print("answered by the parent:", client.recv(1000).split()[1].decode(), flush=True)
+os._exit(0)
+"""
+
+
+@pytest.mark.parametrize("server", RUNNERS)
+def test_a_forked_child_keeps_nothing_open(server: str) -> None:
+    """A child that may outlive us keeps neither the listener nor a connection open; the parent goes on serving."""
+    done = run_python(FORKED, server, python=["-W", "ignore"])
+    assert done.stdout.splitlines() == ["open in the child: 0", "answered by the parent: 200"], done.stderr
+    assert done.returncode == 0
+
+
 def test_a_child_of_a_process_that_stops(monkeypatch: pytest.MonkeyPatch) -> None:
     """A child that is forked when some sockets are closed already closes the others all the same."""
     closed, open_ = pair = socket.socketpair()
