@@ -43,9 +43,9 @@ class Lifecycle:
 
         lifecycle = Lifecycle(app)      # or Lifecycle() and lifecycle.init_app(app) in a factory
 
-    Register checks and hooks on this object, before or after ``init_app``; they apply to all applications it was given;
-    hooks run once for each application, in its context. Unless a method says otherwise, any thread may call it and it
-    does not block. Methods that concern one application use the current one, or the only one.
+    Register checks and hooks on this object, before or after ``init_app``. They apply to every application that it is
+    used with, and hooks run once for each application, in its context. Unless a method says otherwise, any thread may
+    call it and it does not block. Methods that concern one application use the current one, or the only one.
     """
 
     def __init__(self, app: Flask | None = None) -> None:
@@ -285,8 +285,8 @@ class Lifecycle:
                 with ConnectionPool(DSN) as pool:
                     yield pool                      # pool.value, while the application runs
 
-        A resource that could not be opened is not closed; one that opens after its timeout is. Opening and closing run
-        in two different threads.
+        A resource that could not be opened is not closed. One that opens late, after its timeout, is closed. Opening
+        and closing run in two different threads.
 
         :param function: a generator function that yields once, a context manager, or a function that returns one.
         :param timeout: seconds that opening may take, as for :meth:`on_startup`.
@@ -326,8 +326,8 @@ class Lifecycle:
 
             with lifecycle.work("import", file=name): ...
 
-        It is also a decorator, which makes each call of the function a piece of work; or call its ``done()`` when the
-        work is finished. Starting and ending work takes no lock.
+        As a decorator, it makes each call of the function a piece of work. Without either, call ``done()`` on the
+        returned object when the work is finished. Starting and ending work takes no lock.
 
         :param name: of the work in logs and in the report; ``info`` adds details.
         :raises TypeError: the name is not a string.
@@ -372,7 +372,7 @@ class Lifecycle:
     def server(self) -> ServerInfo | None:
         """The server that serves this process, how it was recognised, and what a shutdown answers under it.
 
-        ``None`` if nothing is served yet. Without ``run`` the server is searched for, which takes as long as a request.
+        ``None`` if nothing is served yet. Without ``run`` this searches for the server and takes as long as a request.
         """
         return self._state().serving.info()
 

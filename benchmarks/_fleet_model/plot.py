@@ -57,7 +57,7 @@ def _losses(axes: Any, measured: Sequence[Mapping[str, Any]], fleets: Fleets) ->
         axes.errorbar([row["delay"] for row in rows], values, errors, fmt="o", color=color, capsize=3, markersize=4)
     axes.set(yscale="log", ylim=(_LEAST, 30), xlim=(-0.3, 15.3))
     axes.set(xlabel="delay, s", ylabel="lost per shutdown, where 1 request/s\ngoes to the replica")
-    axes.set_title("Lost without retries (points: measured)", fontsize=9)
+    axes.set_title("Lost requests without retries (points: measured)", fontsize=9)
     axes.legend(fontsize=7, loc="upper right")
     axes.grid(alpha=0.3)
 

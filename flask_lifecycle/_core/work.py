@@ -100,7 +100,7 @@ class Work:
     """A work item: a shutdown waits for it, from now until :meth:`done`.
 
     It is a context manager, or a decorator that makes each call of a function a work item. Any thread may use it. An
-    ended item that is entered begins again.
+    item that has ended begins again when it is entered.
     """
 
     __slots__ = ("_ledger", "info", "inside", "name", "started", "thread")

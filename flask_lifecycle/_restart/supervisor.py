@@ -177,7 +177,7 @@ class Supervisor:
         if before is not None:
             before.channel.send("leave", str(worker.pid))
         logger.info(
-            "reload: process %d serves, process %s finishes what it has",
+            "reload: process %d serves, process %s finishes its requests",
             worker.pid, before.pid if before is not None else "(none)", extra={"lifecycle_pid": worker.pid},
         )  # fmt: skip
         self._reload_again()

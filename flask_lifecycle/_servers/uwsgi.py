@@ -57,7 +57,7 @@ class Uwsgi(Adapter):
         lacking = missing(uwsgi.opt)
         if lacking and uwsgi.worker_id() == 1:  # one warning for all workers
             logger.warning(
-                "uWSGI is not configured to finish running requests in a shutdown; set %s.", ", ".join(lacking),
+                "uWSGI is not configured to finish running requests during a shutdown; set %s.", ", ".join(lacking),
                 extra={"lifecycle_missing": lacking},
             )  # fmt: skip
         if uwsgi.worker_id() == 1:

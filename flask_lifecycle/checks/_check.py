@@ -198,7 +198,7 @@ class CheckResult:
 
 
 class HealthCheckError(Exception):
-    """Raised by a check that fails: the message is public, the exception it is raised ``from`` is only logged.
+    """Raised by a check that fails: callers who may see details get the message; the cause is only logged.
 
     :param causes: what is wrong, by name or as a list: texts or exceptions.
     :param status_code: of the probe that fails because of this error, instead of the configured one.

@@ -211,7 +211,7 @@ class Server:
 
     @property
     def reports(self) -> list[dict[str, Any]]:
-        """The shutdown reports that its processes have written so far, as JSON, in the order of their stops."""
+        """The shutdown reports that its processes have written so far, as JSON, in the order of their shutdowns."""
         reports = [json.loads(path.read_bytes()) for path in self._home.glob("report-*.json")]
         return sorted(reports, key=lambda report: str(report["began"]))
 

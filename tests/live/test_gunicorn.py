@@ -500,7 +500,7 @@ def test_graceful_timeout_that_is_too_short(live: Starter) -> None:
     """One warning tells what graceful_timeout has to be."""
     running = serve(live, "sync", "--graceful-timeout", "5", settings={"LIFECYCLE_SHUTDOWN_DELAY": 3.0})
     expected = (
-        "gunicorn's graceful_timeout is 5 s, and a worker may need 22 s after the delay; set 'graceful_timeout' to 22,"
+        "gunicorn's graceful_timeout is 5 s, but a worker may need 22 s after the delay; set 'graceful_timeout' to 22,"
         " or a shorter 'LIFECYCLE_GRACE_PERIOD'."
     )
     assert running.stop(signal.SIGINT) == 0

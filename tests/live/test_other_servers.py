@@ -205,7 +205,7 @@ def test_uwsgi_is_told_what_it_lacks(live: Starter) -> None:
     """A configuration under which a stop would lose requests is warned of once, with what to set."""
     running = uwsgi(live, "--enable-threads", "--master", "--worker-reload-mercy", "5", ini=False)
     running.wait_log(
-        "uWSGI is not configured to finish running requests in a shutdown; set 'lazy-apps = true',"
+        "uWSGI is not configured to finish running requests during a shutdown; set 'lazy-apps = true',"
         " 'hook-master-start = unix_signal:15 gracefully_kill_them_all'.\n"
     )
     running.wait_log(r"uWSGI's 'worker-reload-mercy' is 5 s, but a shutdown may take 25 s; set it to 25, or a shorter")

@@ -206,7 +206,7 @@ def test_the_warning_names_the_number(
     """gunicorn waits from the end of the delay on; one that ends when it may may end at once."""
     worker_module.warn_of_timeout(timeout, [Settings(grace_period=25.0, shutdown_delay=delay)])
     expected = (
-        f"gunicorn's graceful_timeout is {timeout:g} s, and a worker may need {needed} s after the delay; set"
+        f"gunicorn's graceful_timeout is {timeout:g} s, but a worker may need {needed} s after the delay; set"
         f" 'graceful_timeout' to {needed}, or a shorter 'LIFECYCLE_GRACE_PERIOD'."
     )
     assert caplog.messages == ([] if needed is None else [expected])

@@ -359,7 +359,7 @@ def warn_of_timeout(graceful_timeout: float, settings: Sequence[Settings]) -> No
     )
     if graceful_timeout < needed:
         logger.warning(
-            "gunicorn's graceful_timeout is %g s, and a worker may need %g s after the delay; set 'graceful_timeout' to"
+            "gunicorn's graceful_timeout is %g s, but a worker may need %g s after the delay; set 'graceful_timeout' to"
             " %.0f, or a shorter 'LIFECYCLE_GRACE_PERIOD'.",
             graceful_timeout, needed, -(-needed // 1), extra={"lifecycle_graceful_timeout": needed},
         )  # fmt: skip
