@@ -145,10 +145,7 @@ def test_only_what_is_asked_is_run() -> None:
     bad, good = Switch("fail"), Switch()
     made = Healthy(Check("bad", bad, groups=("ready", "own")), Check("good", good, groups=("ready", "own")))
     for group in ("ready", "healthcheck", "own"):
-        for report in (
-            made.health.report(group, None, ["bad", "other"]),
-            made.health.report(group, "good", ["good"]),
-        ):
+        for report in (made.health.report(group, None, ["bad", "other"]), made.health.report(group, "good", ["good"])):
             assert (report.status, [check.name for check in report.checks]) == ("pass", ["good"])
     assert (bad.calls, good.calls) == (0, 1)
 

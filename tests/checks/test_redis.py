@@ -22,10 +22,7 @@ from tests._fakes import whole
         ("redis://", "'client' must be a Redis client or a function that returns one, not 'str'."),
         (redis.Redis, "'client' is the class 'Redis'; give the client that the application uses."),
         (Path, "'client' is the class 'Path'; give the client that the application uses."),
-        (
-            redis.asyncio.Redis(),
-            "'client' is asynchronous, and a check cannot await it; give it a synchronous client.",
-        ),
+        (redis.asyncio.Redis(), "'client' is asynchronous, and a check cannot await it; give it a synchronous client."),
     ],
 )
 def test_bad_clients(given: Any, message: str) -> None:

@@ -166,8 +166,7 @@ def test_nobody_and_nonsense(served: Flask) -> None:
     refused(invoke(None, "status", url), f"{url}/healthcheck does not answer: the connection is refused.")
     url = f"{url_of(served)}/nothing"
     refused(
-        invoke(None, "status", url),
-        f"{url} answered 404, which is no health document; give the URL of a health check.",
+        invoke(None, "status", url), f"{url} answered 404, which is no health document; give the URL of a health check."
     )
     refused(
         invoke(None, "status", "ftp://x\x1b"),

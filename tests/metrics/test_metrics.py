@@ -312,10 +312,7 @@ def test_the_metrics_of_a_shutdown() -> None:
     assert found["shutdown_remaining_seconds"] == lifecycle.remaining()
     assert (found["requests_abandoned_total"], found["work_abandoned_total"]) == (1, 1)
     held.close()
-    assert some(found, "hooks_total") == {
-        "{kind=shutdown,outcome=ok}": 1,
-        "{kind=shutdown,outcome=failed}": 1,
-    }
+    assert some(found, "hooks_total") == {"{kind=shutdown,outcome=ok}": 1, "{kind=shutdown,outcome=failed}": 1}
 
 
 def test_refused_and_served_in_a_drain() -> None:

@@ -439,8 +439,7 @@ def test_names_of_sockets(kind: str, message: str, caplog: pytest.LogCaptureFixt
 
 
 @pytest.mark.parametrize(
-    ("first", "owner", "sends"),
-    [(True, "", True), (False, "", False), (False, "run", True), (True, "gunicorn", False)],
+    ("first", "owner", "sends"), [(True, "", True), (False, "", False), (False, "run", True), (True, "gunicorn", False)]
 )
 def test_which_process_sends(
     monkeypatch: pytest.MonkeyPatch, receiver: Receiver, first: bool, owner: str, sends: bool

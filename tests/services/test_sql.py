@@ -87,16 +87,13 @@ def application(postgres: Postgres) -> Iterator[tuple[Flask, SQLAlchemy]]:
 # -- the database: well, dead, hung, back ---------------------------------------------------------------------------
 
 
-def test_attributes(engine: Engine) -> None:
-    """A database that answers passes. It is shared by all replicas, and a pool belongs to one; names can be chosen."""
-    database, pool = DatabaseCheck(engine, name="orders"), PoolCheck(engine)
-    assert (database(), database.name, database.scope) == (CheckResult(), "orders", "shared")
-    assert (pool.name, pool.scope) == ("database pool", "local")
-
-
 def test_killed_while_connected(postgres: Postgres, engine: Engine) -> None:
-    """A dead database fails with a public sentence, the pool's state is still known, and it passes when it is back."""
-    check = DatabaseCheck(engine)
+    """A dead database fails with a public sentence, the pool's state is still known, and it passes when it is back.
+
+    It is shared by all replicas, and a pool belongs to one; names can be chosen.
+    """
+    check, pool = DatabaseCheck(engine, name="orders"), PoolCheck(engine)
+    assert (check.name, check.scope, pool.name, pool.scope) == ("orders", "shared", "database pool", "local")
     fill(engine, 3)
     postgres.stop()
     for _ in range(2):
@@ -104,7 +101,7 @@ def test_killed_while_connected(postgres: Postgres, engine: Engine) -> None:
             check()
         assert isinstance(caught.value.__cause__, exc.OperationalError)
     assert str(postgres.port) in str(caught.value.__cause__)
-    assert PoolCheck(engine)().status == "pass"
+    assert pool().status == "pass"
     postgres.start()
     assert check() == CheckResult()
 
@@ -293,52 +290,22 @@ def test_pools_that_share_a_connection_are_left_alone(poolclass: type[Pool]) -> 
 
 
 def test_flask_sqlalchemy(postgres: Postgres, application: tuple[Flask, SQLAlchemy]) -> None:
-    """The db of Flask-SQLAlchemy gives the engine of the current application, by the name of a bind."""
+    """The db of Flask-SQLAlchemy gives the engine of the current application, by the name of a bind that it has."""
     app, db = application
+    lifecycle = Lifecycle(app)
     default, other = DatabaseCheck(db), DatabaseCheck(db, bind="other")
+    lifecycle.add_check(default)
+    assert app.test_client().get("/readyz").status_code == 200
     with app.app_context():
         assert default() == other() == CheckResult()
         with db.engines["other"].connect():
             assert PoolCheck(db)().value == 0.0
             assert PoolCheck(db, bind="other")().value == 100.0
     assert len(postgres.sessions()) == 2
-
-
-def test_a_bind_that_is_not_configured(application: tuple[Flask, SQLAlchemy]) -> None:
-    """A bind that the application does not have fails the check."""
-    app, db = application
     message = "The application does not configure this database."
     for check in (DatabaseCheck(db, bind="none"), PoolCheck(db, bind="none")):
         with app.app_context(), pytest.raises(HealthCheckError, match=whole(message)):
             check()
-
-
-def test_a_check_with_the_session(postgres: Postgres, application: tuple[Flask, SQLAlchemy]) -> None:
-    """The session that a check function uses is removed with its application context: nothing is left open."""
-    app, db = application
-    lifecycle = Lifecycle(app)
-    states: list[str] = []
-
-    @lifecycle.check(ttl=0)
-    def database() -> None:
-        db.session.execute(text("SELECT 1"))
-        states.extend(state for _, state in postgres.sessions())
-
-    client = app.test_client()
-    assert [client.get("/readyz").status_code for _ in range(3)] == [200] * 3
-    assert states == ["idle in transaction"] * 3
-    assert [state for _, state in postgres.sessions()] == ["idle"]
-    with app.app_context():
-        assert PoolCheck(db)().value == 0.0
-
-
-def test_registered(application: tuple[Flask, SQLAlchemy]) -> None:
-    """The checks are registered as they are and run in the application's context."""
-    app, db = application
-    lifecycle = Lifecycle(app)
-    lifecycle.add_check(DatabaseCheck(db))
-    lifecycle.add_check(PoolCheck(db))
-    assert app.test_client().get("/readyz").status_code == 200
 
 
 # -- the pool -------------------------------------------------------------------------------------------------------

@@ -47,10 +47,3 @@ def test_without_wrk() -> None:
     assert done.returncode == 1
     assert done.stdout == ""
     assert done.stderr == "This benchmark needs 'wrk', which makes the load; on Debian: apt install wrk\n"
-
-
-def test_a_server_that_does_not_exist() -> None:
-    """An unknown server is refused with the names of those that there are."""
-    done = run("--servers", "nonesuch")
-    assert done.returncode == 2
-    assert "waitress-serve" in done.stderr
