@@ -127,11 +127,16 @@ class Supervisor:
         :raises OSError: the process cannot be started.
         """
         here, there = socket.socketpair()
-        with there:
-            environ = {**self._environ, os.fsencode(VARIABLE): str(there.fileno()).encode()}
+        environ = {**self._environ, os.fsencode(VARIABLE): str(there.fileno()).encode()}
+        try:
             popen = subprocess.Popen(
                 self._command, env=environ, cwd=self._directory, pass_fds=[there.fileno()], start_new_session=True
             )
+        except OSError:
+            here.close()
+            raise
+        finally:
+            there.close()
         worker = self._workers[popen.pid] = _Worker(popen, Channel(here))
         sockets = [sock.fileno() for sock in (*self._ours, *self._given)]
         text = f"{place} {len(self._ours)} {len(self._probes)}"

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import socket
+import subprocess
 import tempfile
 from collections.abc import Iterator
 from types import SimpleNamespace
@@ -117,10 +118,10 @@ def test_a_process_that_cannot_be_started(
     supervisor = supervisor_module.Supervisor([], [], signal.SIGHUP, 5.0)
     supervisor._current = worker
 
-    def fail(place: str) -> None:
+    def fail(*arguments: Any, **options: Any) -> None:
         raise BlockingIOError(11, "Resource temporarily unavailable")
 
-    monkeypatch.setattr(supervisor, "_start", fail)
+    monkeypatch.setattr(subprocess, "Popen", fail)
     supervisor._reload()
     supervisor._current = None
     supervisor._reload()
