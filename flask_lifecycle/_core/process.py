@@ -32,7 +32,7 @@ T = TypeVar("T")
 
 # GNU timeout signals its child and then the child's group: the same event, microseconds later. We take the time when we
 # read the signal, which a busy interpreter delays; no user presses Ctrl-C twice within a tenth of a second.
-_SAME_SIGNAL = 0.1
+SAME_SIGNAL = 0.1
 
 
 class Process:
@@ -136,7 +136,7 @@ class Process:
         again = signum in self._received or not self.servers.reloads
         self._received.add(signum)
         if self.shutdown.begun:
-            if first and again and now - first >= _SAME_SIGNAL and not self.shutdown.done.is_set():
+            if first and again and now - first >= SAME_SIGNAL and not self.shutdown.done.is_set():
                 self.exit.force(signum)
             # The first signal after shutdown() joins that shutdown; so does shutdown() after a signal.
             self.shutdown.join_by_signal(signum)

@@ -65,10 +65,10 @@ from .work import WorkInfo
 _PAUSE = 0.01
 
 # Seconds that a shutdown waits for a server that is being made.
-_MAKING = 1.0
+MAKING = 1.0
 
 # Seconds at the end of the grace period for the report, the threads and the interpreter's end.
-_WAY_OUT = 0.25
+WAY_OUT = 0.25
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -195,7 +195,7 @@ class Shutdown:
     @property
     def _way_out(self) -> float:
         grace = 0.0 if self.deadline is None else self.deadline.seconds
-        return min(_WAY_OUT, grace / 20)
+        return min(WAY_OUT, grace / 20)
 
     def remaining(self) -> float | None:
         """Seconds left of the grace period, ``None`` when no shutdown has begun."""
@@ -290,7 +290,7 @@ class Shutdown:
     # -- the thread -----------------------------------------------------------------------------------------------
 
     def _run(self, request: StopRequest, deadline: Deadline) -> None:
-        self._start.settled.wait(min(_MAKING, deadline.remaining()))
+        self._start.settled.wait(min(MAKING, deadline.remaining()))
         with self._start.lock:  # attach() comes before, and we see the server, or after, and returns False
             self._start.settled.set()
         applications = self.applications()

@@ -28,7 +28,7 @@ from typing import Any
 from .fork import renew_in_children
 
 # Seconds after which a waiter reads the dict again.
-_LOOK = 1.0
+LOOK = 1.0
 
 
 class Tally:
@@ -85,7 +85,7 @@ class Tally:
         with self._idle:
             self.watched += 1
             try:
-                while not self._idle.wait_for(self.settled, min(_LOOK, until - time.monotonic())):
+                while not self._idle.wait_for(self.settled, min(LOOK, until - time.monotonic())):
                     if time.monotonic() >= until:
                         return False
                 return True

@@ -46,12 +46,12 @@ KINDS = (
 )
 
 # Pauses between two checks, in seconds: listing the descriptors takes a tenth of a millisecond.
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.02, 1.0
+FIRST_PAUSE, LONGEST_PAUSE = 0.02, 1.0
 # About two seconds. A search takes as long as a request. A server binds its listener and makes its object within
 # milliseconds, so a listener without an object belongs to something else: a reloader, a master, metrics.
 _SEARCHES = 8
 # An application may load its models for minutes after init_app. If it takes longer, its first request begins the start.
-_BOUND = 300.0
+BOUND = 300.0
 
 # The waiting thread, the thread of run_simple and the first request may search at the same time. If each made an
 # adapter, the shutdown would use one and stop the other, and both would derive a handler class for the server, the
@@ -103,20 +103,20 @@ def wait_for_server(wanted: Callable[[], bool], undisturbed: AbstractContextMana
     :param wanted: whether an application still waits for its server.
     :param undisturbed: held during each check, so that no thread forks in the middle of an import.
     """
-    until, pause, never = time.monotonic() + _BOUND, _FIRST_PAUSE, threading.Event()
+    until, pause, never = time.monotonic() + BOUND, FIRST_PAUSE, threading.Event()
     seen, searches, adapter = frozenset[int](), 0, None
     while wanted() and time.monotonic() < until:
         with undisturbed:
             listening = listeners()
             if listening != seen:
-                seen, searches, adapter, pause = listening, 0, None, _FIRST_PAUSE
+                seen, searches, adapter, pause = listening, 0, None, FIRST_PAUSE
             if adapter is None and seen and searches < _SEARCHES:
                 searches += 1
                 adapter = find()
             if adapter is not None and adapter.serving():
                 return True
         never.wait(pause)
-        pause = min(_LONGEST_PAUSE, 2 * pause)
+        pause = min(LONGEST_PAUSE, 2 * pause)
     return False
 
 

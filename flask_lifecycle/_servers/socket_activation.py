@@ -14,7 +14,7 @@ from typing import Any
 
 from .._core.state import logger
 
-_FIRST = 3  # SD_LISTEN_FDS_START
+FIRST = 3  # SD_LISTEN_FDS_START
 _DIGITS = 4  # more descriptors than a process may have
 VARIABLES = ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "LISTEN_PIDFDID")
 
@@ -41,7 +41,7 @@ def with_passed_on(
             f"LISTEN_FDS is {len(names)}, so there are listening sockets already, and an address is given as well;"
             " leave the address out, or the socket unit."
         )
-    return {**options, "sockets": [listener(number, name) for number, name in enumerate(names, _FIRST)]}
+    return {**options, "sockets": [listener(number, name) for number, name in enumerate(names, FIRST)]}
 
 
 def _passed_on(environ: MutableMapping[str, str]) -> list[str]:

@@ -60,7 +60,7 @@ def test_a_signal_that_is_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "kill", lambda *arguments: sent.append(arguments))
     process.forwarded(signal.SIGUSR1)
     assert (sent, process.shutdown.begun) == ([(os.getpid(), signal.SIGUSR1)], False)
-    monkeypatch.setattr(process_module, "_SAME_SIGNAL", 0.0)
+    monkeypatch.setattr(process_module, "SAME_SIGNAL", 0.0)
     process.forwarded(signal.SIGTERM)
     process.forwarded(signal.SIGTERM)
     assert (process.shutdown.reason, codes) == ("SIGTERM", [])

@@ -36,7 +36,7 @@ from tests._fakes import (
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> ManualClock:
     """A clock on which nothing passes by itself; nothing of the grace period is kept for the way out."""
-    monkeypatch.setattr(shutdown_module, "_WAY_OUT", 0.0)
+    monkeypatch.setattr(shutdown_module, "WAY_OUT", 0.0)
     return ManualClock()
 
 

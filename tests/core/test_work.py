@@ -434,7 +434,7 @@ class LeavingWhenLookedAt(dict[Any, None]):
 def test_an_item_that_ends_in_the_thread_that_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     """A finalizer that ends the last item in the waiting thread blocks it neither with the lock nor unheard."""
     # waiter: looks, one is there | finalizer in its thread: leaves, nobody sleeps yet | waiter: sleeps.
-    monkeypatch.setattr("flask_lifecycle._core.tally._LOOK", 0.001)
+    monkeypatch.setattr("flask_lifecycle._core.tally.LOOK", 0.001)
     ledger = WorkLedger()
     ledger.active = active = LeavingWhenLookedAt()
     item = Work(ledger, "job", {})

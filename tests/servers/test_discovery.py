@@ -171,13 +171,13 @@ def test_when_a_server_is_searched(
         return searches[-1]() if searches[-1] else None
 
     monkeypatch.setattr(Adapter, "serving", lambda adapter: next(serving))
-    monkeypatch.setattr(discovery, "_FIRST_PAUSE", 0.0)
-    monkeypatch.setattr(discovery, "_LONGEST_PAUSE", 0.0)
+    monkeypatch.setattr(discovery, "FIRST_PAUSE", 0.0)
+    monkeypatch.setattr(discovery, "LONGEST_PAUSE", 0.0)
     monkeypatch.setattr(discovery, "listeners", look)
     monkeypatch.setattr(discovery, "find", search)
     found = discovery.wait_for_server(lambda: len(looks) < 30, contextlib.nullcontext())
     assert (found, len(looks), len(searches)) == outcome
-    monkeypatch.setattr(discovery, "_BOUND", 0.0)
+    monkeypatch.setattr(discovery, "BOUND", 0.0)
     assert not discovery.wait_for_server(lambda: True, contextlib.nullcontext())
 
 

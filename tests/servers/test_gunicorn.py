@@ -175,7 +175,7 @@ def test_a_tick_is_not_interrupted_by_the_next(shared: Any, monkeypatch: pytest.
         return False
 
     monkeypatch.setattr(master, "_step", step)
-    monkeypatch.setattr(master_module, "_TICK", BOUND)
+    monkeypatch.setattr(master_module, "TICK", BOUND)
     master._begin()
     signal.setitimer(signal.ITIMER_REAL, 0.0)  # it has gone off
     master._tick(signal.SIGALRM, None)
@@ -234,7 +234,7 @@ def test_threads_of_the_master_alone_are_named(
     for thread in threads:
         thread.start()
     hooks.when_ready(FakeArbiter())
-    monkeypatch.setattr(process[0], "_applications", [])
+    monkeypatch.setattr(hooks, "this_process", Process(signals=False))
     hooks.when_ready(FakeArbiter())
     free.set()
     for thread in threads:

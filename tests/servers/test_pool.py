@@ -164,7 +164,7 @@ def test_a_trigger_that_is_closed(pulled: Any) -> None:
 
 def test_a_trigger_whose_lock_is_held(pulled: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """A thunk that hangs in the loop holds up no worker for longer than a second."""
-    monkeypatch.setattr(pool_module, "_NEXT_PATIENCE", 0.01)
+    monkeypatch.setattr(pool_module, "NEXT_PATIENCE", 0.01)
     with pulled.lock:
         pool_module.through_loop(pulled, lambda: None)
     assert pulled.thunks == []

@@ -163,7 +163,7 @@ def test_a_shutdown_while_the_server_is_made(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_a_shutdown_before_the_server_is_attached(monkeypatch: pytest.MonkeyPatch) -> None:
     """A shutdown that waits for the server that is being made, but for nothing: it is let go without serving."""
-    monkeypatch.setattr("flask_lifecycle._core.shutdown._MAKING", 0.0)
+    monkeypatch.setattr("flask_lifecycle._core.shutdown.MAKING", 0.0)
     lifecycle = Lifecycle(app := make_app())
     runner = FakeRunner()
 

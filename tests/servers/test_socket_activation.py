@@ -25,7 +25,7 @@ def given() -> Iterator[socket.socket]:
 @pytest.fixture
 def from_given(given: socket.socket, monkeypatch: pytest.MonkeyPatch) -> socket.socket:
     """The descriptors that are passed on begin with that of the listener."""
-    monkeypatch.setattr(socket_activation, "_FIRST", given.fileno())
+    monkeypatch.setattr(socket_activation, "FIRST", given.fileno())
     return given
 
 
@@ -102,7 +102,7 @@ def test_bad_descriptors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         socket.create_connection(listener.getsockname()) as connection,
         (tmp_path / "file").open("w") as file,
     ):
-        monkeypatch.setattr(socket_activation, "_FIRST", deaf.fileno())
+        monkeypatch.setattr(socket_activation, "FIRST", deaf.fileno())
         with pytest.raises(ValueError, match=rf"^The descriptor {deaf.fileno()} \('web'\) does not listen"):
             socket_activation.with_passed_on(None, None, {}, variables())  # where systemd names it
         closed = os.dup(0)

@@ -144,7 +144,7 @@ def test_a_loop_that_does_not_run(app: App) -> None:
 
 def test_a_loop_that_is_stuck(app: App, monkeypatch: pytest.MonkeyPatch) -> None:
     """A loop that somebody holds up is waited for a moment, and not taken over."""
-    monkeypatch.setattr(waitress, "_PATIENCE", 0.01)
+    monkeypatch.setattr(waitress, "PATIENCE", 0.01)
     theirs = Theirs(app)
     subject = attached(theirs.servers)
     held, free = threading.Event(), threading.Event()
@@ -156,7 +156,7 @@ def test_a_loop_that_is_stuck(app: App, monkeypatch: pytest.MonkeyPatch) -> None
     with turning(theirs):
         theirs.servers[0].trigger.pull_trigger(hang)
         assert held.wait(BOUND)
-        monkeypatch.setattr("flask_lifecycle._servers.waitress.pool._NEXT_PATIENCE", 0.01)
+        monkeypatch.setattr("flask_lifecycle._servers.waitress.pool.NEXT_PATIENCE", 0.01)
         subject.announce()
         assert not subject.ours
         free.set()

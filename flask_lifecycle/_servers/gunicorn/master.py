@@ -33,7 +33,7 @@ from typing import Any
 from ..listener import ClosingListener, Listener
 from .shared import ABSENT, CLEAN, DELAYED, DELAYING, GONE, SERVING, SharedMemory
 
-_TICK = 0.005
+TICK = 0.005
 # gunicorn 23 drops a signal if its queue has five already.
 _AGAIN = 1.0
 # gunicorn checks every 0.1 s whether its workers have exited, which takes most of the time of a stop without requests.
@@ -94,7 +94,7 @@ class Master:
         if not self._began:
             self._shared.request_stop()
             self._began = self._shared.stop_requested
-            signal.setitimer(signal.ITIMER_REAL, _TICK)
+            signal.setitimer(signal.ITIMER_REAL, TICK)
 
     def term(self) -> None:
         """What gunicorn's main loop does on SIGTERM: first begin, in the end stop."""
@@ -156,7 +156,7 @@ class Master:
         self._dismissed = True
         until = time.monotonic() + _PROMPT
         while self._server.WORKERS and time.monotonic() < until:
-            time.sleep(_TICK)
+            time.sleep(TICK)
             self._server.reap_workers()
 
     def _bound(self, grace: float) -> None:
@@ -194,7 +194,7 @@ class Master:
         if not self._stopping:
             # Not by an interval: a tick that takes longer than that, on a busy machine, would be interrupted by the
             # next one, and that by the next.
-            signal.setitimer(signal.ITIMER_REAL, _AGAIN if done else _TICK)
+            signal.setitimer(signal.ITIMER_REAL, _AGAIN if done else TICK)
 
     def _step(self, now: float) -> bool:
         delay, drain, _grace = self._shared.limits

@@ -61,7 +61,7 @@ NEEDS = (
 )
 _SERVER_NEEDS = {"task_dispatcher": ("lock", "queue", "queue_cv"), "trigger": ("lock", "thunks", "_closed")}
 # A running loop calls a thunk at once, unless its thread gets no time to run.
-_PATIENCE = 1.0
+PATIENCE = 1.0
 # If other code than waitress' own runs a loop, no stack shows it between two rounds.
 _UNSEEN = 0.1
 # Descriptors that select() can still wait for, with some to spare for the application's own.
@@ -145,7 +145,7 @@ class Waitress(ConnectionAdapter):
         return [
             server
             for server, event in called.items()
-            if event.wait(_UNSEEN) or (inside(wasyncore.loop, map=server._map) and event.wait(_PATIENCE))
+            if event.wait(_UNSEEN) or (inside(wasyncore.loop, map=server._map) and event.wait(PATIENCE))
         ]
 
     def accepting(self) -> list[Listener]:
@@ -182,7 +182,7 @@ class Waitress(ConnectionAdapter):
             called.set()
 
         through_loop(server.trigger, call)
-        called.wait(_PATIENCE)
+        called.wait(PATIENCE)
 
     def wait_idle(self, timeout: float, linger: float) -> bool:
         self.draining = True

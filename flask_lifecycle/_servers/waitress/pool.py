@@ -29,7 +29,7 @@ from ..._core.inflight import Load
 
 # For locks that are held for a few instructions: in a probe, and in a worker that forwards a ping.
 _PATIENCE = 0.01
-_NEXT_PATIENCE = 1.0
+NEXT_PATIENCE = 1.0
 # Outside the tree of loggers, so that no handler gets its records.
 _UNHEARD = logging.Logger("waitress.queue", logging.CRITICAL)
 
@@ -84,13 +84,13 @@ def send_through(servers: Sequence[Any], done: Callable[[], None]) -> bool | Non
         step = functools.partial(through_loop, server.trigger, step)
     first, *others = distinct(server.task_dispatcher for server in servers)
     for pool in others:
-        step = functools.partial(send_ahead, pool, Ping(step), _NEXT_PATIENCE)
+        step = functools.partial(send_ahead, pool, Ping(step), NEXT_PATIENCE)
     return send_ahead(first, Ping(step))
 
 
 def through_loop(trigger: Any, done: Callable[[], object]) -> None:
     """Have the loop of a trigger call a function, unless that would block the calling thread."""
-    if trigger._closed or not trigger.lock.acquire(timeout=_NEXT_PATIENCE):
+    if trigger._closed or not trigger.lock.acquire(timeout=NEXT_PATIENCE):
         return
     try:
         trigger.thunks.append(done)
