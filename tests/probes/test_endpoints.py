@@ -695,8 +695,7 @@ def test_a_check_that_says_how_its_probe_fails() -> None:
 def test_a_check_that_does_not_fail_the_probe_says_nothing(options: dict[str, Any]) -> None:
     """Where a failure only warns, or does not count yet, its own status code and body are not sent."""
     app, lifecycle = serve()
-    failing = raises(status_code=500, response="down")
-    runs = [failing, lambda: None]
+    runs: list[Callable[[], None]] = [raises(status_code=500, response="down"), lambda: None]
     lifecycle.check("db", ttl=0, **options)(lambda: runs.pop()())
     get(app, "/readyz")
     status = "pass" if "fail_after" in options else "warn"

@@ -246,9 +246,6 @@ def test_structure(make: Callable[[], tuple[Flask, Lifecycle]]) -> None:
     assert len(page.all("title")) == 1 + len(page.all("svg"))
 
 
-# -- the rows stay the same ---------------------------------------------------------------------------------------
-
-
 # -- headers ------------------------------------------------------------------------------------------------------
 
 
