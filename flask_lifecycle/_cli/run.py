@@ -207,7 +207,7 @@ class Countdown:
         while not self._served.draining.wait(_LOOK):
             if self._over.is_set():
                 return
-        last, at = "", time.monotonic() - _SOONEST / 2  # a stop that ends at once writes nothing
+        last, at = "", time.monotonic() - _SOONEST / 2  # a shutdown that ends at once writes nothing
         while not self._over.wait(_LOOK):
             waits_for, now = self._waits_for(), time.monotonic()
             if now - at >= (_LATEST if waits_for == last else _SOONEST):

@@ -5,7 +5,7 @@ functions cannot start threads. There a hook runs in the calling thread, and fau
 Python thread, ends the process if the hook hangs; later hooks do not run then.
 
 A *resource* is a hook at the start, which opens it, and a hook of the same name after the drain, which closes it. A
-hook at the stop is skipped if the one of its name at the start has not succeeded, so a resource that could not be
+hook at the shutdown is skipped if the one of its name at the start has not succeeded, so a resource that could not be
 opened is not closed. A resource whose opening exceeded its timeout may still open later. If it opens before its turn in
 the shutdown, the shutdown closes it; otherwise the thread that opens it closes it. The shutdown first records that the
 turn is over and then checks whether the resource is open; the opening thread first records that it is open and then

@@ -286,7 +286,7 @@ def count_requests(
     return middleware
 
 
-# Seconds after which an answer matters to a stop.
+# Seconds after which an answer matters to a shutdown.
 _LONG = 1.0
 
 # In the environ: the body of a request that has not come to the middleware yet.

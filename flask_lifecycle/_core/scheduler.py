@@ -20,7 +20,7 @@ class Scheduler:
         self._tick = tick
         self._name = name
         self._what = what
-        self._lock = threading.Lock()  # guards _thread: two wake-ups and a stop may come at once
+        self._lock = threading.Lock()  # guards _thread: two wake-ups and a shutdown may come at once
         self._thread: threading.Thread | None = None
         self._woken = threading.Event()
         self.ended = False

@@ -1,4 +1,4 @@
-"""gunicorn: the settings of its command line and its configuration for a stop.
+"""gunicorn: the settings of its command line and its configuration for a shutdown.
 
 A ``gunicorn.conf.py`` is parsed and not run, so computed or conditional values are unknown.
 """

@@ -52,7 +52,7 @@ if TYPE_CHECKING:
 _VARIABLES = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
 # Seconds between two looks, and between two changes of the status.
 _PERIOD = 1.0
-# Until a full queue is tried again; a stop may be over sooner than a second.
+# Until a full queue is tried again; a shutdown may be over sooner than a second.
 _RETRY = 0.1
 # Seconds to ask for at once, and again when half of them are left.
 _LEASE = 10.0
@@ -163,7 +163,7 @@ class Notifier(Feature):
         if stops:
             self._covered = 0.0  # the extension so far was for the start-up
         lines = ["STOPPING=1"] if stops else []
-        # The first message of a stop and the very last one do not wait for the period.
+        # The first message of a shutdown and the very last one do not wait for the period.
         if status != self._status and (stops or not self._active or now - self._status_at >= _PERIOD):
             lines.append(f"STATUS={status}")
         if seconds := self._extension(now):

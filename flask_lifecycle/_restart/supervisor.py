@@ -220,7 +220,7 @@ class Supervisor:
                 else:
                     worker.signal(number)
             if number in _STOPPING and self._current is None and not self._ending:
-                self._end()  # no worker can report the stop
+                self._end()  # no worker can report the shutdown
 
     def _handle(self, worker: _Worker) -> None:
         messages = worker.channel.receive()

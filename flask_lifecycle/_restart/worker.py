@@ -26,7 +26,7 @@ previous worker serves, probes included, and if the next one never becomes ready
 accept for the moment between ``ready`` and ``leave``, so a process accepts at every moment. Two processes may see the
 same waiting connection: one gets it, the other's accept finds nothing.
 
-*A hand-over* is a stop without a delay, because clients notice nothing, and it leaves the listeners open with all
+*A hand-over* is a shutdown without a delay, because clients notice nothing, and it leaves the listeners open with all
 waiting connections. A probe that reaches the old worker on a kept connection gets the state of the service: ready.
 
 *A full stop* begins in the worker itself: by a signal that the supervisor forwards, by ``shutdown()``, by an operator.
@@ -157,7 +157,7 @@ class RestartWorker(Peers):
         if self._serving:
             self._answered.wait(timeout)
 
-    # -- in the hand-over thread: from the start to the stop---------------------------------------------------------
+    # -- in the hand-over thread: from the start to the shutdown ---------------------------------------------------
 
     def _await_states(self) -> None:
         machine = self._app.machine

@@ -81,7 +81,7 @@ class Uwsgi(Adapter):
 
 
 def missing(options: Mapping[str, Any]) -> list[str]:
-    """The options that a configuration lacks, and without which a stop loses running requests."""
+    """The options that a configuration lacks, and without which a shutdown loses running requests."""
     lacking = []
     if not options.get("master"):
         lacking.append("'master = true'")

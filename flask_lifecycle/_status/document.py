@@ -117,7 +117,7 @@ def _request(request: RequestInfo) -> dict[str, Any]:
 
 
 def _report(report: Mapping[str, Any]) -> dict[str, Any]:
-    """The report of a stop, without the stacks that the log and the report file have."""
+    """The report of a shutdown, without the stacks that the log and the report file have."""
 
     def bare(entries: Any) -> Any:
         if not isinstance(entries, list):

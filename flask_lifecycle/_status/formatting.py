@@ -43,7 +43,7 @@ _BARS = 30
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Phase:
-    """A phase of a stop: ``over``, ``now`` or ``ahead``."""
+    """A phase of a shutdown: ``over``, ``now`` or ``ahead``."""
 
     name: str
     when: str
@@ -146,7 +146,7 @@ def records(value: Any) -> list[Mapping[str, Any]]:
 
 
 def phases(document: Mapping[str, Any]) -> list[Phase]:
-    """All phases of a stop: over, current, or ahead."""
+    """All phases of a shutdown: over, current, or ahead."""
     over = {phase["name"]: phase["seconds"] for phase in records(document["phases"])}
     found = []
     for name in PHASES:

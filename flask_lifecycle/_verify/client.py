@@ -55,7 +55,7 @@ def request_head(path: str, method: str = "GET", length: int = 0, /, *, version:
     return ("\r\n".join(lines) + "\r\n\r\n").encode()
 
 
-# Seconds; a server hangs up a connection on which nothing was sent for its linger, by default 0.25 s, during a stop.
+# Seconds; a server closes a connection on which nothing was sent for its linger, 0.25 s by default, in a shutdown.
 _HELD_UP = 0.1
 
 

@@ -89,7 +89,7 @@ def pre_fork(server: Any, worker: Any) -> None:
 def post_fork(server: Any, worker: Any) -> None:
     """This is a worker: the master's timer is not its own, and SIGTERM is gunicorn's until the application is loaded.
 
-    If the extension took SIGTERM while the application is loaded, as it does elsewhere, a stop that meets a worker
+    If the extension took SIGTERM while the application is loaded, as it does elsewhere, a shutdown that meets a worker
     which replaces another one would lose the signal, and gunicorn's loop would run until the grace period is over:
 
     - The shutdown begins, because discovery finds the worker; then our hooks take over, and when the shutdown is over

@@ -36,7 +36,7 @@ from .shared import ABSENT, CLEAN, DELAYED, DELAYING, GONE, SERVING, SharedMemor
 TICK = 0.005
 # gunicorn 23 drops a signal if its queue has five already.
 _AGAIN = 1.0
-# gunicorn checks every 0.1 s whether its workers have exited, which takes most of the time of a stop without requests.
+# gunicorn checks every 0.1 s for exited workers, which takes most of the time of a shutdown without requests.
 # For this many seconds we check more often.
 _PROMPT = 0.3
 # A worker that is busy in C code may begin its delay late.

@@ -47,7 +47,7 @@ class SharedMemory:
         with tempfile.TemporaryFile() as file:
             self._lock = os.dup(file.fileno())
 
-    # -- the stop ---------------------------------------------------------------------------------------------------
+    # -- the shutdown -------------------------------------------------------------------------------------------------
 
     def request_stop(self) -> None:
         """Stop all workers. Idempotent. For the master's signal handler."""

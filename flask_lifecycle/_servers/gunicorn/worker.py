@@ -9,7 +9,7 @@ does that (``master.py``).
 
 *One byte stops all workers.* The master makes a pipe before it forks, and writes one byte that is never read. So the
 pipe wakes every worker at once, even one forked later. Each begins its shutdown: readiness fails, responses say
-``Connection: close``, the delay runs. A worker forked during the stop has the rest of the delay and the grace period.
+``Connection: close``, the delay runs. A worker forked meanwhile has the rest of the delay and the grace period.
 Each worker has a state in shared memory (``shared.py``), so the master waits for the delays without knowing the
 settings, and an adaptive delay ends when it has ended in every worker.
 
@@ -154,7 +154,7 @@ class HookedWorker(Adapter, Peers):
         """A quick stop. gunicorn's handler raises ``SystemExit`` in the main thread: in the request that a sync worker
         runs, which it then answers with 500, or in the drain, if a terminal and the master have sent a signal each. So
         the worker leaves as soon as the running requests are answered. gunicorn has the next signal of the kind, and
-        one that comes during a stop.
+        one that comes during a shutdown.
         """
         if signum in self._quitting or self._shared.stop_requested:
             self._worker.handle_quit(signum, frame)

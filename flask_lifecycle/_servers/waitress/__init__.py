@@ -24,7 +24,7 @@ then nothing is closed, and the guard refuses.
 
 Traps of waitress that this package avoids: ``server.close()`` closes the trigger's pipe while workers still write to
 that number; ``MultiSocketServer`` has none of the attributes of a server (the servers are taken from the map);
-``connection_limit`` stops accepting (lifted in a stop); ``select`` ends at descriptor 1,024, from where ``run`` uses
+``connection_limit`` stops accepting (lifted in the drain); ``select`` ends at descriptor 1,024, from where ``run`` uses
 ``poll``, which costs waitress more for each connection.
 """
 
@@ -90,15 +90,15 @@ class Waitress(ConnectionAdapter):
     """All servers of waitress in the process."""
 
     name = "waitress"
-    ours = False  # before a stop we do not know whether the loops run
-    lingers = False  # whether what the client still sends is read before a connection is closed, also before a stop
+    ours = False  # before a shutdown we do not know whether the loops run
+    lingers = False  # whether what the client still sends is read before a connection is closed, also before a shutdown
 
     def __init__(self) -> None:
         super().__init__([])
         self.announced = False
         self.draining = False
         self._workers = ProbeWorkers()
-        self._running: list[Any] = []  # the servers whose loop runs, in a stop
+        self._running: list[Any] = []  # the servers whose loop runs, in a shutdown
 
     def adopt(self, servers: Iterable[Any], given: Collection[socket.socket]) -> None:
         """Attach to servers and to their connections. Idempotent. Any thread may call it.
@@ -128,7 +128,7 @@ class Waitress(ConnectionAdapter):
     def use_probe_workers(self, probe_worker: Callable[[str], str | None]) -> None:
         self._workers.name_of = probe_worker
 
-    # -- a stop ---------------------------------------------------------------------------------------------------
+    # -- a shutdown ------------------------------------------------------------------------------------------------
 
     def announce(self) -> None:
         self.announced = self.lingers = True
@@ -271,7 +271,7 @@ class RunningWaitress(Waitress):
         super().__init__()
         self._map: dict[int, Any] = {}
         self._ended = False
-        self._lock = threading.Lock()  # guards the next two: a successor takes over while a stop begins
+        self._lock = threading.Lock()  # guards the next two: a successor takes over while a shutdown begins
         self._held_back = False
         self._left = False  # whether the listeners are closed, or another process has them
         self.adopt(self._listen(app, options), given)

@@ -14,7 +14,7 @@ class can.
 The lingering close: closing a socket with unread input sends a reset, which destroys the end of an answer that the
 client is still reading. A channel that wants to close with all its output flushed is shut down for writing, then read
 until the client closes too or has been silent for two seconds. A drain does not wait for the two seconds, but until the
-client has acknowledged everything and been silent for the drain's linger. Before a stop this is for clients that may
+client has acknowledged everything and been silent for the drain's linger. Before a shutdown it is for clients that may
 still be sending: those whose request was refused, perhaps in the middle of its body, and those with unread input.
 
 None of this costs a request anything before a shutdown. In each round of its loop waitress asks each connection whether

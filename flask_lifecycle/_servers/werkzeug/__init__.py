@@ -367,7 +367,7 @@ def _runs(pid: int) -> bool:
 
 
 def leave_signals_to_parent(signals: Iterable[int]) -> None:
-    """In such a process: ignore the signals of a stop, and end a silent connection on the parent's SIGURG."""
+    """In such a process: ignore the signals of a shutdown, and end a silent connection on the parent's SIGURG."""
     for signum in signals:
         # Not SIG_IGN, which programs started by the request would inherit.
         signal.signal(signum, lambda *_: None)

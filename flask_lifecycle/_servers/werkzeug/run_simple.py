@@ -156,7 +156,7 @@ class RunSimple:
     def _await_startups(self) -> None:
         """Wait for the start-up before a postponed stop, for half of the grace period at most.
 
-        Interleavings: the stop begins after the start-up, and answers the connections in the listener's queue. Or it
+        Interleavings: the shutdown begins after the start-up, and answers the connections in the queue. Or it
         begins while the start-up runs: then the application refuses all of them, because it has not started.
         """
         members = self._process.applications()
@@ -177,7 +177,7 @@ class RunSimple:
 
 
 class Parent:
-    """Passes a stop on from the reloader's parent to its child, and kills the child after the grace period."""
+    """Passes a shutdown on from the reloader's parent to its child, and kills the child after the grace period."""
 
     def __init__(self, process: Process) -> None:
         self._process = process

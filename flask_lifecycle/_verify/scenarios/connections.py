@@ -1,4 +1,4 @@
-"""Connections that arrive at the moment of the stop, and connections without a request."""
+"""Connections that arrive at the moment of the shutdown, and connections without a request."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Requests in every stage at the moment of the stop."""
+"""Requests in every stage at the moment of the shutdown."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def _in_parts(trial: Trial, kind: str, *parts: bytes, pause: float = 0.0) -> Non
     """Send a first part, stop in the middle, send the others, and expect the response."""
     client = trial.connect()
     client.send(parts[0])
-    hold = trial.begin("slow", 1.5) if trial.records("slow") else None  # the stop waits for it
+    hold = trial.begin("slow", 1.5) if trial.records("slow") else None  # the shutdown waits for it
     trial.settle()
     trial.stop()
     trial.settle()
@@ -90,7 +90,7 @@ def trickled(trial: Trial) -> str:
 
 
 def _must_work(trial: Trial, what: str, act: Callable[[Connection], int]) -> None:
-    """Whether the server does this at all, before the stop."""
+    """Whether the server does this at all, before the shutdown."""
     with Connection(trial.subject.address, min(5.0, trial.subject.patience)) as client:
         try:
             status = act(client)
