@@ -211,7 +211,8 @@ def commands(_load: Callable[[Any], Any]) -> dict[str, click.Command]:
             junit_file.write(as_junit(outcomes) + "\n")
         broken = required(outcomes, level)
         counts = ", ".join(f"{sum(o.result == r for o in outcomes)} {r}" for r in _COLOURS)
-        verdict = "is broken" if broken else "holds"
+        part = " in these scenarios" if only or skip else ""
+        verdict = "is broken" if broken else f"holds{part}"
         click.echo(f"{counts}. The guarantee '{level}' {verdict}.")
         raise SystemExit(bool(broken))
 
