@@ -258,19 +258,6 @@ def test_a_check_that_ends_the_readiness() -> None:
     assert not report.draining
 
 
-def test_stopping_ends_the_background() -> None:
-    """When the application stops the background checks' thread is given back."""
-    switch = Switch()
-    made = Healthy(Check("db", switch, interval=60.0))
-    made.health.engine.start()
-    until(lambda: switch.calls == 1)
-    made.machine.apply(Event.DRAIN)
-    assert any(thread.name == "lifecycle-checks" for thread in threading.enumerate())
-    made.machine.apply(Event.STOP)
-    assert not any(thread.name == "lifecycle-checks" for thread in threading.enumerate())
-    made.ended()
-
-
 # -- changes ------------------------------------------------------------------------------------------------------
 
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import socket
-import threading
 from dataclasses import astuple
 from typing import Any
 
@@ -13,7 +10,7 @@ import pytest
 from flask_lifecycle import Lifecycle
 from flask_lifecycle._core.inflight import Load
 from flask_lifecycle.checks import WorkerPoolCheck
-from tests._fakes import BOUND, FakeServer, make_app, served, state_of, until, whole
+from tests._fakes import FakeServer, make_app, state_of, until, whole
 
 
 def status_of(load: Load | None, **thresholds: Any) -> tuple[str, str]:
@@ -109,56 +106,3 @@ def test_a_server_that_was_found_is_kept(monkeypatch: pytest.MonkeyPatch) -> Non
     assert serving.load() == Load(0)
     assert serving.load() == Load(0)
     assert len(found) == 1
-
-
-# -- the load of servers --------------------------------------------------------------------------------------------
-
-
-class Gated:
-    """An application whose requests wait for the test."""
-
-    def __init__(self) -> None:
-        self.begun = threading.Semaphore(0)
-        self.gate = threading.Event()
-
-    def __call__(self, environ: Any, start_response: Any) -> list[bytes]:
-        self.begun.release()
-        self.gate.wait(BOUND)
-        start_response("200 OK", [("Content-Length", "2")])
-        return [b"ok"]
-
-    def wait_begun(self, times: int) -> None:
-        for _ in range(times):
-            assert self.begun.acquire(timeout=BOUND)
-
-
-def ask(clients: contextlib.ExitStack, address: tuple[str, int], path: str = "/") -> socket.socket:
-    sock = clients.enter_context(socket.create_connection(address, BOUND))
-    sock.sendall(f"GET {path} HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n".encode())
-    return sock
-
-
-def read_answer(sock: socket.socket) -> None:
-    assert b"".join(iter(lambda: sock.recv(1000), b"")).endswith(b"\r\n\r\nok")
-
-
-def test_the_load_of_waitress() -> None:
-    """Threads, busy ones, the queue and the oldest request; a probe in a dedicated worker is not part of it."""
-    app = Gated()
-    with served("waitress", app, threads=2) as subject, contextlib.ExitStack() as clients:
-        load = subject.runner.load
-        clients.callback(app.gate.set)
-        subject.runner.use_probe_workers(lambda path: "live" if path == "/livez" else None)
-        until(lambda: load() == Load(0, 2, 0, 0.0))
-        probe = ask(clients, subject.address, "/livez")
-        app.wait_begun(1)
-        assert load() == Load(0, 2, 0, 0.0)
-        work = [ask(clients, subject.address) for _ in range(5)]
-        app.wait_begun(2)
-        until(lambda: astuple(load())[:3] == (3, 2, 2))
-        first = load()
-        until(lambda: load().oldest > first.oldest)
-        app.gate.set()
-        for sock in (probe, *work):
-            read_answer(sock)
-        until(lambda: load() == Load(0, 2, 0, 0.0))

@@ -191,14 +191,6 @@ def test_cordon_and_uncordon(served: Flask) -> None:
     invoke(served, "uncordon")
 
 
-def test_drain(served: Flask) -> None:
-    """A drain begins the shutdown, and with --wait the command ends when nobody listens any more."""
-    result = invoke(served, "drain", "--by", "bob", "--wait", "--timeout", "20s")
-    assert (result.exit_code, result.output) == (0, "draining\n")
-    assert state_of(served).process.shutdown.wait().reason == "drain requested by bob"
-    refused(invoke(served, "drain"), f"{url_of(served)}/lifecycle/drain does not answer: the connection is refused.")
-
-
 def test_answers_of_somebody_else() -> None:
     """Exit code 1 if the process is still there when the time is over, and 2 for any other answer, without escapes."""
     server = RawServer(answer(b"draining\n", "202 Accepted"))
@@ -379,9 +371,13 @@ def test_the_group_lists_them() -> None:
 
 
 def test_they_are_imported_on_demand() -> None:
-    """Neither the commands, nor operators' requests, nor the status page are imported with the package."""
-    code = "import sys, flask_lifecycle; print(sorted(m for m in sys.modules if m.startswith('flask_lifecycle.')))"
-    modules = run_python(code).stdout
-    for name in ("_cli.client", "_cli.operators", "_cli.status", "_operators.http", "_operators.files", "_status.page"):
+    """Commands, operators' requests, the status page and monitors are not imported before they are needed."""
+    code = (
+        "import sys; from flask import Flask; from flask_lifecycle import Lifecycle; app = Flask('x'); Lifecycle(app);"
+        "app.test_client().get('/livez'); print(sorted(m for m in sys.modules if m.startswith('flask_lifecycle.')))"
+    )
+    modules = run_python(code, environ={"NOTIFY_SOCKET": ""}).stdout
+    commands = ("_cli.client", "_cli.operators", "_cli.status", "_operators.http", "_operators.files", "_status.page")
+    for name in (*commands, "_monitors.systemd", "_monitors.stuck_workers", "_monitors.crash"):
         assert f"'flask_lifecycle.{name}'" not in modules
     assert "'flask_lifecycle._cli'" in modules

@@ -29,7 +29,6 @@ from flask_lifecycle import Lifecycle, State
 from flask_lifecycle._app import Application
 from flask_lifecycle._core.inflight import Load
 from flask_lifecycle._core.shutdown import StopRequest
-from flask_lifecycle._servers.serving import Serving
 from flask_lifecycle.metrics import MOST_SCRAPES, LifecycleCollector, Metrics, _table, instrument
 from tests._fakes import (
     BOUND,
@@ -51,8 +50,6 @@ from tests._fakes import (
 
 # These have no types.
 MultiProcessValue: Any = prometheus_client.values.MultiProcessValue
-mark_process_dead: Any = multiprocess_mode.mark_process_dead
-
 METRICS = _table.METRICS
 OPENMETRICS = "application/openmetrics-text; version=1.0.0"
 
@@ -217,8 +214,8 @@ def test_a_scrape_runs_no_check_and_waits_for_none() -> None:
     assert metrics_of(lifecycle)["check_status{check=db,status=pass}"] == 1
 
 
-def test_work_by_name() -> None:
-    """Work items are counted by name, with the age of the oldest; a name without items is 0."""
+def test_work_and_startup_tasks() -> None:
+    """Work items are counted by name, with the age of the oldest, and startup tasks that run or have failed."""
     _app, lifecycle = serve()
     item = lifecycle.work("import")
     with lifecycle.work("export"), lifecycle.work("export"):
@@ -227,6 +224,13 @@ def test_work_by_name() -> None:
     assert metrics_of(lifecycle)["oldest_work_seconds"] > 0
     item.done()
     assert metrics_of(lifecycle)["oldest_work_seconds"] == 0
+    first, second = lifecycle.startup_task("cache"), lifecycle.startup_task("schema")
+    assert metrics_of(lifecycle)["startup_tasks_pending"] == 2
+    second.done()
+    with pytest.raises(ValueError, match=r"^boom$"), first:
+        raise ValueError("boom")
+    found = metrics_of(lifecycle)
+    assert (found["startup_tasks_pending"], found["hooks_total{kind=task,outcome=failed}"]) == (0, 1)
 
 
 def test_names_of_work_are_bounded() -> None:
@@ -244,41 +248,22 @@ def test_names_of_work_are_bounded() -> None:
     assert (found["{name=other}"], found["{name=job 0}"], found[f"{{name={long[:100]}}}"]) == (2, 1, 1)
 
 
-def test_startup_tasks() -> None:
-    """Startup tasks that have not ended are counted, and one that fails is among the hooks."""
-    _app, lifecycle = serve()
-    first, second = lifecycle.startup_task("cache"), lifecycle.startup_task("schema")
-    assert metrics_of(lifecycle)["startup_tasks_pending"] == 2
-    second.done()
-    with pytest.raises(ValueError, match=r"^boom$"), first:
-        raise ValueError("boom")
-    found = metrics_of(lifecycle)
-    assert (found["startup_tasks_pending"], found["hooks_total{kind=task,outcome=failed}"]) == (0, 1)
-
-
-def test_the_server_s_load() -> None:
-    """The server's pool is shown if it is known."""
+def test_the_server_s_load(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server's pool is shown if it is known; a scrape of a serving application searches for the server once."""
     app, lifecycle = serve()
+    searches: list[str] = []
+    monkeypatch.setattr(state_of(app).serving, "find", lambda: searches.append("searched"))
     assert some(metrics_of(lifecycle), "server_") == {}
-    server = FakeServer()
-    server.load = lambda: Load(3, 8, 5, 1.0)  # type: ignore[method-assign]
-    state_of(app).process.shutdown.server = server
-    assert some(metrics_of(lifecycle), "server_") == {"requests_queued": 3, "threads": 8, "threads_busy": 5}
-    server.load = lambda: Load(0)  # type: ignore[method-assign]
-    assert some(metrics_of(lifecycle), "server_") == {"requests_queued": 0}
-
-
-def test_a_server_is_searched_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A scrape of a serving application searches for the server once."""
-    app, lifecycle = serve()
-    searches: list[Serving] = []
-    monkeypatch.setattr(Serving, "find", lambda serving: searches.append(serving))
-    metrics_of(lifecycle)
     assert searches == []
     get(app, "/work")
     for _ in range(3):
         metrics_of(lifecycle)
-    assert searches == [state_of(app).serving]
+    assert searches == ["searched"]
+    server = state_of(app).process.shutdown.server = FakeServer()
+    server.pool = Load(3, 8, 5, 1.0)
+    assert some(metrics_of(lifecycle), "server_") == {"requests_queued": 3, "threads": 8, "threads_busy": 5}
+    server.pool = Load(0)
+    assert some(metrics_of(lifecycle), "server_") == {"requests_queued": 0}
 
 
 # -- a shutdown ---------------------------------------------------------------------------------------------------
@@ -346,10 +331,6 @@ def test_served_requests_never_fall(monkeypatch: pytest.MonkeyPatch) -> None:
             {"exit_code": 1, "duration": 2.5, "abandoned": [{"path": "/"}], "more_abandoned": 7},
             {"exit_code": 1, "duration_seconds": 2.5, "requests_abandoned": 8},
         ),
-        (
-            {"exit_code": 0, "duration": 0, "abandoned": []},
-            {"exit_code": 0, "duration_seconds": 0, "requests_abandoned": 0},
-        ),
         ({"exit_code": "1", "duration": None, "abandoned": [1], "more_abandoned": []}, {"requests_abandoned": 1}),
         ({}, {}),
         (None, {}),
@@ -388,8 +369,8 @@ def test_both_formats(accept: str, parse: Any) -> None:
     assert {family.name.removesuffix("_total") for family in ours} == exact
 
 
-def test_a_collector_in_another_registry() -> None:
-    """A registry that looks for duplicates accepts one collector, before there is an application, and no second."""
+def test_collectors_and_their_subjects() -> None:
+    """A registry takes one collector, before there is an application, and no second; a subject needs a lifecycle."""
     lifecycle = Lifecycle()
     registry = CollectorRegistry(auto_describe=True)
     registry.register(LifecycleCollector(lifecycle))
@@ -398,16 +379,15 @@ def test_a_collector_in_another_registry() -> None:
     assert metrics_of(app).keys() == metrics_of(lifecycle).keys() == flat(registry.collect()).keys()
     with pytest.raises(ValueError, match=r"^Duplicated timeseries"):
         registry.register(LifecycleCollector(lifecycle))
-
-
-@pytest.mark.parametrize("subject", [Flask("bare"), None, 7])
-def test_subjects_without_a_lifecycle(subject: Any) -> None:
-    """A subject without a lifecycle is rejected."""
-    message = f"Metrics need a lifecycle, which {subject!r} does not have; give a Lifecycle, or an application after "
-    message += "init_app."
-    for make in (LifecycleCollector, instrument):
-        with pytest.raises(TypeError, match=whole(message)):
-            make(subject)
+    subjects: list[Any] = [Flask("bare"), None, 7]
+    for subject in subjects:
+        message = (
+            f"Metrics need a lifecycle, which {subject!r} does not have; give a Lifecycle, or an application after "
+        )
+        message += "init_app."
+        for make in (LifecycleCollector, instrument):
+            with pytest.raises(TypeError, match=whole(message)):
+                make(subject)
 
 
 def test_several_applications() -> None:
@@ -423,23 +403,6 @@ def test_several_applications() -> None:
     assert in_flight == {"{app=api}": 0, "{app=api-2}": 0, "{app=api-3}": 1, "{app=admin}": 0}
     assert found["requests_abandoned_total"] == 0
     assert found["state{app=admin,state=STARTING}"] == 1
-
-
-def test_a_forked_child_reads_its_own() -> None:
-    """A child that is forked while requests run and probes were answered has none of them."""
-    app, lifecycle = serve()
-    get(app, "/livez")
-    request = enter(state_of(app).ledger)
-    child = os.fork()
-    if not child:
-        try:
-            found = metrics_of(lifecycle)
-            os._exit(bool(found["requests_in_flight"] or some(found, "probes_total")))
-        finally:
-            os._exit(2)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-    assert metrics_of(lifecycle)["requests_in_flight"] == 1
-    request.close()
 
 
 # -- /metrics -----------------------------------------------------------------------------------------------------
@@ -540,22 +503,6 @@ def test_a_collector_that_hangs(registered: Any) -> None:
     assert scrape(app).status_code == 200
 
 
-def test_the_listener_answers_until_the_hooks_have_run() -> None:
-    """The last scrape of a shutdown sees its phases: /metrics still answers while an on_shutdown function runs."""
-    app, lifecycle = with_metrics()
-    seen: dict[str, float] = {}
-
-    @lifecycle.on_shutdown
-    def last() -> None:
-        seen.update(flat(read_text(scrape(app).get_data(as_text=True))))
-
-    get(app, "/work")
-    lifecycle.shutdown()
-    assert seen["state{state=STOPPING}"] == 1
-    phases = some(seen, "shutdown_phase_seconds")
-    assert list(phases) == [f"{{phase={name}}}" for name in ("announce", "delay", "stop accepting", "drain", "hooks")]
-
-
 # -- missing packages --------------------------------------------------------------------------------------------
 
 
@@ -617,61 +564,6 @@ def begin(**config: Any) -> tuple[Flask, Metrics]:
 
 def threads() -> list[str]:
     return [thread.name for thread in threading.enumerate() if thread.name == "lifecycle-metrics"]
-
-
-def test_a_worker_writes_its_metrics(multiprocess: Path) -> None:
-    """In multiprocess mode a worker writes its metrics soon after its start, and at a change, without a probe port."""
-    app, metrics = begin()
-
-    def written() -> dict[str, float]:
-        workers: Any = multiprocess_mode.MultiProcessCollector
-        with contextlib.suppress(struct.error):  # a file that is just being made
-            return flat(workers(CollectorRegistry(), str(multiprocess)).collect())
-        return {}
-
-    until(lambda: written().get("state{state=STARTING}") == 1)
-    get(app, "/work")
-    metrics.state_changed(State.READY, "started")
-    until(lambda: written()["state{state=READY}"] == 1)
-    assert written()["state{state=STARTING}"] == 0
-
-
-def test_workers_are_added_up(multiprocess: Path) -> None:
-    """A scrape has the sum of two processes, the highest of ages, and the lowest of ready."""
-    app, _ = serve(LIFECYCLE_METRICS=True)
-    get(app, "/livez")
-    get(app, "/work")
-    written, go_on = os.pipe(), os.pipe()
-    child = os.fork()
-    if not child:
-        try:
-            get(app, "/livez")
-            requests = [enter(state_of(app).ledger) for _ in range(2)]
-            metrics_feature(app).begin()
-            merged(app)
-            os.close(go_on[1])
-            os.write(written[1], b"x")
-            os.read(go_on[0], len(requests))
-            os._exit(0)
-        finally:
-            os._exit(1)
-    os.close(written[1])
-    try:
-        assert os.read(written[0], 1) == b"x"
-        request = enter(state_of(app).ledger)
-        metrics_feature(app).begin()
-        found = merged(app)
-        assert (found["requests_in_flight"], found["probes_total{code=200,probe=live}"]) == (3, 2)
-        assert (found["ready"], found["state{state=READY}"]) == (1, 2)
-        mark_process_dead(child, str(multiprocess))
-        found = merged(app)
-        assert (found["requests_in_flight"], found["probes_total{code=200,probe=live}"]) == (1, 2)
-        os.write(go_on[1], b"x")
-        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-        request.close()
-    finally:
-        for end in (written[0], *go_on):  # the child leaves, also where it was not told to
-            os.close(end)
 
 
 def test_metrics_of_all_workers_are_served(multiprocess: Path) -> None:

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 from flask_lifecycle import HookRecord, ShutdownReport
-from flask_lifecycle._core.process import Process
 from flask_lifecycle._core.shutdown import StopRequest
 from flask_lifecycle._monitors.crash import CrashWatch
 from tests._fakes import BOUND, FakeMember, coordinate, finish, running, until
@@ -211,39 +210,7 @@ def test_a_crash_makes_the_report_unclean() -> None:
     assert str(report) == "a thread crashed, 1 hook hung, exit 1"
 
 
-def test_a_crash_during_a_shutdown(caplog: pytest.LogCaptureFixture) -> None:
-    """A thread that crashes during a shutdown leaves its report clean, and is not logged."""
-    process = Process(signals=False)
-    member = FakeMember()
-    process.join(member, ())
-    process.stop("enough", wait=True)
-    process.crashed("crashed", RECORD, main=False)
-    report = process.shutdown.wait()
-    assert (report.reason, report.clean) == ("enough", True)
-    assert "crashed" not in caplog.text
-
-
 # -- real interpreters --------------------------------------------------------------------------------------------
-
-
-def test_the_main_thread_waits_for_the_shutdown() -> None:
-    """A crash of the main thread is shown, runs the hooks before the interpreter ends, and exits 1."""
-    code, said, errors = program(
-        """
-        from concurrent.futures import ThreadPoolExecutor
-        lifecycle = Lifecycle(app := make(LIFECYCLE_STOP_ON_CRASH=["MainThread"]))
-        @lifecycle.on_shutdown
-        def hook():
-            threading.Event().wait(0.2)  # long after an interpreter that does not wait has begun to end
-            with ThreadPoolExecutor(1) as pool:
-                say(pool.submit(lambda: "from the pool").result(5))
-        serve(app)
-        raise ValueError("boom")
-        """
-    )
-    assert (code, said) == (1, ["from the pool"])
-    assert errors.startswith("Traceback (most recent call last):")
-    assert errors.endswith("ValueError: boom\nthread 'MainThread' crashed: ValueError: boom; the process stops\n")
 
 
 def test_a_shell_is_left_alone() -> None:

@@ -13,7 +13,6 @@ import pytest
 
 from flask_lifecycle import Lifecycle, check_changed, health_changed
 from flask_lifecycle._core.inflight import Ledger, Load
-from flask_lifecycle._core.shutdown import StopRequest
 from flask_lifecycle._core.state import Event
 from flask_lifecycle._monitors.stuck_workers import PoolWatch
 from flask_lifecycle.checks import Check
@@ -24,7 +23,6 @@ from tests._fakes import (
     ManualClock,
     enter,
     make_app,
-    run_python,
     running,
     state_of,
     until,
@@ -100,25 +98,6 @@ def test_all_workers_with_the_same_requests(bench: Bench) -> None:
     assert bench.look() == "the only worker has been busy with the same request for 67 s"
 
 
-def test_it_is_over_when_one_ends(bench: Bench) -> None:
-    """One request that ends is enough: its worker takes the ping, and the next request."""
-    one, _two = bench.begin(1, 2)
-    assert bench.look(61.0) != ""
-    one.close()
-    bench.answer()
-    assert bench.look() == ""
-    bench.begin(1)
-    assert bench.look(30.0) == ""
-
-
-def test_one_hung_request_among_free_workers(bench: Bench) -> None:
-    """A request that hangs does not fail liveness while another worker makes progress."""
-    bench.begin(1)
-    for _ in range(5):
-        assert bench.look(61.0) == ""
-        bench.answer()
-
-
 def test_more_old_requests_than_workers(bench: Bench) -> None:
     """The reported age is one that all workers reach, and of each thread only the newest request counts.
 
@@ -135,33 +114,12 @@ def test_more_old_requests_than_workers(bench: Bench) -> None:
     assert bench.look() == ""
 
 
-def test_a_ping_that_returns(bench: Bench) -> None:
-    """Slow readers of files look like busy workers, but a worker takes the ping at once."""
-    bench.begin(1, 2)
-
-    def answer() -> None:
-        until(lambda: bool(bench.pings))
-        bench.answer()
-
-    with running(answer):
-        assert bench.look(61.0) == ""
-
-
 @pytest.mark.parametrize("load", [None, Load(0), Load(0, 2, 1), Load(0, 3, 3)])
 def test_a_pool_that_is_not_all_busy(bench: Bench, load: Load | None) -> None:
     """An unknown load, no pool, an idle thread, and more threads than old requests are not stuck."""
     bench.begin(1, 2)
     bench.server.load = lambda: load
     assert bench.look(61.0) == ""
-
-
-def test_applications_that_share_a_pool() -> None:
-    """The requests of all applications in the process occupy its workers."""
-    bench = Bench(members=2)
-    bench.begin(1, member=0)
-    bench.begin(2, member=1)
-    assert bench.look(61.0) != ""
-    bench.published()
 
 
 # -- the ping -----------------------------------------------------------------------------------------------------
@@ -246,17 +204,6 @@ def test_no_server(bench: Bench) -> None:
 # -- when nothing is judged ---------------------------------------------------------------------------------------
 
 
-def test_requests_that_wait_for_the_start_up(bench: Bench) -> None:
-    """Workers that wait for the start-up are not stuck, and their time begins when it is over."""
-    (member,) = bench.members
-    member.startup.served_since = None
-    bench.begin(1, 2)
-    assert bench.look(61.0) == ""
-    member.startup.served_since = bench.clock.now
-    assert bench.look(60.0) == ""
-    assert bench.look(1.0) == "all 2 workers have been busy with the same requests for 61 s"
-
-
 def test_requests_that_wait_for_another_start_up() -> None:
     """The start-up of one application may occupy the workers of another; one that never starts hides no stuck pool."""
     bench = Bench(members=2)
@@ -273,14 +220,6 @@ def test_requests_that_wait_for_another_start_up() -> None:
     assert bench.look(61.0) == ""
     other.startup.served_since = bench.clock.now
     assert bench.look(59.0) == ""
-    assert bench.look() == ""
-
-
-def test_a_shutdown(bench: Bench) -> None:
-    """A pool that is stuck in a drain is left to the drain's own deadline."""
-    bench.begin(1, 2)
-    bench.look(61.0)
-    bench.members[0].begin_drain(StopRequest("over"))
     assert bench.look() == ""
 
 
@@ -460,26 +399,3 @@ def test_applications_share_a_watch() -> None:
     first, second, other = (PoolWatch.of(state) for state in states)
     assert first is second
     assert first is not other
-
-
-def test_requests_are_judged_from_the_end_of_the_start_up() -> None:
-    """The application records when requests no longer wait for its start-up."""
-    app = make_app(LIFECYCLE_STUCK_AFTER=60)
-    lifecycle = Lifecycle(app)
-    seen: list[float | None] = []
-    before = state_of(app).ledger.clock()
-    lifecycle.on_startup(lambda: seen.append(state_of(app).startup.served_since))
-    app.test_client().get("/work").close()
-    assert seen == [None]
-    served_since = state_of(app).startup.served_since
-    assert served_since is not None
-    assert before <= served_since <= state_of(app).ledger.clock()
-
-
-def test_it_is_imported_lazily() -> None:
-    """Without the setting the module is not imported."""
-    done = run_python(
-        "import sys; from flask import Flask; from flask_lifecycle import Lifecycle; app = Flask('x'); Lifecycle(app);"
-        "print(app.test_client().get('/livez').status, 'flask_lifecycle._monitors.stuck_workers' in sys.modules)"
-    )
-    assert done.stdout == "200 OK False\n", done.stderr

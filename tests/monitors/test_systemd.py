@@ -21,7 +21,7 @@ from flask_lifecycle._core.state import Event
 from flask_lifecycle._core.work import Work
 from flask_lifecycle._monitors.systemd import Notifier
 from flask_lifecycle.checks import Check
-from tests._fakes import BOUND, FakeMember, ManualClock, enter, run_python, running
+from tests._fakes import BOUND, FakeMember, ManualClock, enter, running
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="systemd is the subject")
 
@@ -373,24 +373,6 @@ def test_a_full_queue_is_tried_again(subject: Subject, caplog: pytest.LogCapture
     assert caplog.text == ""
 
 
-def test_a_receiver_that_is_gone(subject: Subject, caplog: pytest.LogCaptureFixture) -> None:
-    """If the receiver is gone this is logged once; it is tried every second, in a stop as often as a full queue."""
-    subject.receiver.close()
-    for _ in range(2):
-        subject.notifier._tick()
-    os.unlink(subject.receiver.name)
-    assert subject.notifier._tick() == 1.0
-    assert [record.getMessage() for record in caplog.records] == [
-        f"cannot notify systemd at '{subject.receiver.name}': Connection refused"
-    ]
-    subject.receiver = Receiver(subject.receiver.name)
-    subject.start()
-    assert subject.look() == [["READY=1", "STATUS=READY, 0 in flight"]]
-    subject.receiver.close()
-    subject.process.begin_stop()
-    assert subject.notifier._tick() == 0.1
-
-
 def test_a_process_without_descriptors(
     monkeypatch: pytest.MonkeyPatch, subject: Subject, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -460,20 +442,6 @@ def test_which_process_sends(
     assert bool(receiver.datagrams()) is sends
 
 
-def test_a_fork_does_not_send(monkeypatch: pytest.MonkeyPatch, subject: Subject) -> None:
-    """A child that is forked from the process that called init_app sends nothing, also not at its end."""
-    subject.start()
-    subject.look()
-    pid = os.getpid()
-    monkeypatch.setattr(os, "getpid", lambda: pid + 1)
-    subject.process.begin_stop()
-    subject.notifier.begin()
-    subject.notifier.state_changed(State.DRAINING, "SIGTERM")
-    subject.notifier.stop()
-    assert subject.receiver.datagrams() == []
-    monkeypatch.undo()
-
-
 # -- the threads --------------------------------------------------------------------------------------------------
 
 
@@ -498,46 +466,3 @@ def test_a_log_that_hangs(name: str) -> None:
     finally:
         release.set()
         logging.getLogger("flask_lifecycle").removeHandler(handler)
-
-
-RUN = """
-import os, sys, threading
-from flask import Flask
-from flask_lifecycle import Lifecycle
-def make(name):
-    app = Flask(name)
-    app.config.update(LIFECYCLE_GRACE_PERIOD=5, LIFECYCLE_SHUTDOWN_DELAY=0, TESTING=sys.argv[1] == "testing")
-    return app, Lifecycle(app)
-app, lifecycle = make("app")
-second, second_lifecycle = make("second")
-def stop():
-    assert lifecycle.wait_ready(10)
-    assert app.testing or second_lifecycle.wait_ready(10)
-    threads = sorted(t.name for t in threading.enumerate() if "systemd" in t.name)
-    print("flask_lifecycle._monitors.systemd" in sys.modules, threads, os.environ.get("NOTIFY_SOCKET"))
-    lifecycle.shutdown("enough", wait=False)
-threading.Thread(target=stop).start()
-lifecycle.run(app, port=0)
-left = [t for t in threading.enumerate() if "systemd" in t.name]
-for thread in left:
-    thread.join(10)  # the end does not wait for the heartbeats
-print([t.name for t in left if t.is_alive()])
-"""
-
-
-def test_without_a_socket() -> None:
-    """Without a socket, or in testing mode, there is no thread and no import."""
-    for mode, environ in (("served", {"NOTIFY_SOCKET": ""}), ("testing", {"NOTIFY_SOCKET": "@x"})):
-        done = run_python(RUN, mode, environ=environ)
-        assert done.stdout.splitlines() == [f"False [] {environ['NOTIFY_SOCKET']}", "[]"], done.stderr
-
-
-def test_a_service_from_start_to_end(receiver: Receiver) -> None:
-    """A process with two applications under run sends each message once, and ends its threads."""
-    done = run_python(RUN, "served", environ={"NOTIFY_SOCKET": receiver.name, "WATCHDOG_USEC": "10000000"})
-    threads = "['lifecycle-systemd', 'lifecycle-systemd-live']"
-    assert done.stdout.splitlines() == [f"True {threads} None", "[]"], done.stderr
-    lines = [line for datagram in receiver.datagrams() for line in datagram.split("\n")]
-    assert [line for line in lines if line in ("READY=1", "STOPPING=1")] == ["READY=1", "STOPPING=1"]
-    assert "WATCHDOG=1" in lines
-    assert lines[-1] == "STATUS=STOPPED: clean, exit 0"

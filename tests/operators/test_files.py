@@ -374,20 +374,6 @@ def test_a_file_system_that_fails(
 # -- the thread ---------------------------------------------------------------------------------------------------
 
 
-def test_the_thread(path: Path) -> None:
-    """The thread looks before begin() returns, goes on looking, and ends with the shutdown."""
-    subject = Subject(path)
-    (path / "cordon").write_text("10m by alice")
-    subject.directory.begin()
-    assert not subject.ready
-    subject.directory.state_changed(State.NOT_READY, "cordoned")
-    (path / "cordon").unlink()
-    until(lambda: subject.ready)
-    subject.directory.state_changed(State.DRAINING, "stop")
-    until(lambda: "lifecycle-control" not in {thread.name for thread in threading.enumerate()})
-    subject.directory.stop()
-
-
 def test_a_file_system_that_hangs_holds_up_nobody(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither the start, but for a moment, nor the end waits for a look that does not come back."""
     subject = Subject(path)

@@ -78,14 +78,6 @@ def test_cordon_and_uncordon(caplog: pytest.LogCaptureFixture) -> None:
     ]
 
 
-def test_drain() -> None:
-    """A drain begins the whole shutdown of the process and does not wait for it; a second one gets the same answer."""
-    app = serve()
-    assert told(ask(app, "/lifecycle/drain?by=alice")) == (202, "draining")
-    assert state_of(app).process.shutdown.wait().reason == "drain requested by alice"
-    assert told(ask(app, "/lifecycle/drain")) == (202, "draining")
-
-
 def test_a_drain_begins_when_its_answer_is_written() -> None:
     """The drain begins when the response is closed, so that an idle process answers before it is gone."""
     app = serve()
@@ -96,18 +88,6 @@ def test_a_drain_begins_when_its_answer_is_written() -> None:
     assert unchanged(app)
     answer.close()  # type: ignore[attr-defined]
     assert state_of(app).process.shutdown.wait().reason == "drain requested by -"
-
-
-def test_a_cordon_is_refused_in_a_drain() -> None:
-    """A cordon and its end come too late once the shutdown has begun."""
-    app = serve()
-    assert ask(app, "/lifecycle/drain").text == "draining\n"
-    state_of(app).process.shutdown.wait()
-    sentence = (
-        "'cordon' cannot happen in state STOPPED; a drain is one-way and already answers readiness probes with 503."
-    )
-    assert told(ask(app, "/lifecycle/cordon?for=10m&by=alice")) == (409, sentence)
-    assert ask(app, "/lifecycle/uncordon").status_code == 409
 
 
 def test_prefix_and_case() -> None:

@@ -172,16 +172,6 @@ def test_after_close_nobody_listens(answers: bool) -> None:
         connect(server)
 
 
-@pytest.mark.parametrize("said", [b"", b"GET /livez HTTP/1.1\r\nHost:"])
-def test_a_slow_request_is_hung_up(started: Any, said: bytes) -> None:
-    """Whoever has not sent a request in time is hung up, and the connection forgotten."""
-    server = started(limits=Limits(reading=0.05))
-    with connect(server) as silent:
-        silent.sendall(said)
-        assert silent.recv(1) == b""
-    until(lambda: open_connections(server) == 0)
-
-
 @pytest.mark.parametrize("said", [b"GET /livez HTTP/1.1\r\n", b"GET /livez HTTP/1.1\r\nHost: here\r\nX-M"])
 def test_a_request_that_is_cut_off_is_none(started: Any, said: bytes) -> None:
     """Where a connection ends before the headers do, nothing is done and nobody answered."""
