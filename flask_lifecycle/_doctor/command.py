@@ -19,7 +19,7 @@ from .gunicorn import CONFIGURATION_RULES, is_gunicorn, read_gunicorn
 from .kubernetes import is_kubernetes, read_kubernetes
 from .model import ERROR, OK, UNREADABLE, WARNING, Case, Finding, Notes, Workload
 from .rules import RULES
-from .source import UnreadableError, parse_yaml, read
+from .source import UnreadableError, check_length, parse_yaml, read
 from .systemd import is_systemd, read_systemd
 
 
@@ -73,11 +73,11 @@ def _no_workload(name: str | None) -> str:
 def _workloads(text: str, notes: Notes, name: str | None, application: Application) -> Iterator[Workload]:
     """The workloads of a file; an unreadable document hides no other."""
     if is_systemd(notes.file, text):
-        yield read_systemd(text, notes)
+        yield read_systemd(check_length(text), notes)
     elif is_gunicorn(notes.file):
-        yield read_gunicorn(text, notes)
+        yield read_gunicorn(check_length(text), notes)
     elif is_dockerfile(notes.file, text):
-        yield read_dockerfile(text, notes, name)
+        yield read_dockerfile(check_length(text), notes, name)
     else:
         for document in parse_yaml(text):
             with notes.reading():

@@ -14,6 +14,7 @@ _GRACE = 10.0
 DOCKER_TIMEOUT = 30.0
 _UNITS = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "ns": 1e-9}
 _PART = re.compile(r"([0-9]+(?:\.[0-9]+)?)(h|ms|us|µs|ns|m|s)")
+_LONGEST = 100  # characters of a duration
 _SERVERS = re.compile(r"flask|lifecycle|gunicorn|waitress-serve|uwsgi")
 
 
@@ -72,7 +73,7 @@ def _environment(service: Value) -> dict[str, Value]:
 
 def duration(text: str) -> float | None:
     """A duration as Docker writes it, in seconds; ``None`` if it is not valid."""
-    parts = _PART.findall(text)
+    parts = _PART.findall(text[:_LONGEST])
     if not parts or "".join(number + unit for number, unit in parts) != text:
         return None
     return sum(float(number) * _UNITS[unit] for number, unit in parts)

@@ -6,6 +6,7 @@ A ``gunicorn.conf.py`` is parsed and not run, so computed or conditional values 
 from __future__ import annotations
 
 import ast
+import contextlib
 import math
 import warnings
 from collections.abc import Iterator
@@ -58,7 +59,8 @@ def _timeout(tree: ast.Module) -> Iterator[tuple[str, Value]]:
         if isinstance(statement, (ast.Assign, ast.AnnAssign)) and isinstance(statement.value, ast.Constant):
             value = statement.value.value
             if last in ast.walk(statement) and isinstance(value, (int, float)) and not isinstance(value, bool):
-                number = float(value)
+                with contextlib.suppress(OverflowError):
+                    number = float(value)
     yield "graceful_timeout", Value(last.lineno, number)
 
 

@@ -1,7 +1,10 @@
 """Reads files into values that know their line.
 
-A file that is broken, huge or binary is an error of one sentence. YAML becomes :class:`Value`: mappings, lists and
-scalars of the JSON types, so no tag creates an object. Nothing behind broken YAML is read.
+A file that is broken, huge, binary or hostile is an error of one sentence. YAML becomes :class:`Value`: mappings, lists
+and scalars of the JSON types, so no tag creates an object. Nothing behind broken YAML is read.
+
+A file of a megabyte is read within a few seconds and 200 MB, or rejected: its values are counted as if its aliases and
+merges (``<<``) were expanded.
 """
 
 from __future__ import annotations
@@ -16,6 +19,14 @@ from .._core.text import visible
 
 # Bytes; enough for a thousand objects of the usual size.
 LIMIT = 1_000_000
+# Characters of a text that is taken apart, and of a file that is no YAML: some ways to do so take quadratic time.
+LONGEST = 64_000
+# PyYAML's own parser is about four times slower than libyaml.
+_SLOW_LIMIT = LIMIT // 4
+# In real files a value takes four characters or more, so they meet LIMIT first.
+MOST_VALUES = 250_000
+# Characters of a number. PyYAML takes quadratic time for some, such as 59:59:59.
+_LONGEST_NUMBER = 100
 # Characters of a text in a sentence.
 _QUOTED = 100
 
@@ -62,15 +73,27 @@ class Value:
     def text(self, *keys: str) -> str:
         """The text at a path of keys; empty without a scalar.
 
-        :raises UnreadableError: it is a template.
+        :raises UnreadableError: it is a template, or too long.
         """
         value = self.get(*keys)
         if value is None or isinstance(value.data, (dict, list)):
             return ""
-        text = str(value.data)
+        text = check_length(str(value.data), value.line)
         if _TEMPLATE.search(text):
             raise template(value.line)
         return text
+
+
+def check_length(text: str, line: int = 0) -> str:
+    """The text, if it is not too long.
+
+    :raises UnreadableError: it is.
+    """
+    if len(text) > LONGEST:
+        raise UnreadableError(
+            line, f"This is longer than {LONGEST} characters; give only what deploys this application."
+        )
+    return text
 
 
 def read(path: str) -> str:
@@ -134,24 +157,35 @@ def joined(text: str, comments: str) -> Iterator[tuple[int, str]]:
 def parse_yaml(text: str) -> Iterator[Value | UnreadableError]:
     """The documents of a YAML file that are not empty; an error in place of each that cannot be read.
 
-    :raises UnreadableError: PyYAML is missing.
+    :raises UnreadableError: PyYAML is missing, or the file is too large for it.
     """
     try:
         import yaml
     except ImportError:
         raise UnreadableError(0, "PyYAML is needed to read YAML; install flask_lifecycle[doctor].") from None
+    if not hasattr(yaml, "CSafeLoader") and len(text) > _SLOW_LIMIT:
+        raise UnreadableError(0, f"Without libyaml, PyYAML is too slow for more than {_SLOW_LIMIT // 1000} kB.")
+    if text.count(",") + text.count("\n") > MOST_VALUES:  # each value takes a kilobyte before we can count it
+        raise UnreadableError(
+            0, f"The file has more than {MOST_VALUES} values; give only what deploys this application."
+        )
     end = 0  # the line at which the last document ended
+    count = 0
     try:
         loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)(text)
         while loader.check_node():
             node = loader.get_node()
             end = node.end_mark.line
             try:
-                value = _Document(loader).value(node)
+                document = _Document(loader, count)
+                value = document.value(node)
                 if value.data is not None:
                     yield value
             except UnreadableError as error:
                 yield error
+            count = document.count
+            if count > MOST_VALUES:
+                return
     except yaml.YAMLError as error:
         marked = find_template(text, end)
         yield template(marked) if marked else _broken(error)
@@ -166,22 +200,36 @@ def _broken(error: Any) -> UnreadableError:
 
 
 class _Document:
-    """Makes values of the nodes of PyYAML. The aliases of a node share its value."""
+    """Makes values of the nodes of PyYAML. The aliases of a node share its value.
 
-    def __init__(self, loader: Any) -> None:
+    :param count: how many values the file had before.
+    """
+
+    def __init__(self, loader: Any, count: int) -> None:
         self._loader = loader
-        self._known: dict[int, Value | None] = {}  # by the id of the node; None while it is read
+        self.count = count
+        self._known: dict[int, tuple[Value, int] | None] = {}  # with its size, by the node's id; None while it is read
 
     def value(self, node: Any) -> Value:
+        line, before = node.start_mark.line + 1, self.count
         if id(node) not in self._known:
             self._known[id(node)] = None
-            line = node.start_mark.line + 1
+            self._count(1, line)
             data = {"scalar": self._scalar, "sequence": self._sequence, "mapping": self._mapping}[node.id](node, line)
-            self._known[id(node)] = Value(line, data)
-        value = self._known[id(node)]
-        if value is None:
-            raise UnreadableError(node.start_mark.line + 1, "An alias is inside its own value; remove it.")
-        return value
+            value = Value(line, data)
+            self._known[id(node)] = value, self.count - before
+            return value
+        known = self._known[id(node)]
+        if known is None:
+            raise UnreadableError(line, "An alias is inside its own value; remove it.")
+        self._count(known[1], line)
+        return known[0]
+
+    def _count(self, more: int, line: int) -> None:
+        self.count += more
+        if self.count > MOST_VALUES:
+            text = f"With its aliases expanded, the file has more than {MOST_VALUES} values up to here"
+            raise UnreadableError(line, f"{text}; give only what deploys this application.")
 
     def _sequence(self, node: Any, _line: int) -> list[Value]:
         return [self.value(child) for child in node.value]
@@ -197,7 +245,7 @@ class _Document:
                 raise UnreadableError(line, "The key that begins here is not a text.")
             value = self.value(child)
             if key.tag == _MERGE:
-                _merge(merged, value)
+                self._merge(merged, value)
             elif text in own:
                 text = f"The key '{visible(text, _QUOTED)}' appears twice, first on line {own[text].line}"
                 raise UnreadableError(line, f"{text}; remove one of them.")
@@ -206,19 +254,21 @@ class _Document:
                 own[text] = Value(line, value.data)
         return merged | own
 
+    def _merge(self, merged: dict[str, Value], value: Value) -> None:
+        """Add the keys that ``<<`` brings; of several mappings the first counts."""
+        for each in value.data if isinstance(value.data, list) else [value]:
+            if not isinstance(each.data, dict):
+                raise UnreadableError(value.line, "'<<' must be an alias of a mapping, or a list of them.")
+            self._count(len(each.data), value.line)
+            for name, child in each.data.items():
+                merged.setdefault(name, child)
+
     def _scalar(self, node: Any, line: int) -> Any:
         if node.tag not in _SCALARS:
             return node.value
         try:
+            if len(node.value) > _LONGEST_NUMBER:
+                raise ValueError(node.value)
             return self._loader.yaml_constructors[node.tag](self._loader, node)
         except (ValueError, KeyError, IndexError, OverflowError):  # "!!int x", and text that only looks like a number
             raise UnreadableError(line, f"'{visible(node.value, _QUOTED)}' is not a valid value of its type.") from None
-
-
-def _merge(merged: dict[str, Value], value: Value) -> None:
-    """Add the keys that ``<<`` brings; of several mappings the first counts."""
-    for each in value.data if isinstance(value.data, list) else [value]:
-        if not isinstance(each.data, dict):
-            raise UnreadableError(value.line, "'<<' must be an alias of a mapping, or a list of them.")
-        for name, child in each.data.items():
-            merged.setdefault(name, child)

@@ -17,6 +17,7 @@ _UNITS = {
     "h": 3600.0, "hr": 3600.0, "hour": 3600.0, "hours": 3600.0,
     "d": 86400.0, "day": 86400.0, "days": 86400.0, "w": 604800.0, "week": 604800.0, "weeks": 604800.0,
 }  # fmt: skip
+_LONGEST = 100  # characters of a time
 _PART = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([a-z]*)")
 _SECTION = re.compile(r"\[[\w-]+\]")
 _PREFIXES = "-@:+!|"
@@ -106,6 +107,8 @@ def _seconds(text: str) -> float:
     """A time as systemd writes it, ``nan`` if it is not valid; 0 means no limit, too."""
     if text == "infinity":
         return math.inf
+    if len(text) > _LONGEST:
+        return math.nan
     parts = _PART.findall(text)
     known = bool(parts) and all(unit in _UNITS for _, unit in parts)
     if not known or _PART.sub("", text).strip():

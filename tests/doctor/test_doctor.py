@@ -15,7 +15,8 @@ import yaml
 from flask_lifecycle import Lifecycle
 from flask_lifecycle._cli import group
 from flask_lifecycle._doctor.command import Application, examine
-from tests._fakes import ROOT, make_app, state_of
+from flask_lifecycle._doctor.source import LIMIT
+from tests._fakes import ROOT, make_app, run_python, state_of
 
 RUN = '["flask", "--app", "shop", "lifecycle", "run", "-h", "0.0.0.0", "-p", "8000"]'
 DEPLOYMENT = f"""\
@@ -680,6 +681,59 @@ def test_names_and_annotations() -> None:
     assert said(quoted) == [f"deploy.yaml:8: unreadable: {TEMPLATE}"]
     (line,) = said(changed(DEPLOYMENT, "  name: shop", '  name: "\\e[31mshop"'))
     assert "Deployment/\\x1b[31mshop" in line
+
+
+# -- bombs --------------------------------------------------------------------------------------------------------
+
+_KEYS = "".join(f"  k{n}: 1\n" for n in range(40_000))
+_POD = "{kind: Pod, metadata: {name: a}, spec: {containers: [{name: a}]}}"
+BOMBS = {
+    "laughs.yaml": "a0: &a0 [1]\n" + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 30)),
+    "pods.yaml": f"kind: List\nitems: [&p {_POD}, {', '.join(['*p'] * 240_000)}]\n",
+    "merge.yaml": (f"a: &a\n{_KEYS}" + "".join(f"b{n}:\n  <<: *a\n" for n in range(30_000)))[:LIMIT],
+    "chain.yaml": "a: &a0 {k: 1}\n" + "".join(f"a{n}: &a{n + 1}\n  <<: *a{n}\n  k{n}: 1\n" for n in range(25_000)),
+    "list.yaml": "a: &a {x: 1, y: 2}\nb:\n  <<: [" + "*a, " * 240_000 + "*a]\n",
+    "flow.yaml": "a: [" + "1," * 490_000 + "1]\n",
+    "number.yaml": "a: " + ":".join(["59"] * 300_000) + "\n",
+    "word.yaml": f"services:\n  web:\n    command: sh -c 'sleep {'x' * 900_000}'\n",
+    "time.yaml": f"services:\n  web:\n    command: run\n    stop_grace_period: '{'1' * 900_000}'\n",
+    "flag.service": f"[Service]\nExecStart=sh -{'c' * 900_000}! a\n",
+    "time.service": f"[Service]\nTimeoutStopSec=!{' ' * 900_000}x\n",
+    "lines.service": "[Service]\nExecStart=" + "x \\\n" * 240_000 + "x\n",
+    "stages.Dockerfile": "".join(f"FROM s{n} AS s{n + 1}\nENV A{n}=1\n" for n in range(28_000)),
+    "lines.Dockerfile": "FROM x\nRUN " + "a \\\n" * 240_000 + "b\n",
+    "flags.Dockerfile": "FROM x\nHEALTHCHECK " + "--timeout=1s " * 70_000 + "CMD curl http://x/\n",
+    "string.py": "x = f'" + "{a}" * 300_000 + "'\n",
+    "number.py": "graceful_timeout = 0x" + "f" * 60_000 + "\n",
+}
+EXAMINE = """
+import resource, sys
+from flask import Flask
+from flask_lifecycle import Lifecycle
+from flask_lifecycle._doctor.command import Application, examine
+
+app = Flask("shop")
+Lifecycle(app)
+state = app.extensions["lifecycle"]
+resource.setrlimit(resource.RLIMIT_CPU, (30, 30))
+for file in sys.argv[1:]:
+    found = [str(each) for each in examine(file, Application(state.settings, app.config, state.probes.worker))]
+    assert found and all(len(each) < 2000 and "cannot be read" not in each for each in found), found
+peak = next(line for line in open("/proc/self/status") if line.startswith("VmHWM:"))
+print(int(peak.split()[1]) // 1024)
+"""
+
+
+def test_bombs_cost_bounded_memory() -> None:
+    """A file of a megabyte is read or rejected with less than 200 MB and in bounded time."""
+    for name, text in BOMBS.items():
+        Path(name).write_text(text[:LIMIT])
+    # Measured without coverage, which takes memory of its own, and from /proc, because ``ru_maxrss`` of a child begins
+    # with the peak of the process that started it.
+    alone = {"COVERAGE_PROCESS_START": "", "COVERAGE_PROCESS_CONFIG": ""}
+    done = run_python(EXAMINE, *(str(Path(name).resolve()) for name in BOMBS), environ=alone)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) < 200
 
 
 @pytest.mark.parametrize(
