@@ -1,7 +1,9 @@
 """Network checks, by the standard library alone.
 
-``limit`` bounds each wait: connecting to each address of the name, the TLS handshake, each read. The check's own
-timeout, half a second more for the resolver, bounds the whole.
+One limit holds for the whole check: connecting (to each address of the name), the TLS handshake, sending and reading
+share ``limit`` seconds. The timeout of a socket limits only one wait, and a server that sends a byte a second would
+never reach it. Only the resolver cannot be limited here. The check's own timeout limits it, and is therefore half a
+second more than ``limit``.
 
 The checks are ``scope = "shared"``: every replica asks the same service, and taking all replicas out of rotation turns
 a partial outage into a full one.
@@ -15,6 +17,7 @@ import base64
 import contextlib
 import functools
 import http.client
+import io
 import ipaddress
 import re
 import socket
@@ -23,9 +26,9 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
-from urllib.parse import SplitResult, unquote, urlsplit
+from urllib.parse import unquote, urlsplit
 
-from . import _validation
+from . import _certificate, _validation
 from ._check import CheckResult, HealthCheckError
 
 if TYPE_CHECKING:
@@ -36,9 +39,11 @@ LIMIT = 1.5
 _FOR_THE_RESOLVER = 0.5
 # The timeout of a socket has an upper bound, and no probe waits that long.
 LONGEST = 3600.0
-# Of a body or a file. A health page has a few kilobytes; a server must not be able to fill our memory.
+# Head and body together. A health page has a few kilobytes; a server must not be able to fill our memory.
 MOST_READ = 1 << 20
 
+_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110, section 5.6.2
+_FIELD_VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
 # They define where the request and the connection end, which the check decides.
 _OUR_FIELDS = ("connection", "content-length", "transfer-encoding")
 
@@ -63,10 +68,10 @@ class HTTPCheck:
     :param url: ``http://`` or ``https://``; a user and password in it are sent as basic authentication and never shown.
     :param method: ``HEAD`` saves the upstream the body.
     :param statuses: the status or statuses that pass.
-    :param contains: a text (UTF-8) or bytes that the body must contain, within its first mebibyte. Without it
-        no body is read.
+    :param contains: a text (UTF-8) or bytes that the body must contain, within the first mebibyte of the response.
+        Without it no body is read.
     :param headers: sent with the request, for example ``{"Authorization": "Bearer ..."}``; never shown.
-    :param limit: seconds for each wait: connecting, the handshake, each read.
+    :param limit: seconds for everything but the resolver.
     :param context: for certificates of your own authority, or a client certificate.
     :param name: of the check. It is shown, so it should not be the URL.
     """
@@ -92,30 +97,23 @@ class HTTPCheck:
         self._method = method
         self._statuses = _check_statuses(statuses)
         self._contains = _check_text(contains, method)
-        self._url = _parse(url)
-        self._headers = _headers(self._url, headers or {})
-        secure = self._url.scheme == "https"
+        self._host, self._port, secure, self._request = _prepare(url, method, headers or {})
         if context is not None and not secure:
             raise ValueError("'context' is for https; the URL begins with 'http://', which has no certificate.")
         self._context = context or (_trusting_context() if secure else None)
-        with contextlib.closing(self._connection()) as connection:  # it checks them before it connects
-            _put_headers(connection, method, self._headers)
-
-    def _connection(self) -> http.client.HTTPConnection:
-        host, port, timeout = self._url.hostname or "", self._url.port, self._limit
-        if self._context is not None:
-            return http.client.HTTPSConnection(host, port, timeout=timeout, context=self._context)
-        return http.client.HTTPConnection(host, port, timeout=timeout)
 
     def __call__(self) -> CheckResult:
         began = time.monotonic()
-        target = (self._url.path or "/") + (f"?{self._url.query}" if self._url.query else "")
-        with _reasons(self._limit), contextlib.closing(self._connection()) as connection:
-            connection.request(self._method, target, headers=self._headers)
-            with connection.getresponse() as response:
+        with _reasons(self._limit), _connect(self._host, self._port, self._limit) as connection:
+            if self._context is not None:
+                connection.secure(self._context, self._host)
+            connection.send(self._request)
+            response = http.client.HTTPResponse(connection, method=self._method)  # type: ignore[arg-type]
+            with contextlib.closing(response):
+                response.begin()
                 if response.status not in self._statuses:
                     raise HealthCheckError(f"The answer has the status {response.status}, which is not expected.")
-                if self._contains is not None and self._contains not in response.read(MOST_READ):
+                if self._contains is not None and not _contains(response, self._contains):
                     raise HealthCheckError("The answer does not contain the expected text.")
         took = round((time.monotonic() - began) * 1000, 1)
         return CheckResult(observed={"status": response.status}, value=took, unit="ms")
@@ -127,7 +125,7 @@ class TCPCheck:
     This only shows that a process listens: the kernel completes the handshake even if that process hangs.
 
     :param host: a name or an address; of several addresses one must answer.
-    :param limit: seconds for each wait: connecting, the handshake, each read.
+    :param limit: seconds for everything but the resolver.
     """
 
     scope = "shared"
@@ -142,7 +140,7 @@ class TCPCheck:
 
     def __call__(self) -> CheckResult:
         began = time.monotonic()
-        with _reasons(self._limit), socket.create_connection((self._host, self._port), self._limit):
+        with _reasons(self._limit), _connect(self._host, self._port, self._limit):
             return CheckResult(value=round((time.monotonic() - began) * 1000, 1), unit="ms")
 
 
@@ -187,7 +185,7 @@ class CertificateCheck:
     :param path: a PEM file, instead of the host; other content of the file is skipped.
     :param warn_days: warn when fewer days are left; 14 is Spring Boot's default.
     :param fail_days: fail when fewer days are left, or with ``None`` only when it has expired.
-    :param limit: seconds for each wait: connecting, the handshake, each read.
+    :param limit: seconds for everything but the resolver.
     """
 
     scope = "shared"
@@ -219,7 +217,7 @@ class CertificateCheck:
     def __call__(self) -> CheckResult:
         certificates = self._in_file() if self._host is None else self._of_host(self._host)
         try:
-            begins, ends = zip(*map(validity, certificates), strict=True)
+            begins, ends = zip(*map(_certificate.validity, certificates), strict=True)
         except ValueError as error:
             raise HealthCheckError("The certificate cannot be read.") from error
         return self._result(max(begins), min(ends))
@@ -240,16 +238,13 @@ class CertificateCheck:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # nothing is sent over this connection, so trust any host
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
-        with (
-            _reasons(self._limit),
-            socket.create_connection((host, self._port), self._limit) as sock,
-            context.wrap_socket(sock, server_hostname=host) as secured,
-        ):
-            return [secured.getpeercert(binary_form=True) or b""]
+        with _reasons(self._limit), _connect(host, self._port, self._limit) as connection:
+            connection.secure(context, host)
+            return [connection.peer_certificate()]
 
     def _in_file(self) -> list[bytes]:
         try:
-            certificates = read_pem(_validation.read_beginning(self._path, MOST_READ))
+            certificates = _certificate.read_pem(_validation.read_beginning(self._path, MOST_READ))
         except (OSError, ValueError) as error:
             raise HealthCheckError("The certificate file cannot be read.") from error
         if not certificates:
@@ -290,8 +285,8 @@ def _check_networks(expected: str | Iterable[str]) -> list[Any]:
     return networks
 
 
-def _parse(url: Any) -> SplitResult:
-    """The parts of a URL. No error repeats it: it may hold a password."""
+def _prepare(url: Any, method: Any, headers: Mapping[str, str]) -> tuple[str, int, bool, bytes]:
+    """The host, the port, whether to use TLS, and the request. No error repeats the URL: it may hold a password."""
     # urlsplit silently removes line ends, and a blank would end the target of the request.
     if not isinstance(url, str) or not re.fullmatch(r"[\x21-\x7e]+", url):
         raise ValueError("The URL must be a string of printable ASCII characters without blanks; quote all others.")
@@ -302,40 +297,35 @@ def _parse(url: Any) -> SplitResult:
         raise ValueError("The URL is not valid; quote '/', '@', '?' and '#' in a password.") from None
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ValueError("The URL must begin with 'http://' or 'https://' and name a host.")
-    _validation.host_name("host", parts.hostname)
-    if port is not None:
-        _validation.port_number(port)
-    return parts
-
-
-def _headers(url: SplitResult, given: Mapping[str, str]) -> dict[str, str]:
-    """The headers of a request; given ones replace ours."""
-    # 'contains' cannot search a compressed body.
-    ours = {"User-Agent": "flask_lifecycle", "Accept": "*/*", "Accept-Encoding": "identity"}
-    if url.username or url.password:
-        user = f"{unquote(url.username or '')}:{unquote(url.password or '')}"
-        ours["Authorization"] = f"Basic {base64.b64encode(user.encode()).decode()}"
-    replaced = {str(name).lower() for name in given}
-    for name in replaced.intersection(_OUR_FIELDS):
-        raise ValueError(f"The check sets the header '{name}' itself; leave it out.")
-    return {name: value for name, value in ours.items() if name.lower() not in replaced} | {
-        **given, "Connection": "close"
-    }  # fmt: skip
-
-
-def _put_headers(connection: http.client.HTTPConnection, method: Any, headers: Mapping[str, str]) -> None:
-    """Reject a method or a header that cannot be sent. No error repeats a value, which may be a secret."""
     if not isinstance(method, str) or not re.fullmatch(r"[A-Z]+", method):
         raise ValueError(f"The method must be written in capital letters, as 'GET', not {method!r}.")
-    connection.putrequest(method, "/")
-    try:
-        for name, value in headers.items():
-            connection.putheader(name, value)
-    except (ValueError, TypeError, AttributeError):
-        raise ValueError(
-            "A header in 'headers' is not valid; its name may have letters, digits and hyphens, and its value is one"
-            " line of Latin-1 characters."
-        ) from None
+    secure = parts.scheme == "https"
+    host = _validation.host_name("host", parts.hostname)
+    port = _validation.port_number((443 if secure else 80) if port is None else port)
+    fields = {"Host": parts.netloc.rpartition("@")[2], "User-Agent": "flask_lifecycle", "Accept": "*/*"}
+    fields["Accept-Encoding"] = "identity"  # 'contains' cannot search a compressed body
+    if parts.username or parts.password:
+        user = f"{unquote(parts.username or '')}:{unquote(parts.password or '')}"
+        fields["Authorization"] = f"Basic {base64.b64encode(user.encode()).decode()}"
+    if method in ("PATCH", "POST", "PUT"):
+        fields["Content-Length"] = "0"
+    target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+    head = [f"{method} {target} HTTP/1.1", *_fields(fields, headers), "Connection: close", "", ""]
+    return host, port, secure, "\r\n".join(head).encode("latin-1")
+
+
+def _fields(ours: dict[str, str], given: Mapping[str, str]) -> Iterator[str]:
+    """The header lines; given headers replace ours. No error repeats a value, which may be a secret."""
+    for name, value in given.items():
+        if not isinstance(name, str) or not _TOKEN.fullmatch(name):
+            raise ValueError("A name in 'headers' is not valid; use letters, digits and hyphens, and no value.")
+        if not isinstance(value, str) or not _FIELD_VALUE.fullmatch(value):
+            raise ValueError(f"The value of the header '{name}' must be one line of Latin-1 characters.")
+        if name.lower() in _OUR_FIELDS:
+            raise ValueError(f"The check sets the header '{name}' itself; leave it out.")
+    replaced = {name.lower() for name in given}
+    kept = {name: value for name, value in ours.items() if name.lower() not in replaced}
+    return (f"{name}: {value}" for name, value in (kept | dict(given)).items())
 
 
 # -- connections ------------------------------------------------------------------------------------------------------
@@ -359,60 +349,90 @@ def _reasons(limit: float) -> Iterator[None]:
         raise HealthCheckError(reason) from error
 
 
-# -- certificates -----------------------------------------------------------------------------------------------------
-
-# The standard library decodes a certificate only after it has verified it, which fails for an expired one, and packages
-# that decode any certificate are large. Here only two times at a fixed place are needed (RFC 5280, section 4.1):
-#
-#     Certificate ::= SEQUENCE { tbsCertificate, ... }
-#     TBSCertificate ::= SEQUENCE { [0] version (may be missing), serialNumber, signature, issuer, validity, ... }
-#     Validity ::= SEQUENCE { notBefore, notAfter }
-
-_PEM = re.compile(rb"-----BEGIN (?:X509 |TRUSTED )?CERTIFICATE-----([^-]*)-----END ")
-_VERSION, _UTC_TIME, _GENERALIZED_TIME = 0xA0, 0x17, 0x18
+@contextlib.contextmanager
+def _connect(host: str, port: int, limit: float) -> Iterator[_Connection]:
+    addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    with _Connection(limit) as connection:
+        connection.open_first(addresses)
+        yield connection
 
 
-def read_pem(data: bytes) -> list[bytes]:
-    """Each certificate of a PEM file as DER; keys and other content are skipped."""
-    return [base64.b64decode(block) for block in _PEM.findall(data)]
+class _Connection(io.RawIOBase):
+    """A socket with one deadline for all its operations, and a limit for what is read.
 
-
-def validity(der: bytes) -> tuple[datetime, datetime]:
-    """When the validity of a certificate begins and ends.
-
-    :raises ValueError: it is not a certificate.
+    ``http.client`` reads a response from it; at the limit the response ends.
     """
-    try:
-        _tag, certificate = next(_elements(der))
-        _tag, to_be_signed = next(_elements(certificate))
-        fields = [content for tag, content in _elements(to_be_signed) if tag != _VERSION]
-        begins, ends = (_time(tag, content.decode("ascii")) for tag, content in _elements(fields[3]))
-    except (IndexError, StopIteration, ValueError) as error:
-        raise ValueError("not a certificate") from error
-    return begins, ends
+
+    def __init__(self, limit: float) -> None:
+        self._deadline = time.monotonic() + limit
+        self._room = MOST_READ
+        self._sock: Any = None
+
+    def _left(self) -> float:
+        left = self._deadline - time.monotonic()
+        if left <= 0:
+            raise TimeoutError("the time is over")
+        return left
+
+    def open_first(self, addresses: list[tuple[Any, ...]]) -> None:
+        """Connect to the first address that answers.
+
+        Each gets an equal share of the remaining time, so that one that never answers (an IPv6 address without a
+        route) does not use up the time of the others.
+        """
+        *others, last = addresses
+        for number, address in enumerate(others):
+            with contextlib.suppress(OSError):
+                self._open(address, len(addresses) - number)
+                return
+        self._open(last, 1)
+
+    def _open(self, address: tuple[Any, ...], share: int) -> None:
+        family, kind, protocol, _name, where = address
+        if self._sock is not None:
+            self._sock.close()
+        self._sock = socket.socket(family, kind, protocol)
+        self._sock.settimeout(self._left() / share)
+        self._sock.connect(where)
+
+    def secure(self, context: ssl.SSLContext, host: str) -> None:
+        """Start TLS. The timeout holds for the whole handshake."""
+        self._sock.settimeout(self._left())
+        self._sock = context.wrap_socket(self._sock, server_hostname=host)
+
+    def peer_certificate(self) -> bytes:
+        """The host's certificate as DER, verified or not."""
+        return self._sock.getpeercert(binary_form=True) or b""
+
+    def send(self, data: bytes) -> None:
+        self._sock.settimeout(self._left())
+        self._sock.sendall(data)
+
+    def close(self) -> None:
+        if self._sock is not None:
+            self._sock.close()
+        super().close()
+
+    def makefile(self, _mode: str) -> io.BufferedReader:
+        """The method of a socket that ``http.client`` calls."""
+        return io.BufferedReader(self)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        self._sock.settimeout(self._left())
+        count = self._sock.recv_into(buffer, min(len(buffer), self._room)) if self._room else 0
+        self._room -= count
+        return count
 
 
-def _elements(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """The elements of a DER sequence, as tag and content."""
-    at = 0
-    while at < len(data):
-        tag, length = data[at], data[at + 1]
-        at += 2
-        if length & 0x80:  # then it is the number of bytes of the length itself
-            size = length & 0x7F
-            length = int.from_bytes(data[at : at + size], "big")
-            at += size
-        if at + length > len(data):
-            raise ValueError("cut short")
-        yield tag, data[at : at + length]
-        at += length
-
-
-def _time(tag: int, text: str) -> datetime:
-    if tag == _UTC_TIME:
-        text = ("19" if text >= "50" else "20") + text  # two digits of the year, RFC 5280, section 4.1.2.5.1
-    elif tag != _GENERALIZED_TIME:
-        raise ValueError("not a time")
-    if not re.fullmatch(r"[0-9]{14}Z", text):
-        raise ValueError("not a time of a certificate")
-    return datetime.strptime(text, "%Y%m%d%H%M%SZ").replace(tzinfo=timezone.utc)
+def _contains(response: http.client.HTTPResponse, wanted: bytes) -> bool:
+    """Read until the text is found, or to the end, searching no part twice."""
+    body = bytearray()
+    while data := response.read1(65536):
+        begin = max(0, len(body) - len(wanted) + 1)
+        body += data
+        if body.find(wanted, begin) >= 0:
+            return True
+    return False

@@ -25,10 +25,7 @@ from tests._tls import Authority, from_now, serving
 
 # A check that should come to an end by its limit gets this one, every other more than it can need.
 SHORT = 0.3
-BAD_HEADER = (
-    "A header in 'headers' is not valid; its name may have letters, digits and hyphens, and its value is one line of"
-    " Latin-1 characters."
-)
+NO_NAME = "A name in 'headers' is not valid; use letters, digits and hyphens, and no value."
 NO_HOST = "'host' must be the bare name or address of a host, without scheme, user, port or path."
 NOT_ASCII = "The URL must be a string of printable ASCII characters without blanks; quote all others."
 NO_SCHEME = "The URL must begin with 'http://' or 'https://' and name a host."
@@ -139,9 +136,9 @@ def test_a_handshake_without_an_answer(black_hole: int) -> None:
         fails(check, "There was no answer within 0.3 s.")
 
 
-def test_several_addresses(serve: Callable[..., RawServer], monkeypatch: pytest.MonkeyPatch) -> None:
-    """After an address that refuses the next is tried; after one that works no other is."""
-    ports = [1, serve(answer()).port, 1]
+def test_several_addresses(serve: Callable[..., RawServer], black_hole: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An address that hangs and one that refuses leave time for the next; after one that works no other is tried."""
+    ports = [black_hole, 1, serve(answer()).port, 1]
     found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", port)) for port in ports]
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_args, **_options: found)
     assert HTTPCheck("http://several.test/", limit=3)().status == "pass"
@@ -207,7 +204,51 @@ def test_a_name_that_cannot_be_resolved(monkeypatch: pytest.MonkeyPatch) -> None
         assert isinstance(error.__cause__, socket.gaierror)
 
 
+def test_time_that_is_over_before_it_begins(serve: Callable[..., RawServer]) -> None:
+    """A tiny limit does not become zero, which a socket takes for no timeout."""
+    fails(HTTPCheck(serve(answer()).url, limit=1e-9), "There was no answer within 1e-09 s.")
+
+
 # -- HTTP: what is read -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("begin", "again"),
+    [
+        (b"", b"H"),
+        (b"HTTP/1.1 200 OK\r\nX: ", b"x"),
+        (b"HTTP/1.1 200 OK\r\n\r\n", b"x"),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", b"1\r\nx\r\n"),
+        (b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
+    ],
+    ids=["status-line", "header", "body", "chunks", "continue"],
+)
+def test_one_limit_holds_for_all_reads(serve: Callable[..., RawServer], begin: bytes, again: bytes) -> None:
+    """A server that sends a little again and again is cut off at the limit."""
+    server = serve(repeating(begin, again, pause=0.02))
+    fails(HTTPCheck(server.url, limit=SHORT, contains="never"), "There was no answer within 0.3 s.")
+
+
+@pytest.mark.parametrize(
+    ("begin", "again", "output"),
+    [
+        (b"HTTP/1.1 200 OK\r\n\r\n", b"x" * 65536, "The answer does not contain the expected text."),
+        (
+            b"HTTP/1.1 200 OK\r\nContent-Length: 999999999999\r\n\r\n",
+            b"x" * 65536,
+            "The answer does not contain the expected text.",
+        ),
+        (b"HTTP/1.1 200 OK\r\nX: ", b"x" * 65536, "The answer is not valid HTTP."),
+        (b"HTTP/1.1 200 OK\r\n", b"X: x\r\n" * 1000, "The answer is not valid HTTP."),
+        (b"", b"HTTP/1.1 100 Continue\r\n\r\n" * 1000, "The answer is not valid HTTP."),
+    ],
+    ids=["body", "announced", "header", "headers", "continue"],
+)
+def test_no_more_than_a_mebibyte_is_read(
+    serve: Callable[..., RawServer], begin: bytes, again: bytes, output: str
+) -> None:
+    """An endless answer is read to the limit only, wherever it has no end."""
+    fails(HTTPCheck(serve(repeating(begin, again)).url, limit=BOUND, contains="never"), output)
 
 
 def test_a_body_is_not_read_unless_it_is_looked_at(serve: Callable[..., RawServer]) -> None:
@@ -216,13 +257,15 @@ def test_a_body_is_not_read_unless_it_is_looked_at(serve: Callable[..., RawServe
     assert HTTPCheck(server.url, limit=BOUND)().status == "pass"
 
 
-CHUNKS = CHUNKED + b"3\r\nall\r\n5\r\n well\r\n0\r\n\r\n"
+CHUNKS = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nall\r\n5\r\n well\r\n"
 
 
 @pytest.mark.parametrize(
     ("script", "text", "found"),
     [
-        (saying(CHUNKS), "all well", True),
+        # A stream is not read to its end once the text has come, also in two pieces or chunks.
+        (repeating(b"HTTP/1.1 200 OK\r\n\r\n..all well", b"1\r\nx\r\n", pause=0.02), "all well", True),
+        (repeating(CHUNKS, b"1\r\nx\r\n", pause=0.02), "all well", True),
         (answer('{"\u00e9tat": "bien"}'.encode()), '"\u00e9tat": "bien"', True),
         (answer('{"\u00e9tat": "bien"}'.encode()), b"\xc3\xa9tat", True),
         (answer(b"all"), "mal", False),
@@ -287,7 +330,7 @@ def test_method_and_headers_are_sent(serve: Callable[..., RawServer]) -> None:
     assert HTTPCheck(server.url, method="POST", headers=headers, limit=BOUND)().status == "pass"
     assert HTTPCheck(server.url, method="HEAD", limit=BOUND)().status == "pass"
     assert server.requests[0] == (
-        b"POST / HTTP/1.1\r\nContent-Length: 0\r\nAccept: */*\r\nAccept-Encoding: identity\r\nhost: inner.test\r\n"
+        b"POST / HTTP/1.1\r\nAccept: */*\r\nAccept-Encoding: identity\r\nContent-Length: 0\r\nhost: inner.test\r\n"
         b"Authorization: Bearer abc\r\nuser-agent: probe\r\nConnection: close\r\n\r\n"
     )
     assert server.requests[1].startswith(b"HEAD / HTTP/1.1\r\n")
@@ -349,10 +392,13 @@ METHOD = "The method must be written in capital letters, as 'GET', not "
         ),
         *(({"contains": text}, f"{CONTAINS}{text!r}.") for text in ("", 5)),
         *(({"statuses": statuses}, f"{STATUSES}{statuses!r}.") for statuses in ((), None, 99, "200")),
-        *(({"headers": {name: "1"}}, BAD_HEADER) for name in ("X\r\nY", "Authorization: s3cret")),
-        *(({"headers": {"X": value}}, BAD_HEADER) for value in ("s3cret\r\nY: 1", "s3cret \u20ac", None)),
+        *(({"headers": {name: "1"}}, NO_NAME) for name in ("X Y", "X\r\nY", "Authorization: s3cret")),
         *(
-            ({"headers": {name: "x"}}, f"The check sets the header '{name.lower()}' itself; leave it out.")
+            ({"headers": {"X": value}}, "The value of the header 'X' must be one line of Latin-1 characters.")
+            for value in ("s3cret\r\nY: 1", "s3cret \u20ac")
+        ),
+        *(
+            ({"headers": {name: "x"}}, f"The check sets the header '{name}' itself; leave it out.")
             for name in ("Connection", "transfer-encoding")
         ),
         (
@@ -444,6 +490,7 @@ def test_no_descriptor_is_left_over(authority: Authority, refusing: int, black_h
     gc.disable()  # closed, and not left to be found
     try:
         HTTPCheck(plain.url, limit=BOUND)()
+        fails(HTTPCheck(plain.url, limit=SHORT, contains="never"), "There was no answer within 0.3 s.")
         fails(HTTPCheck(tls.url, limit=BOUND), "The certificate is not trusted.")
         HTTPCheck(tls.url, limit=BOUND, context=context)()
         fails(TCPCheck("127.0.0.1", refusing), "The connection was refused.")
