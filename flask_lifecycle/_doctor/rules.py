@@ -53,7 +53,7 @@ def fits(case: Case) -> Iterator[Finding]:
 def _unlimited(case: Case, wanted: int) -> str:
     """Why the file sets no limit; empty if it does."""
     if case.workload.platform == "docker":
-        return f"the limit is set at the start: docker run --stop-timeout {wanted}, or 10 s by default"
+        return f"the limit is set at start-up: docker run --stop-timeout {wanted}, or 10 s by default"
     if _extended(case):
         return "the process asks systemd for the time it needs"
     return "there is no limit" if math.isinf(case.workload.limit.value) else ""
@@ -149,15 +149,15 @@ def no_delay(case: Case) -> Iterator[Finding]:
 # -- probes -------------------------------------------------------------------------------------------------------
 
 
-_NO_TRAFFIC = "and also fails when the instance should only get no traffic: the container is then restarted"
+_NO_TRAFFIC = "so the container is restarted when it should only get no traffic"
 _STILL_PASSES = "which still passes while the process stops"
 _RESTARTS = "so a dependency that is down restarts a container that has started"
 # By the kind of a probe and the group that it asks: severity, rule and the reason.
 _WRONG_GROUPS = {
-    ("liveness", "ready"): (ERROR, "liveness", f"which is readiness {_NO_TRAFFIC}"),
-    ("liveness", "healthcheck"): (ERROR, "liveness", f"which is all checks {_NO_TRAFFIC}"),
+    ("liveness", "ready"): (ERROR, "liveness", f"which is readiness, {_NO_TRAFFIC}"),
+    ("liveness", "healthcheck"): (ERROR, "liveness", f"which is all checks, {_NO_TRAFFIC}"),
     ("liveness", "startup"): (
-        ERROR, "liveness", "which fails until the start-up is over: a slow start-up is restarted"
+        ERROR, "liveness", "which fails until the start-up is over, so a slow start-up is restarted"
     ),
     ("readiness", "live"): (ERROR, "readiness", _STILL_PASSES),
     ("readiness", "startup"): (ERROR, "readiness", _STILL_PASSES),
@@ -192,7 +192,7 @@ def probe_ports(case: Case) -> Iterator[Finding]:
             yield case.error("probe-port", line, text, "name one under 'ports', or give the number", port)
         elif own == 0 and main is not None and port != main:
             text = (
-                f"{probe.name} asks port {port}, and LIFECYCLE_PROBE_PORT is 0, which is a different port at each start"
+                f"{probe.name} asks port {port}, but LIFECYCLE_PROBE_PORT is 0, which is a different port at each start"
             )
             yield case.error("probe-port", line, text, f"set it to {port}", port, main)
         elif main is not None and port not in (own, main):
@@ -264,7 +264,7 @@ def probe_timeouts(case: Case) -> Iterator[Finding]:
             is_default = "" if timeout.given else " by default"
             yield case.warning(
                 "probe-timeout", timeout.line if timeout.given else probe.line,
-                f"{key} of {probe.name} is {timeout.value:g} s{is_default}, and the answer may take the {limit:g} s of"
+                f"{key} of {probe.name} is {timeout.value:g} s{is_default}, but the answer may take the {limit:g} s of"
                 " LIFECYCLE_PROBE_TIMEOUT",
                 f"set it to {math.floor(limit) + 1} or more, or LIFECYCLE_PROBE_TIMEOUT below it",
                 timeout.value, math.floor(limit) + 1,
@@ -375,7 +375,7 @@ def stop_signal(case: Case) -> Iterator[Finding]:
     if known in taken or (known == "SIGINT" and case.settings.signals is None and _is_run(case)):
         return
     line = sent.line if sent else case.workload.line
-    text = f"{known} is sent to stop it, and the application handles {' and '.join(taken) or 'none'}"
+    text = f"{known} is sent to stop it, but the application handles {' and '.join(taken) or 'none'}"
     cure = f"set {key} to {taken[0]}" if taken else f"add '{known}' to LIFECYCLE_SIGNALS"
     yield case.error("stop-signal", line, text, cure, known, taken[0] if taken else "")
 
@@ -395,13 +395,13 @@ def unit_type(case: Case) -> Iterator[Finding]:
     server = work.command.server
     if kind in ("forking", "oneshot", "dbus"):
         wanted = "notify" if _is_run(case) else "exec"
-        text = f"Type is '{kind}', and the process neither forks nor ends"
+        text = f"Type is '{kind}', but the process neither forks nor ends"
         yield case.error("unit-type", line, text, f"set it to '{wanted}'", kind, wanted)
     elif _is_run(case) and not kind.startswith("notify"):
         text = f"Type is '{kind}'{is_default}, so systemd does not wait until the application is ready"
         yield case.warning("unit-type", line, text, "set it to 'notify'", kind, "notify")
     elif kind.startswith("notify") and server in ("flask run", "waitress-serve"):
-        text = f"Type is '{kind}', and under {server} the application is not ready before the first request"
+        text = f"Type is '{kind}', but under {server} the application is not ready before the first request"
         yield case.error("unit-type", line, text, "set it to 'exec', or start 'flask lifecycle run'", kind, "exec")
     elif kind == "simple" and not _is_run(case):
         text = f"Type is 'simple'{is_default}, so a command that cannot be started counts as started"
@@ -421,7 +421,7 @@ def environment(case: Case) -> Iterator[Finding]:
         if not _same(value.text(), loaded):
             yield case.warning(
                 "environment", value.line,
-                f"{name} is '{value.text()}' here, and the application was loaded with {loaded!r}, which all rules"
+                f"{name} is '{value.text()}' here, but the application was loaded with {loaded!r}, which all rules"
                 " use",
                 f"run the doctor with {name} in its environment", value.text(), str(loaded),
             )  # fmt: skip

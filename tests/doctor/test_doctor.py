@@ -209,13 +209,13 @@ KUBERNETES = [
     ("path: /livez/, ", "",
      "23: error: livenessProbe asks for '/', which is not a probe of this application; set its path to '/livez'."),
     ("/livez/", "'/readyz?verbose'",
-     "23: error: livenessProbe asks for '/readyz?verbose', which is readiness and also fails when the instance should"
-     " only get no traffic: the container is then restarted; set its path to '/livez'."),
+     "23: error: livenessProbe asks for '/readyz?verbose', which is readiness, so the container is restarted when it"
+     " should only get no traffic; set its path to '/livez'."),
     ("/livez/", "/healthcheck",
-     "23: error: livenessProbe asks for '/healthcheck', which is all checks and also fails when the instance should"
-     " only get no traffic: the container is then restarted; set its path to '/livez'."),
+     "23: error: livenessProbe asks for '/healthcheck', which is all checks, so the container is restarted when it"
+     " should only get no traffic; set its path to '/livez'."),
     ("/livez/", "/startupz",
-     "23: error: livenessProbe asks for '/startupz', which fails until the start-up is over: a slow start-up is"
+     "23: error: livenessProbe asks for '/startupz', which fails until the start-up is over, so a slow start-up is"
      " restarted; set its path to '/livez'."),
     ("/readyz", "/livez",
      "20: error: readinessProbe asks for '/livez', which still passes while the process stops; set its path to"
@@ -234,10 +234,10 @@ KUBERNETES = [
      "20: error: readinessProbe asks port 8080, where nothing listens: the application is on port 8000; set its port"
      " to 8000."),
     ("timeoutSeconds: 6", "timeoutSeconds: 5",
-     "21: warning: timeoutSeconds of readinessProbe is 5 s, and the answer may take the 5 s of"
+     "21: warning: timeoutSeconds of readinessProbe is 5 s, but the answer may take the 5 s of"
      " LIFECYCLE_PROBE_TIMEOUT; set it to 6 or more, or LIFECYCLE_PROBE_TIMEOUT below it."),
     ("            timeoutSeconds: 6\n", "",
-     "20: warning: timeoutSeconds of readinessProbe is 1 s by default, and the answer may take the 5 s of"
+     "20: warning: timeoutSeconds of readinessProbe is 1 s by default, but the answer may take the 5 s of"
      " LIFECYCLE_PROBE_TIMEOUT; set it to 6 or more, or LIFECYCLE_PROBE_TIMEOUT below it."),
     ("httpGet: {path: /livez/, port: http}", "tcpSocket: {port: http}",
      "22: warning: livenessProbe only connects, which succeeds even if the application hangs; use httpGet with the"
@@ -260,9 +260,9 @@ KUBERNETES = [
     ('["flask", "--app"', '["sh", "-ec", "cd /srv; flask lifecycle run -h 0.0.0.0 -p 8000", "--app"',
      f"11: error: {SHELL}; {SHELL_CURE}"),
     (*_with_stop("{exec: {command: [lifecycle/drain]}}, stopSignal: SIGQUIT"),
-     "15: error: SIGQUIT is sent to stop it, and the application handles SIGTERM; set stopSignal to SIGTERM."),
+     "15: error: SIGQUIT is sent to stop it, but the application handles SIGTERM; set stopSignal to SIGTERM."),
     (f"{PRESTOP}", f"          env: [{{name: FLASK_LIFECYCLE_GRACE_PERIOD, value: '8'}}]\n{PRESTOP}",
-     "15: warning: FLASK_LIFECYCLE_GRACE_PERIOD is '8' here, and the application was loaded with 10.0, which all"
+     "15: warning: FLASK_LIFECYCLE_GRACE_PERIOD is '8' here, but the application was loaded with 10.0, which all"
      " rules use; run the doctor with FLASK_LIFECYCLE_GRACE_PERIOD in its environment."),
 ]
 # fmt: on
@@ -323,7 +323,7 @@ def test_ports_of_probes() -> None:
     ]
     text = changed(DEPLOYMENT, "port: 8000}", "port: 9000}")
     assert said(text, LIFECYCLE_PROBE_PORT=0)[1:] == [
-        f"deploy.yaml:20: error: {POD}: readinessProbe asks port 9000, and LIFECYCLE_PROBE_PORT is 0, which is a"
+        f"deploy.yaml:20: error: {POD}: readinessProbe asks port 9000, but LIFECYCLE_PROBE_PORT is 0, which is a"
         " different port at each start; set it to 9000."
     ]
     text = changed(DEPLOYMENT, "port: 8000}", "port: [1]}")
@@ -420,28 +420,28 @@ SERVICES = [
      " the doctor what 'docker compose config' prints.",
      f"10: {BY_DEFAULT}"),
     ("stop_signal: SIGINT", "stop_signal: 3",
-     "11: error: SIGQUIT is sent to stop it, and the application handles SIGTERM; set stop_signal to SIGTERM."),
+     "11: error: SIGQUIT is sent to stop it, but the application handles SIGTERM; set stop_signal to SIGTERM."),
     ("stop_signal: SIGINT", "stop_signal: STOPPED",
-     "11: error: STOPPED is sent to stop it, and the application handles SIGTERM; set stop_signal to SIGTERM."),
+     "11: error: STOPPED is sent to stop it, but the application handles SIGTERM; set stop_signal to SIGTERM."),
     ("--host=0.0.0.0 ", "",
      "8: error: the application listens on 127.0.0.1, which is not reachable from outside the container; add '-h"
      " 0.0.0.0' to the command."),
     ("--host=0.0.0.0 -p8000\n", "-p8000\n    network_mode: host\n"),
     ("command: flask", "command: sh -c 'flask run -h 0.0.0.0 -p 8000; true' #",
      f"8: error: {SHELL}; {SHELL_CURE}",
-     "11: error: SIGINT is sent to stop it, and the application handles SIGTERM; set stop_signal to SIGTERM."),
+     "11: error: SIGINT is sent to stop it, but the application handles SIGTERM; set stop_signal to SIGTERM."),
     ("localhost:8000/healthcheck", "localhost/health",
      "13: error: healthcheck asks for '/health', which is not a probe of this application; set its path to"
      " '/healthcheck'.",
      "13: error: healthcheck asks port 80, where nothing listens: the application is on port 8000; set its port to"
      " 8000."),
     ("timeout: 6s", "timeout: 2s",
-     "14: warning: timeout of healthcheck is 2 s, and the answer may take the 5 s of LIFECYCLE_PROBE_TIMEOUT; set it"
+     "14: warning: timeout of healthcheck is 2 s, but the answer may take the 5 s of LIFECYCLE_PROBE_TIMEOUT; set it"
      " to 6 or more, or LIFECYCLE_PROBE_TIMEOUT below it."),
     ("localhost:8000", "localhost:$PORT"),
     ("    healthcheck:\n      test:", "    labels:\n      test:"),
     ("    stop_signal: SIGINT\n", "    environment: {FLASK_LIFECYCLE_EXIT: signal, OTHER: null}\n",
-     "11: warning: FLASK_LIFECYCLE_EXIT is 'signal' here, and the application was loaded with 'code', which all rules"
+     "11: warning: FLASK_LIFECYCLE_EXIT is 'signal' here, but the application was loaded with 'code', which all rules"
      " use; run the doctor with FLASK_LIFECYCLE_EXIT in its environment."),
     ("    stop_signal: SIGINT\n",
      "    environment: ['FLASK_LIFECYCLE_PATHS={}', FLASK_LIFECYCLE_READY=auto, HOME]\n"),
@@ -469,7 +469,7 @@ def test_a_signal_is_right_if_the_settings_take_it() -> None:
     """With LIFECYCLE_SIGNALS only those signals count; without any no signal stops the process."""
     assert len(said(COMPOSE, "compose.yaml", LIFECYCLE_SIGNALS=["SIGINT"])) == 1
     assert said(COMPOSE, "compose.yaml", LIFECYCLE_SIGNALS=[])[1:] == [
-        "compose.yaml:11: error: service 'web': SIGINT is sent to stop it, and the application handles none; add"
+        "compose.yaml:11: error: service 'web': SIGINT is sent to stop it, but the application handles none; add"
         " 'SIGINT' to LIFECYCLE_SIGNALS."
     ]
 
@@ -504,18 +504,18 @@ UNITS = [
      " 'notify'."),
     ("Type=notify", "Type=forking",
      f"10: {TOO_SHORT}",
-     "6: error: Type is 'forking', and the process neither forks nor ends; set it to 'notify'."),
+     "6: error: Type is 'forking', but the process neither forks nor ends; set it to 'notify'."),
     ("lifecycle run", "run",
      f"10: {TOO_SHORT}",
-     "6: error: Type is 'notify', and under flask run the application is not ready before the first request; set it"
+     "6: error: Type is 'notify', but under flask run the application is not ready before the first request; set it"
      " to 'exec', or start 'flask lifecycle run'."),
     ("KillMode=mixed", "KillMode=none",
      "11: error: KillMode is 'none', so no signal is sent; set it to 'mixed'."),
     ("KillMode=mixed", "KillMode=process",
      "11: warning: KillMode is 'process', so children are left running; set it to 'mixed'."),
     ("KillMode=mixed", "KillSignal=SIGHUP\nEnvironment=A=1 FLASK_LIFECYCLE_READY=manual",
-     "11: error: SIGHUP is sent to stop it, and the application handles SIGTERM; set KillSignal to SIGTERM.",
-     "12: warning: FLASK_LIFECYCLE_READY is 'manual' here, and the application was loaded with 'auto', which all"
+     "11: error: SIGHUP is sent to stop it, but the application handles SIGTERM; set KillSignal to SIGTERM.",
+     "12: warning: FLASK_LIFECYCLE_READY is 'manual' here, but the application was loaded with 'auto', which all"
      " rules use; run the doctor with FLASK_LIFECYCLE_READY in its environment."),
     ("TimeoutStopSec=10", "TimeoutStopSec=soon",
      "10: error: TimeoutStopSec is 'soon'; give it a time such as '30' or '1min 30s'."),

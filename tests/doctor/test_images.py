@@ -46,7 +46,7 @@ healthcheck --interval=10s --timeout=6s \\
 STOPSIGNAL SIGTERM
 CMD {RUN}
 """
-LIMIT = "and the limit is set at the start: docker run --stop-timeout 12, or 10 s by default"
+LIMIT = "and the limit is set at start-up: docker run --stop-timeout 12, or 10 s by default"
 FORM = 'write it in exec form, ["program", "argument"].'
 WEB = "stage 'web'"
 
@@ -87,7 +87,7 @@ IMAGES = [
     (f"CMD {RUN}",
      f'SHELL ["bash", "-c"]\nSHELL ["bash", 1]\nENTRYPOINT {RUN[:-9]}]\nCMD ["8000"]'),
     ("STOPSIGNAL SIGTERM", "STOPSIGNAL 3",
-     "18: error: SIGQUIT is sent to stop it, and the application handles SIGTERM; set STOPSIGNAL to SIGTERM."),
+     "18: error: SIGQUIT is sent to stop it, but the application handles SIGTERM; set STOPSIGNAL to SIGTERM."),
     ("STOPSIGNAL SIGTERM", "STOPSIGNAL SIGINT"),
     ("STOPSIGNAL SIGTERM", "STOPSIGNAL $SIGNAL\nENV FLASK_LIFECYCLE_READY $READY"),
     ("/healthcheck?verbose", "/health",
@@ -101,10 +101,10 @@ IMAGES = [
     ("--timeout=6s", "--timeout=soon",
      "14: error: --timeout is 'soon'; give it a duration such as '30s' or '1m30s'."),
     ("--timeout=6s", "--timeout=5s",
-     "14: warning: timeout of healthcheck is 5 s, and the answer may take the 5 s of LIFECYCLE_PROBE_TIMEOUT; set it"
+     "14: warning: timeout of healthcheck is 5 s, but the answer may take the 5 s of LIFECYCLE_PROBE_TIMEOUT; set it"
      " to 6 or more, or LIFECYCLE_PROBE_TIMEOUT below it."),
     ("GRACE_PERIOD=10", "GRACE_PERIOD 8",
-     "12: warning: FLASK_LIFECYCLE_GRACE_PERIOD is '8 HOME=/srv' here, and the application was loaded with 10.0, which"
+     "12: warning: FLASK_LIFECYCLE_GRACE_PERIOD is '8 HOME=/srv' here, but the application was loaded with 10.0, which"
      " all rules use; run the doctor with FLASK_LIFECYCLE_GRACE_PERIOD in its environment."),
     ('"0.0.0.0", ', '"127.0.0.1", ',
      "19: error: the application listens on 127.0.0.1, which is not reachable from outside the container; add '-h"
