@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import logging
 import os
@@ -16,7 +15,6 @@ from flask import Flask
 
 from flask_lifecycle import Lifecycle, ShutdownReport, State
 from flask_lifecycle._core import startup
-from flask_lifecycle._core.startup import StartupTasks
 from tests._fakes import BOUND, make_app, running, state_of, until, whole
 
 
@@ -297,30 +295,6 @@ def test_the_last_task_ends_while_the_start_looks(monkeypatch: pytest.MonkeyPatc
     lifecycle.on_startup(name="ends the task")(task.done)
     app = started(lifecycle)
     assert lifecycle.state.name == "READY"
-
-
-def test_a_task_begins_while_the_start_ends() -> None:
-    """A task that begins at the moment when the start-up ends is either waited for or refused."""
-    # start: finds no task, is about to close | begin: waits for the lock | start: closes | begin: is refused.
-    tasks = StartupTasks([])
-    outcome = []
-
-    def begin() -> None:
-        with contextlib.suppress(RuntimeError):
-            outcome.append(tasks.begin("late", "shutdown"))
-
-    tasks._lock.acquire()
-    with running(begin):
-        tasks.closed = not tasks.active  # what close() does under the lock
-        tasks._lock.release()
-    assert outcome == []
-    assert not tasks.active
-    # begin: is in first | start: finds it and does not close.
-    tasks = StartupTasks([])
-    task = tasks.begin("in time", "shutdown")
-    assert not tasks.close()
-    task.done()
-    assert tasks.close()
 
 
 def test_a_start_that_hangs_is_not_silent(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:

@@ -16,7 +16,7 @@ from waitress.trigger import trigger
 
 from flask_lifecycle import _servers
 from flask_lifecycle._core.inflight import Load
-from flask_lifecycle._servers.waitress import Waitress
+from flask_lifecycle._servers import waitress
 from flask_lifecycle._servers.waitress import pool as pool_module
 from tests._fakes import BOUND, Served, running, served, until
 from tests.live._client import Connection
@@ -110,7 +110,7 @@ def test_a_pool_that_is_emptied() -> None:
 def test_through_a_foreign_waitress(app: Gates) -> None:
     """A waitress that somebody else runs sends the ping through each pool and each loop of its listeners."""
     made = [create_server(app, map={}, host="127.0.0.1", port=0, threads=1) for _ in range(2)]
-    subject = Waitress()
+    subject = waitress.Waitress()
     subject.adopt(made, [])
     back, gate = threading.Event(), threading.Event()
     other = made[1].task_dispatcher

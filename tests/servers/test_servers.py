@@ -21,7 +21,8 @@ from unittest.mock import MagicMock
 import pytest
 from werkzeug.serving import BaseWSGIServer, make_server
 
-from flask_lifecycle._servers import create, discovery, sockets
+from flask_lifecycle import _servers
+from flask_lifecycle._servers import discovery, sockets
 from flask_lifecycle._servers import listener as listener_module
 from tests._fakes import BOUND, run_python, running, served, until
 
@@ -34,7 +35,7 @@ def wsgi(environ: Any, start_response: Any) -> list[bytes]:
 
 
 def made(server: str, **options: Any) -> Any:
-    made = create(server, wsgi, options.pop("host", None), options.pop("port", None), options)
+    made = _servers.create(server, wsgi, options.pop("host", None), options.pop("port", None), options)
     made.use_probe_workers({"/livez": "livez"}.get)
     return made
 

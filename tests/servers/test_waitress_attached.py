@@ -14,7 +14,6 @@ from waitress.server import create_server
 from waitress.task import WSGITask
 
 from flask_lifecycle._servers import discovery, waitress
-from flask_lifecycle._servers.waitress import Waitress
 from tests._fakes import BOUND, running, until
 from tests.live._client import Connection, get, refuses
 
@@ -49,9 +48,9 @@ class Theirs:
         self.address = self.addresses[0]
 
 
-def attached(servers: list[Any]) -> Waitress:
+def attached(servers: list[Any]) -> Any:
     """An adapter for these servers."""
-    adapter = Waitress()
+    adapter = waitress.Waitress()
     adapter.adopt(servers, [sock for server in servers for sock in server.adj.sockets])
     return adapter
 
