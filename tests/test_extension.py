@@ -163,27 +163,6 @@ def test_a_probe_begins_the_start_up_but_does_not_wait(free: threading.Event) ->
     until(lambda: get(app, "/readyz").status_code == 200)
 
 
-def test_a_failing_start_up_shuts_down(caplog: pytest.LogCaptureFixture) -> None:
-    """An on_startup function that raises shuts the process down with exit code 1, and the work is refused."""
-    app, lifecycle = serve()
-    torn_down: list[str] = []
-
-    @lifecycle.on_startup
-    def connect() -> None:
-        raise ConnectionError("no database")
-
-    lifecycle.on_shutdown(name="hook")(lambda: torn_down.append("hook"))
-    assert get(app).status_code == 503
-    report = lifecycle.shutdown()
-    assert report.reason == "start-up failed: on_startup 'connect'"
-    assert [(hook.name, hook.kind, hook.outcome) for hook in report.hooks] == [
-        ("connect", "startup", "failed"),
-        ("hook", "shutdown", "ok"),
-    ]
-    assert (report.exit_code, torn_down) == (1, ["hook"])
-    assert get(app, "/readyz").status_code == 503
-
-
 def test_a_second_request_waits_for_the_start_up(free: threading.Event) -> None:
     """A request that comes while another runs the start-up is held until it is over."""
     app, lifecycle = serve()

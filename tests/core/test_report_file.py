@@ -98,6 +98,7 @@ def test_the_course_in_words() -> None:
     assert REPORT.summary == str(REPORT) == "2 abandoned, 1 hook failed, exit 1"
     forced = ShutdownReport("SIGTERM", 15, (), (), (), 0.1, forced=143)
     assert (str(forced), forced.clean, forced.exit_code) == ("forced, exit 143", False, 143)
+    assert dataclasses.replace(forced, signal=999).as_dict()["signal"] == "999"
 
 
 # -- what is counted ----------------------------------------------------------------------------------------------

@@ -68,12 +68,6 @@ def test_report_reads_as_logged(subject: ShutdownReport, text: str) -> None:
     assert subject.exit_code == (0 if subject.clean else 1)
 
 
-def test_signal_names() -> None:
-    """A signal is named; a number that is none stands for itself."""
-    reports = [ShutdownReport("", number, (), (), (), 0.0) for number in (15, 2, 999)]
-    assert [report.as_dict()["signal"] for report in reports] == ["SIGTERM", "SIGINT", "999"]
-
-
 # -- the phases ---------------------------------------------------------------------------------------------------
 
 
@@ -584,19 +578,6 @@ def test_an_on_drain_that_holds(clock: ManualClock, free: threading.Event, caplo
     later.set()
     assert finish(shutdown).clean
     assert caplog.messages.count("delay continues because an on_drain function keeps the listener open") == 1
-
-
-def test_an_on_drain_that_holds_within_the_delay(clock: ManualClock, caplog: pytest.LogCaptureFixture) -> None:
-    """A function that holds and returns before the delay is over changes nothing."""
-    caplog.set_level(logging.INFO, "flask_lifecycle")
-    member, server, ran = ready(clock, grace_period=10.0, shutdown_delay=2.0), FakeServer(), threading.Event()
-    member.hooks.add("drain", ran.set, "holds", None, hold=True)
-    shutdown = begin(clock, member, server=server)
-    assert ran.wait(BOUND)
-    until(lambda: shutdown.delay._released.is_set())
-    assert clock.pass_wait() == 2.0
-    assert finish(shutdown).phases[1].duration == 2.0
-    assert not any("holds the listener open" in message for message in caplog.messages)
 
 
 @pytest.mark.parametrize("hold", [True, False])

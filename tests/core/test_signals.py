@@ -189,25 +189,6 @@ def test_the_thread_and_the_pipe_are_given_back(recorded: Recorded) -> None:
 # -- errands in the main thread -----------------------------------------------------------------------------------
 
 
-def test_an_errand_runs_in_the_main_thread(recorded: Recorded) -> None:
-    """An errand interrupts the main thread and runs there, in place of a byte in the pipe."""
-    recorded.relay.install([ONE])
-    ran: list[threading.Thread] = []
-    with running(lambda: recorded.relay.run_in_main(lambda: ran.append(threading.current_thread()))):
-        until(lambda: bool(ran))
-    assert ran == [threading.main_thread()]
-    assert recorded.got.empty()
-
-
-def test_no_errand_without_a_signal_of_ours(recorded: Recorded) -> None:
-    """Where nothing is installed there is no way into the main thread, and the caller is told."""
-
-    def errand() -> None:
-        raise AssertionError("it ran")
-
-    assert not recorded.relay.run_in_main(errand)
-
-
 def test_a_signal_from_outside_fetches_the_errand(recorded: Recorded, monkeypatch: pytest.MonkeyPatch) -> None:
     """A signal between the errand's being left and being fetched runs it; the relay's own goes to whoever had it."""
     # relay: leaves the errand | outside: signal, the handler runs the errand, which restores | relay: its own signal
@@ -237,18 +218,18 @@ def test_a_signal_from_outside_fetches_the_errand(recorded: Recorded, monkeypatc
 
 
 def test_an_errand_runs_once(recorded: Recorded) -> None:
-    """The errand is taken before it runs: the kernel's next signal, merged or not, is a signal again."""
+    """An errand runs in the main thread, and is taken before: the kernel's next signal, merged or not, is a signal."""
     recorded.relay.install([ONE])
-    ran: list[str] = []
+    ran: list[threading.Thread] = []
 
     def errand() -> None:
-        ran.append("errand")
+        ran.append(threading.current_thread())
         recorded.relay._handle(ONE, None)
 
-    recorded.relay.run_in_main(errand)
-    until(lambda: bool(ran))
+    with running(lambda: recorded.relay.run_in_main(errand)):
+        until(lambda: bool(ran))
     assert recorded.next()[0] == ONE
-    assert ran == ["errand"]
+    assert ran == [threading.main_thread()]
 
 
 # -- fork, threads, death -----------------------------------------------------------------------------------------

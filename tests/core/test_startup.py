@@ -248,18 +248,6 @@ def test_bad_tasks(arguments: dict[str, Any], error: type[Exception], message: s
     assert lifecycle.state is State.READY
 
 
-def test_a_shutdown_while_a_task_runs() -> None:
-    """A stop is legal while a task runs; the drain waits for it, and it makes nobody ready any more."""
-    lifecycle = Lifecycle()
-    task = lifecycle.startup_task("cache")
-    app = started(lifecycle)
-    lifecycle.shutdown(wait=False)
-    until(lambda: bool(state_of(app).tasks.watched))
-    assert lifecycle.state is State.DRAINING
-    task.done()
-    assert ended(app).clean
-
-
 def test_a_task_that_outlives_the_drain_is_abandoned() -> None:
     """A task that has not ended at the deadline is told as work that was."""
     lifecycle = Lifecycle()

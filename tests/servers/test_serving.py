@@ -92,21 +92,6 @@ def test_an_unknown_server_is_told_once(caplog: pytest.LogCaptureFixture) -> Non
     ]
 
 
-def test_run_passes_everything_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The server gets host, port and its options as they were given."""
-    given: list[Any] = []
-
-    def create(*arguments: Any) -> FakeRunner:
-        given.extend(arguments)
-        raise OSError("enough")
-
-    monkeypatch.setattr(_servers, "create", create)
-    lifecycle = Lifecycle(app := make_app(LIFECYCLE_URL_PREFIX="/ops"))
-    with pytest.raises(OSError, match=whole("enough")):
-        lifecycle.run(app, "::1", 0, "werkzeug", listen="x", threads=3)
-    assert given == ["werkzeug", app, "::1", 0, {"listen": "x", "threads": 3}]
-
-
 @pytest.mark.parametrize("contained", [True, False])
 def test_run_has_probes_told_from_work(runner: FakeRunner, contained: bool) -> None:
     """The server gets the function that names the worker of a probe, also of an application that another contains."""
