@@ -158,6 +158,21 @@ def test_a_failing_task_may_leave_the_process_not_ready(by_hand: str) -> None:
     assert lifecycle.shutdown().clean  # it was a choice, and no flaw of the stop
 
 
+def test_a_task_that_ends_in_a_forked_child() -> None:
+    """A task of the thread that forks holds the child's readiness too."""
+    lifecycle = Lifecycle()
+    task = lifecycle.startup_task("model")
+    app = make_app()
+    lifecycle.init_app(app)
+    child = os.fork()
+    if child == 0:
+        state_of(app).startup.run()
+        before = lifecycle.state
+        task.done()
+        os._exit((before, lifecycle.state) != (State.STARTING, State.READY))
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
 @pytest.mark.parametrize("on_failure", ["shutdown", "not_ready"])
 def test_a_task_that_is_lost_in_a_fork(on_failure: str, caplog: pytest.LogCaptureFixture) -> None:
     """A task whose thread is left behind fails in the child that serves, and goes on in the parent."""
