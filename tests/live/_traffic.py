@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -56,6 +57,24 @@ def is_accepted(connection: Connection) -> bool:
     ports = [f":{connection.sock.getpeername()[1]:04X}", f":{connection.sock.getsockname()[1]:04X}"]
     rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
     return any([row[1][8:], row[2][8:]] == ports and row[9] != "0" for row in rows)
+
+
+@contextlib.contextmanager
+def hung_request(running: Running, gate: str = "never", *, address: Address | None = None) -> Iterator[Connection]:
+    """A request that runs until its gate is opened."""
+    with Connection(address or running.address) as connection:
+        connection.ask(f"/gate/{gate}")
+        running.wait_event(f"begin live {gate}")
+        yield connection
+
+
+@contextlib.contextmanager
+def in_flight(running: Running, gate: str = "a", *, address: Address | None = None) -> Iterator[None]:
+    """A request that runs until the end of the block, and is then answered."""
+    with hung_request(running, gate, address=address) as connection:
+        yield
+        running.open_gate(gate)
+        assert connection.answer().body == f"passed {gate}".encode()
 
 
 class Traffic:

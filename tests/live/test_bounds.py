@@ -9,6 +9,7 @@ import sys
 
 from ._client import Connection, get
 from ._process import Starter
+from ._traffic import hung_request, in_flight
 
 
 def test_reader_longer_than_the_grace_period(live: Starter, server: str) -> None:
@@ -45,9 +46,7 @@ def test_report_names_what_was_abandoned(live: Starter) -> None:
     settings = {"LIFECYCLE_GRACE_PERIOD": 1.0}
     running = live.start(sys.executable, "live_app.py", plan=plan, settings=settings)
     running.wait_log("STARTING -> READY")
-    with Connection(running.address) as connection:
-        connection.ask("/gate/never")
-        running.wait_event("begin live never")
+    with hung_request(running):
         assert running.stop() == 1
     report = json.loads((running.home / "report.json").read_text())
     assert report["abandoned"] == [["GET", "/gate/never"]]
@@ -85,9 +84,7 @@ def test_second_signal_in_the_delay(live: Starter, server: str) -> None:
     """A second signal during the delay forces the exit, and the log names what was abandoned."""
     settings = {"LIFECYCLE_GRACE_PERIOD": 60.0, "LIFECYCLE_SHUTDOWN_DELAY": 30.0}
     running = live.serve(server, settings=settings)
-    with Connection(running.address) as connection:
-        connection.ask("/gate/never")
-        running.wait_event("begin live never")
+    with hung_request(running):
         running.begin_stop()
         assert not running.gone.wait(0.2)  # the same signal within a tenth of a second is one
         assert running.stop(signal.SIGINT) == 128 + signal.SIGINT
@@ -98,12 +95,8 @@ def test_second_signal_in_the_delay(live: Starter, server: str) -> None:
 def test_same_signal_twice_at_once_is_one(live: Starter) -> None:
     """The same signal twice within a moment, as GNU timeout sends it, is one signal: the request is answered."""
     running = live.serve("waitress")
-    with Connection(running.address) as connection:
-        connection.ask("/gate/a")
-        running.wait_event("begin live a")
+    with in_flight(running):
         running.send(signal.SIGTERM)
         running.send(signal.SIGTERM)
         running.wait_log("-> DRAINING")
-        running.open_gate("a")
-        assert connection.answer().body == b"passed a"
     assert running.wait_gone() == 0

@@ -13,6 +13,7 @@ from flask_lifecycle._verify.subject import free_port
 
 from ._client import Connection
 from ._process import Running, Starter
+from ._traffic import in_flight
 
 # As they are named in tests/live_apps/serve_elsewhere.py.
 SERVERS = ("waitress", "app_run", "make_server", "cheroot", "gevent", "uvicorn", "hypercorn", "run")
@@ -37,12 +38,8 @@ def serve(live: Starter, where: str, server: str, **more: Any) -> tuple[Running,
 def test_a_forked_child_that_serves_stops_gracefully(live: Starter, where: str, server: str) -> None:
     """SIGTERM to a child that serves its parent's application answers what runs and runs the hooks once."""
     running, address = serve(live, where, server)
-    with Connection(address) as connection:
-        connection.ask("/gate/a")
-        running.wait_event("begin live a")
+    with in_flight(running, address=address):
         running.begin_stop()
-        running.open_gate("a")
-        assert connection.answer().body == b"passed a"
     assert running.wait_gone() == 0
     assert running.told("exit 0")
     assert running.hooks() == ["last", "first"]
@@ -99,11 +96,7 @@ def test_a_child_of_a_server_that_serves_nothing_is_left_alone(live: Starter, se
 def test_a_server_in_a_thread_that_is_no_daemon(live: Starter, where: str, server: str) -> None:
     """A loop in a thread that the interpreter waits for ends with the stop, and the process leaves with 0 at once."""
     running, address = serve(live, where, server, settings={"LIFECYCLE_GRACE_PERIOD": 60.0})
-    with Connection(address) as connection:
-        connection.ask("/gate/a")
-        running.wait_event("begin live a")
+    with in_flight(running, address=address):
         running.begin_stop()
-        running.open_gate("a")
-        assert connection.answer().body == b"passed a"
     assert running.wait_gone() == 0  # waits for much less than the grace period
     assert running.hooks() == ["last", "first"]

@@ -17,7 +17,7 @@ from tests._tls import Authority
 
 from ._client import PATIENCE, Connection, LostError, get, refuses, request_head, storm
 from ._process import APPS, BIG, ROOT, Starter, parse_address, wait_until
-from ._traffic import is_accepted
+from ._traffic import hung_request, in_flight, is_accepted
 
 APP = """
 from live_app import app, lifecycle
@@ -272,9 +272,7 @@ def test_processes_that_hang_are_killed(live: Starter) -> None:
     """What a process has not answered at the deadline is abandoned with it, and nothing is left behind."""
     script = SCRIPT.format(host="127.0.0.1", options="processes=4")
     flask = Flask(live, script=script, settings={"LIFECYCLE_GRACE_PERIOD": 2.0})
-    with Connection(flask.address) as one:
-        one.ask("/gate/never")
-        flask.running.wait_event("begin live never")
+    with hung_request(flask.running):
         children = flask.children
         assert children
         flask.signal()
@@ -378,16 +376,12 @@ def test_a_stop_in_the_middle_of_a_change(live: Starter) -> None:
     """A signal while a child drains for a change is a stop: the request is answered, and no other child follows."""
     flask = Flask(live, *RELOAD, target="parent")
     running = flask.running
-    with Connection(flask.address) as one:
-        one.ask("/gate/a")
-        running.wait_event("begin live a")
+    with in_flight(running):
         flask.change()
         running.wait_log("shutdown begins: code change")
         flask.signal()
         running.wait_for(lambda: not flask.holds_listener(), "the listener to be closed")
         assert refuses(flask.address)
-        running.open_gate("a")
-        assert one.answer().body == b"passed a"
     flask.clean()
     assert len(running.told("made live")) == 2  # the parent and one child
 
@@ -418,15 +412,11 @@ def test_a_change_in_the_middle_of_a_stop(live: Starter) -> None:
     """A change of code while the process stops changes nothing: the request is answered and the process ends."""
     flask = Flask(live, *RELOAD, target="parent")
     running = flask.running
-    with Connection(flask.address) as one:
-        one.ask("/gate/a")
-        running.wait_event("begin live a")
+    with in_flight(running):
         flask.signal()
         running.wait_log("listener closed")
         flask.change()
         running.wait_log("Detected change")
-        running.open_gate("a")
-        assert one.answer().body == b"passed a"
     flask.clean()
     assert len(running.told("made live")) == 2
 
@@ -435,14 +425,10 @@ def test_a_file_that_is_written_twice(live: Starter) -> None:
     """An editor that writes a file again while the old code drains gets the last of both."""
     flask = Flask(live, *RELOAD, target="parent")
     running = flask.running
-    with Connection(flask.address) as one:
-        one.ask("/gate/a")
-        running.wait_event("begin live a")
+    with in_flight(running):
         flask.change()
         running.wait_log("shutdown begins: code change")
         write_app(flask.source, APP.format(version=3))
-        running.open_gate("a")
-        assert one.answer().body == b"passed a"
     flask.wait_version(b"3")
     assert running.hooks() == ["last", "first"]
     flask.signal()
@@ -453,9 +439,7 @@ def test_a_request_that_hangs_holds_up_a_change_no_longer_than_the_deadline(live
     """At the deadline the request is abandoned, the hooks run, and the next child serves the new code."""
     flask = Flask(live, *RELOAD, target="parent", settings={"LIFECYCLE_GRACE_PERIOD": 2.0})
     running = flask.running
-    with Connection(flask.address) as one:
-        one.ask("/gate/never")
-        running.wait_event("begin live never")
+    with hung_request(running):
         flask.change()
         flask.wait_version(b"2")
     assert "abandoned GET /gate/never" in running.log
@@ -468,9 +452,7 @@ def test_ctrl_c_again(live: Starter) -> None:
     """A second Ctrl-C forces the exit, of parent and child."""
     flask = Flask(live, *RELOAD, target="terminal")
     running = flask.running
-    with Connection(flask.address) as one:
-        one.ask("/gate/never")
-        running.wait_event("begin live never")
+    with hung_request(running):
         child = flask.children
         flask.signal()
         running.wait_log("listener closed")

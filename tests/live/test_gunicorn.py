@@ -17,7 +17,7 @@ from flask_lifecycle._verify.subject import free_port
 
 from ._client import Connection, Storm, get, storm
 from ._process import BIG, ROOT, Running, Starter, wait_until
-from ._traffic import is_accepted
+from ._traffic import hung_request, in_flight, is_accepted
 
 CONFIG = str(ROOT / "examples" / "gunicorn" / "gunicorn.conf.py")
 FALLBACK = """
@@ -279,22 +279,6 @@ def test_a_request_that_comes_over_a_waiting_connection(live: Starter, kind: str
     assert running.wait_gone() == 0
 
 
-def test_the_queue_behind_a_busy_worker_is_served(live: Starter) -> None:
-    """A sync worker goes on accepting after the request that it was busy with."""
-    running = serve(live, "sync", workers=1)
-    address = address_of(running)
-    with Connection(address) as busy, Connection(address) as one, Connection(address) as two:
-        busy.ask("/gate/work")
-        running.wait_event("begin live work")
-        one.ask("/fast")
-        two.ask("/fast")
-        running.send(signal.SIGTERM)
-        wait_draining(running, 1)
-        running.open_gate("work")
-        assert [each.answer().body for each in (busy, one, two)] == [b"passed work", b"fast", b"fast"]
-    assert running.wait_gone() == 0
-
-
 def test_a_unix_socket(live: Starter, kind: str, tmp_path: Path) -> None:
     """What waits on a Unix socket is answered, its path stays through the delay and is gone at the end."""
     path = str(tmp_path / "socket")
@@ -444,9 +428,7 @@ def test_a_recycled_worker_answers_what_it_has(live: Starter) -> None:
 def test_a_request_that_hangs(live: Starter) -> None:
     """A request that does not end is abandoned within the grace period, the hooks run, and the exit code is 1."""
     running = serve(live, "sync", workers=1, settings={"LIFECYCLE_GRACE_PERIOD": 2.0})
-    with Connection(address_of(running)) as connection:
-        connection.ask("/gate/never")
-        running.wait_event("begin live never")
+    with hung_request(running, address=address_of(running)):
         assert running.stop() == 1
     assert running.hooks() == ["last", "first"]
     assert "abandoned GET /gate/never" in running.log
@@ -466,16 +448,12 @@ def test_sigint_stops_quickly(live: Starter) -> None:
 def test_sigint_answers_what_is_in_flight(live: Starter, kind: str, terminal: bool) -> None:
     """SIGINT, to the master or as a terminal sends it to all processes, lets a request that runs end; the hooks run."""
     running = serve(live, kind, workers=1, settings={"LIFECYCLE_SHUTDOWN_DELAY": 15.0})
-    with Connection(address_of(running)) as connection:
-        connection.ask("/gate/work")
-        running.wait_event("begin live work")
+    with in_flight(running, address=address_of(running), gate="work"):
         for worker in pids(running) if terminal else ():
             os.kill(worker, signal.SIGINT)
         running.send(signal.SIGINT)
         wait_draining(running, 1)
         running.wait_log("Handling signal: int")
-        running.open_gate("work")
-        assert connection.answer().body == b"passed work"
     assert running.wait_gone() == 0
     assert running.hooks() == ["last", "first"]
 
@@ -517,14 +495,10 @@ def test_what_is_to_happen_once(live: Starter, preload: tuple[str, ...]) -> None
     wait_ready(running, 3)
     os.kill(pids(running)[0], signal.SIGTERM)
     wait_ready(running, 4)
-    with Connection(address_of(running)) as connection:
-        connection.ask("/gate/work")
-        running.wait_event("begin live work")
+    with in_flight(running, address=address_of(running), gate="work"):
         running.send(signal.SIGTERM)
         running.wait_for(lambda: running.hooks().count("each") == 3, "the hooks of the idle workers")
         assert "once" not in running.hooks()
-        running.open_gate("work")
-        assert connection.answer().body == b"passed work"
     assert running.wait_gone() == 0
     assert running.hooks() == ["each"] * 4 + ["once"]
     assert running.log.count("on_shutdown 'once' done") == 1
@@ -533,16 +507,12 @@ def test_what_is_to_happen_once(live: Starter, preload: tuple[str, ...]) -> None
 def test_what_is_to_happen_once_after_a_kill(live: Starter) -> None:
     """If the worker that waits to act for all is killed, the next one that ends acts."""
     running = serve(live, "gthread", workers=2, plan=ONCE)
-    with Connection(address_of(running)) as connection:
-        connection.ask("/gate/work")
-        running.wait_event("begin live work")
+    with in_flight(running, address=address_of(running), gate="work"):
         running.send(signal.SIGTERM)
         running.wait_event("shutdown each")
         busy = {int(pid) for pid in re.findall(r"Worker exiting \(pid: (\d+)", running.log)}
         os.kill(busy.pop(), signal.SIGKILL)
         running.wait_log("was sent SIGKILL")
-        running.open_gate("work")
-        assert connection.answer().body == b"passed work"
     assert running.wait_gone() == 1
     assert running.hooks() == ["each", "each", "once"]
 
@@ -586,13 +556,9 @@ def test_asgi_workers(live: Starter, worker_class: str, config: str | None) -> N
     running.wait_for(lambda: exited(running) == 2, "the old workers' end")
     address = address_of(running)
     assert [get(address, "/fast").body for _ in range(8)] == [b"fast"] * 8
-    with Connection(address) as connection:
-        connection.ask("/gate/work")
-        running.wait_event("begin live work")
+    with in_flight(running, address=address, gate="work"):
         running.send(signal.SIGTERM)
         wait_draining(running, 4)
-        running.open_gate("work")
-        assert connection.answer().body == b"passed work"
     assert running.wait_gone() == 0
     assert sorted(running.hooks()) == ["first"] * 4 + ["last"] * 4
     assert "flask_lifecycle.gunicorn" not in running.log
@@ -603,13 +569,16 @@ def test_asgi_workers(live: Starter, worker_class: str, config: str | None) -> N
 
 
 def test_without_hooks_readiness_turns_first(live: Starter, kind: str) -> None:
-    """Without a configuration each worker refuses readiness and serves through the delay; connections stay open."""
-    settings = {"LIFECYCLE_SHUTDOWN_DELAY": 0.3}
+    """Without a configuration each worker refuses readiness, on the probe port too, and serves through the delay."""
+    probes = ("127.0.0.1", free_port())
+    settings = {"LIFECYCLE_SHUTDOWN_DELAY": 0.3, "LIFECYCLE_PROBE_PORT": probes[1]}
     running = serve(live, kind, config=None, settings=settings, plan=UNTIL_ASKED, ready=False)
     address = address_of(running)
     running.wait_for(
         lambda: get(address, "/readyz").status == 200 and running.log.count("STARTING -> READY") == 2, "both workers"
     )
+    running.wait_for(lambda: running.log.count("probe listener on") == 2, "both probe listeners")
+    assert [get(probes, "/readyz").status for _ in range(20)] == [200] * 20
     with Connection(address) as one, Connection(address) as two:
         # Where there is nothing in flight there is nobody to notice, and no delay.
         one.ask("/gate/work")
@@ -617,6 +586,7 @@ def test_without_hooks_readiness_turns_first(live: Starter, kind: str) -> None:
         running.wait_event("begin live work", 2)
         running.send(signal.SIGTERM)
         wait_draining(running)
+        assert [get(probes, "/readyz").status for _ in range(10)] == [503] * 10
         if kind == "gthread":
             assert [get(address, "/readyz").status for _ in range(10)] == [503] * 10
             assert get(address, "/fast").body == b"fast"
@@ -662,32 +632,13 @@ def test_without_hooks_and_preloaded(live: Starter, kind: str) -> None:
     """With ``--preload`` alone a started request is answered, and its worker's shutdown begins when that exits."""
     plan = {"warm": True, "hooks": {"startup": [["open", "ok", None]], "shutdown": [["open", "ok", None]]}}
     running = serve(live, kind, "--preload", config=None, workers=1, plan=plan, ready=False)
-    with Connection(address_of(running)) as connection:
-        connection.ask("/gate/work")
-        running.wait_event("begin live work")
+    with in_flight(running, address=address_of(running), gate="work"):
         running.send(signal.SIGTERM)
         running.wait_log("Handling signal: term")
-        running.open_gate("work")
-        assert connection.answer().body == b"passed work"
     assert running.wait_gone() == 0
     assert len(running.told("startup open")) == 2  # of the warm-up, and of the worker
     assert running.hooks() == ["open", "open"]
     assert running.log.count("shutdown begins: interpreter exit") == 2
-
-
-def test_without_hooks_all_workers_have_the_probe_listener(live: Starter) -> None:
-    """Without a configuration, too, no worker stops because another has the probe port."""
-    probes = ("127.0.0.1", free_port())
-    running = serve(live, "sync", config=None, settings={"LIFECYCLE_PROBE_PORT": probes[1]}, ready=False)
-    address = address_of(running)
-
-    def both() -> bool:
-        return get(address, "/readyz").status == 200 and running.log.count("probe listener on") == 2
-
-    running.wait_for(both, "both probe listeners")
-    assert [get(probes, "/readyz").status for _ in range(20)] == [200] * 20
-    assert running.stop() == 0
-    assert len(pids(running)) == 2
 
 
 @each_loading
@@ -708,7 +659,7 @@ def test_without_hooks_workers_start_by_themselves(live: Starter, preload: tuple
     assert sorted(running.hooks()) == ["bad", "bad", "good", "good"]
 
 
-@pytest.mark.parametrize(("kind", "preload"), [("sync", ()), ("gthread", ()), ("gthread", PRELOAD)])
+@pytest.mark.parametrize(("kind", "preload"), [("sync", ()), ("gthread", PRELOAD)])
 def test_without_hooks_half_a_request(live: Starter, kind: str, preload: tuple[str, ...]) -> None:
     """Without a configuration what is half received when the signal comes is refused once the drain has begun;
     preloaded it is answered.

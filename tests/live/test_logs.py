@@ -6,8 +6,9 @@ import json
 import re
 from typing import Any
 
-from ._client import Connection, get
+from ._client import get
 from ._process import Running, Starter, parse_address
+from ._traffic import hung_request, in_flight
 
 PHASES = ["announce", "delay", "stop accepting", "drain", "hooks"]
 PLAN = {
@@ -50,13 +51,9 @@ def test_a_whole_life(live: Starter, server: str) -> None:
         assert get(running.address, "/fast").status == 200
     assert records(running) == before
 
-    with Connection(running.address) as connection:
-        connection.ask("/gate/a")
-        running.wait_event("begin live a")
+    with in_flight(running):
         running.begin_stop()
         running.wait_log("listener closed")
-        running.open_gate("a")
-        assert connection.answer().body == b"passed a"
     assert running.wait_gone() == 1
     told = records(running)
     assert told[: len(before)] == before
@@ -79,9 +76,7 @@ def test_levels(live: Starter) -> None:
     plan = {"log_handler": "record", "hooks": {"shutdown": [["bad", "raise", None]]}}
     grace = {"LIFECYCLE_GRACE_PERIOD": 1.0, "LIFECYCLE_HOOK_RESERVE": 0.3}
     running = live.serve("waitress", plan=plan, settings=grace, excuse="ValueError: boom")
-    with Connection(running.address) as connection:
-        connection.ask("/gate/never")
-        running.wait_event("begin live never")
+    with hung_request(running):
         assert running.stop() == 1
     levels = {level: [r["message"] for r in records(running) if r["level"] == level] for level in ("WARNING", "ERROR")}
     assert [re.match(r"[a-z_ ]+", message)[0] for message in levels["WARNING"]] == [  # type: ignore[index]  # it matches

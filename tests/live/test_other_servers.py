@@ -16,7 +16,7 @@ from flask_lifecycle._verify.subject import free_port
 
 from ._client import Connection, get
 from ._process import ROOT, Running, Starter
-from ._traffic import Kind, Traffic, address_of, wait_guarantee
+from ._traffic import Kind, Traffic, address_of, hung_request, wait_guarantee
 from .test_probes import PROBE_LISTENER, probe_address
 
 WITHOUT_A2WSGI = "import sys; sys.modules['a2wsgi'] = None; import uvicorn; uvicorn.main()"
@@ -313,9 +313,7 @@ def test_gevent_that_is_not_patched(live: Starter) -> None:
     running = live.start(sys.executable, *command, settings=settings)
     running.wait_log("STARTING -> READY")
     (address,) = (address for address in running.addresses if address != probe_address(running))
-    with Connection(address) as connection:
-        connection.ask("/gate/never")
-        running.wait_event("begin live never")
+    with hung_request(running, address=address):
         assert get(probe_address(running), "/livez").status == 200
         running.begin_stop()
         assert get(probe_address(running), "/readyz").status == 503

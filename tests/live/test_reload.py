@@ -16,6 +16,7 @@ import pytest
 
 from ._client import Address, Connection, get, refuses, storm
 from ._process import Running, Starter, wait_until
+from ._traffic import hung_request, in_flight
 
 SERVES = re.compile(r"reload: process (\d+) serves, process (\d+) finishes")
 # The application of the live tests, as somebody deploys it.
@@ -178,9 +179,7 @@ def test_what_waits_is_served_by_the_next(live: Starter) -> None:
     """
     service = Service(live, "waitress")
     _, before = service.ask_version()
-    with Connection(service.address) as accepted:
-        accepted.ask("/gate/a")
-        service.running.wait_event("begin live a")
+    with in_flight(service.running):
         service.stop_process(before)
         waiting = [Connection(service.address) for _ in range(5)]
         for connection in waiting:
@@ -192,8 +191,6 @@ def test_what_waits_is_served_by_the_next(live: Starter) -> None:
         os.kill(before, signal.SIGCONT)
         service.running.wait_log(r"\(left to another process\)")
         assert service.ask_version()[1] != before
-        service.running.open_gate("a")
-        assert accepted.answer().body == b"passed a"
     service.wait_alone()
     assert service.running.stop() == 0
 
@@ -304,9 +301,7 @@ def test_the_port_of_the_probes_may_change(live: Starter) -> None:
 @pytest.mark.parametrize("way", ["request", "signal"])
 def test_a_process_that_stops_by_itself(service: Service, way: str) -> None:
     """A stop that begins in the process that serves stops the service, clean: nobody is reset."""
-    with Connection(service.address) as connection:
-        connection.ask("/gate/a")
-        service.running.wait_event("begin live a")
+    with in_flight(service.running):
         if way == "request":
             with Connection(service.address) as asking:
                 asking.ask("/stop", "POST")
@@ -317,8 +312,6 @@ def test_a_process_that_stops_by_itself(service: Service, way: str) -> None:
         assert refuses(service.address)
         service.running.send(signal.SIGHUP)
         service.running.wait_log("no reload: the service stops")
-        service.running.open_gate("a")
-        assert connection.answer().body == b"passed a"
     assert service.running.wait_gone() == 0
 
 
@@ -364,14 +357,10 @@ def test_a_first_process_that_does_not_come_up(live: Starter) -> None:
 def test_a_supervisor_that_dies(service: Service) -> None:
     """Without its supervisor a process stops for good, and answers what it has."""
     (pid,) = service.pids
-    with Connection(service.address) as connection:
-        connection.ask("/gate/a")
-        service.running.wait_event("begin live a")
+    with in_flight(service.running):
         os.kill(service.running.target, signal.SIGKILL)
         service.running.wait_gone()
         wait_until(lambda: "(the supervisor is gone; " in service.running.log or refuses(service.address), "stop")
-        service.running.open_gate("a")
-        assert connection.answer().body == b"passed a"
     wait_until(lambda: not Path(f"/proc/{pid}").exists(), "the process leaves")
     assert "clean, exit 0 (the supervisor is gone" in service.running.log
 
@@ -440,9 +429,7 @@ def test_a_reload_that_is_asked_for_twice(service: Service) -> None:
 
 def test_the_second_signal_forces(service: Service) -> None:
     """A second signal ends every process at once, also the one that finishes what it had before a reload."""
-    with Connection(service.address) as before:
-        before.ask("/gate/never")
-        service.running.wait_event("begin live never")
+    with hung_request(service.running):
         service.reload()
         service.running.wait_log(r"\(left to another process\)")
         with Connection(service.address) as after:
@@ -490,14 +477,10 @@ def test_it_leaves_by_the_signal(live: Starter, number: int, settings: dict[str,
 def test_ctrl_c(live: Starter) -> None:
     """Ctrl-C on a terminal stops the service in the middle of a request, which is answered."""
     service = Service(live, "waitress", terminal=True)
-    with Connection(service.address) as connection:
-        connection.ask("/gate/a")
-        service.running.wait_event("begin live a")
+    with in_flight(service.running):
         service.running.type(b"\x03")
         service.running.wait_log("again to force")
         assert not service.running.gone.wait(0.3)
-        service.running.open_gate("a")
-        assert connection.answer().body == b"passed a"
     assert service.running.wait_gone() == 0
 
 

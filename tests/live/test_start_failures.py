@@ -260,13 +260,3 @@ def test_in_kubernetes(live: Starter) -> None:
     running = live.serve("waitress", settings=settings, env=env)
     assert "probe listener on http://0.0.0.0:" in running.log
     assert running.stop() == 0
-
-
-@pytest.mark.parametrize("server", ["gunicorn", "mod_wsgi"])
-def test_servers_that_start_themselves(live: Starter, server: str) -> None:
-    """``--server`` with the name of a server that starts itself says how to start that."""
-    command = ("-m", "flask", "--app", "live_app.py", "lifecycle", "run", "--server", server)
-    running = live.start(sys.executable, *command)
-    assert running.wait_gone() == 2
-    assert f"The server '{server}' starts itself, and init_app is enough there; start it by '" in running.log
-    assert "did you mean" not in running.log

@@ -11,6 +11,7 @@ import pytest
 
 from ._client import Connection, get
 from ._process import Running, Starter
+from ._traffic import hung_request
 
 
 def assert_clean(running: Running, code: int) -> None:
@@ -113,9 +114,7 @@ def test_the_countdown(live: Starter, server: str, way_out: str) -> None:
 def test_ctrl_c_twice_on_a_terminal(live: Starter, server: str) -> None:
     """A second Ctrl-C on a terminal forces the exit."""
     running = live.serve(server, terminal=True)
-    with Connection(running.address) as connection:
-        connection.ask("/gate/never")
-        running.wait_event("begin live never")
+    with hung_request(running):
         running.type(b"\x03")
         running.wait_log("again to force")
         assert not running.gone.wait(0.2)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -232,28 +231,3 @@ def test_applications_that_share_the_workers(live: Starter) -> None:
         wait_until(lambda: alive(running.address), "a liveness that passes")
     assert running.stop() == 0
     assert running.log.count(FAILS) == 1
-
-
-@pytest.mark.parametrize("app", ["live_app", "stuck_app"])
-def test_waitress_that_somebody_else_started(live: Starter, app: str) -> None:
-    """The probe listener sees the same of a server that was found: workers that hang, and workers that have died."""
-    command = (sys.executable, "-m", "waitress", "--listen=127.0.0.1:0", "--threads=2", f"{app}:app")
-    excuse = r"Traceback \(most recent call last\)" if app == "stuck_app" else ""
-    running = live.start(*command, settings=WATCHED, plan={"logging": True}, excuse=excuse)
-    running.wait_log(r"Serving on http")
-    assert get(running.address, "/livez").status == 200  # which begins the start-up
-    probes = probe_address(running)
-    stays_alive(probes)
-    if app == "stuck_app":
-        for _ in range(2):
-            with contextlib.suppress(LostError), Connection(running.address) as connection:
-                connection.ask("/raise-in-body")
-                connection.head()
-        wait_until(lambda: not alive(probes), "a failing liveness")
-        return
-    with hanging(running, "/gate/all", "/gate/all") as busy:
-        wait_until(lambda: not alive(probes), "a failing liveness")
-        running.open_gate("all")
-        assert answered(busy) == [200, 200]
-        wait_until(lambda: alive(probes), "a liveness that passes")
-    running.stop()

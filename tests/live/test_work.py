@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from ._client import Connection, get
+from ._client import get
 from ._process import Running, Starter
+from ._traffic import hung_request, in_flight
 from .test_stop import assert_clean
 
 
@@ -31,13 +32,9 @@ def test_a_stop_waits_for_work(live: Starter, settings: dict[str, Any]) -> None:
     running = live.serve("waitress", settings=settings)
     assert get(running.address, "/work/a").status == 202
     running.wait_event("begin work a")
-    with Connection(running.address) as connection:
-        connection.ask("/gate/b")
-        running.wait_event("begin live b")
+    with in_flight(running, gate="b"):
         running.begin_stop()
         running.wait_log("listener closed")
-        running.open_gate("b")
-        assert connection.answer().body == b"passed b"
     assert not running.gone.wait(0.3)
     assert running.hooks() == []
     running.open_gate("a")
@@ -69,9 +66,7 @@ def test_a_forced_stop_leaves_a_report(live: Starter, settings: dict[str, Any]) 
     running = live.serve("waitress", settings=settings)
     assert get(running.address, "/work/never").status == 202
     running.wait_event("begin work never")
-    with Connection(running.address) as connection:
-        connection.ask("/gate/never")
-        running.wait_event("begin live never")
+    with hung_request(running):
         running.begin_stop()
         running.wait_log("listener closed")
         assert not running.gone.wait(0.2)  # a repetition within a tenth of a second is the same signal

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import sys
 from typing import Any
 
 from ._client import Connection, get
@@ -74,39 +73,3 @@ def test_werkzeug_at_work(live: Starter) -> None:
         running.open_gate("all")
         assert [connection.answer().body for connection in busy] == [b"passed all"] * 5
     assert running.stop() == 0
-
-
-def test_waitress_that_somebody_else_started(live: Starter) -> None:
-    """The pool is found and counted; the probe itself has a worker of its own."""
-    command = (sys.executable, "-m", "waitress", "--listen=127.0.0.1:0", "--threads=2", "workers_app:app")
-    running = live.start(*command, plan={"logging": True, "workers": {"max_age": 0.2}})
-    running.wait_log(r"Serving on http")
-    with Connection(running.address) as connection, Connection(running.address) as other:
-        connection.ask("/gate/all")
-        other.ask("/gate/all")
-        running.wait_event("begin live all", times=2)
-        wait_until(lambda: look(running)[0] == "fail", "an old request")
-        _status, _output, observed = look(running)
-        assert observed.pop("oldest") >= 0.2
-        assert observed == {"queued": 0, "threads": 2, "busy": 2, "idle": 0}
-        running.open_gate("all")
-        assert connection.answer().body == other.answer().body == b"passed all"
-    running.stop()
-
-
-def test_flask_run(live: Starter) -> None:
-    """Its busy connections are counted, the probe's own among them; it has no pool, so none is idle."""
-    command = (sys.executable, "-m", "flask", "--app", "workers_app.py", "run", "--no-reload", "-p", "0")
-    running = live.start(*command, plan={"logging": True, "workers": {"max_age": 0.2}})
-    running.wait_log(r"Running on http")
-    with Connection(running.address) as connection:
-        connection.ask("/gate/all")
-        running.wait_event("begin live all")
-        wait_until(lambda: look(running)[0] == "warn", "an old request")
-        _status, _output, observed = look(running)
-        assert observed.pop("oldest") >= 0.2
-        assert observed.pop("busy") >= 2  # and perhaps one whose answer is on its way
-        assert observed == {"queued": 0, "threads": None, "idle": None}
-        running.open_gate("all")
-        assert connection.answer().body == b"passed all"
-    running.stop()
