@@ -10,7 +10,7 @@ from flask import Flask
 from flask.cli import AppGroup, ScriptInfo
 
 
-def _load(info: ScriptInfo) -> tuple[Flask, Any]:
+def load(info: ScriptInfo) -> tuple[Flask, Any]:
     """The application, with what is wrong with its settings as one sentence; its own errors keep their traceback."""
     try:
         app = info.load_app()
@@ -36,9 +36,9 @@ class _Group(AppGroup):
 
     _modules: ClassVar = {
         "cordon": "flask_lifecycle._cli.operators",
-        "doctor": "flask_lifecycle._doctor.command",
+        "doctor": "flask_lifecycle._cli.doctor",
         "drain": "flask_lifecycle._cli.operators",
-        "manifest": "flask_lifecycle._doctor.manifest",
+        "manifest": "flask_lifecycle._cli.doctor",
         "run": "flask_lifecycle._cli.run",
         "status": "flask_lifecycle._cli.operators",
         "uncordon": "flask_lifecycle._cli.operators",
@@ -51,8 +51,8 @@ class _Group(AppGroup):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in self._modules:
             return super().get_command(ctx, cmd_name)
-        made: dict[str, click.Command] = importlib.import_module(self._modules[cmd_name]).commands(_load)
-        return made[cmd_name]
+        command: click.Command = getattr(importlib.import_module(self._modules[cmd_name]), cmd_name)
+        return command
 
 
 # Flask finds it in two places: in the application, and by the entry point of this distribution, which is there even

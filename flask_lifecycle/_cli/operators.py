@@ -12,7 +12,7 @@ import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn, TypeAlias
+from typing import Any, NoReturn
 
 import click
 
@@ -20,8 +20,9 @@ from .._config import Settings
 from .._core.text import visible
 from .._operators.cordon import LONGEST_CORDON, check_name, format_duration, parse_duration
 from .._operators.files import CORDON, DRAIN
+from . import load
 from .client import UnreachableError, Url, send_action, wait_gone
-from .status import status
+from .status import show_status
 
 # Seconds to wait for an answer, and for the end of a process: twice the grace period of Kubernetes.
 _TIMEOUT = 5.0
@@ -29,9 +30,6 @@ _GONE = 60.0
 _INTERVAL = 2.0
 _FASTEST = 0.1
 _YEAR = 365 * 86400.0
-
-# Gives the application and its state, or fails with one sentence.
-Load: TypeAlias = Callable[[Any], tuple[Any, Any]]
 
 
 # -- actions ------------------------------------------------------------------------------------------------------
@@ -114,17 +112,17 @@ def own_url(settings: Settings) -> Url | None:
     return Url("http", host, settings.probe_port, settings.url_prefix)
 
 
-def _settings(load: Load, info: Any) -> Settings:
+def _settings(info: Any) -> Settings:
     settings: Settings = load(info)[1].settings
     return settings
 
 
-def _token(load: Load, info: Any) -> str | None:
+def _token(info: Any) -> str | None:
     """The token of the application, if one was named; a URL does not need an application."""
     if info.app_import_path is None and info.create_app is None:
         return None
     try:
-        return _settings(load, info).token
+        return _settings(info).token
     except Exception as error:
         click.echo(f"The application cannot be loaded, so its token is not known: {visible(str(error))}", err=True)
         return None
@@ -137,17 +135,15 @@ def _url(text: str) -> Url:
         raise click.UsageError(str(error)) from None
 
 
-def _target(
-    load: Load, info: Any, url: str | None, directory: str | None, token: str | None
-) -> tuple[Url | str, str | None]:
+def _target(info: Any, url: str | None, directory: str | None, token: str | None) -> tuple[Url | str, str | None]:
     """Where an action goes: a URL and the token, or a control directory."""
     if url is not None and directory is not None:
         raise click.UsageError("A URL and --dir were given; give one of them.")
     if directory is not None:
         return directory, None
     if url is not None:
-        return _url(url), token or _token(load, info)
-    settings = _settings(load, info)
+        return _url(url), token or _token(info)
+    settings = _settings(info)
     own = own_url(settings)
     if own is not None:
         return own, token or settings.token
@@ -205,123 +201,102 @@ _ANSWER = click.option(
 _WHERE = click.argument("url", required=False)
 
 
-def commands(load: Load) -> dict[str, click.Command]:
-    return {command.name or "": command for command in (_status(load), _drain(load), _cordon(load), _uncordon(load))}
+@click.command()
+@_WHERE
+@_TOKEN
+@click.option("--json", "as_json", is_flag=True, help="Print the document as JSON.")
+@click.option(
+    "--watch", is_flag=False, flag_value=f"{_INTERVAL:g}", default=None, metavar="[DURATION]",
+    help="Repeat until Ctrl-C, every two seconds or at this interval.",
+)  # fmt: skip
+@_ANSWER
+@click.pass_obj
+def status(info: Any, /, url: str | None, token: str | None, as_json: bool, watch: str | None, timeout: float) -> None:
+    """Show the health of a process: state, checks, requests in flight.
+
+    Asks this application's probe listener on this host by default, or http://127.0.0.1:5000. Exits with 0 if the
+    process is healthy, with 1 if not, and with 2 if it does not answer with a health document.
+    """
+    interval = None
+    if watch is not None:
+        if url is None and not watch[:1].isdigit():  # "--watch URL"
+            watch, url = f"{_INTERVAL:g}", watch
+        interval = _duration(_YEAR, _FASTEST)(click.get_current_context(), click.Option(["--watch"]), watch)
+    if url is not None:
+        target, token = _url(url), token or _token(info)
+        target = target if target.path else target.at("/healthcheck")
+    else:
+        settings = _settings(info)
+        own = own_url(settings) or Url("http", "127.0.0.1", 5000, "")
+        target, token = own.at(settings.probe_paths()["healthcheck"]), token or settings.token
+    raise SystemExit(show_status(target, token, timeout, as_json=as_json, interval=interval))
 
 
-def _status(load: Load) -> click.Command:
-    @click.command("status")
-    @_WHERE
-    @_TOKEN
-    @click.option("--json", "as_json", is_flag=True, help="Print the document as JSON.")
-    @click.option(
-        "--watch", is_flag=False, flag_value=f"{_INTERVAL:g}", default=None, metavar="[DURATION]",
-        help="Repeat until Ctrl-C, every two seconds or at this interval.",
-    )  # fmt: skip
-    @_ANSWER
-    @click.pass_obj
-    def command(
-        info: Any, /, url: str | None, token: str | None, as_json: bool, watch: str | None, timeout: float
-    ) -> None:
-        """Show the health of a process: state, checks, requests in flight.
-
-        Asks this application's probe listener on this host by default, or http://127.0.0.1:5000. Exits with 0 if the
-        process is healthy, with 1 if not, and with 2 if it does not answer with a health document.
-        """
-        interval = None
-        if watch is not None:
-            if url is None and not watch[:1].isdigit():  # "--watch URL"
-                watch, url = f"{_INTERVAL:g}", watch
-            interval = _duration(_YEAR, _FASTEST)(click.get_current_context(), click.Option(["--watch"]), watch)
-        if url is not None:
-            target, token = _url(url), token or _token(load, info)
-            target = target if target.path else target.at("/healthcheck")
-        else:
-            settings = _settings(load, info)
-            own = own_url(settings) or Url("http", "127.0.0.1", 5000, "")
-            target, token = own.at(settings.probe_paths()["healthcheck"]), token or settings.token
-        raise SystemExit(status(target, token, timeout, as_json=as_json, interval=interval))
-
-    return command
-
-
-def _targeted(load: Load) -> Callable[[Callable[..., None]], Callable[..., None]]:
+def _targeted(function: Callable[..., None]) -> Callable[..., None]:
     """Give a command the argument and options that name a process, and call it with the target and the token."""
 
-    def decorate(function: Callable[..., None]) -> Callable[..., None]:
-        @_WHERE
-        @_BY
-        @_TOKEN
-        @_DIR
-        @click.pass_obj
-        @functools.wraps(function)
-        def command(info: Any, /, url: str | None, directory: str | None, token: str | None, **options: Any) -> None:
-            function(*_target(load, info, url, directory, token), **options)
-
-        return command
-
-    return decorate
-
-
-def _drain(load: Load) -> click.Command:
-    @click.command("drain")
-    @_targeted(load)
-    @click.option("--wait", is_flag=True, help="Wait until the process has exited.")
-    @click.option(
-        "--timeout", callback=_duration(_YEAR), default=None, metavar="DURATION",
-        help="How long to wait for an answer (5s), or with --wait for the exit (60s).",
-    )  # fmt: skip
-    def command(target: Url | str, token: str | None, by: str, wait: bool, timeout: float | None) -> None:
-        """Shut a process down gracefully, as SIGTERM does.
-
-        URL is the probe listener of the process; by default that of this application on this host.
-        """
-        if isinstance(target, str):
-            if wait:
-                raise click.UsageError("--wait needs a probe listener, which shows the end; leave it out.")
-            write_file(target, DRAIN, f"by {by}")
-            return
-        act(target, "drain", {"by": by}, token, min(timeout or _TIMEOUT, _TIMEOUT) if wait else timeout or _TIMEOUT)
-        if wait and not wait_gone(target, timeout or _GONE):
-            _fail(1, f"{target} is still there after {timeout or _GONE:g} s.")
+    @_WHERE
+    @_BY
+    @_TOKEN
+    @_DIR
+    @click.pass_obj
+    @functools.wraps(function)
+    def command(info: Any, /, url: str | None, directory: str | None, token: str | None, **options: Any) -> None:
+        function(*_target(info, url, directory, token), **options)
 
     return command
 
 
-def _cordon(load: Load) -> click.Command:
-    @click.command("cordon")
-    @_targeted(load)
-    @click.option(
-        "--for", "seconds", callback=_duration(LONGEST_CORDON), required=True, metavar="DURATION",
-        help="How long, such as 10m.",
-    )  # fmt: skip
-    @_ANSWER
-    def command(target: Url | str, token: str | None, by: str, seconds: float, timeout: float) -> None:
-        """Take a process out of rotation for a while; requests that still arrive are served.
+@click.command()
+@_targeted
+@click.option("--wait", is_flag=True, help="Wait until the process has exited.")
+@click.option(
+    "--timeout", callback=_duration(_YEAR), default=None, metavar="DURATION",
+    help="How long to wait for an answer (5s), or with --wait for the exit (60s).",
+)  # fmt: skip
+def drain(target: Url | str, token: str | None, by: str, wait: bool, timeout: float | None) -> None:
+    """Shut a process down gracefully, as SIGTERM does.
 
-        URL is the probe listener of the process; by default that of this application on this host.
-        """
-        duration = format_duration(seconds)
-        if isinstance(target, str):
-            write_file(target, CORDON, f"{duration} by {by}")
-        else:
-            act(target, "cordon", {"for": duration, "by": by}, token, timeout)
+    URL is the probe listener of the process; by default that of this application on this host.
+    """
+    if isinstance(target, str):
+        if wait:
+            raise click.UsageError("--wait needs a probe listener, which shows the end; leave it out.")
+        write_file(target, DRAIN, f"by {by}")
+        return
+    act(target, "drain", {"by": by}, token, min(timeout or _TIMEOUT, _TIMEOUT) if wait else timeout or _TIMEOUT)
+    if wait and not wait_gone(target, timeout or _GONE):
+        _fail(1, f"{target} is still there after {timeout or _GONE:g} s.")
 
-    return command
+
+@click.command()
+@_targeted
+@click.option(
+    "--for", "seconds", callback=_duration(LONGEST_CORDON), required=True, metavar="DURATION",
+    help="How long, such as 10m.",
+)  # fmt: skip
+@_ANSWER
+def cordon(target: Url | str, token: str | None, by: str, seconds: float, timeout: float) -> None:
+    """Take a process out of rotation for a while; requests that still arrive are served.
+
+    URL is the probe listener of the process; by default that of this application on this host.
+    """
+    duration = format_duration(seconds)
+    if isinstance(target, str):
+        write_file(target, CORDON, f"{duration} by {by}")
+    else:
+        act(target, "cordon", {"for": duration, "by": by}, token, timeout)
 
 
-def _uncordon(load: Load) -> click.Command:
-    @click.command("uncordon")
-    @_targeted(load)
-    @_ANSWER
-    def command(target: Url | str, token: str | None, by: str, timeout: float) -> None:
-        """End a cordon before it expires.
+@click.command()
+@_targeted
+@_ANSWER
+def uncordon(target: Url | str, token: str | None, by: str, timeout: float) -> None:
+    """End a cordon before it expires.
 
-        URL is the probe listener of the process; by default that of this application on this host.
-        """
-        if isinstance(target, str):
-            remove_file(target, CORDON)
-        else:
-            act(target, "uncordon", {"by": by}, token, timeout)
-
-    return command
+    URL is the probe listener of the process; by default that of this application on this host.
+    """
+    if isinstance(target, str):
+        remove_file(target, CORDON)
+    else:
+        act(target, "uncordon", {"by": by}, token, timeout)

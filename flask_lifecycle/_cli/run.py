@@ -15,10 +15,12 @@ from collections.abc import Callable, Iterator
 from typing import Any, TextIO
 
 import click
+from flask.cli import pass_script_info
 
 from .._core.log import show_log
 from .._servers import socket_activation
 from .._status.formatting import phase_in_words
+from . import load
 
 # Seconds between two looks of the countdown; at least between two lines; and at most, if nothing changes.
 _LOOK = 0.2
@@ -65,90 +67,85 @@ def _key_values(context: click.Context, parameter: click.Parameter, values: tupl
     return {key.replace("-", "_"): value for key, _, value in pairs}
 
 
-def commands(load: Callable[[Any], tuple[Any, Any]]) -> dict[str, click.Command]:
-    from flask.cli import pass_script_info
+@click.command()
+@click.option("--host", "-h", default=None, help="The address to listen on.  [default: 127.0.0.1]")
+@click.option(
+    "--port",
+    "-p",
+    type=click.IntRange(0, 65535),
+    default=None,
+    help="The port; 0 chooses a free one.  [default: 5000]",
+)
+@click.option(
+    "--server", default="waitress", show_default=True, help="The server: waitress, werkzeug, cheroot or gevent."
+)
+@click.option("--listen", multiple=True, metavar="HOST:PORT", help="An address to listen on; may be repeated.")
+@click.option("--unix-socket", default=None, metavar="PATH", help="A Unix socket to listen on.")
+@click.option(
+    "--fd", "descriptors", type=click.IntRange(0, _INT), multiple=True, metavar="N",
+    help="The file descriptor of an inherited listening socket; may be repeated.",
+)  # fmt: skip
+@click.option(
+    "--reload-on",
+    type=click.Choice(["SIGHUP", "SIGUSR1", "SIGUSR2"]),
+    help="On this signal, replace the process with a new one; no connection is refused. Only with waitress.",
+)
+@click.option(
+    "--reload-within",
+    type=click.FloatRange(0, 86400, min_open=True),
+    default=60.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long the new process may take to become ready; if it takes longer, the old one continues.",
+)
+@_waitress_options
+@click.option(
+    "--option", "-o", "others", multiple=True, metavar="KEY=VALUE", callback=_key_values,
+    help="Any other option of the server; may be repeated.",
+)  # fmt: skip
+@pass_script_info
+def run(
+    info: Any,
+    /,
+    host: str | None,
+    port: int | None,
+    server: str,
+    listen: tuple[str, ...],
+    unix_socket: str | None,
+    descriptors: tuple[int, ...],
+    reload_on: str | None,
+    reload_within: float,
+    others: dict[str, str],
+    **options: Any,
+) -> None:
+    """Serve until SIGTERM or Ctrl-C, then shut down gracefully without dropping requests."""
+    given = {key: value for key, value in options.items() if value is not None} | others
+    if listen:
+        given["listen"] = " ".join(listen)
+    if unix_socket is not None:
+        given["unix_socket"] = unix_socket
+    restart_worker = None
+    if reload_on is not None:
+        if server != "waitress":
+            raise click.UsageError(f"--reload-on needs waitress; leave out '--server {server}' or '--reload-on'.")
+        from .._restart import worker
 
-    @click.command("run")
-    @click.option("--host", "-h", default=None, help="The address to listen on.  [default: 127.0.0.1]")
-    @click.option(
-        "--port",
-        "-p",
-        type=click.IntRange(0, 65535),
-        default=None,
-        help="The port; 0 chooses a free one.  [default: 5000]",
-    )
-    @click.option(
-        "--server", default="waitress", show_default=True, help="The server: waitress, werkzeug, cheroot or gevent."
-    )
-    @click.option("--listen", multiple=True, metavar="HOST:PORT", help="An address to listen on; may be repeated.")
-    @click.option("--unix-socket", default=None, metavar="PATH", help="A Unix socket to listen on.")
-    @click.option(
-        "--fd", "descriptors", type=click.IntRange(0, _INT), multiple=True, metavar="N",
-        help="The file descriptor of an inherited listening socket; may be repeated.",
-    )  # fmt: skip
-    @click.option(
-        "--reload-on",
-        type=click.Choice(["SIGHUP", "SIGUSR1", "SIGUSR2"]),
-        help="On this signal, replace the process with a new one; no connection is refused. Only with waitress.",
-    )
-    @click.option(
-        "--reload-within",
-        type=click.FloatRange(0, 86400, min_open=True),
-        default=60.0,
-        show_default=True,
-        metavar="SECONDS",
-        help="How long the new process may take to become ready; if it takes longer, the old one continues.",
-    )
-    @_waitress_options
-    @click.option(
-        "--option", "-o", "others", multiple=True, metavar="KEY=VALUE", callback=_key_values,
-        help="Any other option of the server; may be repeated.",
-    )  # fmt: skip
-    @pass_script_info
-    def run(
-        info: Any,
-        /,
-        host: str | None,
-        port: int | None,
-        server: str,
-        listen: tuple[str, ...],
-        unix_socket: str | None,
-        descriptors: tuple[int, ...],
-        reload_on: str | None,
-        reload_within: float,
-        others: dict[str, str],
-        **options: Any,
-    ) -> None:
-        """Serve until SIGTERM or Ctrl-C, then shut down gracefully without dropping requests."""
-        given = {key: value for key, value in options.items() if value is not None} | others
-        if listen:
-            given["listen"] = " ".join(listen)
-        if unix_socket is not None:
-            given["unix_socket"] = unix_socket
-        restart_worker = None
-        if reload_on is not None:
-            if server != "waitress":
-                raise click.UsageError(f"--reload-on needs waitress; leave out '--server {server}' or '--reload-on'.")
-            from .._restart import worker
-
-            restart_worker = worker.restart_worker()
-            if restart_worker is None:
-                sys.exit(_supervise(server, host, port, given, descriptors, reload_on, reload_within))
-            host = port = None
-            given = {key: value for key, value in given.items() if key not in ("listen", "unix_socket")}
-            given["sockets"] = restart_worker.listeners
-            descriptors = ()
-        app, served = load(info)
-        with Countdown(served, sys.stderr), _one_sentence():
-            if descriptors:
-                given["sockets"] = socket_activation.listeners(descriptors)
-            report = served.run(app, host, port, server, given, restart_worker)
-        # One more signal while the interpreter ends would make a clean stop look like a killed process.
-        for signum in {signal.SIGTERM, signal.SIGINT, report.signal or signal.SIGTERM}:
-            atexit.register(signal.signal, signum, signal.SIG_IGN)
-        sys.exit(report.exit_code)
-
-    return {"run": run}
+        restart_worker = worker.restart_worker()
+        if restart_worker is None:
+            sys.exit(_supervise(server, host, port, given, descriptors, reload_on, reload_within))
+        host = port = None
+        given = {key: value for key, value in given.items() if key not in ("listen", "unix_socket")}
+        given["sockets"] = restart_worker.listeners
+        descriptors = ()
+    app, served = load(info)
+    with Countdown(served, sys.stderr), _one_sentence():
+        if descriptors:
+            given["sockets"] = socket_activation.listeners(descriptors)
+        report = served.run(app, host, port, server, given, restart_worker)
+    # One more signal while the interpreter ends would make a clean stop look like a killed process.
+    for signum in {signal.SIGTERM, signal.SIGINT, report.signal or signal.SIGTERM}:
+        atexit.register(signal.signal, signum, signal.SIG_IGN)
+    sys.exit(report.exit_code)
 
 
 @contextlib.contextmanager

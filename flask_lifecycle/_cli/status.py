@@ -35,7 +35,7 @@ class Seen:
     trouble: str = ""
 
 
-def status(
+def show_status(
     url: Url, token: str | None, timeout: float, *, as_json: bool, interval: float | None, stream: TextIO | None = None
 ) -> int:
     """Show the status of a process once, or until Ctrl-C; return the exit code."""

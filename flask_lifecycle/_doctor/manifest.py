@@ -9,13 +9,9 @@ import dataclasses
 import json
 import math
 import re
-from collections.abc import Callable
-from typing import Any
-
-import click
 
 from .._config import AUTO, DELAY_QUIET, Settings, parse_signal
-from .command import Application
+from .examine import Application
 from .rules import MARGIN
 
 # Seconds between the checks of a balancer; the default of HAProxy.
@@ -117,24 +113,3 @@ def plan_for(kind: str, application: Application, name: str, module: str, port: 
     """
     label = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:50].strip("-") or "app"
     return Plan(application.settings_on(kind), label, module, port)
-
-
-def commands(load: Callable[[Any], tuple[Any, Any]]) -> dict[str, click.Command]:
-    @click.command("manifest")
-    @click.argument("kind", type=click.Choice(list(KINDS)))
-    @click.option("--port", "-p", type=click.IntRange(1, 65535), default=8000, show_default=True, help="The main port.")
-    @click.pass_obj
-    def manifest(info: Any, kind: str, port: int) -> None:
-        """Print a deployment file that fits the settings.
-
-        Comments give the reason for each number. Names, images and addresses are placeholders.
-        """
-        app, state = load(info)
-        application = Application(state.settings, app.config, state.probes.worker)
-        try:
-            plan = plan_for(kind, application, app.name, info.app_import_path or "app", port)
-        except ValueError as error:
-            raise click.UsageError(f"In a cluster the application does not start: {error}") from None
-        click.echo(render(kind, plan), nl=False)
-
-    return {"manifest": manifest}

@@ -124,96 +124,93 @@ def _cancelled_by_signals(runner: Runner) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def commands(_load: Callable[[Any], Any]) -> dict[str, click.Command]:
-    @click.command("verify")
-    @click.argument("command", nargs=-1, type=click.UNPROCESSED)
-    @click.option("--url", default=None, metavar="URL", help="Where the command listens, if not on {port}.")
-    @click.option(
-        "--require", type=click.Choice(LEVELS), default=None,
-        help="The guarantee that must hold.  [default: that of the package on this server]",
-    )  # fmt: skip
-    @click.option("--only", multiple=True, metavar="NAME", help="A scenario or family to run; may be repeated.")
-    @click.option("--skip", multiple=True, metavar="NAME", help="A scenario or family to leave out; may be repeated.")
-    @click.option("--list", "list_only", is_flag=True, help="List the scenarios and exit.")
-    @click.option("--jobs", type=click.IntRange(1, 64), default=1, show_default=True, help="Scenarios run at once.")
-    @click.option("--repeat", type=click.IntRange(1, 1000), default=1, show_default=True, help="Runs of each scenario.")
-    @click.option("--json", "json_file", type=click.File("w", lazy=False), help="Write the outcomes to this file.")
-    @click.option("--junit", "junit_file", type=click.File("w", lazy=False), help="Write them as JUnit XML.")
-    @click.option(
-        "--keep-logs", type=click.Path(exists=True, file_okay=False, writable=True, path_type=Path), default=None,
-        metavar="DIR", help="Keep what each process printed in this directory.",
-    )  # fmt: skip
-    @click.option(
-        "--signal", "signal_name", type=click.Choice(list(_SIGNALS)), default="SIGTERM", show_default=True,
-        help="The signal that stops the process.",
-    )  # fmt: skip
-    @click.option(
-        "--reload-on", type=click.Choice(list(_RELOADS)), default=None,
-        help="The signal on which COMMAND replaces its processes, if it does so.",
-    )  # fmt: skip
-    @click.option(
-        "--grace", type=click.FloatRange(1, 3600), default=None, metavar="SECONDS",
-        help="How long a shutdown may take.  [default: the application's grace period]",
-    )  # fmt: skip
-    @click.option(
-        "--timeout", type=click.FloatRange(1, 3600), default=30.0, show_default=True, metavar="SECONDS",
-        help="How long each wait for the process may take.",
-    )  # fmt: skip
-    @_path_options
-    def verify(
-        command: tuple[str, ...],
-        url: str | None,
-        require: str | None,
-        only: tuple[str, ...],
-        skip: tuple[str, ...],
-        list_only: bool,
-        jobs: int,
-        repeat: int,
-        json_file: Any,
-        junit_file: Any,
-        keep_logs: Path | None,
-        signal_name: str,
-        reload_on: str | None,
-        grace: float | None,
-        timeout: float,
-        **paths: Any,
-    ) -> None:
-        """Shut COMMAND down in many difficult situations and report which guarantee holds.
+@click.command()
+@click.argument("command", nargs=-1, type=click.UNPROCESSED)
+@click.option("--url", default=None, metavar="URL", help="Where the command listens, if not on {port}.")
+@click.option(
+    "--require", type=click.Choice(LEVELS), default=None,
+    help="The guarantee that must hold.  [default: that of the package on this server]",
+)  # fmt: skip
+@click.option("--only", multiple=True, metavar="NAME", help="A scenario or family to run; may be repeated.")
+@click.option("--skip", multiple=True, metavar="NAME", help="A scenario or family to leave out; may be repeated.")
+@click.option("--list", "list_only", is_flag=True, help="List the scenarios and exit.")
+@click.option("--jobs", type=click.IntRange(1, 64), default=1, show_default=True, help="Scenarios run at once.")
+@click.option("--repeat", type=click.IntRange(1, 1000), default=1, show_default=True, help="Runs of each scenario.")
+@click.option("--json", "json_file", type=click.File("w", lazy=False), help="Write the outcomes to this file.")
+@click.option("--junit", "junit_file", type=click.File("w", lazy=False), help="Write them as JUnit XML.")
+@click.option(
+    "--keep-logs", type=click.Path(exists=True, file_okay=False, writable=True, path_type=Path), default=None,
+    metavar="DIR", help="Keep what each process printed in this directory.",
+)  # fmt: skip
+@click.option(
+    "--signal", "signal_name", type=click.Choice(list(_SIGNALS)), default="SIGTERM", show_default=True,
+    help="The signal that stops the process.",
+)  # fmt: skip
+@click.option(
+    "--reload-on", type=click.Choice(list(_RELOADS)), default=None,
+    help="The signal on which COMMAND replaces its processes, if it does so.",
+)  # fmt: skip
+@click.option(
+    "--grace", type=click.FloatRange(1, 3600), default=None, metavar="SECONDS",
+    help="How long a shutdown may take.  [default: the application's grace period]",
+)  # fmt: skip
+@click.option(
+    "--timeout", type=click.FloatRange(1, 3600), default=30.0, show_default=True, metavar="SECONDS",
+    help="How long each wait for the process may take.",
+)  # fmt: skip
+@_path_options
+def verify(
+    command: tuple[str, ...],
+    url: str | None,
+    require: str | None,
+    only: tuple[str, ...],
+    skip: tuple[str, ...],
+    list_only: bool,
+    jobs: int,
+    repeat: int,
+    json_file: Any,
+    junit_file: Any,
+    keep_logs: Path | None,
+    signal_name: str,
+    reload_on: str | None,
+    grace: float | None,
+    timeout: float,
+    **paths: Any,
+) -> None:
+    """Shut COMMAND down in many difficult situations and report which guarantee holds.
 
-        Each scenario starts COMMAND anew, with {port} and {probe_port} replaced by free ports:
+    Each scenario starts COMMAND anew, with {port} and {probe_port} replaced by free ports:
 
-            flask --app shop lifecycle verify -- waitress-serve --port={port} shop:app
-        """
-        try:
-            scenarios = choose(only, skip)
-            if list_only:
-                return _list(scenarios)
-            plan = _plan(
-                command, url, paths, number=_SIGNALS[signal_name], grace=grace, patience=timeout, keep_logs=keep_logs,
-                reload_on=None if reload_on is None else _RELOADS[reload_on],
-            )  # fmt: skip
-            if url is not None and jobs > 1:
-                raise MisuseError("With --url all processes would listen at one address; leave --jobs at 1.")
-            runner = Runner(plan)
-            with _cancelled_by_signals(runner):
-                runner.try_command()
-                click.echo(f"{'scenario':31} {'guarantee':9} {'result':11} {'time':>8}  seen")
-                outcomes = []
-                for outcome in runner.run([each for each in scenarios for _ in range(repeat)], jobs):
-                    _show(outcome)
-                    outcomes.append(outcome)
-        except MisuseError as error:
-            raise click.UsageError(str(error)) from None
-        level = require or runner.claim
-        if json_file is not None:
-            json_file.write(json.dumps(as_json(outcomes, level, command), indent=2) + "\n")
-        if junit_file is not None:
-            junit_file.write(as_junit(outcomes) + "\n")
-        broken = required(outcomes, level)
-        counts = ", ".join(f"{sum(o.result == r for o in outcomes)} {r}" for r in _COLOURS)
-        part = " in these scenarios" if only or skip else ""
-        verdict = "is broken" if broken else f"holds{part}"
-        click.echo(f"{counts}. The guarantee '{level}' {verdict}.")
-        raise SystemExit(bool(broken))
-
-    return {"verify": verify}
+        flask --app shop lifecycle verify -- waitress-serve --port={port} shop:app
+    """
+    try:
+        scenarios = choose(only, skip)
+        if list_only:
+            return _list(scenarios)
+        plan = _plan(
+            command, url, paths, number=_SIGNALS[signal_name], grace=grace, patience=timeout, keep_logs=keep_logs,
+            reload_on=None if reload_on is None else _RELOADS[reload_on],
+        )  # fmt: skip
+        if url is not None and jobs > 1:
+            raise MisuseError("With --url all processes would listen at one address; leave --jobs at 1.")
+        runner = Runner(plan)
+        with _cancelled_by_signals(runner):
+            runner.try_command()
+            click.echo(f"{'scenario':31} {'guarantee':9} {'result':11} {'time':>8}  seen")
+            outcomes = []
+            for outcome in runner.run([each for each in scenarios for _ in range(repeat)], jobs):
+                _show(outcome)
+                outcomes.append(outcome)
+    except MisuseError as error:
+        raise click.UsageError(str(error)) from None
+    level = require or runner.claim
+    if json_file is not None:
+        json_file.write(json.dumps(as_json(outcomes, level, command), indent=2) + "\n")
+    if junit_file is not None:
+        junit_file.write(as_junit(outcomes) + "\n")
+    broken = required(outcomes, level)
+    counts = ", ".join(f"{sum(o.result == r for o in outcomes)} {r}" for r in _COLOURS)
+    part = " in these scenarios" if only or skip else ""
+    verdict = "is broken" if broken else f"holds{part}"
+    click.echo(f"{counts}. The guarantee '{level}' {verdict}.")
+    raise SystemExit(bool(broken))

@@ -147,7 +147,7 @@ def test_whom_status_asks(
         asked.append((str(url), token, timeout, options))
         return 0
 
-    monkeypatch.setattr(cli, "status", status)
+    monkeypatch.setattr(cli, "show_status", status)
     result = invoke(make(**config), "status", *arguments)
     if url is not None:
         assert asked == [(url, None, timeout, {"as_json": False, "interval": interval})]

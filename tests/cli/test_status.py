@@ -65,7 +65,7 @@ def answers(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
 
 def run(out: Terminal, *, as_json: bool = False, interval: float | None = None) -> int:
-    return command.status(URL, "hush", 5.0, as_json=as_json, interval=interval, stream=out)
+    return command.show_status(URL, "hush", 5.0, as_json=as_json, interval=interval, stream=out)
 
 
 @pytest.mark.parametrize(("health", "code"), [("pass", 0), ("warn", 0), ("fail", 1)])
@@ -110,7 +110,7 @@ def test_a_terminal_of_few_letters(answers: Any, encoding: str, as_json: bool, w
     answers(document("\xe9\u4e16"))
     raw = io.BytesIO()
     out = io.TextIOWrapper(raw, encoding)
-    assert command.status(URL, "hush", 5.0, as_json=as_json, interval=None, stream=out) == 0
+    assert command.show_status(URL, "hush", 5.0, as_json=as_json, interval=None, stream=out) == 0
     assert wanted in raw.getvalue().decode(encoding)
 
 
@@ -118,7 +118,7 @@ def test_a_closed_stdout(answers: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """With stdout closed there is still the exit code."""
     monkeypatch.setattr(sys, "stdout", None)
     answers(document())
-    assert command.status(URL, "hush", 5.0, as_json=False, interval=None) == 0
+    assert command.show_status(URL, "hush", 5.0, as_json=False, interval=None) == 0
 
 
 def test_watch_elsewhere(answers: Any) -> None:

@@ -14,7 +14,7 @@ import yaml
 
 from flask_lifecycle import Lifecycle
 from flask_lifecycle._cli import group
-from flask_lifecycle._doctor.command import Application, examine
+from flask_lifecycle._doctor.examine import Application, examine
 from flask_lifecycle._doctor.source import LIMIT
 from tests._fakes import ROOT, make_app, run_python, state_of
 
@@ -710,7 +710,7 @@ EXAMINE = """
 import resource, sys
 from flask import Flask
 from flask_lifecycle import Lifecycle
-from flask_lifecycle._doctor.command import Application, examine
+from flask_lifecycle._doctor.examine import Application, examine
 
 app = Flask("shop")
 Lifecycle(app)

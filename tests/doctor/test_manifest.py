@@ -10,7 +10,7 @@ import yaml
 
 from flask_lifecycle import Lifecycle
 from flask_lifecycle._cli import group
-from flask_lifecycle._doctor.command import Application, examine
+from flask_lifecycle._doctor.examine import Application, examine
 from flask_lifecycle._doctor.manifest import KINDS, plan_for, render
 from tests._fakes import make_app, state_of
 

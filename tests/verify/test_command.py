@@ -15,7 +15,7 @@ from click.testing import CliRunner, Result
 from flask import Flask
 
 from flask_lifecycle import Lifecycle
-from flask_lifecycle._verify.command import commands
+from flask_lifecycle._verify import command
 from flask_lifecycle._verify.scenarios import CATALOGUE
 
 from .page import PAGE, updated
@@ -25,7 +25,7 @@ BOUND = 60.0
 
 
 def verify(*arguments: str) -> Result:
-    return CliRunner().invoke(commands(lambda _info: None)["verify"], arguments)
+    return CliRunner().invoke(command.verify, arguments)
 
 
 def test_the_list() -> None:

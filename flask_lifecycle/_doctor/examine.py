@@ -1,4 +1,4 @@
-"""``flask lifecycle doctor``: checks files and prints a line for each finding.
+"""Checks a file: finds its workloads, and applies the rules to each.
 
 Exit codes: 0 without an error; 1 with one; 2 if a file cannot be read.
 """
@@ -9,8 +9,6 @@ import dataclasses
 import json
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
-
-import click
 
 from .._config import KUBERNETES_DELAY, Settings
 from .compose import is_compose, read_compose
@@ -114,24 +112,3 @@ def as_json(findings: list[Finding]) -> str:
         for severity in (ERROR, WARNING, OK, UNREADABLE)
     }
     return json.dumps({"findings": [dataclasses.asdict(finding) for finding in findings], "counts": counts}, indent=2)
-
-
-def commands(load: Callable[[Any], tuple[Any, Any]]) -> dict[str, click.Command]:
-    @click.command("doctor")
-    @click.argument("files", metavar="FILE...", nargs=-1, required=True)
-    @click.option("--name", metavar="NAME", default=None, help="The container or service that is the application.")
-    @click.option("--json", "json_wanted", is_flag=True, help="Print one JSON document.")
-    @click.pass_obj
-    def doctor(info: Any, files: tuple[str, ...], name: str | None, json_wanted: bool) -> None:
-        """Check deployment files against the application's settings.
-
-        Reads Kubernetes YAML, compose files, Dockerfiles, systemd units and gunicorn.conf.py ('-' is the standard
-        input). Exits with 0 without an error, with 1 with one, and with 2 if a file cannot be read.
-        """
-        app, state = load(info)
-        application = Application(state.settings, app.config, state.probes.worker)
-        findings = [finding for file in files for finding in examine(file, application, name)]
-        click.echo(as_json(findings) if json_wanted else "\n".join(map(str, findings)))
-        raise SystemExit(exit_code(findings))
-
-    return {"doctor": doctor}
