@@ -26,7 +26,7 @@ from ._probes.blueprint import make_blueprint
 from ._probes.clients import ProberInfo
 from ._servers.serving import Serving, this_serving
 from .checks import Check, Group, HealthReport, Transition
-from .checks._check import DEFAULT_TIMEOUT, DEFAULT_TTL, check_timeout
+from .checks._check import DEFAULT_TIMEOUT, DEFAULT_TTL, check_seconds
 from .checks._health import ALWAYS
 
 if TYPE_CHECKING:
@@ -254,7 +254,7 @@ class Lifecycle:
 
     def _register(self, kind: str, function: Any, name: str | None, timeout: float | None, **options: Any) -> Any:
         if timeout is not None:
-            check_timeout(f"on_{kind} function", timeout)
+            check_seconds(f"The timeout of the on_{kind} function", timeout)
 
         def register(function: F) -> F:
             self._registered.hooks.add(kind, function, name, timeout, **options)

@@ -78,31 +78,21 @@ class Check:
         self._check_groups()
 
     def _check_times(self) -> None:
-        check_timeout(f"check '{self.name}'", self.timeout)
-        for option in ("ttl", "fail_ttl", "fail_for"):
-            self._check_seconds(option, zero=True)
-        for option in ("interval", "fail_interval"):
-            self._check_seconds(option, zero=False)
+        check = f"the check '{self.name}'"
+        check_seconds(f"The timeout of {check}", self.timeout)
+        for option, value in (("ttl", self.ttl), ("fail_ttl", self.fail_ttl), ("fail_for", self.fail_for)):
+            if value is not None or option == "ttl":
+                check_seconds(f"The {option} of {check}", value, zero=True)
+        for option, value in (("interval", self.interval), ("fail_interval", self.fail_interval)):
+            if value is not None:
+                check_seconds(f"The {option} of {check}", value)
         if self.fail_interval is not None and self.interval is None:
             raise ValueError(f"The check '{self.name}' has a fail_interval but no interval; give it both.")
-        for option in ("fail_after", "recover_after"):
-            value = getattr(self, option)
-            if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= _MOST_RUNS:
+        for option, runs in (("fail_after", self.fail_after), ("recover_after", self.recover_after)):
+            if isinstance(runs, bool) or not isinstance(runs, int) or not 1 <= runs <= _MOST_RUNS:
                 raise ValueError(
-                    f"The {option} of the check '{self.name}' must be a whole number from 1 to {_MOST_RUNS}, not"
-                    f" {shown(value)}."
+                    f"The {option} of {check} must be a whole number from 1 to {_MOST_RUNS}, not {shown(runs)}."
                 )
-
-    def _check_seconds(self, option: str, *, zero: bool) -> None:
-        value = getattr(self, option)
-        if value is None and option != "ttl":
-            return
-        if not is_seconds(value, zero=zero):
-            least = "zero or more" if zero else "greater than zero"
-            raise ValueError(
-                f"The {option} of the check '{self.name}' must be a number of seconds {least}{bound(value)}, not"
-                f" {shown(value)}."
-            )
 
     def _check_groups(self) -> None:
         for option in ("groups", "affects"):
@@ -155,13 +145,14 @@ def is_number(value: Any) -> bool:
         return False
 
 
-def check_timeout(what: str, timeout: Any) -> None:
-    """Reject a timeout that is not a positive number of seconds, of a year at most."""
-    if not is_seconds(timeout):
-        raise ValueError(
-            f"The timeout of the {what} must be a number of seconds greater than zero{bound(timeout)}, not"
-            f" {shown(timeout)}."
-        )
+def check_seconds(what: str, value: Any, *, zero: bool = False) -> None:
+    """Reject what is not a number of seconds, of a year at most.
+
+    :param zero: whether it may be zero.
+    """
+    if not is_seconds(value, zero=zero):
+        least = "zero or more" if zero else "greater than zero"
+        raise ValueError(f"{what} must be a number of seconds {least}{bound(value)}, not {shown(value)}.")
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,6 +33,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import logging
 import os
 import random
 import socket
@@ -141,7 +142,7 @@ class _Runner:
         self._debounce = Debounce(check.fail_after, check.recover_after, check.fail_for)
         self._durations: deque[float] = deque(maxlen=KEPT_DURATIONS)
         self._changed = 0.0
-        self._logged: set[str] = set()  # warnings that are logged once
+        self._logged: set[str] = set()  # the texts of what is logged once
         self.due = 0.0  # when a background check runs next
         self._outbox = Outbox()
         self._waiters = threading.Semaphore(MOST_WAITING)
@@ -197,9 +198,10 @@ class _Runner:
             self._durations.append(duration)
             self.due = run.started + self._engine.pause(self.check, new)
             if raw != "fail" and duration > timeout / 2:
-                self._log_once("slow", functools.partial(self._log_slowness, duration))
+                text = "check '%s' took %.2f s, more than half of its timeout of %g s"
+                self._log_once(logging.WARNING, text, duration, timeout)
             if isinstance(run.error, CheckMistakeError):
-                self._log_once("mistake", functools.partial(self._log_mistake, run.error))
+                self._log_once(logging.ERROR, "check '%s': %s", run.error)
             if old != new:
                 self._record_change(old, new, self._last, output)
         run.finish()
@@ -301,20 +303,12 @@ class _Runner:
         if old != new:  # where the check is not critical, a warning that becomes a failure stays a warning
             self._engine.record(self.check, old, new, output)
 
-    def _log_once(self, what: str, log: Callable[[], None]) -> None:
-        """Queue a warning unless it was logged before. The caller holds the lock."""
-        if what not in self._logged:
-            self._logged.add(what)
-            self._outbox.put(log)
-
-    def _log_slowness(self, duration: float) -> None:
-        logger.warning(
-            "check '%s' took %.2f s, more than half of its timeout of %g s",
-            self.check.name, duration, self.check.timeout, extra={"lifecycle_check": self.check.name},
-        )  # fmt: skip
-
-    def _log_mistake(self, error: CheckMistakeError) -> None:
-        logger.error("check '%s': %s", self.check.name, error, extra={"lifecycle_check": self.check.name})
+    def _log_once(self, level: int, text: str, *arguments: object) -> None:
+        """Queue a log record unless it was logged before. The caller holds the lock."""
+        if text not in self._logged:
+            self._logged.add(text)
+            name, extra = self.check.name, {"lifecycle_check": self.check.name}
+            self._outbox.put(functools.partial(logger.log, level, text, name, *arguments, extra=extra))
 
     def _publish(self, old: str, new: str, report: CheckReport, output: str) -> None:
         """Log a change and pass it to the engine. Only here the exception is logged."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
-from .._config import bound, is_seconds, shown
-from ._check import CheckResult, HealthCheckError
+from .._config import shown
+from ._check import CheckResult, HealthCheckError, check_seconds
 
 if TYPE_CHECKING:
     from celery import Celery  # type: ignore[import-untyped]  # it has no types
@@ -97,8 +97,4 @@ def _validate(app: Any, minimum: Any, reply_timeout: Any) -> None:
         raise TypeError(f"'app' must be a Celery application, not {type(app).__name__!r}.")
     if isinstance(minimum, bool) or not isinstance(minimum, int) or minimum < 1:
         raise ValueError(f"'minimum' must be a whole number of workers, at least 1, not {shown(minimum)}.")
-    if not is_seconds(reply_timeout):
-        raise ValueError(
-            f"'reply_timeout' must be a number of seconds greater than zero{bound(reply_timeout)}, not"
-            f" {shown(reply_timeout)}."
-        )
+    check_seconds("'reply_timeout'", reply_timeout)
