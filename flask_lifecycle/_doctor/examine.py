@@ -57,15 +57,12 @@ def examine(file: str, application: Application, name: str | None = None) -> lis
     except UnreadableError as error:
         notes.unreadable(error)
     if not checked and not notes.findings:
-        notes.unreadable(UnreadableError(0, _no_workload(name)))
+        text = "The file contains no Kubernetes workload, no compose service and no systemd unit."
+        if name is not None:
+            text = f"The file has no container or service '{name}'; give --name one that it has."
+        notes.unreadable(UnreadableError(0, text))
     # Several rules may read the same unreadable value.
     return sorted(dict.fromkeys([*notes.findings, *found]), key=lambda finding: finding.line)
-
-
-def _no_workload(name: str | None) -> str:
-    if name is not None:
-        return f"The file has no container or service '{name}'; give --name one that it has."
-    return "The file contains no Kubernetes workload, no compose service and no systemd unit."
 
 
 def _workloads(text: str, notes: Notes, name: str | None, application: Application) -> Iterator[Workload]:

@@ -35,13 +35,16 @@ def read_kubernetes(document: Value, notes: Notes, name: str | None, group_at: G
 
     :param name: of the container that is the application; by default those that look like it.
     """
-    for item in _objects(document):
+    # Kubernetes does not accept nested lists either.
+    listed = document.entries("items") if document.text("kind").endswith("List") else []
+    for item in (document, *listed):
         with notes.reading():
             yield from _read(item, notes, name, group_at)
 
 
 def _read(item: Value, notes: Notes, name: str | None, group_at: GroupAt) -> Iterator[Workload]:
-    pod = _pod(item)
+    paths = [("spec",)] if item.text("kind") == "Pod" else _POD_PATHS
+    pod = next((pod for path in paths if (pod := item.get(*path)) and pod.get("containers")), None)
     if pod is None:
         return
     kind = item.text("kind")
@@ -52,18 +55,6 @@ def _read(item: Value, notes: Notes, name: str | None, group_at: GroupAt) -> Ite
     for container in notes.choose("container", pod.line, containers, name, lambda each: each.text("name"), ours):
         with notes.reading():
             yield _workload(label, pod, container, notes, kind not in _JOBS)
-
-
-def _objects(document: Value) -> Iterator[Value]:
-    """The document, and the items of a list; Kubernetes does not accept nested lists either."""
-    yield document
-    if document.text("kind").endswith("List"):
-        yield from document.entries("items")
-
-
-def _pod(item: Value) -> Value | None:
-    paths = [("spec",)] if item.text("kind") == "Pod" else _POD_PATHS
-    return next((pod for path in paths if (pod := item.get(*path)) and pod.get("containers")), None)
 
 
 def _looks_like_ours(container: Value, group_at: GroupAt) -> bool:

@@ -43,10 +43,11 @@ def fits(case: Case) -> Iterator[Finding]:
         text = f"{total}, less than the {work.limit.value:g} s of {work.limit_key}"
         yield Finding(work.file, work.limit.line, OK, "grace-period", work.subject, text)
     else:
-        wanted = math.floor(needed) + 1
+        wanted, room = math.floor(needed) + 1, work.limit.value - before - MARGIN
+        lower = f", or LIFECYCLE_GRACE_PERIOD to less than {room:g}" if room > 1 else ""
         yield case.error(
             "grace-period", work.limit.line, f"{limit}, but a shutdown may take {total}",
-            f"set it to {wanted} or more{_lower(case, before)}", work.limit.value, wanted,
+            f"set it to {wanted} or more{lower}", work.limit.value, wanted,
         )  # fmt: skip
 
 
@@ -63,11 +64,6 @@ def _before(case: Case) -> float:
     """Seconds of the limit that the preStop hook takes; systemd gives ``ExecStop=`` its own limit."""
     stop = case.workload.stop
     return stop.seconds if stop and case.workload.platform == "kubernetes" else 0.0
-
-
-def _lower(case: Case, before: float) -> str:
-    room = case.workload.limit.value - before - MARGIN
-    return f", or LIFECYCLE_GRACE_PERIOD to less than {room:g}" if room > 1 else ""
 
 
 def _extended(case: Case) -> bool:

@@ -225,7 +225,8 @@ def _starting(tasks: Any) -> str:
     names = [_word(task, "name") for task in tasks] if isinstance(tasks, list) else []
     if not names:
         return "Starting: on_startup functions run."
-    return f"Starting: waiting for '{names[0]}'{_more(len(names) - 1)}."
+    others = len(names) - 1
+    return f"Starting: waiting for '{names[0]}'{f' (and {others} more)' if others else ''}."
 
 
 def _checks_in_words(checks: Any) -> str:
@@ -239,10 +240,6 @@ def _checks_in_words(checks: Any) -> str:
     others = len(bad) - 1
     more = f" {others} more {'does' if others == 1 else 'do'} not pass." if others else ""
     return f"Check '{name}' {_VERBS[_word(check, 'status')]}{output and f': {output}'}.{more}"
-
-
-def _more(number: int) -> str:
-    return f" (and {number} more)" if number else ""
 
 
 FILTERS: dict[str, Callable[..., Any]] = {

@@ -122,16 +122,13 @@ class Connection:
         except ConnectionError as error:
             raise LostError(f"{type(error).__name__} in {where}") from error
 
-    def _receive_more(self, where: str) -> None:
-        data = self.receive(where=where)
-        if not data:
-            raise LostError(f"end of file in {where}")
-        self._unread += data
-
     def until(self, end: bytes, where: str) -> bytes:
         """Read until these bytes; return those before them."""
         while end not in self._unread:
-            self._receive_more(where)
+            received = self.receive(where=where)
+            if not received:
+                raise LostError(f"end of file in {where}")
+            self._unread += received
         data, self._unread = self._unread.split(end, 1)
         return data
 

@@ -20,7 +20,7 @@ import click
 from .client import Tcp
 from .runner import BROKEN, HOLDS, NOT_CHECKED, Outcome, Plan, Runner, choose
 from .subject import MisuseError
-from .trial import LEVELS, Scenario
+from .trial import LEVELS
 
 _KINDS = {
     "fast": "answers at once",
@@ -103,11 +103,6 @@ def _show(outcome: Outcome) -> None:
             click.echo(f"    log: {line[:160]}")
 
 
-def _list(scenarios: Sequence[Scenario]) -> None:
-    for each in scenarios:
-        click.echo(f"{each.name:31} {each.level:9} {each.promise}")
-
-
 @contextlib.contextmanager
 def _cancelled_by_signals(runner: Runner) -> Iterator[None]:
     """End all processes when Ctrl-C or SIGTERM comes."""
@@ -186,7 +181,9 @@ def verify(
     try:
         scenarios = choose(only, skip)
         if list_only:
-            return _list(scenarios)
+            for each in scenarios:
+                click.echo(f"{each.name:31} {each.level:8} {each.promise}")
+            return
         plan = _plan(
             command, url, paths, number=_SIGNALS[signal_name], grace=grace, patience=timeout, keep_logs=keep_logs,
             reload_on=None if reload_on is None else _RELOADS[reload_on],

@@ -331,10 +331,8 @@ def _fields(ours: dict[str, str], given: Mapping[str, str]) -> Iterator[str]:
 # -- connections ------------------------------------------------------------------------------------------------------
 
 
-@functools.cache
-def _trusting_context() -> ssl.SSLContext:
-    """The machine's authorities. Loading them takes longer than most requests, so all checks share one context."""
-    return ssl.create_default_context()
+# The machine's authorities. Loading them takes longer than most requests, so all checks share one context.
+_trusting_context = functools.cache(ssl.create_default_context)
 
 
 @contextlib.contextmanager

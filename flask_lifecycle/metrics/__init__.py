@@ -30,7 +30,7 @@ import os
 import struct
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 from werkzeug import Request, Response
 
@@ -173,23 +173,20 @@ class Metrics(Feature):
 
     def respond(self, request: Request) -> Response:
         """Answer a scrape of any client that reaches the probe listener."""
+        from prometheus_client.exposition import choose_encoder
+
         if request.method not in ("GET", "HEAD"):
             return _response("metrics answer GET and HEAD\n", 405, Allow="GET, HEAD")
         room = self._room
         if not room.acquire(blocking=False):
             return _response("other scrapes have not ended\n", 503)
         try:
-            kind, body = self._expose(request.environ.get("HTTP_ACCEPT", ""))
+            accept, registry = request.environ.get("HTTP_ACCEPT", ""), cast(Any, self)
+            encode, kind = choose_encoder(accept if len(accept) <= _LONGEST_ACCEPT else "")
+            body = encode(registry)
         finally:
             room.release()
         return _response(body, 200, kind, Vary="Accept")
-
-    def _expose(self, accept: str) -> tuple[str, bytes]:
-        from prometheus_client.exposition import choose_encoder
-
-        encode, kind = choose_encoder(accept if len(accept) <= _LONGEST_ACCEPT else "")
-        registry: Any = self
-        return kind, encode(registry)
 
     def collect(self) -> Iterator[Any]:
         """The application's own metrics, and ours unless they are among them."""
