@@ -4,13 +4,10 @@ A *cordon* takes the application out of rotation and stops nothing: it is NOT_RE
 served. It is a *lease* that expires, because a forgotten cordon would cost capacity for weeks. There is one at a time;
 a new one replaces the old one.
 
-Each lease has a thread of its own that waits for its end, and no shared scheduler: a receiver or a log handler that is
-notified of a change of the state may block the thread that made it, and then no later lease would expire. The thread is
-started before the cordon takes effect, for the same reason. If the lease is so short, or the caller held up for so
-long, that it expires before that, the thread finds nothing to end; so the caller checks the time again when the cordon
-is in effect.
-
-A child that is forked meanwhile inherits the lease and not the thread, so its cordon lasts until it is ended.
+Each lease has a thread of its own, started before the cordon takes effect: a receiver or a log handler may block the
+thread that changes the state, and the lease must end all the same. One that ends before it takes effect finds nothing
+to end, so the caller checks the time again. A child that is forked meanwhile has no such thread, so its cordon lasts
+until it is ended.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Creating or touching ``drain`` stops the process. ``cordon``, with a line such as ``10m by alice``, takes it out of
 rotation for that time, or until the file is removed. A thread looks once a second: polling works on every file system,
-also if another host writes to it. A network file system that hangs holds up this thread alone.
+and one that hangs holds up this thread alone.
 
 The directory and each file in it must belong to this user or to root, and no one else may be able to write to the
 directory. This is checked at each look.

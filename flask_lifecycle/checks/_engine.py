@@ -19,14 +19,11 @@ probes only read it, and wait for no run but the first. Where no scheduler runs 
 run it themselves.
 
 A change is recorded under the lock that guards the status, so a caller who sees a new status also finds the change
-listed. It is published later (log, signals), in order, by one thread at a time for each check (:class:`Outbox`).
+listed. It is published later (log, signals), in order, by one thread at a time for each check (:class:`Outbox`). No
+lock is held while any code of the application runs.
 
-No lock is held while a check, a signal receiver, a log handler or any other code of the application runs.
-
-Interleaving: two probes find a run past its timeout at once. Both call :meth:`_Runner._count_hang`, which counts, under
-the lock, only the timeouts that were not counted yet, so the failure counts once. If the run returns at the same
-moment, it settles under the same lock: either the hang was counted first and the late return adds nothing, or the
-return comes first and there is no hang.
+Interleaving: two probes find a run past its timeout at once, or it returns meanwhile. All take the lock, and a timeout
+that was counted is not counted again: either the hang came first and the late return adds nothing, or there is none.
 """
 
 from __future__ import annotations

@@ -22,15 +22,12 @@ restart it. In an application's own group, and by its own URL, it fails.
 Changes
 -------
 
-Each change of the state, of a check and of the worker pool is recorded when it takes effect, under the lock of what
-changes. It is listed among the transitions, and the health as a whole is computed right there. The signals are sent
-later, without a lock.
+Each change is recorded and listed when it takes effect, under the lock of what changes, and the health as a whole is
+computed right there. The signals are sent later, without a lock: ``health_changed`` in order, by one thread at a time.
 
 Interleaving: two checks change at once, first one that only warns, then one that fails. If the health were computed
 when the signals are sent, the first thread would see both changes and name its own check for the failure of the other.
-Recorded one after the other, "pass" becomes "warn" by the first check and "fail" by the second, whichever thread sends
-first. ``health_changed`` is sent in this order, by one thread at a time, so a receiver may get it before the change of
-the check or state that it comes from.
+Recorded one after the other, "pass" becomes "warn" by the first check and "fail" by the second.
 """
 
 from __future__ import annotations

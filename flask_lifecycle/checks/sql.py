@@ -3,11 +3,9 @@
 All use the application's own pool. With their own connection they would pass while the application waits for its
 exhausted pool, and the probes of every replica would use up connections that the database allows.
 
-The query is ``SELECT 1``, in the form of each dialect (Oracle: ``FROM DUAL``). It is a statement and not the driver's
-ping for two reasons. A proxy answers a ping itself. And a statement that finds a lost connection makes SQLAlchemy mark
-the whole pool as stale, so the one retry gets a new connection even if all in the pool died together, as in a restart
-of the server. A driver's ping would find one dead connection at a time, and the check would go on failing after the
-database has recovered.
+The query is ``SELECT 1``, and not the driver's ping, which a proxy may answer itself. And a statement that finds a lost
+connection makes SQLAlchemy mark the whole pool as stale, so the one retry gets a new connection even if all in the pool
+died together, as in a restart of the server.
 
 The migrations are compared by revision, as Alembic does. ``env.py`` does not run, as in Alembic's commands, because
 that creates its own engine and configures logging again. Two sets of heads can differ although no migration is pending:

@@ -10,17 +10,9 @@ Several processes
 In prometheus_client's multiprocess mode (``PROMETHEUS_MULTIPROC_DIR``) a scrape reaches one worker, which adds up what
 all workers have written to files. Custom collectors are not part of that. So each process there has a thread, the
 :class:`_Writer`, that writes our metrics as ordinary gauges and counters: every second, and when the state changes.
-Gauges are ``live`` ones, which end with their process if the server's configuration calls ``mark_process_dead``;
-counters remain, as a sum over all processes, dead ones included.
-
-A gauge in that mode cannot be removed, so one that no longer exists is written as 0. Counters are written as
-differences: a process that gets the number of a dead one continues its file.
-
-Collectors that hang
---------------------
-
-A scrape runs the application's own collectors, and one of those may hang. The probe listener runs at most
-:data:`MOST_SCRAPES` scrapes at a time, so probes are still answered.
+Gauges end with their process if the server's configuration calls ``mark_process_dead``, and one that no longer exists
+before that is written as 0. Counters are written as differences: a process that gets the number of a dead one continues
+its file.
 """
 
 from __future__ import annotations
@@ -42,7 +34,7 @@ from ._table import METRICS, PREFIX, App, Metric, Sample, read
 
 __all__ = ["LifecycleCollector", "instrument"]
 
-# Two Prometheus servers and an operator; more scrapes at a time hang.
+# Two Prometheus servers and an operator; more at a time hang, in a collector of the application.
 MOST_SCRAPES = 4
 # How often and at which pauses a half-made file of another worker is read again; making it takes microseconds.
 _ATTEMPTS = 5

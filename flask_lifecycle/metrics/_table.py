@@ -1,12 +1,10 @@
 """The metrics of an application: one table for Prometheus and OpenTelemetry.
 
-A metric is read when it is scraped and costs nothing before. Reading looks at current values: it runs no check and
-waits for nothing longer than for a few assignments under a lock. So a scrape shows what the last probes and background
-checks have found, and it can neither load what they check nor be blocked by it.
+A metric is read when it is scraped and costs nothing before. Reading runs no check and waits for none: a scrape shows
+what the last probes and background checks have found.
 
-Labels have few values: states, statuses, phases, and names that the application has registered. Only the names of work
-items may be made up at run time, so a process distinguishes the first :data:`MOST_NAMES` of them and counts later ones
-as ``other``.
+Labels have few values. Only the names of work items may be made up at run time, so a process distinguishes the first
+:data:`MOST_NAMES` of them and counts later ones as ``other``.
 
 Where a collector covers several applications, the metrics of each have its name as the label ``app``. A process has one
 shutdown: its metrics appear once and without the label.
