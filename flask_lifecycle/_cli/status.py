@@ -1,7 +1,7 @@
 """``flask lifecycle status``: the status of a process as a table, once or repeatedly.
 
 The document comes from another process, perhaps of another version, or from something that only claims to be one. So
-each value may be missing or of any type, and nothing but printable characters reaches the terminal.
+nothing but printable characters reaches the terminal, and a document that has other types is not shown.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ from .._core.text import visible
 from .._status.formatting import headline, long, phase_in_words, worst_first
 from .client import UnreachableError, Url, fetch_health
 
+# Characters of a text of the document.
+_LONGEST = 200
 _COLORS = {"pass": "green", "warn": "yellow", "fail": "red"}
 
 
@@ -117,16 +119,26 @@ def _redraw(url: Url, out: TextIO) -> Callable[[Seen], None]:
 
 
 def table(document: Mapping[str, Any], where: str, *, color: bool) -> list[str]:
-    """The lines of the table.
+    """The lines of the table, or of a sentence if the document is not understood.
 
     :param where: the document comes from.
     """
-    state, status = _text(document.get("state")), _text(document.get("status"))
+    try:
+        return _table(_printable(document), visible(where), color)
+    except (AttributeError, KeyError, TypeError, ValueError):
+        return [f"{visible(where)} has a health document that is not understood; --json shows it."]
+
+
+def _table(document: Mapping[str, Any], where: str, color: bool) -> list[str]:
+    state, status = document.get("state", ""), document["status"]
     head = [_styled(state, color, bold=True)] if state else []
-    lines = ["  ".join([*head, _styled(status, color, fg=_COLORS.get(status)), visible(where)])]
-    lines += [_text(says)] if (says := headline(document)) else []
+    lines = ["  ".join([*head, _styled(status, color, fg=_COLORS.get(status)), where])]
+    lines += [says] if (says := headline(document)) else []
     lines += _aligned([(name, value) for name, value in _rows(document) if value])
-    checks = _check_rows(document.get("checks"))
+    checks = [
+        (name, each.get("status", ""), _value(each), long(each["age"]) if "age" in each else "", each.get("output", ""))
+        for name, each in worst_first(document.get("checks", {}))
+    ]
     if checks:
         header, *rows = _aligned([("CHECK", "STATUS", "VALUE", "AGE", "OUTPUT"), *checks])
         lines += ["", header]
@@ -140,80 +152,62 @@ def table(document: Mapping[str, Any], where: str, *, color: bool) -> list[str]:
 
 def summary(document: Mapping[str, Any]) -> str:
     """What is worth a new line when it changes: the state and the statuses, and neither ages nor counts."""
-    parts = [_text(document.get(key)) for key in ("state", "status", "reason")]
-    phase = _text(phase_in_words(document.get("phase")))
-    bad = [f"{name} {status}" for name, status, *_ in _check_rows(document.get("checks")) if status != "pass"]
-    return "  ".join(part for part in (*parts, phase, ", ".join(bad)) if part)
+    try:
+        document = _printable(document)
+        bad = [f"{name} {each['status']}" for name, each in worst_first(document.get("checks", {}))]
+        parts = [document.get(key) for key in ("state", "status", "reason")]
+        parts += [phase_in_words(document.get("phase")), ", ".join(each for each in bad if not each.endswith(" pass"))]
+        return "  ".join(part for part in parts if part)
+    except (AttributeError, KeyError, TypeError, ValueError):
+        return str(document["status"])
+
+
+def _printable(value: Any) -> Any:
+    """A value of JSON with all its texts on one line and of limited length."""
+    if isinstance(value, Mapping):
+        return {visible(name, _LONGEST): _printable(each) for name, each in value.items()}
+    if isinstance(value, list):
+        return [_printable(each) for each in value]
+    return visible(value, _LONGEST) if isinstance(value, str) else value
 
 
 def _rows(document: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    cordon, application, server = (_mapping(document.get(key)) for key in ("cordon", "application", "server"))
-    name, host, pid = (_text(application.get(key)) for key in ("name", "host", "pid"))
-    up = _seconds(document.get("uptime")) if application else ""
-    items, omitted = document.get("work"), document.get("work_omitted")
-    if isinstance(items, list):
-        count = _text(len(items) + (omitted if isinstance(omitted, int) else 0))
-    else:
-        count = _text(items)
-    tasks = document.get("startup_tasks")
-    yield "reason", _text(document.get("reason"))
-    yield "cordon", _joined("by ", _text(cordon.get("by")), _left(cordon))
-    yield "process", _joined("", name, host and f"on {host}", pid and f"pid {pid}", up and f"up {up}")
-    answers = _after("a shutdown answers ", _text(server.get("guarantee")))
-    yield "server", _joined("", _text(server.get("name")), answers)
-    yield "shutdown", _joined("", _text(phase_in_words(document.get("phase"))), _left(document))
-    yield "in flight", _with_oldest(_text(document.get("in_flight")), document.get("requests"), ("method", "path"))
-    yield "work", _with_oldest(count, items, ("name",))
-    yield "start-up", _with_oldest(str(len(tasks)), tasks, ("name",)) if isinstance(tasks, list) and tasks else ""
-
-
-def _mapping(value: Any) -> Mapping[str, Any]:
-    return value if isinstance(value, Mapping) else {}
-
-
-def _after(prefix: str, text: str) -> str:
-    return f"{prefix}{text}" if text else ""
-
-
-def _joined(prefix: str, first: str, *others: str) -> str:
-    return ", ".join(part for part in (_after(prefix, first), *others) if part)
+    cordon, application, server = (document.get(key) for key in ("cordon", "application", "server"))
+    phase, work, tasks = document.get("phase"), document.get("work"), document.get("startup_tasks")
+    yield "reason", document.get("reason", "")
+    if cordon:
+        yield "cordon", f"by {cordon['by']}{_left(cordon)}"
+    if application:
+        up = long(document["uptime"])
+        yield "process", f"{application['name']}, on {application['host']}, pid {application['pid']}, up {up}"
+    if server:
+        yield "server", f"{server['name']}, a shutdown answers {server['guarantee']}"
+    if phase:
+        yield "shutdown", phase_in_words(phase) + _left(document)
+    if "in_flight" in document:
+        yield "in flight", _with_oldest(document["in_flight"], document.get("requests"), "method", "path")
+    if work is not None:
+        yield "work", _with_oldest(len(work) + document.get("work_omitted", 0), work, "name")
+    if tasks:
+        yield "start-up", _with_oldest(len(tasks), tasks, "name")
 
 
 def _left(document: Mapping[str, Any]) -> str:
-    seconds = _seconds(document.get("remaining"))
-    return seconds and f"{seconds} left"
+    seconds = document.get("remaining")
+    return "" if seconds is None else f", {long(seconds)} left"
 
 
-def _with_oldest(count: str, entries: Any, names: Sequence[str]) -> str:
+def _with_oldest(count: int, entries: Sequence[Mapping[str, Any]] | None, *names: str) -> str:
     """A count, and the first of what is counted."""
-    first = entries[0] if isinstance(entries, list) and entries else None
-    if not isinstance(first, Mapping):
-        return count
-    words = [word for name in names if (word := _text(first.get(name)))]
-    age = _seconds(first.get("age"))
-    return f"{count} (oldest: {' '.join([*words, *([f'for {age}'] if age else [])])})"
+    if not entries:
+        return str(count)
+    words = [entries[0][name] for name in names if name in entries[0]]  # a request that is half received has no path
+    words += [f"for {long(entries[0]['age'])}"] if "age" in entries[0] else []
+    return f"{count} (oldest: {' '.join(words)})"
 
 
-def _check_rows(checks: Any) -> list[tuple[str, str, str, str, str]]:
-    rows = []
-    for name, check in worst_first(checks):
-        value = " ".join(part for key in ("observedValue", "observedUnit") if (part := _text(check.get(key))))
-        status, output = _text(check.get("status")), _text(check.get("output"))
-        rows.append((_text(name), status, value, _seconds(check.get("age")), output))
-    return rows
-
-
-def _text(value: Any) -> str:
-    """A value as one printable line; empty for what has no place in a table."""
-    if isinstance(value, bool) or not isinstance(value, (str, int, float)):
-        return ""
-    return "?" if isinstance(value, int) and value.bit_length() >= 1024 else visible(str(value), 200)
-
-
-def _seconds(value: Any) -> str:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 10**9:
-        return ""
-    return long(value)
+def _value(check: Mapping[str, Any]) -> str:
+    return " ".join(str(check[key]) for key in ("observedValue", "observedUnit") if key in check)
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:

@@ -7,7 +7,7 @@ function returns a value that it does not understand as text. The caller makes t
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 from urllib.parse import quote
 
@@ -181,65 +181,55 @@ def spark(durations: Any) -> Spark | None:
 
 def phase_in_words(phase: Any) -> str:
     """What the shutdown does now; the name of a phase that is unknown here."""
-    return PHASES.get(phase, phase) if isinstance(phase, str) else ""
+    return "" if phase is None else str(PHASES.get(phase, phase))
 
 
-def worst_first(checks: Any) -> list[tuple[str, Mapping[str, Any]]]:
+def worst_first(checks: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
     """The checks by name, failing ones first, otherwise in the order of registration."""
-    found = [
-        (str(name), each if isinstance(each, Mapping) else {})
-        for name, components in (checks if isinstance(checks, Mapping) else {}).items()
-        for each in (components if isinstance(components, list) else [components])
-    ]
-    return sorted(found, key=lambda named: [*_ORDER, _word(named[1], "status")].index(_word(named[1], "status")))
+    found = [(name, each) for name, components in checks.items() for each in components]
+    return sorted(found, key=lambda named: [*_ORDER, named[1].get("status")].index(named[1].get("status")))
 
 
 def headline(document: Mapping[str, Any]) -> str:
     """What is wrong, or what the process waits for, in one sentence; empty for a document without details."""
-    state, phase = _word(document, "state"), phase_in_words(document.get("phase"))
+    state, phase = document.get("state"), phase_in_words(document.get("phase"))
     if phase:
         report = document.get("report")
-        return f"Stopped: {_word(report, 'summary')}." if isinstance(report, Mapping) else f"Shutting down: {phase}."
+        return f"Stopped: {report['summary']}." if report else f"Shutting down: {phase}."
     if state == "STARTING":
-        return _starting(document.get("startup_tasks"))
+        return _starting(document.get("startup_tasks") or [])
     if state == "NOT_READY":
         cordon = document.get("cordon")
-        why = f"cordoned by {_word(cordon, 'by')}" if isinstance(cordon, Mapping) else _word(document, "reason")
+        why = f"cordoned by {cordon['by']}" if cordon else document["reason"]
         return f"Out of rotation{why and f': {why}'}. Requests that arrive are served."
-    return _checks_in_words(document.get("checks")) if state else ""
+    return _checks_in_words(document.get("checks", {})) if state else ""
 
 
 def tone(document: Mapping[str, Any]) -> str:
     """The status as a colour: a start, a shutdown and a cordon fail readiness, but are not an alarm."""
-    status, report = _word(document, "status"), document.get("report")
-    lost = isinstance(report, Mapping) and not report.get("clean")
+    status, report = str(document.get("status", "")), document.get("report")
+    lost = report is not None and not report["clean"]
     return "warn" if status == "fail" and document.get("state") != "READY" and not lost else status
 
 
-def _word(mapping: Any, key: str) -> str:
-    value = mapping.get(key) if isinstance(mapping, Mapping) else None
-    return value if isinstance(value, str) else ""
-
-
-def _starting(tasks: Any) -> str:
-    names = [_word(task, "name") for task in tasks] if isinstance(tasks, list) else []
-    if not names:
+def _starting(tasks: Sequence[Mapping[str, Any]]) -> str:
+    if not tasks:
         return "Starting: on_startup functions run."
-    others = len(names) - 1
-    return f"Starting: waiting for '{names[0]}'{f' (and {others} more)' if others else ''}."
+    others = len(tasks) - 1
+    return f"Starting: waiting for '{tasks[0]['name']}'{f' (and {others} more)' if others else ''}."
 
 
-def _checks_in_words(checks: Any) -> str:
+def _checks_in_words(checks: Mapping[str, Any]) -> str:
     found = worst_first(checks)
-    bad = [(name, check) for name, check in found if _word(check, "status") in _VERBS]
+    bad = [(name, check) for name, check in found if check.get("status") in _VERBS]
     if not bad:
-        passing = sum(_word(check, "status") == "pass" for _, check in found)
+        passing = sum(check.get("status") == "pass" for _, check in found)
         return "" if not passing else "The only check passes." if passing == 1 else f"All {passing} checks pass."
     name, check = bad[0]
-    output = _word(check, "output").rstrip(".")
+    output = check.get("output", "").rstrip(".")
     others = len(bad) - 1
     more = f" {others} more {'does' if others == 1 else 'do'} not pass." if others else ""
-    return f"Check '{name}' {_VERBS[_word(check, 'status')]}{output and f': {output}'}.{more}"
+    return f"Check '{name}' {_VERBS[check['status']]}{output and f': {output}'}.{more}"
 
 
 FILTERS: dict[str, Callable[..., Any]] = {
