@@ -150,33 +150,16 @@ class FakeMember:
     def refuse(self) -> None:
         self.refused += 1
 
-    def listener_closed(self) -> None:
-        pass
-
     def stopped(self, report: ShutdownReport) -> None:
         self.reports.append(report)
 
-    def open(self) -> None:
-        pass
-
     def open_or_fail(self) -> bool:
-        self.open()
         return True
 
-    def begin_serving(self) -> None:
-        pass
+    def _nothing(self, **_arguments: Any) -> None:
+        """What an application does that no test of a shutdown looks at."""
 
-    def check_setup(self) -> None:
-        pass
-
-    def start_checks(self) -> None:
-        pass
-
-    def after_fork(self, *, answers: bool = False) -> None:
-        pass
-
-    def end(self) -> None:
-        pass
+    open = begin_serving = check_setup = start_checks = after_fork = listener_closed = end = _nothing
 
     def probe_worker(self, path: str) -> str | None:
         return None
