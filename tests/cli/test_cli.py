@@ -17,7 +17,6 @@ from click.testing import Result
 from flask import Flask
 
 from flask_lifecycle import HookRecord, Lifecycle, ShutdownReport
-from flask_lifecycle._cli import group
 from flask_lifecycle._cli.run import Countdown
 from flask_lifecycle._core.log import show_log
 from flask_lifecycle._servers import socket_activation
@@ -76,9 +75,9 @@ class FakeState:
 
 def invoke(state: FakeState, *arguments: str) -> tuple[Flask, Result]:
     """Run the command as ``flask`` would."""
-    app = Flask("app")
+    app = make_app()
+    Lifecycle(app)
     app.extensions["lifecycle"] = state
-    app.cli.add_command(group)
     return app, app.test_cli_runner().invoke(args=["lifecycle", "run", *arguments])
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import re
 import sys
@@ -11,12 +10,10 @@ from typing import Any
 
 import pytest
 import yaml
+from click.testing import Result
 
 from flask_lifecycle import Lifecycle
-from flask_lifecycle._cli import group
-from flask_lifecycle._doctor.examine import Application, examine
-from flask_lifecycle._doctor.source import LIMIT
-from tests._fakes import ROOT, make_app, run_python, state_of
+from tests._fakes import ROOT, make_app, run_python
 
 RUN = '["flask", "--app", "shop", "lifecycle", "run", "-h", "0.0.0.0", "-p", "8000"]'
 DEPLOYMENT = f"""\
@@ -93,18 +90,19 @@ def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def application(**config: Any) -> Application:
-    """An application as the command sees it."""
-    app = make_app(LIFECYCLE_SHUTDOWN_DELAY=config.pop("LIFECYCLE_SHUTDOWN_DELAY", 2), **config)
+def doctor(*arguments: str, given: str | bytes = "", **config: Any) -> Result:
+    """Run the command as ``flask`` does, for an application with these settings; ``None`` leaves one out."""
+    app = make_app(**{"LIFECYCLE_SHUTDOWN_DELAY": 2, **config})
+    for key in [key for key, value in config.items() if value is None]:
+        del app.config[key]
     Lifecycle(app).group("own", path="/own")
-    state = state_of(app)
-    return Application(state.settings, app.config, state.probes.worker)
+    return app.test_cli_runner().invoke(args=["lifecycle", "doctor", *arguments], input=given)
 
 
 def said(text: str | bytes, file: str = "deploy.yaml", name: str | None = None, **config: Any) -> list[str]:
     """The findings of a file with this text."""
     Path(file).write_bytes(text.encode() if isinstance(text, str) else text)
-    return [str(finding) for finding in examine(file, application(**config), name)]
+    return doctor(file, *(() if name is None else ("--name", name)), **config).stdout.splitlines()
 
 
 def changed(text: str, old: str, new: str) -> str:
@@ -357,9 +355,7 @@ def test_the_delay_of_a_cluster() -> None:
         f"deploy.yaml:10: warning: {POD}: LIFECYCLE_SHUTDOWN_DELAY is 0 and there is no preStop, so the listener closes"
         " while proxies still send to the pod; set it to 5, or to 'auto'.",
     ]
-    app = application(LIFECYCLE_GRACE_PERIOD=4, LIFECYCLE_SHUTDOWN_DELAY=0)
-    del app.config["LIFECYCLE_SHUTDOWN_DELAY"]  # type: ignore[attr-defined]  # it is a dict
-    assert [str(finding) for finding in examine("deploy.yaml", app)] == [
+    assert said(DEPLOYMENT, LIFECYCLE_GRACE_PERIOD=4, LIFECYCLE_SHUTDOWN_DELAY=None) == [
         f"deploy.yaml:10: error: {POD}: in the cluster the application does not start: 'LIFECYCLE_SHUTDOWN_DELAY' (5 s)"
         " and 'LIFECYCLE_HOOK_RESERVE' (0.8 s) leave nothing of 'LIFECYCLE_GRACE_PERIOD' (4 s) to drain in; raise the"
         " grace period or lower one of the two."
@@ -685,6 +681,7 @@ def test_names_and_annotations() -> None:
 
 # -- bombs --------------------------------------------------------------------------------------------------------
 
+LIMIT = 1_000_000  # bytes of a file
 _KEYS = "".join(f"  k{n}: 1\n" for n in range(40_000))
 _POD = "{kind: Pod, metadata: {name: a}, spec: {containers: [{name: a}]}}"
 BOMBS = {
@@ -742,9 +739,9 @@ def test_bombs_cost_bounded_memory() -> None:
 )
 def test_missing_files(name: str, reason: str) -> None:
     """A missing file, a directory and an impossible name are an error without a line."""
-    (found,) = examine(name, application())
-    assert found.text == f"The file cannot be read ({reason})."
-    assert "\0" not in str(found)
+    (found,) = doctor(name).stdout.splitlines()
+    assert found.endswith(f": unreadable: The file cannot be read ({reason}).")
+    assert "\0" not in found
 
 
 def test_without_pyyaml_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -759,14 +756,6 @@ def test_without_pyyaml_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> N
 # -- the command --------------------------------------------------------------------------------------------------
 
 
-def invoke(*arguments: str, given: str = "") -> Any:
-    """Run the command as ``flask`` does."""
-    app = make_app()
-    Lifecycle(app)
-    app.cli.add_command(group)
-    return app.test_cli_runner().invoke(args=["lifecycle", "doctor", *arguments], input=given)
-
-
 @pytest.mark.parametrize(
     ("files", "code"), [(["good"], 0), (["warned"], 0), (["good", "bad"], 1), (["bad", "good", "no"], 2)]
 )
@@ -775,7 +764,7 @@ def test_the_exit_code_is_that_of_the_worst(files: list[str], code: int) -> None
     Path("good").write_text(COMPOSE)
     Path("warned").write_text(DEPLOYMENT)
     Path("bad").write_text(changed(COMPOSE, "12s", "11s"))
-    result = invoke(*files)
+    result = doctor(*files, LIFECYCLE_SHUTDOWN_DELAY=0)
     assert result.exit_code == code
     assert list(dict.fromkeys(line.partition(":")[0] for line in result.stdout.splitlines())) == files
 
@@ -783,7 +772,7 @@ def test_the_exit_code_is_that_of_the_worst(files: list[str], code: int) -> None
 def test_json_is_one_document() -> None:
     """Each finding has its numbers in their own fields."""
     Path("bad").write_text(changed(COMPOSE, "12s", "11s"))
-    document = json.loads(invoke("--json", "bad").stdout)
+    document = json.loads(doctor("--json", "bad").stdout)
     assert document["counts"] == {"error": 1, "warning": 0, "ok": 0, "unreadable": 0}
     [finding] = document["findings"]
     text = f"stop_grace_period is 11 s, but a shutdown may take {ROOM}"
@@ -793,9 +782,8 @@ def test_json_is_one_document() -> None:
     assert finding == {"severity": "error", "rule": "grace-period", "found": "11", "wanted": "12"}
 
 
-def test_the_standard_input_is_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_standard_input_is_a_file() -> None:
     """The output of another program can be checked without a file."""
-    result = invoke("-", given=COMPOSE)
-    assert result.stdout == f"<stdin>:10: ok: service 'web': {ROOM}, less than the 12 s of stop_grace_period\n"
-    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"")))
-    assert str(examine("-", application())[0]) == "<stdin>: unreadable: The file is empty."
+    proved = f"<stdin>:10: ok: service 'web': {ROOM}, less than the 12 s of stop_grace_period\n"
+    assert doctor("-", given=COMPOSE).stdout == proved
+    assert doctor("-").stdout == "<stdin>: unreadable: The file is empty.\n"

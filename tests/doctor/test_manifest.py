@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from click.testing import Result
 
 from flask_lifecycle import Lifecycle
-from flask_lifecycle._cli import group
-from flask_lifecycle._doctor.examine import Application, examine
-from flask_lifecycle._doctor.manifest import KINDS, plan_for, render
-from tests._fakes import make_app, state_of
+from tests._fakes import make_app
 
 SETTINGS: list[dict[str, Any]] = [
     {},
@@ -24,13 +23,19 @@ SETTINGS: list[dict[str, Any]] = [
 IDS = ["plain", "long", "auto", "moved", "codes"]
 
 
-def made(kind: str, config: dict[str, Any], name: str = "My shop_1") -> tuple[str, Application]:
-    """The output for an application with these settings."""
+def invoke(*arguments: str, name: str = "My shop_1", **config: Any) -> Result:
+    """Run a command as ``flask`` does, for an application with these settings; ``None`` leaves one out."""
     app = make_app(**config)
+    app.name = name
+    for key in [key for key, value in config.items() if value is None]:
+        del app.config[key]
     Lifecycle(app)
-    state = state_of(app)
-    application = Application(state.settings, app.config, state.probes.worker)
-    return render(kind, plan_for(kind, application, name, "shop", 8000)), application
+    return app.test_cli_runner().invoke(args=["lifecycle", *arguments])
+
+
+def made(kind: str, config: dict[str, Any], name: str = "My shop_1") -> str:
+    """The output for an application with these settings."""
+    return invoke("manifest", kind, name=name, **config).stdout
 
 
 @pytest.mark.parametrize("config", SETTINGS, ids=IDS)
@@ -40,10 +45,10 @@ def test_the_doctor_accepts_it(
 ) -> None:
     """The doctor has no finding for any settings, except that there is no delay."""
     monkeypatch.chdir(tmp_path)
-    text, application = made(kind, config)
-    Path("file").write_text(text)
-    rules = [(finding.rule, finding.severity) for finding in examine("file", application)]
-    no_delay = kind == "kubernetes" and not application.settings.longest_delay
+    Path("file").write_text(made(kind, config))
+    found = json.loads(invoke("doctor", "--json", "file", **config).stdout)["findings"]
+    rules = [(finding["rule"], finding["severity"]) for finding in found]
+    no_delay = kind == "kubernetes" and "LIFECYCLE_SHUTDOWN_DELAY" not in config
     assert rules == [("grace-period", "ok"), *([("no-delay", "warning")] if no_delay else [])]
 
 
@@ -60,12 +65,12 @@ def test_the_doctor_accepts_it(
 )
 def test_balancers_know_within_the_delay(config: dict[str, Any], expected: tuple[int, str, str]) -> None:
     """A balancer notices within the delay; Envoy and HAProxy have the same numbers."""
-    text, _ = made("envoy", config)
+    text = made("envoy", config)
     (cluster,) = yaml.safe_load(text)["clusters"]
     (check,) = cluster["health_checks"]
     fall, interval, reason = expected
     assert (check["unhealthy_threshold"], check["interval"], reason in text) == (fall, interval, True)
-    assert f"inter {interval[:-1]}000ms fall {fall} rise 2 port 8000" in made("haproxy", config)[0]
+    assert f"inter {interval[:-1]}000ms fall {fall} rise 2 port 8000" in made("haproxy", config)
 
 
 def test_envoy() -> None:
@@ -74,13 +79,13 @@ def test_envoy() -> None:
     Neither Envoy's interval without traffic (60 s) nor its merging of changes (1 s) makes the delay too short, and it
     closes an idle connection before the server does.
     """
-    (cluster,) = yaml.safe_load(made("envoy", {"LIFECYCLE_SHUTDOWN_DELAY": 1})[0])["clusters"]
+    (cluster,) = yaml.safe_load(made("envoy", {"LIFECYCLE_SHUTDOWN_DELAY": 1}))["clusters"]
     (check,) = cluster["health_checks"]
     assert check["no_traffic_interval"] == check["interval"] == "0.2s"
     assert cluster["common_lb_config"]["update_merge_window"] == "0s"
     [options] = cluster["typed_extension_protocol_options"].values()
     assert options["common_http_protocol_options"] == {"idle_timeout": "60s"}
-    text, _ = made("envoy", {"LIFECYCLE_PROBE_PORT": 9000, "LIFECYCLE_STATUS_CODES": {"warn": 207}})
+    text = made("envoy", {"LIFECYCLE_PROBE_PORT": 9000, "LIFECYCLE_STATUS_CODES": {"warn": 207}})
     (cluster,) = yaml.safe_load(text)["clusters"]
     (endpoint,) = cluster["load_assignment"]["endpoints"][0]["lb_endpoints"]
     assert endpoint["endpoint"]["health_check_config"] == {"port_value": 9000}
@@ -92,30 +97,14 @@ def test_envoy() -> None:
 @pytest.mark.parametrize(("name", "label"), [("a.b", "a-b"), ("---", "app"), ("x" * 80, "x" * 50)])
 def test_a_name_is_one_that_objects_may_have(name: str, label: str) -> None:
     """Any name of an application becomes a valid name of an object."""
-    assert f"\nbackend {label}\n" in f"\n{made('haproxy', {}, name)[0]}"
+    assert f"\nbackend {label}\n" in f"\n{made('haproxy', {}, name)}"
 
 
-def invoke(*arguments: str, **config: Any) -> Any:
-    """Run the command as ``flask`` does."""
-    app = make_app(**config)
-    Lifecycle(app)
-    app.cli.add_command(group)
-    return app.test_cli_runner().invoke(args=["lifecycle", "manifest", *arguments])
-
-
-@pytest.mark.parametrize("kind", list(KINDS))
-def test_the_command_prints_the_block(kind: str) -> None:
-    """Each kind has its command, with the port."""
-    result = invoke(kind, "-p", "8123")
-    assert (result.exit_code, "8123" in result.output) == (0, True)
-
-
-def test_settings_that_do_not_fit_the_cluster_are_one_sentence() -> None:
-    """A grace period without room for the default delay is an error of one sentence."""
-    app = make_app(LIFECYCLE_GRACE_PERIOD=4)
-    del app.config["LIFECYCLE_SHUTDOWN_DELAY"]
-    Lifecycle(app)
-    app.cli.add_command(group)
-    result = app.test_cli_runner().invoke(args=["lifecycle", "manifest", "kubernetes"])
+def test_the_command() -> None:
+    """Each kind has its command, with the port; a grace period without room for the default delay is one sentence."""
+    for kind in ("kubernetes", "compose", "systemd", "envoy", "haproxy", "nginx"):
+        result = invoke("manifest", kind, "-p", "8123")
+        assert (result.exit_code, "8123" in result.output) == (0, True)
+    result = invoke("manifest", "kubernetes", LIFECYCLE_GRACE_PERIOD=4, LIFECYCLE_SHUTDOWN_DELAY=None)
     assert result.exit_code == 2
     assert "Error: In a cluster the application does not start: 'LIFECYCLE_SHUTDOWN_DELAY' (5 s)" in result.output

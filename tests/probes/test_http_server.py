@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from flask_lifecycle import Lifecycle, State
-from flask_lifecycle._probes.http_server import Limits, ProbeServer
+from flask_lifecycle._probes import http_server
 from tests._fakes import BOUND, make_app, running, until
 
 if TYPE_CHECKING:
@@ -29,10 +29,10 @@ def alive(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[b
 @pytest.fixture
 def started() -> Iterator[Any]:
     """Start listeners; they are closed when the test is over."""
-    servers: list[ProbeServer] = []
+    servers: list[http_server.ProbeServer] = []
 
-    def start(app: WSGIApplication = alive, host: str = "127.0.0.1", **options: Any) -> ProbeServer:
-        servers.append(ProbeServer(app, host, options.pop("port", 0), **options))
+    def start(app: WSGIApplication = alive, host: str = "127.0.0.1", **options: Any) -> http_server.ProbeServer:
+        servers.append(http_server.ProbeServer(app, host, options.pop("port", 0), **options))
         servers[-1].start()
         return servers[-1]
 
@@ -61,14 +61,14 @@ def test_the_listener_of_another_process(started: Any) -> None:
     for port, same in [(0, True), (before.port, True), (0, False)]:
         host = "127.0.0.1" if same else "127.0.0.2"
         handed = before.listener.dup()
-        server = ProbeServer(alive, host, port, handed=handed)
+        server = http_server.ProbeServer(alive, host, port, handed=handed)
         assert (server.port == before.port) == same
         server.close()
         assert (handed.fileno() == -1) == same
         handed.close()
 
 
-def get(server: ProbeServer, path: str = "/livez") -> tuple[int, bytes]:
+def get(server: http_server.ProbeServer, path: str = "/livez") -> tuple[int, bytes]:
     connection = http.client.HTTPConnection(server.host, server.port, timeout=BOUND)
     try:
         connection.request("GET", path)
@@ -78,11 +78,11 @@ def get(server: ProbeServer, path: str = "/livez") -> tuple[int, bytes]:
         connection.close()
 
 
-def open_connections(server: ProbeServer) -> int:
+def open_connections(server: http_server.ProbeServer) -> int:
     return len(server.sockets()) - 1
 
 
-def connect(server: ProbeServer) -> socket.socket:
+def connect(server: http_server.ProbeServer) -> socket.socket:
     return socket.create_connection((server.host, server.port), timeout=BOUND)
 
 
@@ -125,7 +125,7 @@ def test_a_forked_child_keeps_it_not_open(started: Any) -> None:
 def refused(host: str, port: int = 0) -> str | None:
     """Why a listener cannot be made, without the traceback of the resolver."""
     with pytest.raises(OSError, match="cannot listen on") as caught:
-        ProbeServer(alive, host, port)
+        http_server.ProbeServer(alive, host, port)
     assert caught.value.__suppress_context__
     return caught.value.strerror
 
@@ -163,7 +163,7 @@ def test_workers_of_one_server_share_a_port(started: Any) -> None:
 @pytest.mark.parametrize("answers", [True, False])
 def test_after_close_nobody_listens(answers: bool) -> None:
     """After close nobody listens there any more, also where the listener never answered."""
-    server = ProbeServer(alive, "127.0.0.1", 0)
+    server = http_server.ProbeServer(alive, "127.0.0.1", 0)
     if answers:
         server.start()
         assert get(server)[0] == 200
@@ -195,7 +195,7 @@ def test_a_request_that_is_cut_off_is_none(started: Any, said: bytes) -> None:
 
 def test_the_oldest_silent_connection_makes_room(started: Any) -> None:
     """Beyond the bound the connection that has kept silent longest is hung up: what comes is more likely a prober."""
-    server = started(limits=Limits(connections=2))
+    server = started(limits=http_server.Limits(connections=2))
     before = threading.active_count()
     with connect(server) as first:
         until(lambda: open_connections(server) == 1)
@@ -212,7 +212,7 @@ def test_the_oldest_silent_connection_makes_room(started: Any) -> None:
 def test_the_oldest_answer_makes_room(started: Any) -> None:
     """Where as many probes as the bound wait for slow checks, the one that has waited longest is hung up."""
     slow = Blocked("/readyz")
-    server = started(slow, limits=Limits(answers=1))
+    server = started(slow, limits=http_server.Limits(answers=1))
     with connect(server) as first:
         first.sendall(b"GET /readyz HTTP/1.1\r\n\r\n")
         assert slow.entered.wait(BOUND)
@@ -225,7 +225,7 @@ def test_the_oldest_answer_makes_room(started: Any) -> None:
 def test_who_has_its_answer_makes_room_first(started: Any) -> None:
     """A connection that is answered and goes on sending makes room before one that still waits for its answer."""
     slow = Blocked("/readyz")
-    server = started(slow, limits=Limits(answers=2, lingering=BOUND))
+    server = started(slow, limits=http_server.Limits(answers=2, lingering=BOUND))
     with connect(server) as waiting, connect(server) as lingering:
         waiting.sendall(b"GET /readyz HTTP/1.1\r\n\r\n")
         assert slow.entered.wait(BOUND)
@@ -241,7 +241,7 @@ def test_who_has_its_answer_makes_room_first(started: Any) -> None:
 def test_an_answer_has_a_time_limit(started: Any) -> None:
     """A connection whose answer takes longer than the application may take for one is hung up."""
     slow = Blocked()
-    server = started(slow, timeout=0.05, limits=Limits(reading=0.05, sending=0.05))
+    server = started(slow, timeout=0.05, limits=http_server.Limits(reading=0.05, sending=0.05))
     with connect(server) as client:
         client.sendall(b"GET /readyz HTTP/1.1\r\n\r\n")
         assert client.recv(1) == b""
@@ -260,7 +260,7 @@ def test_a_connection_is_read_to_a_bound(started: Any, said: bytes) -> None:
         assert environ["wsgi.input"].read(1) == b""
         return alive(environ, start_response)
 
-    server = started(reads, limits=Limits(reading=BOUND, lingering=BOUND))
+    server = started(reads, limits=http_server.Limits(reading=BOUND, lingering=BOUND))
     with connect(server) as client:
         client.sendall(said)
         with pytest.raises(ConnectionError, match=r"Broken pipe|Connection reset by peer"):
@@ -356,7 +356,7 @@ def test_a_request_line_has_a_length(started: Any, length: int, status: bytes) -
 def test_threads_that_do_not_end_are_not_added_to(started: Any) -> None:
     """Where code of the application holds as many threads as there may be, a connection waits until one has ended."""
     slow = Blocked()
-    server = started(slow, limits=Limits(threads=1, pause=0.001))
+    server = started(slow, limits=http_server.Limits(threads=1, pause=0.001))
     answers: list[tuple[int, bytes]] = []
     with running(lambda: answers.append(get(server))):
         assert slow.entered.wait(BOUND)
@@ -383,7 +383,7 @@ def test_no_thread_to_be_had(started: Any, monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_no_descriptor_to_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where a process has no descriptors left its listener waits for one, and does not try again and again."""
-    server = ProbeServer(alive, "127.0.0.1", 0, limits=Limits(pause=60.0))
+    server = http_server.ProbeServer(alive, "127.0.0.1", 0, limits=http_server.Limits(pause=60.0))
     tried = []
 
     def refuse() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import http.client
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -13,7 +14,6 @@ import pytest
 from flask import Flask
 
 from flask_lifecycle import Lifecycle, State
-from flask_lifecycle._probes import listener as listener_module
 from tests._fakes import BOUND, make_app, run_python, state_of
 
 TOKEN = "0123456789abcdef"
@@ -108,7 +108,7 @@ def test_collected_applications(port: int) -> None:
     Lifecycle(app)
     app.test_client().get("/work", buffered=True)
     try:
-        assert [listener.members() for listener in listener_module._listeners.values()] == [[state_of(app).probes]]
+        assert [thread.name for thread in threading.enumerate()].count("lifecycle-probes") == 1
         assert ask(port, "/readyz")[0] == 200
     finally:
         state_of(app).end()

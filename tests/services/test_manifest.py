@@ -16,7 +16,7 @@ from tests.doctor.test_manifest import IDS, SETTINGS, made
 @pytest.mark.parametrize("kind", ["haproxy", "nginx"])
 def test_the_balancer_accepts_it(kind: str, config: dict[str, Any], tmp_path: Path) -> None:
     """With what is around it, the block is a configuration; for HAProxy one without a warning."""
-    text, _ = made(kind, config)
+    text = made(kind, config)
     file = tmp_path / kind
     if kind == "haproxy":
         around = "defaults\n    mode http\n    timeout client 5s\nfrontend f\n    bind 127.0.0.1:1\n"
