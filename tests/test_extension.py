@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from flask import Flask, current_app
+from flask import Flask
 from werkzeug.test import TestResponse
 
 from flask_lifecycle import Check, Lifecycle, RequestInfo, ShutdownReport, State, state_changed
@@ -102,32 +102,6 @@ def test_decorators_return_the_function() -> None:
     checks = {check.name: check for check in lifecycle._registered.checks.checks()}
     assert checks["named"] == Check("named", function, timeout=1, critical=False, groups=("live",))
     assert checks["function"] == Check("function", function)
-
-
-def test_add_check_of_an_object() -> None:
-    """Any callable object that has some of a check's attributes is one."""
-    app, lifecycle = serve(LIFECYCLE_DETAILS="always")
-
-    class Ping:
-        name = "ping"
-        critical = False
-
-        def __call__(self) -> dict[str, int]:
-            return {"ms": 3}
-
-    lifecycle.add_check(Ping())
-    response = get(app, "/readyz")
-    assert response.json is not None
-    assert response.json["checks"]["ping"][0]["observed"] == {"ms": 3}
-
-
-def test_checks_run_in_the_application_context() -> None:
-    """A check sees current_app."""
-    app, lifecycle = serve()
-    seen: list[Any] = []
-    lifecycle.check("app")(lambda: seen.append(current_app._get_current_object()))  # type: ignore[attr-defined]
-    get(app, "/readyz")
-    assert seen == [app]
 
 
 # -- the start-up -------------------------------------------------------------------------------------------------

@@ -14,7 +14,6 @@ import pytest
 
 from flask_lifecycle import HookRecord, RequestInfo, ShutdownContext, ShutdownReport, State
 from flask_lifecycle._core import shutdown as shutdown_module
-from flask_lifecycle._core.hooks import Hooks
 from flask_lifecycle._core.shutdown import Shutdown, StopRequest
 from flask_lifecycle._core.state import Event
 from tests._fakes import (
@@ -337,21 +336,11 @@ def test_an_application_that_fails_stops_no_other(clock: ManualClock, caplog: py
 # -- refusing -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("policy", "server", "refuses"),
-    [
-        ("auto", "ours", False),
-        ("auto", "foreign", True),
-        ("auto", None, True),
-        ("reject", "ours", True),
-        ("reject", "foreign", True),
-        ("serve", "ours", False),
-        ("serve", "foreign", False),
-        ("serve", None, False),
-    ],
-)
-def test_policies(clock: ManualClock, policy: str, server: str | None, refuses: bool) -> None:
+@pytest.mark.parametrize("policy", ["auto", "serve", "reject"])
+@pytest.mark.parametrize("server", ["ours", "foreign", None])
+def test_policies(clock: ManualClock, policy: str, server: str | None) -> None:
     """After the delay: auto serves where the listener is ours and closed, reject refuses, serve serves."""
+    refuses = policy == "reject" or (policy == "auto" and server != "ours")
     member = ready(clock, drain_policy=policy)
     seen: list[int] = []
 
@@ -701,33 +690,11 @@ def test_the_drain_waits_for_a_startup_under_way(clock: ManualClock, free: threa
 # -- races --------------------------------------------------------------------------------------------------------
 
 
-def test_begin_while_another_begins(clock: ManualClock) -> None:
-    """A second stop that comes while the first is being begun waits for the lock and finds it done."""
+@pytest.mark.parametrize("second", ["begin", "attach"])
+def test_what_comes_while_a_shutdown_begins(clock: ManualClock, second: str) -> None:
+    """Another stop, or a server, that comes while the first stop is being begun waits for it, and is too late."""
     # first: takes the lock, asks for the members | second: wants the lock | first: sets the deadline, lets go.
-    asked, go_on, begun = threading.Event(), threading.Event(), list[tuple[str, bool]]()
-
-    def members() -> list[FakeMember]:
-        if not go_on.is_set():
-            asked.set()
-            assert go_on.wait(BOUND)
-        return []
-
-    shutdown = Shutdown(members, clock=clock)
-    with running(lambda: begun.append(("first", shutdown.begin(StopRequest("first"))))):
-        assert asked.wait(BOUND)
-        with running(lambda: begun.append(("second", shutdown.begin(StopRequest("second"))))):
-            assert begun == []
-            assert not shutdown._start.lock.acquire(blocking=False)
-            go_on.set()
-    finish(shutdown)
-    assert sorted(begun) == [("first", True), ("second", False)]
-    assert shutdown.reason == "first"
-
-
-def test_attach_while_a_shutdown_begins(clock: ManualClock) -> None:
-    """An attach that comes while begin holds the lock waits for it, and is told that it is too late."""
-    # begin: takes the lock | attach: wants the lock | begin: sets the deadline, lets go | attach: finds it.
-    asked, go_on, attached = threading.Event(), threading.Event(), list[bool]()
+    asked, go_on, answers = threading.Event(), threading.Event(), list[tuple[str, bool]]()
 
     def members() -> list[FakeMember]:
         if not go_on.is_set():
@@ -736,59 +703,47 @@ def test_attach_while_a_shutdown_begins(clock: ManualClock) -> None:
         return []
 
     shutdown, server = Shutdown(members, clock=clock), FakeServer()
-    with running(lambda: shutdown.begin(StopRequest("signal"))):
+
+    def come() -> None:
+        answer = shutdown.attach(server) if second == "attach" else shutdown.begin(StopRequest("second"))
+        answers.append(("second", answer))
+
+    with running(lambda: answers.append(("first", shutdown.begin(StopRequest("first"))))):
         assert asked.wait(BOUND)
-        with running(lambda: attached.append(shutdown.attach(server))):
-            assert attached == []
+        with running(come):
+            assert answers == []
             go_on.set()
     finish(shutdown)
-    assert (attached, server.calls, shutdown.server) == ([False], [], None)
+    assert sorted(answers) == [("first", True), ("second", False)]
+    assert (shutdown.reason, server.calls, shutdown.server) == ("first", [], None)
 
 
 # -- late in an interpreter's life --------------------------------------------------------------------------------
 
 
-class NoThreads:
-    """No thread can be started any more, as at exit on Python 3.12 and later; and the watchdog is written down."""
+@pytest.fixture
+def watchdog(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What faulthandler's watchdog is told where no thread can be started any more, as at exit on Python 3.12."""
+    told: list[Any] = []
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.watchdog: list[Any] = []
-        monkeypatch.setattr(threading.Thread, "start", self._refuse)
-        monkeypatch.setattr(
-            faulthandler, "dump_traceback_later", lambda seconds, **options: self.watchdog.append((seconds, options))
-        )
-        monkeypatch.setattr(faulthandler, "cancel_dump_traceback_later", lambda: self.watchdog.append("cancelled"))
-
-    def _refuse(self) -> None:
+    def refuse(thread: threading.Thread) -> None:
         raise RuntimeError("can't create new thread at interpreter shutdown")
 
+    def dump_later(seconds: float, **options: bool) -> None:
+        told.append((seconds, options["exit"]))
 
-def test_shutdown_without_threads(clock: ManualClock, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where no thread can be started, shutdown and hooks run in the calling thread, under a watchdog."""
-    threads = NoThreads(monkeypatch)
-    member, ran = FakeMember(clock, grace_period=10.0), list[Any]()
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    monkeypatch.setattr(faulthandler, "dump_traceback_later", dump_later)
+    monkeypatch.setattr(faulthandler, "cancel_dump_traceback_later", lambda: told.append("cancelled"))
+    return told
+
+
+def test_shutdown_without_threads(clock: ManualClock, monkeypatch: pytest.MonkeyPatch, watchdog: list[Any]) -> None:
+    """Where no thread can be started, shutdown and hooks run in the calling thread, under a watchdog; nothing waits."""
+    member, ran, waited = FakeMember(clock, grace_period=10.0, hook_reserve=2.0), list[Any](), list[float]()
 
     def boom() -> None:
         raise ValueError("boom")
-
-    member.hooks.add("shutdown", lambda: ran.append(threading.current_thread()), "first", None)
-    member.hooks.add("shutdown", boom, None, 2.0)
-    shutdown = coordinate(clock, member)
-    assert shutdown.begin(StopRequest("interpreter exit"))
-    result = shutdown.wait()
-    assert ran == [threading.current_thread()]
-    assert [hook.outcome for hook in result.hooks] == ["failed", "ok"]
-    assert threads.watchdog == [(2.0, {"exit": True}), "cancelled", (10.0, {"exit": True}), "cancelled"]
-
-
-def test_on_drain_without_threads(clock: ManualClock, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where no thread can be started, on_drain functions run in the calling thread as well, and nothing waits."""
-    NoThreads(monkeypatch)
-    member, ran = FakeMember(clock, grace_period=10.0, hook_reserve=2.0), list[str]()
-    member.hooks.add("drain", lambda: ran.append("drain"), "d", None)
-    member.hooks.add("shutdown", lambda: ran.append("shutdown"), "s", None)
-    shutdown = coordinate(clock, member)
-    waited: list[float] = []
 
     def wait(event: threading.Event, timeout: float) -> bool:
         if not event.is_set():
@@ -796,16 +751,22 @@ def test_on_drain_without_threads(clock: ManualClock, monkeypatch: pytest.Monkey
         return event.is_set()
 
     monkeypatch.setattr(clock, "wait", wait)
+    for kind in ("drain", "shutdown"):
+        member.hooks.add(kind, lambda: ran.append(threading.current_thread()), "first", None)
+    member.hooks.add("shutdown", boom, None, 2.0)
+    shutdown = coordinate(clock, member)
     assert shutdown.begin(StopRequest("interpreter exit"))
     result = shutdown.wait()
-    assert ran == ["drain", "shutdown"]
-    assert (result.clean, max(waited, default=0.0)) == (True, 0.0)
+    assert ran == [threading.current_thread()] * 2
+    assert [hook.outcome for hook in result.hooks] == ["ok", "failed", "ok"]
+    assert [told for told in watchdog if told != "cancelled"] == [(8.0, True), (2.0, True), (10.0, True)]
+    assert watchdog[1::2] == ["cancelled"] * 3
+    assert max(waited, default=0.0) == 0.0
 
 
-def test_a_hook_without_limit_and_without_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hook_without_limit_and_without_threads(watchdog: list[Any]) -> None:
     """Where no thread can be started, no watchdog ends a hook that has no limit."""
-    threads = NoThreads(monkeypatch)
-    hooks = Hooks()
+    hooks = FakeMember().hooks
     hooks.add("startup", lambda: None, "h", None)
     assert hooks.start(contextlib.nullcontext, coordinate(None)) == ""
-    assert threads.watchdog == ["cancelled"]
+    assert watchdog == ["cancelled"]
