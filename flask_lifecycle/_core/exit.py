@@ -11,8 +11,7 @@ The end of a shutdown depends on who has the main loop (:meth:`Exit.leave`):
   before ours gets the signal, in the main thread. Without such a handler the main thread raises ``SystemExit`` with the
   report's exit code, which ends every server's loop. (waitress swallows the code; our ``atexit`` function restores it.)
 - :class:`Jobs`: a process without a server that has opened a work item. A loop that checks for the drain ends by
-itself.
-  If the main thread still runs a moment later, blocked in a queue for example, it raises ``SystemExit`` too.
+  itself. If the main thread still runs a moment later, blocked in a queue for example, it raises ``SystemExit`` too.
 - :class:`ServesNothing`: a shell, a migration, a Celery worker that imports the application. There is nothing to drain,
   and the process may still need its resources: the handler before ours gets the signal at once, and no hook runs.
 
