@@ -11,7 +11,7 @@ import select
 import socket
 import threading
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -235,14 +235,6 @@ def connect_unless_gone(address: Tcp, gone: threading.Event, patience: float) ->
     return connection
 
 
-@dataclass
-class StormClient:
-    """What one client of a storm has met; it alone writes this, so there is no lock."""
-
-    answered: int = 0
-    lost: list[str] = field(default_factory=list)
-
-
 class Storm:
     """Clients that ask again and again without a pause, until a connection is refused. A ``with`` block waits for them.
 
@@ -265,8 +257,9 @@ class Storm:
         self._address, self._path, self._gone, self._patience = address, path, gone, patience
         self._keep, self._body = keep, body
         self._enough = threading.Event()
-        self.clients = [StormClient() for _ in range(clients)]
-        self._threads = [threading.Thread(target=self._run, args=(each,), daemon=True) for each in self.clients]
+        self.answered_by = [0] * clients  # each client writes its own number
+        self.lost: list[str] = []  # how each lost request was lost
+        self._threads = [threading.Thread(target=self._run, args=(each,), daemon=True) for each in range(clients)]
         for thread in self._threads:
             thread.start()
         self.wait_answers(20)
@@ -278,7 +271,7 @@ class Storm:
         if kind is None:
             self.end()
 
-    def _run(self, client: StormClient) -> None:
+    def _run(self, client: int) -> None:
         headers = {} if self._keep else {"Connection": "close"}
         while not self._enough.is_set():
             connection = connect_unless_gone(self._address, self._gone, self._patience)
@@ -290,22 +283,22 @@ class Storm:
                         pass
                 except (LostError, OSError) as error:
                     if not connection.held_up:
-                        client.lost.append(f"after {client.answered} responses: {error}")
+                        self.lost.append(f"after {self.answered_by[client]} responses: {error}")
 
-    def _ask(self, connection: Connection, headers: dict[str, str], client: StormClient) -> bool:
+    def _ask(self, connection: Connection, headers: dict[str, str], client: int) -> bool:
         """Send one request; return whether the connection can take another."""
         connection.ask(self._path, **headers)
         response = connection.response()
         if response.status != 200 or self._body not in (None, response.body):
             raise LostError(f"status {response.status}, {response.body[:80]!r}")
-        client.answered += 1
+        self.answered_by[client] += 1
         return self._keep and not response.says_close
 
     def wait_answers(self, number: int) -> bool:
         """Wait until each client has had this many more responses; return whether it has."""
-        goals = [each.answered + number for each in self.clients]
+        goals = [answered + number for answered in self.answered_by]
         end = time.monotonic() + self._patience
-        while any(each.answered < goal for each, goal in zip(self.clients, goals, strict=True)):
+        while any(answered < goal for answered, goal in zip(self.answered_by, goals, strict=True)):
             if time.monotonic() > end or not all(thread.is_alive() for thread in self._threads):
                 return False
             time.sleep(0.01)
@@ -318,15 +311,11 @@ class Storm:
 
     def end(self) -> None:
         """Wait for the clients; one that still waits for its response has lost it."""
-        for client, thread in zip(self.clients, self._threads, strict=True):
+        for thread in self._threads:
             thread.join(self._patience)
             if thread.is_alive():
-                client.lost.append("it still waits for a response")
+                self.lost.append("it still waits for a response")
 
     @property
     def answered(self) -> int:
-        return sum(each.answered for each in self.clients)
-
-    @property
-    def lost(self) -> list[str]:
-        return [loss for each in self.clients for loss in each.lost]
+        return sum(self.answered_by)

@@ -34,6 +34,17 @@ class NotCheckedError(Exception):
     """The scenario says nothing about this command; the text says why."""
 
 
+def check_storms(*storms: Storm) -> int:
+    """Return how many requests were answered.
+
+    :raises BrokenError: one was lost.
+    """
+    lost, answered = [loss for storm in storms for loss in storm.lost], sum(storm.answered for storm in storms)
+    if lost:
+        raise BrokenError(f"{len(lost)} lost of {answered + len(lost)}, for example: {lost[0]}")
+    return answered
+
+
 class Trial:
     """What a scenario works with.
 

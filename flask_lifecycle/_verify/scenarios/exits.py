@@ -6,7 +6,7 @@ import socket
 import time
 
 from ..client import is_refused
-from ..trial import ALL, BEYOND, SLACK, STARTED, BrokenError, NotCheckedError, Trial, scenario
+from ..trial import ALL, BEYOND, SLACK, STARTED, BrokenError, NotCheckedError, Trial, check_storms, scenario
 
 
 @scenario(
@@ -141,10 +141,7 @@ def hand_over(trial: Trial) -> str:
     goes_on = [storm.wait_answers(20) for storm in storms]
     for storm in storms:
         storm.leave()
-    lost = [loss for storm in storms for loss in storm.lost]
-    answered = sum(storm.answered for storm in storms)
-    if lost:
-        raise BrokenError(f"{len(lost)} lost of {answered + len(lost)}, for example: {lost[0]}")
+    answered = check_storms(*storms)
     if not all(goes_on):
         raise BrokenError("a client was refused")
     return f"{answered} answered, none lost or refused"
