@@ -188,7 +188,10 @@ def test_a_component_in_each_state(state: State, status: str) -> None:
 
 
 def test_keeping_readiness_in_a_drain() -> None:
-    """With "keep" readiness depends on its checks after the beginning of a drain, until it is ended."""
+    """With "keep" readiness depends on its checks after the beginning of a drain, until it is ended.
+
+    An application that was not ready before the drain does not become ready; its own groups go on.
+    """
     switch = Switch()
     made = Healthy(Check("db", switch, groups=("ready", "own"), ttl=0), keep=True)
     made.machine.apply(Event.DRAIN, "SIGTERM")
@@ -200,6 +203,10 @@ def test_keeping_readiness_in_a_drain() -> None:
     made.health.end_readiness()
     assert made.said("ready", "healthcheck", "own") == ["fail"] * 3
     assert made.health.report("ready").draining
+    made = Healthy(Check("db", switch, groups=("ready", "own")), keep=True)
+    made.machine.apply(Event.SET_NOT_READY, "maintenance")
+    made.machine.apply(Event.DRAIN)
+    assert made.said("ready", "healthcheck", "own") == ["fail", "fail", "pass"]
 
 
 def test_readiness_that_is_handed_over() -> None:
@@ -212,14 +219,6 @@ def test_readiness_that_is_handed_over() -> None:
     assert made.said("ready", "healthcheck", "own") == ["pass"] * 3
     switch.status = "fail"
     assert made.said("ready") == ["fail"]
-
-
-def test_keeping_what_was_not_ready() -> None:
-    """With "keep" an application that was not ready before the drain does not become ready; its own groups go on."""
-    made = Healthy(Check("db", Switch(), groups=("ready", "own")), keep=True)
-    made.machine.apply(Event.SET_NOT_READY, "maintenance")
-    made.machine.apply(Event.DRAIN)
-    assert made.said("ready", "healthcheck", "own") == ["fail", "fail", "pass"]
 
 
 @pytest.mark.parametrize("keep", [True, False])
@@ -261,15 +260,16 @@ def test_a_check_that_ends_the_readiness() -> None:
 # -- changes ------------------------------------------------------------------------------------------------------
 
 
-def test_changes_are_published_once() -> None:
-    """Each change of a check and of the whole is sent once, after debouncing, with a public reason."""
+@pytest.mark.parametrize(("scope", "whole"), [("local", "fail"), ("shared", "warn")])
+def test_changes_are_published_once(scope: str, whole: str) -> None:
+    """Each change of a check and of the whole, where a shared one only warns, is sent once, after debouncing."""
     down = [False]
 
     def check() -> None:
         if down[0]:
             raise HealthCheckError("down")
 
-    made = Healthy(Check("db", check, ttl=0, fail_after=2), start=False)
+    made = Healthy(Check("db", check, ttl=0, fail_after=2, scope=scope), start=False)
     with heard(made) as told:
         made.machine.apply(Event.STARTED)
         for down[0] in (False, False, True, True, True, False):
@@ -279,19 +279,10 @@ def test_changes_are_published_once() -> None:
         ("fail", "pass", "state READY"),
         ("db", "", "pass", ""),
         ("db", "pass", "fail", "down"),
-        ("pass", "fail", "check db"),
+        ("pass", whole, "check db"),
         ("db", "fail", "pass", ""),
-        ("fail", "pass", "check db"),
+        (whole, "pass", "check db"),
     ]
-
-
-def test_what_is_shared_only_warns_in_the_whole() -> None:
-    """A shared check that fails is sent as failing, and the health as a whole as a warning."""
-    made = Healthy(Check("db", Switch("fail"), scope="shared"))
-    with heard(made) as told:
-        made.said("ready")
-        made.ended()
-    assert told == [("db", "", "fail", ""), ("pass", "warn", "check db")]
 
 
 @pytest.mark.parametrize("keep", [True, False])
@@ -389,18 +380,17 @@ def test_each_change_of_the_health_names_its_check() -> None:
     # The check that warns has changed, and its receiver blocks while the one that fails changes. Computed when it is
     # sent, the health would go from "pass" to "fail" at once, by the check that warns if its thread goes on first.
     made = Healthy(Check("slow", Switch("fail"), critical=False, groups=("live",)), Check("dead", Switch("fail")))
-    held, go_on, dead = threading.Event(), threading.Event(), threading.Event()
+    entered = {"slow": threading.Event(), "dead": threading.Event()}
+    go_on = threading.Event()
 
     def hold(_sender: Any, check: str, **change: str) -> None:
-        event = {"slow": held, "dead": dead}[check]
-        event.set()
+        entered[check].set()
         assert go_on.wait(BOUND)
 
     with heard(made) as told, check_changed.connected_to(hold, made):
-        made.said("live")
-        assert held.wait(BOUND)
-        made.said("ready")
-        assert dead.wait(BOUND)
+        for group, check in (("live", "slow"), ("ready", "dead")):
+            made.said(group)
+            assert entered[check].wait(BOUND)
         go_on.set()
         made.ended()
     changes = [("pass", "warn", "check slow"), ("warn", "fail", "check dead")]
@@ -618,21 +608,12 @@ def test_what_a_check_may_ask() -> None:
 
 
 def test_a_child_forked_while_health_changes() -> None:
-    """A child that was forked while another thread held the lock of the health does not block on it."""
-    app, lifecycle = make_app(), Lifecycle()
-    lifecycle.init_app(app)
+    """A child that was forked while the lock of the health was held does not block on it."""
+    app = make_app()
+    Lifecycle(app)
     health = state_of(app).health
-    held, go_on = threading.Event(), threading.Event()
-
-    def hold() -> None:
-        with health._lock:
-            held.set()
-            assert go_on.wait(BOUND)
-
-    with running(hold):
-        assert held.wait(BOUND)
+    with health._lock:
         child = os.fork()
         if not child:
             os._exit(0 if health._lock.acquire(timeout=BOUND) else 1)
-        go_on.set()
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0

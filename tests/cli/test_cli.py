@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import logging
 import signal
 import sys
@@ -21,19 +20,9 @@ from flask_lifecycle._cli.run import Countdown
 from flask_lifecycle._core.log import show_log
 from flask_lifecycle._servers import socket_activation
 from tests._fakes import make_app, until
+from tests.cli.test_status import Terminal
 
 LOGGER = logging.getLogger("flask_lifecycle")
-
-
-class Terminal(io.StringIO):
-    """A stream that may say that it is a terminal."""
-
-    def __init__(self, *, tty: bool = True) -> None:
-        super().__init__()
-        self.tty = tty
-
-    def isatty(self) -> bool:
-        return self.tty
 
 
 class FakeState:

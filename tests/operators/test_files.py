@@ -7,7 +7,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -275,22 +275,22 @@ def test_a_file_that_is_half_written_is_read_again(subject: Subject) -> None:
 
 
 @pytest.mark.parametrize("name", ["drain", "cordon"])
-@pytest.mark.parametrize("kind", ["symlink", "dangling", "fifo", "directory"])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda path: path.symlink_to(path.with_name("target")),
+        lambda path: path.symlink_to(path.with_name("nothing")),
+        os.mkfifo,
+        Path.mkdir,
+    ],
+    ids=["symlink", "dangling", "fifo", "directory"],
+)
 def test_what_is_no_regular_file(
-    subject: Subject, tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str, kind: str
+    subject: Subject, caplog: pytest.LogCaptureFixture, name: str, make: Callable[[Path], None]
 ) -> None:
     """A link, a FIFO (whose opening would wait for ever) and a directory are warned of once and change nothing."""
-    target = tmp_path / "target"
-    target.write_text("10m by mallory")
-    match kind:
-        case "symlink":
-            (subject.path / name).symlink_to(target)
-        case "dangling":
-            (subject.path / name).symlink_to(tmp_path / "nothing")
-        case "fifo":
-            os.mkfifo(subject.path / name)
-        case "directory":
-            (subject.path / name).mkdir()
+    (subject.path / "target").write_text("10m by mallory")
+    make(subject.path / name)
     subject.look(3)
     assert (subject.machine.state, subject.drains) == (State.READY, [])
     assert warnings(caplog) == [f"the file '{subject.path}/{name}' is not a regular file; it changes nothing"]
