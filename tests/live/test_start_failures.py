@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 import sys
 from collections.abc import Callable, Iterator
@@ -14,7 +15,7 @@ import pytest
 from flask_lifecycle._verify.subject import free_port
 
 from ._client import get
-from ._process import Running, Starter
+from ._process import APPS, ROOT, Running, Starter
 
 HOOKS = "from flask_lifecycle.gunicorn import *\n"
 PYWSGI = """
@@ -148,6 +149,39 @@ def test_startup_function_fails(live: Starter, server: str) -> None:
     hooks = running.hooks()  # of two workers at the same time, where there are two
     assert hooks[0] == "last"
     assert "first" in hooks
+
+
+# The reloader's thread begins its loop when the main thread, which the failed start has ended, has closed the server.
+LATE_LOOP = """
+import threading
+from live_app import app
+from werkzeug.serving import BaseWSGIServer, run_simple
+
+serve_forever = BaseWSGIServer.serve_forever
+closed = threading.Event()
+
+def begin_late(server):
+    closed.wait()
+    serve_forever(server)
+
+BaseWSGIServer.serve_forever = begin_late
+try:
+    run_simple("127.0.0.1", 0, app, threaded=True, use_reloader=True)
+finally:
+    closed.set()
+    threading.Event().wait(0.5)  # longer than the thread takes to begin
+"""
+
+
+def test_a_loop_that_begins_after_the_start_has_failed(live: Starter) -> None:
+    """A loop that the reloader's thread begins when the main thread leaves prints no traceback."""
+    script = live.home / "late.py"
+    script.write_text(LATE_LOOP)
+    env = {"PYTHONPATH": f"{ROOT}{os.pathsep}{APPS}"}
+    with taken_port() as taken:
+        settings = {"LIFECYCLE_PROBE_HOST": "127.0.0.1", "LIFECYCLE_PROBE_PORT": taken}
+        running = live.start(sys.executable, str(script), settings=settings, plan={"logging": True}, env=env)
+        assert running.wait_gone() == 1, running.log_tail
 
 
 def test_a_master_that_replaces_workers(live: Starter) -> None:

@@ -219,7 +219,10 @@ class Werkzeug(ConnectionAdapter):
                     threading.Thread(target=run_loop, name="lifecycle-werkzeug", daemon=True).start()
             self.leaving()
             self._let_go = True
-        close()
+        # The reloader's child exits now. Its thread may begin the loop only after a failed start, and then needs the
+        # descriptor, which is silent.
+        if run_simple.role() != run_simple.CHILD:
+            close()
 
     def stop(self) -> None:
         for server in self._servers:
