@@ -435,22 +435,6 @@ def _same(text: str, loaded: object) -> bool:
 
 
 RULES: tuple[Rule, ...] = (
-    fits,
-    graceful_timeout,
-    probe_grace,
-    stop_hook,
-    no_delay,
-    probe_paths,
-    probe_ports,
-    reachable,
-    probe_host,
-    probe_timeouts,
-    probe_ways,
-    starts,
-    has_readiness,
-    shell_form,
-    kill_mode,
-    stop_signal,
-    unit_type,
-    environment,
-)
+    fits, graceful_timeout, probe_grace, stop_hook, no_delay, probe_paths, probe_ports, reachable, probe_host,
+    probe_timeouts, probe_ways, starts, has_readiness, shell_form, kill_mode, stop_signal, unit_type, environment,
+)  # fmt: skip

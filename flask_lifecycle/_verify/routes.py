@@ -44,17 +44,12 @@ class Record:
             os.close(descriptor)
 
 
-def _raise(record: Record) -> None:
-    record.add("raises")
-    raise RuntimeError("as 'flask lifecycle verify' has asked")
-
-
-def _hang(record: Record) -> None:
-    record.add("hangs")
+def _misbehave(record: Record, how: str) -> None:
+    """Raise or hang, as a hook of the application might."""
+    record.add(how)
+    if how == "raises":
+        raise RuntimeError("as 'flask lifecycle verify' has asked")
     threading.Event().wait()
-
-
-_HOOKS = {"raises": _raise, "hangs": _hang}
 
 
 class VerifyRoutes(Feature):
@@ -63,14 +58,14 @@ class VerifyRoutes(Feature):
     def __init__(self, application: Any) -> None:
         prefix, _, rest = os.environ[VARIABLE].partition(":")
         hook, _, path = rest.partition(":")
-        if not (prefix and hook in ("", *_HOOKS) and os.path.isfile(path)):
+        if not (prefix and hook in ("", "raises", "hangs") and os.path.isfile(path)):
             raise ValueError(f"{VARIABLE} is set, but not by 'flask lifecycle verify'; unset it.")
         self._record = record = Record(path)
         application.flask.register_blueprint(_blueprint(prefix, record, application))
         if not any(hook.name == _HOOK for hook in application.hooks.of("shutdown")):  # several applications share it
             application.hooks.add("shutdown", lambda: record.add("shutdown"), _HOOK, None)
             if hook:  # added later, it runs earlier
-                application.hooks.add("shutdown", lambda: _HOOKS[hook](record), f"{_HOOK}-{hook}", None)
+                application.hooks.add("shutdown", lambda: _misbehave(record, hook), f"{_HOOK}-{hook}", None)
         settings = application.settings
         paths = {kind: settings.url_prefix + settings.paths[name] for kind, name in _PROBES.items()}
         record.add(

@@ -38,13 +38,12 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager
-from typing import Any, Protocol
+from typing import Any
 
 from .._core.fork import renew_in_children
 from .._core.scheduler import Scheduler
 from .._core.state import logger
-from ._check import Check, CheckContext, CheckHistory, CheckReport, CheckResult
+from ._check import Check, CheckHistory, CheckReport, CheckResult
 from ._outbox import Outbox
 from ._returned import CheckMistakeError, as_result
 
@@ -54,19 +53,6 @@ JITTER = 0.1
 KEPT_DURATIONS = 30
 # Probes that wait for one check at once. In a flood while it hangs, further ones get the last known status at once.
 MOST_WAITING = 128
-
-
-class App(Protocol):
-    """The application as the engine uses it."""
-
-    def context(self) -> AbstractContextManager[Any]:
-        """An application context."""
-
-    def ensure_sync(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """Make a coroutine function a plain one, as for an async view."""
-
-    def check_context(self) -> CheckContext:
-        """The argument of a check that takes one."""
 
 
 class Debounce:
@@ -113,7 +99,7 @@ class _Run:
         self.result = CheckResult()
         self.error: BaseException | None = None
 
-    def execute(self, check: Check, app: App) -> None:
+    def execute(self, check: Check, app: Any) -> None:
         try:
             with app.context():
                 function = check.function if check.coroutine is None else app.ensure_sync(check.coroutine)
@@ -325,6 +311,8 @@ class _Runner:
 class Engine:
     """The checks of one application. Any thread may use it.
 
+    :param app: has ``context()``, an application context; ``ensure_sync()`` for coroutine functions, as of an async
+        view; and ``check_context()``, the argument of a check that takes one.
     :param checks: gives the registered checks, in order; called each time, so one added later is seen at once.
     :param changed: called as ``changed(check, old, new, reason)`` after each change of a status; ``old`` is empty
         after the first result.
@@ -333,7 +321,7 @@ class Engine:
 
     def __init__(
         self,
-        app: App,
+        app: Any,
         checks: Callable[[], Iterable[Check]],
         changed: Callable[[Check, str, str, str], None],
         record: Callable[[Check, str, str, str], None] = lambda check, old, new, reason: None,

@@ -46,7 +46,7 @@ from blinker import Namespace
 from .._core.fork import renew_in_children
 from .._core.state import ENDING, State, StateMachine, send
 from ._check import Check, CheckReport
-from ._engine import App, Engine
+from ._engine import Engine
 from ._outbox import Outbox
 
 _signals = Namespace()
@@ -133,7 +133,7 @@ class Transition:
 class Health:
     """The health of one application. Any thread may use it.
 
-    :param app: the application as its checks see it.
+    :param app: the application, as the engine uses it.
     :param checks: gives the registered checks.
     :param sender: of the signals.
     :param timeout: seconds that a probe waits for all its checks together.
@@ -142,7 +142,7 @@ class Health:
 
     def __init__(
         self,
-        app: App,
+        app: Any,
         checks: Callable[[], Iterable[Check]],
         sender: Any,
         machine: StateMachine,
