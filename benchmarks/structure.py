@@ -13,7 +13,8 @@ import os
 import statistics
 import subprocess
 import sys
-from collections.abc import Iterator
+import tokenize
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -26,12 +27,40 @@ IMPORTS = ("import flask", "import flask, flask_lifecycle")
 ROUNDS = 15
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
+_NO_CODE = {
+    tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENCODING,
+    tokenize.ENDMARKER,
+}  # fmt: skip
 
 
 def lines(*paths: Path) -> int:
     """Count the lines of Python files and of the Python files in folders."""
-    files = {file for path in paths for file in ([path] if path.is_file() else path.rglob("*.py"))}
-    return sum(len(file.read_text(encoding="utf-8").splitlines()) for file in files)
+    return sum(len(file.read_text(encoding="utf-8").splitlines()) for file in files(*paths))
+
+
+def files(*paths: Path) -> set[Path]:
+    """The Python files among these, and of the folders among these."""
+    return {file for path in paths for file in ([path] if path.is_file() else path.rglob("*.py"))}
+
+
+def code_lines(file: Path) -> int:
+    """Count the lines that are neither blank nor comment nor docstring."""
+    text = file.read_text(encoding="utf-8")
+    documented = [
+        node.body[0]
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, ast.Module | ast.ClassDef | Function) and ast.get_docstring(node, clean=False) is not None
+    ]
+    with file.open("rb") as source:
+        tokens = [token for token in tokenize.tokenize(source.readline) if token.type not in _NO_CODE]
+    code = {line for token in tokens for line in range(token.start[0], token.end[0] + 1)} - {0}
+    return len(code - {line for node in documented for line in range(node.lineno, (node.end_lineno or 0) + 1)})
+
+
+def sizes(*paths: Path, without: Iterable[Path] = ()) -> str:
+    """The lines of Python files and folders, and how many of them are code."""
+    counted = files(*paths) - files(*without)
+    return f"{lines(*counted):,}, code {sum(map(code_lines, counted)):,}"
 
 
 def trees(folder: Path) -> dict[Path, ast.Module]:
@@ -107,8 +136,7 @@ def figures() -> Iterator[tuple[str, str]]:
     """Every figure, with its name."""
     parsed = trees(PACKAGE)
     classes = [node for node in nodes(parsed) if isinstance(node, ast.ClassDef)]
-    sizes = {path.relative_to(PACKAGE): lines(path) for path in parsed}
-    largest = max(sizes, key=lambda path: sizes[path])
+    largest = max(parsed, key=lines)
     bodies = sorted(body_lines(node) for node in nodes(parsed) if isinstance(node, Function))
     core = [PACKAGE / name for name in CORE_PATH if (PACKAGE / name).exists()]
     beside = [PACKAGE / name for name in BESIDE_THE_PATH if (PACKAGE / name).exists()]
@@ -116,10 +144,10 @@ def figures() -> Iterator[tuple[str, str]]:
 
     yield "files at the top of the package", str(len(list(PACKAGE.glob("*.py"))))
     yield "modules", str(len(parsed))
-    yield "lines", f"{lines(PACKAGE):,}"
-    yield "lines of the core path", f"{lines(*core) - lines(*beside):,}"
-    yield "lines of _servers", f"{lines(PACKAGE / '_servers'):,}"
-    yield "largest module", f"{largest} ({sizes[largest]} lines)"
+    yield "lines", sizes(PACKAGE)
+    yield "lines of the core path", sizes(*core, without=beside)
+    yield "lines of _servers", sizes(PACKAGE / "_servers")
+    yield "largest module", f"{largest.relative_to(PACKAGE)} ({lines(largest)} lines)"
     yield "classes", str(len(classes))
     yield "Protocols", str(sum(is_protocol(node) for node in classes))
     yield "classes with most attributes", ", ".join(f"{node.name} {len(attributes(node))}" for node in widest)
