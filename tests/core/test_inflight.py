@@ -71,10 +71,7 @@ class Chunks:
 
 @pytest.mark.parametrize("to_the_end", [True, False])
 def test_counted_until_closed_or_iterated_to_the_end(to_the_end: bool) -> None:
-    """A request is in flight from before the application is called until its body has come to its end or is closed.
-
-    A server that has come to its end may keep the body and never close it.
-    """
+    """A request is in flight from before the application is called until its body has come to its end or is closed."""
     ledger, chunks, during = Ledger(), Chunks(b"a", b"b"), list[int]()
     ledger.count_leavers()
 

@@ -225,10 +225,7 @@ def test_a_flood_of_stragglers_is_counted(caplog: pytest.LogCaptureFixture) -> N
 
 
 def test_the_report_is_written_whole(tmp_path: Path) -> None:
-    """A regular file, of one process where the path says so, is replaced in one step, with nothing left beside it.
-
-    A pipe that somebody has put where the report is made before it is put in place blocks nobody.
-    """
+    """A regular file is replaced in one step, with nothing left beside it, whatever was there, a pipe included."""
     path = tmp_path / f"report-{os.getpid()}.json"
     path.write_text("an older, longer one" * 1000)
     os.mkfifo(tmp_path / f"{path.name}.{os.getpid()}.tmp")

@@ -56,7 +56,7 @@ def test_a_request_that_waits_for_a_hung_start_is_answered_when_the_process_stop
 
 
 def test_a_task_holds_readiness() -> None:
-    """Until the last task has ended the state is STARTING; requests are served. A second end does no harm."""
+    """Until the last task has ended the state is STARTING; requests are served, and a second end does no harm."""
     lifecycle = Lifecycle()
     first, second = lifecycle.startup_task("cache"), lifecycle.startup_task("model")
     with lifecycle.startup_task("over before the functions are"):

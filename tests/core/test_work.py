@@ -247,10 +247,7 @@ def test_what_is_no_executor(lifecycle: Lifecycle, executor: Any) -> None:
 
 
 def test_work_that_does_not_end_is_abandoned(caplog: pytest.LogCaptureFixture) -> None:
-    """At the deadline work that still goes on is logged with its age and its thread's stack, and the exit code is 1.
-
-    Fifty pieces of work of one name are one line of the log, and all of them are in the report.
-    """
+    """At the deadline work is logged with its age and its stack, once for each name, and the exit code is 1."""
     clock = ManualClock()
     member = FakeMember(clock, grace_period=10.0, hook_reserve=2.0)
     member.work = StuckWork(clock)
@@ -332,10 +329,7 @@ def test_a_forked_child_has_no_work(lifecycle: Lifecycle) -> None:
 
 
 def test_an_item_tells_the_thread_that_has_entered_it(lifecycle: Lifecycle) -> None:
-    """An item that is made here and entered in another thread is that thread's, name and stack; until then it has none.
-
-    Who has made an item may have handed it on: where its thread is says nothing about the work.
-    """
+    """An item that is entered in another thread has that thread's name and stack, and until then no stack."""
     item, entered, end = lifecycle.work("job"), threading.Event(), threading.Event()
     (info,) = lifecycle.work_items(stacks=True)
     assert (info.thread, info.stack) == (threading.current_thread().name, "")

@@ -228,10 +228,7 @@ LINE = "server waitress (detected): a shutdown answers every accepted connection
 
 
 def test_the_start_comes_with_the_server() -> None:
-    """A server that is bound does not begin the start-up; one that begins to serve does, before any request.
-
-    From READY on a stop may come: by then the server is known, and what has to be in place is.
-    """
+    """A server that is bound does not begin the start-up; one that begins to serve does, and is known by READY."""
     assert program(
         """
         lifecycle.on_startup(lambda: print("on_startup"))
