@@ -17,7 +17,6 @@ from waitress.trigger import trigger
 from flask_lifecycle import _servers
 from flask_lifecycle._core.inflight import Load
 from flask_lifecycle._servers import waitress
-from flask_lifecycle._servers.waitress import pool as pool_module
 from tests._fakes import BOUND, Served, running, served, until
 from tests.live._client import Connection
 
@@ -99,7 +98,7 @@ def test_a_loop_that_does_not_turn() -> None:
 def test_a_pool_that_is_emptied() -> None:
     """A ping that is still there when waitress ends its pool is given up in silence."""
     pool = ThreadedTaskDispatcher()
-    assert pool_module.send_ahead(pool, pool_module.Ping(lambda: pytest.fail("it came back")))
+    assert waitress.pool.send_ahead(pool, waitress.pool.Ping(lambda: pytest.fail("it came back")))
     pool.shutdown(timeout=0)
     assert not pool.queue
 
@@ -114,7 +113,7 @@ def test_through_a_foreign_waitress(app: Gates) -> None:
     subject.adopt(made, [])
     back, gate = threading.Event(), threading.Event()
     other = made[1].task_dispatcher
-    assert pool_module.send_ahead(other, pool_module.Ping(gate.wait))
+    assert waitress.pool.send_ahead(other, waitress.pool.Ping(gate.wait))
     until(lambda: not other.queue)
     with running(made[0].run):
         assert subject.ping(back.set) is True
@@ -146,7 +145,7 @@ def test_a_trigger_that_is_full(pulled: Any) -> None:
         while True:
             os.write(pulled.trigger, b"x" * 4096)
     os.set_blocking(pulled.trigger, True)
-    with running(lambda: pool_module.through_loop(pulled, lambda: None)):
+    with running(lambda: waitress.pool.through_loop(pulled, lambda: None)):
         pass
     assert len(pulled.thunks) == 1
 
@@ -154,17 +153,17 @@ def test_a_trigger_that_is_full(pulled: Any) -> None:
 def test_a_trigger_that_is_closed(pulled: Any) -> None:
     """Nothing is written to the number of a pipe that is closed; an open one wakes its loop by a byte."""
     called: list[str] = []
-    pool_module.through_loop(pulled, lambda: called.append("back"))
+    waitress.pool.through_loop(pulled, lambda: called.append("back"))
     pulled.handle_read()
     assert called == ["back"]
     pulled.close()
-    pool_module.through_loop(pulled, lambda: None)
+    waitress.pool.through_loop(pulled, lambda: None)
     assert pulled.thunks == []
 
 
 def test_a_trigger_whose_lock_is_held(pulled: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """A thunk that hangs in the loop holds up no worker for longer than a second."""
-    monkeypatch.setattr(pool_module, "NEXT_PATIENCE", 0.01)
+    monkeypatch.setattr(waitress.pool, "NEXT_PATIENCE", 0.01)
     with pulled.lock:
-        pool_module.through_loop(pulled, lambda: None)
+        waitress.pool.through_loop(pulled, lambda: None)
     assert pulled.thunks == []
