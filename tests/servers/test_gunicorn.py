@@ -15,6 +15,7 @@ from typing import Any
 from unittest.mock import Mock
 
 import pytest
+from gunicorn import util
 from gunicorn.workers.base import Worker as GunicornWorker
 from gunicorn.workers.sync import SyncWorker
 
@@ -317,6 +318,23 @@ def test_connections_of_gevent_that_wait_are_hung_up(monkeypatch: pytest.MonkeyP
         worker.handle(None, ours, None)
         assert seen == [False, False, False, False, False, True]
         look(0.0)  # harmless
+
+
+@pytest.mark.parametrize("sends_on", [False, True])
+def test_an_answered_connection_is_closed_when_its_client_has_the_answer(sends_on: bool) -> None:
+    """A leaving worker waits neither for a client to close nor for two seconds, unless the client sends on."""
+    before, closed = util.close_graceful, list[Any]()
+    util.close_graceful = closed.append
+    try:
+        subject = connections.Connections(FakeGunicornWorker())
+        subject.leaving = True
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            theirs.send(b"x" * sends_on)
+            util.close_graceful(ours)
+            assert (closed == [ours], ours.fileno() == -1) == (sends_on, not sends_on)
+    finally:
+        util.close_graceful = before
 
 
 def test_a_connection_that_comes_to_a_leaving_worker_has_its_linger(
