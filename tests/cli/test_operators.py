@@ -162,6 +162,8 @@ def test_nobody_and_nonsense(served: Flask) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         url = f"http://127.0.0.1:{free.getsockname()[1]}"
     refused(invoke(None, "status", url), f"{url}/healthcheck does not answer: the connection is refused.")
+    drain = ("drain", url, "--token", TOKEN)
+    refused(invoke(None, *drain), f"{url}/lifecycle/drain does not answer: the connection is refused.")
     url = f"{url_of(served)}/nothing"
     refused(
         invoke(None, "status", url), f"{url} answered 404, which is no health document; give the URL of a health check."

@@ -446,6 +446,8 @@ def test_a_groups_own_details() -> None:
     lifecycle.group("open", path="/open", details="always")
     lifecycle.group("keyed", path="/keyed", details="token")
     lifecycle.group("ready", details="always")
+    with pytest.raises(ValueError, match=r"^The group 'ready' is configured already; configure it in one call\.$"):
+        lifecycle.group("ready", details="never")
     lifecycle.group("closed", path="/closed")
     lifecycle.check("db", groups=("open", "keyed", "ready", "closed"))(lambda: None)
     told = {path: "checks" in json.loads(get(app, path).data) for path in ("/open", "/keyed", "/readyz", "/closed")}
