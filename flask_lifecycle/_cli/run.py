@@ -128,11 +128,15 @@ def run(
     if reload_on is not None:
         if server != "waitress":
             raise click.UsageError(f"--reload-on needs waitress; leave out '--server {server}' or '--reload-on'.")
-        from .._restart import worker
+        from .._restart import supervisor, worker
 
         restart_worker = worker.restart_worker()
         if restart_worker is None:
-            sys.exit(_supervise(server, host, port, given, descriptors, reload_on, reload_within))
+            # The workers that serve load the application; this process has the listeners.
+            with _one_sentence():
+                ours, inherited = supervisor.open_listeners(server, host, port, given, descriptors)
+            show_log()
+            sys.exit(supervisor.Supervisor(ours, inherited, signal.Signals[reload_on], reload_within).run())
         host = port = None
         given = {key: value for key, value in given.items() if key not in ("listen", "unix_socket")}
         given["sockets"] = restart_worker.listeners
@@ -157,24 +161,6 @@ def _one_sentence() -> Iterator[None]:
         raise click.ClickException(error.strerror or str(error)) from None
     except (ValueError, RuntimeError) as error:
         raise click.UsageError(str(error)) from None
-
-
-def _supervise(
-    server: str,
-    host: str | None,
-    port: int | None,
-    options: dict[str, Any],
-    descriptors: tuple[int, ...],
-    reload_on: str,
-    patience: float,
-) -> int:
-    """Open the listeners and start the workers that serve; the application is not loaded here."""
-    from .._restart import supervisor
-
-    with _one_sentence():
-        ours, given = supervisor.open_listeners(server, host, port, options, descriptors)
-    show_log()
-    return supervisor.Supervisor(ours, given, signal.Signals[reload_on], patience).run()
 
 
 class Countdown:

@@ -11,7 +11,7 @@ and gets the same answer. The second cordon lasts as long as the first, from its
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from werkzeug import Request, Response
@@ -29,14 +29,11 @@ class Operators(Feature):
 
     @classmethod
     def of(cls, application: Any) -> Operators:
-        probes = application.probes
-        probes.operators |= handlers(application.control, probes.fold(application.settings.url_prefix))
+        probes, prefix = application.probes, application.probes.fold(application.settings.url_prefix)
+        for action in _PARAMETERS:
+            answer = functools.partial(_respond, application.control, action)
+            probes.operators[f"{prefix}/lifecycle/{action}"] = answer
         return cls()
-
-
-def handlers(control: Control, prefix: str) -> dict[str, Callable[[Request], Response]]:
-    """What answers operators' requests that have the token, by path. Any thread may call it."""
-    return {f"{prefix}/lifecycle/{action}": functools.partial(_respond, control, action) for action in _PARAMETERS}
 
 
 def _respond(control: Control, action: str, request: Request) -> Response:
