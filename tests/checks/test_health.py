@@ -30,19 +30,7 @@ from flask_lifecycle import (
 from flask_lifecycle._core.state import Event, StateMachine
 from flask_lifecycle.checks._health import Health
 from tests._fakes import BOUND, make_app, running, state_of, until
-
-
-class FakeApp:
-    """An application as the engine sees it."""
-
-    def context(self) -> contextlib.AbstractContextManager[Any]:
-        return contextlib.nullcontext()
-
-    def ensure_sync(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        raise AssertionError("there is no coroutine here")
-
-    def check_context(self) -> CheckContext:
-        raise AssertionError("nobody wants it")
+from tests.checks.test_checks import FakeApp
 
 
 class Switch:

@@ -11,12 +11,9 @@ import os
 import pwd
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
-import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -27,20 +24,16 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from flask_lifecycle._verify.subject import free_port
 from tests._fakes import BOUND, ROOT, until
 from tests._needs import program
+from tests.live._process import wait_until
 from tests.services._tasks import BROKER
 
-# How long initdb, or a server that starts, may take on a busy machine, in seconds.
+# How long initdb may take on a busy machine, in seconds.
 PATIENCE = 60.0
 # The name under which the tests look at a server from outside, so that they do not see themselves.
 OBSERVER = "observer"
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-        return port
 
 
 def children(pid: int) -> list[int]:
@@ -48,15 +41,6 @@ def children(pid: int) -> list[int]:
     with contextlib.suppress(OSError):
         return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
     return []
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    """Wait for what costs a process to look at; fail when it does not come."""
-    deadline = time.monotonic() + PATIENCE
-    pause = threading.Event()
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come"
-        pause.wait(0.02)
 
 
 class Server:
@@ -94,7 +78,7 @@ class Server:
                 extra_groups=[] if self.user else None,
                 start_new_session=True,
             )
-        wait_for(self._up)
+        wait_until(self._up, "an answer of the server")
 
     def _up(self) -> bool:
         assert self._process is not None
@@ -134,7 +118,7 @@ class Server:
         if self._process is None or self._process.poll() is not None:
             self.start()
         else:
-            wait_for(self._up)
+            wait_until(self._up, "an answer of the server")
 
 
 class Postgres(Server):
