@@ -19,8 +19,9 @@ from ._health import Group, HealthReport, Transition, check_changed, health_chan
 
 if TYPE_CHECKING:
     from .celery import CeleryCheck
+    from .certificate import CertificateCheck
     from .heartbeat import Heartbeat
-    from .network import CertificateCheck, DNSCheck, HTTPCheck, TCPCheck
+    from .network import DNSCheck, HTTPCheck, TCPCheck
     from .redis import RedisCheck
     from .sql import DatabaseCheck, MigrationsCheck, PoolCheck
     from .system import DiskCheck, MaintenanceFileCheck, MemoryCheck, PathCheck
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 _READY_MADE = {
     "CeleryCheck": "celery",
-    "CertificateCheck": "network",
+    "CertificateCheck": "certificate",
     "DNSCheck": "network",
     "DatabaseCheck": "sql",
     "DiskCheck": "system",

@@ -24,19 +24,15 @@ import socket
 import ssl
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from datetime import datetime, timezone
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from . import _certificate, _validation
+from . import _validation
 from ._check import CheckResult, HealthCheckError
-
-if TYPE_CHECKING:
-    import os
 
 # With the half second for the resolver this is the engine's default of two seconds.
 LIMIT = 1.5
-_FOR_THE_RESOLVER = 0.5
+FOR_THE_RESOLVER = 0.5
 # The timeout of a socket has an upper bound, and no probe waits that long.
 LONGEST = 3600.0
 # Head and body together. A health page has a few kilobytes; a server must not be able to fill our memory.
@@ -92,7 +88,7 @@ class HTTPCheck:
     ) -> None:
         _validation.positive("limit", limit, "a number of seconds", LONGEST)
         self.name = name
-        self.timeout = limit + _FOR_THE_RESOLVER
+        self.timeout = limit + FOR_THE_RESOLVER
         self._limit = limit
         self._method = method
         self._statuses = _check_statuses(statuses)
@@ -104,7 +100,7 @@ class HTTPCheck:
 
     def __call__(self) -> CheckResult:
         began = time.monotonic()
-        with _reasons(self._limit), _connect(self._host, self._port, self._limit) as connection:
+        with reasons(self._limit), connect(self._host, self._port, self._limit) as connection:
             if self._context is not None:
                 connection.secure(self._context, self._host)
             connection.send(self._request)
@@ -133,14 +129,14 @@ class TCPCheck:
     def __init__(self, host: str, port: int, *, limit: float = LIMIT, name: str = "tcp") -> None:
         _validation.positive("limit", limit, "a number of seconds", LONGEST)
         self.name = name
-        self.timeout = limit + _FOR_THE_RESOLVER
+        self.timeout = limit + FOR_THE_RESOLVER
         self._host = _validation.host_name("host", host)
         self._port = _validation.port_number(port)
         self._limit = limit
 
     def __call__(self) -> CheckResult:
         began = time.monotonic()
-        with _reasons(self._limit), _connect(self._host, self._port, self._limit):
+        with reasons(self._limit), connect(self._host, self._port, self._limit):
             return CheckResult(value=round((time.monotonic() - began) * 1000, 1), unit="ms")
 
 
@@ -163,7 +159,7 @@ class DNSCheck:
         self._expected = None if expected is None else _check_networks(expected)
 
     def __call__(self) -> CheckResult:
-        with _reasons(0.0):
+        with reasons(0.0):
             found = socket.getaddrinfo(self._hostname, None, type=socket.SOCK_STREAM)
         addresses = {ipaddress.ip_address(address[0]) for *_rest, address in found}
         if self._expected is not None:
@@ -171,85 +167,6 @@ class DNSCheck:
             if outside:
                 raise HealthCheckError(f"{len(outside)} of {len(addresses)} addresses of the name are not expected.")
         return CheckResult(observed={"addresses": len(addresses)}, value=len(addresses), unit="addresses")
-
-
-class CertificateCheck:
-    """Checks how long a certificate is valid: the one that a host sends, or those in a PEM file.
-
-    It only reads the dates and verifies neither the issuer nor the host, so it also reports an expired or self-signed
-    certificate (:class:`HTTPCheck` verifies). Of a host it reads the host's own certificate, not those of the
-    authorities in between; of a file it reads all, and the first to expire counts. It cannot read a host that starts
-    TLS only after some conversation (STARTTLS), or that rejects clients without a certificate.
-
-    :param host: a name, which is also sent in the handshake (SNI), or an address.
-    :param path: a PEM file, instead of the host; other content of the file is skipped.
-    :param warn_days: warn when fewer days are left; 14 is Spring Boot's default.
-    :param fail_days: fail when fewer days are left, or with ``None`` only when it has expired.
-    :param limit: seconds for everything but the resolver.
-    """
-
-    scope = "shared"
-
-    def __init__(
-        self,
-        host: str | None = None,
-        port: int = 443,
-        *,
-        path: str | os.PathLike[str] | None = None,
-        warn_days: float | None = 14,
-        fail_days: float | None = 3,
-        limit: float = LIMIT,
-        name: str = "certificate",
-    ) -> None:
-        if (host is None) == (path is None):
-            raise TypeError("A CertificateCheck takes a 'host' or the 'path' of a file; give one of them.")
-        _validation.positive("limit", limit, "a number of seconds", LONGEST)
-        self.name = name
-        self.timeout = limit + _FOR_THE_RESOLVER
-        if path is not None:
-            self.scope = "local"
-        self._host = None if host is None else _validation.host_name("host", host)
-        self._port = _validation.port_number(port)
-        self._path = "" if path is None else _validation.file_path(path)
-        self._warn, self._fail = _validation.thresholds("days", warn_days, fail_days, "a number of days", falling=True)
-        self._limit = limit
-
-    def __call__(self) -> CheckResult:
-        certificates = self._in_file() if self._host is None else self._of_host(self._host)
-        try:
-            begins, ends = zip(*map(_certificate.validity, certificates), strict=True)
-        except ValueError as error:
-            raise HealthCheckError("The certificate cannot be read.") from error
-        return self._result(max(begins), min(ends))
-
-    def _result(self, begins: datetime, ends: datetime) -> CheckResult:
-        now = datetime.now(timezone.utc)
-        days = (ends - now).total_seconds() / 86400
-        status = _validation.status_of(days, self._warn, self._fail, falling=True)
-        output = "" if status == "pass" else f"The certificate expires in {days:.1f} days; renew it."
-        if days <= 0:
-            status, output = "fail", f"The certificate expired {-days:.1f} days ago; renew it."
-        elif begins > now:
-            status, output = "fail", "The certificate is not valid yet."
-        observed = {"days": round(days, 1), "expires": ends.isoformat()}
-        return CheckResult(status, output, observed, round(days, 1), "days")
-
-    def _of_host(self, host: str) -> list[bytes]:
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # nothing is sent over this connection, so trust any host
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
-        with _reasons(self._limit), _connect(host, self._port, self._limit) as connection:
-            connection.secure(context, host)
-            return [connection.peer_certificate()]
-
-    def _in_file(self) -> list[bytes]:
-        try:
-            certificates = _certificate.read_pem(_validation.read_beginning(self._path, MOST_READ))
-        except (OSError, ValueError) as error:
-            raise HealthCheckError("The certificate file cannot be read.") from error
-        if not certificates:
-            raise HealthCheckError("The file contains no certificate.")
-        return certificates
 
 
 # -- arguments --------------------------------------------------------------------------------------------------------
@@ -336,7 +253,7 @@ _trusting_context = functools.cache(ssl.create_default_context)
 
 
 @contextlib.contextmanager
-def _reasons(limit: float) -> Iterator[None]:
+def reasons(limit: float) -> Iterator[None]:
     """Turn a network error into a public sentence, with the error as its cause."""
     try:
         yield
@@ -348,7 +265,7 @@ def _reasons(limit: float) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _connect(host: str, port: int, limit: float) -> Iterator[_Connection]:
+def connect(host: str, port: int, limit: float) -> Iterator[_Connection]:
     addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     with _Connection(limit) as connection:
         connection.open_first(addresses)
@@ -393,13 +310,10 @@ class _Connection(io.RawIOBase):
         self._sock.settimeout(self._left() / share)
         self._sock.connect(where)
 
-    def secure(self, context: ssl.SSLContext, host: str) -> None:
-        """Start TLS. The timeout holds for the whole handshake."""
+    def secure(self, context: ssl.SSLContext, host: str) -> bytes:
+        """Start TLS, and return the host's certificate as DER. The timeout holds for the whole handshake."""
         self._sock.settimeout(self._left())
         self._sock = context.wrap_socket(self._sock, server_hostname=host)
-
-    def peer_certificate(self) -> bytes:
-        """The host's certificate as DER, verified or not."""
         return self._sock.getpeercert(binary_form=True) or b""
 
     def send(self, data: bytes) -> None:
