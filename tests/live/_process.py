@@ -26,6 +26,8 @@ APPS = Path(__file__).parent.parent / "live_apps"
 ROOT = APPS.parent.parent
 BIG = b"".join(b"%07d\n" % number for number in range(1 << 20))  # as the live app makes it
 
+# A plan whose delay lasts until the test has asked, and opens this gate, however long that takes on a busy machine.
+UNTIL_ASKED: dict[str, Any] = {"hooks": {"drain": [["asked", "hold", None]]}}
 # What a process prints when something went wrong that nobody caught.
 TROUBLE = re.compile(r"Traceback \(most recent call last\)|Exception ignored|Fatal Python error")
 # A terminal sends Ctrl-C to the session that it controls.
@@ -56,17 +58,6 @@ _HYPERCORN = ("--workers", "0", "--bind", "127.0.0.1:{port}", "--keep-alive", "6
 ALONE = {
     "flask-run": ("-m", "flask", "--app", "live_app.py", "run", "--no-reload", "-p", "{port}"),
     "cheroot-alone": ("started_by_others.py", "cheroot", "{port}"),
-    "cheroot-command": (
-        "-m",
-        "cheroot",
-        "live_app:app",
-        "--bind",
-        "127.0.0.1:{port}",
-        "--threads",
-        "4",
-        "--timeout",
-        "60",
-    ),
     "gevent-alone": ("started_by_others.py", "gevent", "{port}"),
     "uvicorn": ("-m", "uvicorn", *_UVICORN),
     "uvicorn-native": ("-c", "import sys; sys.modules['a2wsgi'] = None; import uvicorn; uvicorn.main()", *_UVICORN),
@@ -275,11 +266,6 @@ class Running:
     def lasted(self) -> float:
         """Seconds from the last signal to the end of the process."""
         return self.gone_at - self.signalled_at
-
-    @property
-    def shutdown_took(self) -> float:
-        """Seconds that the shutdown took, as the process itself tells it."""
-        return float(self.wait_log(r"shutdown complete in ([\d.]+) s")[1])
 
     def process_state(self) -> str:
         """Return the letter that the kernel has for the state of the process (T: stopped)."""

@@ -7,7 +7,7 @@ import signal
 from typing import Any
 
 from ._client import get
-from ._process import Running, Starter
+from ._process import UNTIL_ASKED, Running, Starter
 from ._traffic import in_flight
 from .test_probes import PROBE_LISTENER, probe_address
 
@@ -101,7 +101,7 @@ def test_readiness_kept_until_the_listener_closes(live: Starter) -> None:
     the listener is closed.
     """
     settings = {**PROBE_LISTENER, "LIFECYCLE_READINESS_ON_DRAIN": "keep"}
-    plan = {"checks": {"db": {"ttl": 0}}, "hooks": {"drain": [["asked", "hold", None]]}}
+    plan = {"checks": {"db": {"ttl": 0}}, **UNTIL_ASKED}
     running = live.serve("waitress", app=APP, settings=settings, plan=plan, excuse="check 'db' fails")
     probes = probe_address(running)
     with in_flight(running):

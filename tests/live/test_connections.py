@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from ._client import Address, Connection, Response, get, refuses, request_head
-from ._process import BIG, THEIRS, Starter
+from ._process import BIG, THEIRS, UNTIL_ASKED, Starter
 from ._traffic import fill_accept_queue, in_flight
 from .conftest import each_lossless_server
 
@@ -58,12 +58,12 @@ def test_silent_connection_speaks_within_the_linger(live: Starter, lossless_serv
 
 def test_connection_that_spoke_in_the_delay_lingers_no_more(live: Starter) -> None:
     """An idle connection whose request in the delay was told to close is closed by the answer, not by the linger."""
-    running = live.serve("waitress", settings=LONG_LINGER, plan={"hooks": {"drain": [["registry", "hold", None]]}})
+    running = live.serve("waitress", settings=LONG_LINGER, plan=UNTIL_ASKED)
     with Connection(running.address) as connection:
         assert not connection.get("/fast").says_close
         running.begin_stop()
         assert connection.get("/fast").says_close
-        running.open_gate("registry")
+        running.open_gate("asked")
         assert connection.rest() == b""
     assert running.wait_gone() == 0
 

@@ -16,7 +16,7 @@ import pytest
 from flask_lifecycle._verify.subject import free_port
 
 from ._client import Connection, Storm, get, storm
-from ._process import BIG, ROOT, Running, Starter, wait_until
+from ._process import BIG, ROOT, UNTIL_ASKED, Running, Starter, wait_until
 from ._traffic import hung_request, in_flight, is_accepted
 
 CONFIG = str(ROOT / "examples" / "gunicorn" / "gunicorn.conf.py")
@@ -64,8 +64,6 @@ def post_worker_init(worker):
     event("initialized")
 WSGIApplication.load, os.kill = slow, reported
 """
-# The delay lasts until the test has asked, however long that takes on a busy machine.
-UNTIL_ASKED = {"hooks": {"drain": [["asked", "hold", None]]}}
 KINDS = {
     "sync": ("--worker-class", "sync", "--threads", "1"),
     "gthread": ("--worker-class", "gthread"),

@@ -115,20 +115,6 @@ def test_a_drain_of_an_idle_process_is_answered(live: Starter) -> None:
         assert running.wait_gone() == 0
 
 
-def test_without_the_token_nothing_is_there(live: Starter) -> None:
-    """Whoever has no token, and the main port, tell of nothing."""
-    running = live.serve("waitress", settings=SETTINGS)
-    probes = probe_address(running)
-    unknown = get(probes, "/nothing")
-    for headers in ({"Authorization": ""}, {"Authorization": "Bearer wrong"}, {"Authorization": f"Basic {TOKEN}"}):
-        answer = post(probes, "/lifecycle/drain", headers)
-        assert (answer.status, answer.body) == (unknown.status, unknown.body)
-        assert set(answer.headers) == set(unknown.headers)
-    assert post(running.address, "/lifecycle/drain").status == 404
-    assert readiness(probes) == 200
-    assert running.stop() == 0
-
-
 def test_a_drain_by_file(live: Starter, lossless_server: str, directory: Path) -> None:
     """A file that is touched drains the process, which answers what is in flight and leaves the file."""
     running = live.serve(lossless_server, settings={"LIFECYCLE_CONTROL_DIR": str(directory)})
@@ -137,19 +123,6 @@ def test_a_drain_by_file(live: Starter, lossless_server: str, directory: Path) -
         running.wait_log("-> DRAINING")
     assert running.wait_gone() == 0
     assert (directory / "drain").exists()
-
-
-def test_a_stale_drain_file_stops_nobody(live: Starter, directory: Path) -> None:
-    """A file that stopped one process does not stop the next, which says so once; until it is touched again."""
-    settings = {"LIFECYCLE_CONTROL_DIR": str(directory)}
-    (directory / "drain").touch()
-    running = live.serve("waitress", settings=settings)
-    running.wait_log("was there before this process began, and is ignored")
-    other = live.serve("waitress", settings=settings)
-    other.wait_log("was there before this process began, and is ignored")
-    assert [readiness(running.address), readiness(other.address)] == [200, 200]
-    (directory / "drain").touch()  # several may share the directory: each of them sees it
-    assert [running.wait_gone(), other.wait_gone()] == [0, 0]
 
 
 def test_a_cordon_file_survives_a_restart(live: Starter, directory: Path) -> None:
@@ -165,14 +138,6 @@ def test_a_cordon_file_survives_a_restart(live: Starter, directory: Path) -> Non
     (directory / "cordon").unlink()
     wait_until(lambda: readiness(second.address) == 200, "the end of the cordon")
     assert second.stop() == 0
-
-
-def test_a_directory_that_is_not_ours_alone(live: Starter, directory: Path) -> None:
-    """A control directory that others may write to is one sentence with exit 2, and nothing is served."""
-    directory.chmod(0o777)
-    running = live.serve("waitress", settings={"LIFECYCLE_CONTROL_DIR": str(directory)}, listeners=0)
-    assert running.wait_gone() == 2
-    assert "which may be written to by its group or by others; name a directory of the user" in running.log
 
 
 def test_the_commands(live: Starter) -> None:

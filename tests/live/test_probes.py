@@ -6,7 +6,7 @@ import contextlib
 import signal
 
 from ._client import Address, Connection, get, refuses
-from ._process import Running, Starter, parse_address
+from ._process import UNTIL_ASKED, Running, Starter, parse_address
 from ._traffic import in_flight
 from .conftest import each_lossless_server
 
@@ -61,8 +61,7 @@ def test_probes_do_not_warn_of_a_queue(live: Starter) -> None:
 
 def test_probes_on_the_main_port_during_the_delay_with_all_workers_busy(live: Starter, lossless_server: str) -> None:
     """Also in the delay of a stop, with every worker busy, the main port answers the probes, and with the truth."""
-    plan = {"hooks": {"drain": [["asked", "hold", None]]}}
-    running = live.serve(lossless_server, threads=1, plan=plan)
+    running = live.serve(lossless_server, threads=1, plan=UNTIL_ASKED)
     with in_flight(running):
         running.begin_stop()
         assert statuses(running.address) == [200, 503, 200, 503]

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from ._client import Connection, get
-from ._process import Running, Starter, parse_address, wait_until
+from ._process import UNTIL_ASKED, Running, Starter, parse_address, wait_until
 
 FOREIGN: dict[str, tuple[str, ...]] = {
     "waitress-serve": ("-m", "waitress", "--listen=127.0.0.1:0", "live_app:app"),
@@ -153,7 +153,7 @@ live_app.pass_gate("leave")
 @pytest.mark.parametrize("server", ["waitress", "waitress-serve", "flask-run"])
 def test_two_apps(live: Starter, server: str) -> None:
     """Of two applications in one process both are drained, the hooks of both run once, and the process exits once."""
-    plan = {"second": True, "hooks": {"drain": [["registry", "hold", None]]}}
+    plan = {"second": True, **UNTIL_ASKED}
     running = live.serve(server, plan=plan)
     assert get(running.address, "/second/readyz").status == 200
     with Connection(running.address) as one, Connection(running.address) as two:
@@ -164,8 +164,8 @@ def test_two_apps(live: Starter, server: str) -> None:
         running.begin_stop()
         wait_until(lambda: get(running.address, "/second/readyz").status == 503, "the second app drains")
         assert get(running.address, "/readyz").status == 503
-        running.open_gate("registry")
-        running.open_gate("second registry")
+        running.open_gate("asked")
+        running.open_gate("second asked")
         running.wait_log("listener closed")
         assert running.hooks() == []
         running.open_gate("a")

@@ -8,7 +8,7 @@ import os
 import pytest
 
 from ._client import Connection, get, refuses, storm
-from ._process import Starter
+from ._process import UNTIL_ASKED, Starter
 from ._traffic import Kind, Traffic
 
 TRAFFIC = {
@@ -18,7 +18,6 @@ TRAFFIC = {
     "flask-run": Kind(keeps=False, pipelines=False),
     "cheroot": Kind(slots=4),
     "cheroot-alone": Kind(slots=4),
-    "cheroot-command": Kind(slots=4),
     "gevent": Kind(),
     "gevent-alone": Kind(),
     "uvicorn": Kind(pipelines=False, chunks=False),
@@ -26,8 +25,8 @@ TRAFFIC = {
     "hypercorn": Kind(slots=4, pipelines=False, chunks=False),
 }
 each_server = pytest.mark.parametrize("server", TRAFFIC)
-# Without those that only start otherwise what another name of the list starts, or adapt it otherwise to WSGI.
-DIFFERENT = [server for server in TRAFFIC if server not in ("cheroot-command", "uvicorn-native")]
+# Without that which only adapts another name of the list otherwise to WSGI.
+DIFFERENT = [server for server in TRAFFIC if server != "uvicorn-native"]
 # Long enough for a client that a busy machine holds up.
 LINGER = {"LIFECYCLE_KEEPALIVE_LINGER": 10.0}
 # As in a container that gives none.
@@ -60,8 +59,7 @@ def test_the_delay(live: Starter, server: str) -> None:
     has come in the delay is answered after it, when new connections are refused.
     """
     settings = {"LIFECYCLE_SHUTDOWN_DELAY": 0.3, "LIFECYCLE_GRACE_PERIOD": 30.0}
-    # The delay lasts until the test has asked, however long that takes on a busy machine.
-    running = live.serve(server, settings=settings, plan={"hooks": {"drain": [["asked", "hold", None]]}})
+    running = live.serve(server, settings=settings, plan=UNTIL_ASKED)
     running.begin_stop()
     with Connection(running.address) as connection:
         connection.ask("/gate/a")

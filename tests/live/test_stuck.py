@@ -216,18 +216,3 @@ def test_a_drain(live: Starter) -> None:
         assert answered(busy) == [200, 200]
     assert running.wait_gone() == 0
     assert running.log.count(FAILS) == 1
-
-
-def test_applications_that_share_the_workers(live: Starter) -> None:
-    """Workers that hang in different applications of one process are one pool that is stuck, logged once."""
-    running = live.serve("waitress", threads=2, settings=WATCHED, plan={"second": True})
-    assert alive(running.address, "/second/livez")  # from now on the mount is known, and a probe worker leads to it
-    with hanging(running, "/gate/all", "/second/gate/all") as busy:
-        for path in ("/livez", "/second/livez"):
-            wait_until(lambda path=path: not alive(running.address, path), "a failing liveness")  # type: ignore[misc]
-        running.wait_for(lambda: running.log.count("a worker is busy with") >= 2, "the stacks")
-        running.open_gate("all")
-        assert answered(busy) == [200, 200]
-        wait_until(lambda: alive(running.address), "a liveness that passes")
-    assert running.stop() == 0
-    assert running.log.count(FAILS) == 1

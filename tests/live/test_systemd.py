@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 import signal
@@ -23,29 +22,22 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="systemd is the 
 
 
 class Manager:
-    """The socket of a service manager, read by a thread as long as it is to be read.
+    """The socket of a service manager, read by a thread.
 
     :param name: as ``NOTIFY_SOCKET`` has it.
     """
 
-    def __init__(self, name: str, *, reads: bool = True) -> None:
+    def __init__(self, name: str) -> None:
         self.name = name
         self.heard: list[tuple[float, list[str]]] = []
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._socket.bind(f"\0{name[1:]}" if name.startswith("@") else name)
         self._thread = threading.Thread(target=self._read, daemon=True)
-        if reads:
-            self._thread.start()
+        self._thread.start()
 
     def _read(self) -> None:
         while datagram := self._socket.recv(65536):
             self.heard.append((time.monotonic(), datagram.decode().split("\n")))
-
-    def fill(self) -> None:
-        """Send to it until it takes no more."""
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender, contextlib.suppress(BlockingIOError):
-            while True:
-                sender.sendto(b"noise", socket.MSG_DONTWAIT, self._socket.getsockname())
 
     @property
     def lines(self) -> list[str]:
@@ -145,29 +137,6 @@ def test_heartbeats_stop_with_liveness(live: Starter, manager: Manager, conduct:
     assert running.wait_gone() == 0
 
 
-def test_heartbeats_of_another_process(live: Starter, home: str) -> None:
-    """Where the heartbeats are wanted of another process this one sends none."""
-    manager = Manager(f"{home}/notify")
-    running = serve(live, "waitress", manager.name, WATCHDOG_USEC=200_000, WATCHDOG_PID=os.getpid())
-    with Connection(running.address) as connection:
-        assert connection.get("/sleep/0.5").body == b"slept 0.5"
-    assert running.stop() == 0
-    assert "READY=1" in manager.lines
-    assert "WATCHDOG=1" not in manager.lines
-    manager.close()
-
-
-def test_a_manager_that_does_not_read(live: Starter, home: str) -> None:
-    """A full queue holds up neither the start nor a request nor the stop."""
-    manager = Manager(f"{home}/notify", reads=False)
-    manager.fill()
-    running = serve(live, "waitress", manager.name, WATCHDOG_USEC=200_000)
-    assert get(running.address, "/fast").body == b"fast"
-    assert running.stop() == 0
-    assert "systemd" not in running.log
-    manager.close()
-
-
 def test_a_manager_that_has_gone(live: Starter, home: str) -> None:
     """A manager that is gone is told of in the log once, and the service serves and stops as ever."""
     manager = Manager(f"{home}/notify")
@@ -204,17 +173,6 @@ def test_a_server_of_its_own(live: Starter, manager: Manager) -> None:
     manager.wait_for("READY=1")
     running.stop()
     assert "STOPPING=1" in manager.lines
-
-
-def test_a_worker_does_not_speak(live: Starter, manager: Manager) -> None:
-    """A process that systemd has not started, and that is not in charge of itself, says nothing."""
-    env = {"NOTIFY_SOCKET": manager.name, "SYSTEMD_EXEC_PID": str(os.getpid())}
-    command = (sys.executable, "-m", "flask", "--app", "systemd_app.py", "run", "-p", "0")
-    running = live.start(*command, plan={"logging": True}, env=env)
-    running.wait_for(lambda: running.addresses, "its listener")
-    assert get(running.address, "/environment").body.strip() == b'["NOTIFY_SOCKET"]'
-    running.stop()
-    assert manager.lines == []
 
 
 def test_reloads(live: Starter, manager: Manager) -> None:

@@ -136,18 +136,6 @@ def test_a_websocket_that_ignores_the_drain(live: Starter) -> None:
     assert running.told("hooks") != []
 
 
-def test_a_second_signal_cuts_a_websocket_off(live: Starter) -> None:
-    """A second signal does not wait for a websocket."""
-    running = serve(live)
-    with connected(running, "/deaf") as client:
-        running.begin_stop()
-        assert not running.gone.wait(0.2)  # the time in which it would count as the same signal
-        assert running.stop() == 128 + signal.SIGTERM
-        assert closed_with(client)[0] == 1005
-    assert "forced by SIGTERM: abandoned 1" in running.log
-    assert "abandoned GET /deaf after" in running.log
-
-
 def test_pings_do_not_hold_the_exit(live: Starter) -> None:
     """The thread by which a websocket sends its pings does not hold the exit until the next of them."""
     running = serve(live, SOCK_SERVER_OPTIONS={"ping_interval": 300})

@@ -41,23 +41,6 @@ def test_all_workers_busy_and_a_queue(live: Starter) -> None:
     assert running.stop() == 0
 
 
-def test_a_pool_that_does_not_get_on(live: Starter) -> None:
-    """A request older than the largest age warns while a thread is idle, and fails when none is."""
-    running = live.serve("waitress", threads=2, app="workers_app.py", plan={"workers": {"max_age": 0.2}})
-    with Connection(running.address) as one, Connection(running.address) as two:
-        one.ask("/gate/all")
-        running.wait_event("begin live all")
-        wait_until(lambda: look(running)[0] == "warn", "an old request")
-        two.ask("/gate/all")
-        running.wait_event("begin live all", 2)
-        wait_until(lambda: look(running)[0] == "fail", "a pool that is stuck")
-        _status, output, _observed = look(running)
-        assert output.startswith("All 2 workers are busy, and a request is ")
-        running.open_gate("all")
-        assert (one.answer().body, two.answer().body) == (b"passed all", b"passed all")
-    assert running.stop() == 0
-
-
 def test_werkzeug_at_work(live: Starter) -> None:
     """A server with a thread for each connection has no queue, but its requests have an age."""
     running = live.serve("werkzeug", app="workers_app.py", plan={"workers": {"max_age": 0.2}})

@@ -1,4 +1,4 @@
-"""The live app on a server that it starts itself: ``started_by_others.py cheroot|gevent|unpatched PORT [log]``."""
+"""The live app on a server that it starts itself: ``started_by_others.py cheroot|gevent PORT [log]``."""
 
 from __future__ import annotations
 
