@@ -371,28 +371,6 @@ def test_hooks_run_behind_a_closed_door(clock: ManualClock) -> None:
 # -- drain --------------------------------------------------------------------------------------------------------
 
 
-def test_abandoned_requests_are_named(clock: ManualClock, caplog: pytest.LogCaptureFixture) -> None:
-    """What is in flight at the deadline less the reserve is logged with method, path and age; the hooks still run."""
-    member, server = ready(clock, grace_period=10.0, hook_reserve=3.0), FakeServer()
-    member.ledger = StuckLedger(clock)
-    body = enter(member.ledger, "/slow")
-    server.left = [RequestInfo("POST", "/queued", 1.0, stage="queued")]
-    left: list[float | None] = []
-    member.hooks.add("shutdown", lambda context: left.append(context.remaining()), "hook", None)
-    result = stop(member, clock=clock, server=server)
-    assert left == [3.0]
-    assert [str(info) for info in result.abandoned] == [
-        "GET /slow after 7.0 s (running)",
-        "POST /queued after 1.0 s (queued)",
-    ]
-    errors = [record for record in caplog.records if record.levelno == logging.ERROR]
-    told = [record.getMessage().partition(";")[0] for record in errors]
-    assert told == [f"abandoned {info}" for info in result.abandoned]
-    assert (errors[0].__dict__["lifecycle_path"], errors[0].__dict__["lifecycle_age"]) == ("/slow", 7.0)
-    assert (result.clean, result.exit_code) == (False, 1)
-    body.close()
-
-
 def test_two_stuck_applications_share_the_deadline(clock: ManualClock) -> None:
     """The second application is not given the time again that the first has taken."""
     members = [ready(clock, grace_period=10.0, hook_reserve=3.0) for _ in range(2)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import threading
 
@@ -120,31 +121,31 @@ def test_last_wish_before_the_start_is_remembered(ready: bool) -> None:
 # -- the cordon ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("ready", [True, False])
-def test_a_cordon_ends_in_what_the_application_wishes(ready: bool) -> None:
-    """A cordon makes a live application not ready for its reason; its end leads to what the application wishes."""
+@pytest.mark.parametrize(
+    ("before", "wish", "after", "reason"),
+    [
+        (State.READY, None, State.READY, "over"),
+        (State.NOT_READY, None, State.NOT_READY, "brought"),
+        (State.READY, Event.SET_NOT_READY, State.NOT_READY, "wish"),
+        (State.NOT_READY, Event.SET_READY, State.READY, "over"),
+    ],
+)
+def test_a_cordon_ends_in_what_the_application_wishes(
+    before: State, wish: Event | None, after: State, reason: str
+) -> None:
+    """A cordon makes an application not ready for its reason; its end leads to what was wished before or meanwhile."""
     subject, heard = machine()
-    bring(subject, State.READY if ready else State.NOT_READY)
+    bring(subject, before)
     del heard[:]
-    assert subject.apply(Event.CORDON, "cordoned") is State.NOT_READY
-    assert (subject.reason, subject.cordon) == ("cordoned", "cordoned")
-    assert subject.apply(Event.UNCORDON, "uncordoned") is (State.READY if ready else State.NOT_READY)
-    assert (subject.reason, subject.cordon) == ("uncordoned" if ready else "brought", None)
-    told = [(State.READY, State.NOT_READY, "cordoned"), (State.NOT_READY, State.READY, "uncordoned")]
-    assert heard == (told if ready else [])
-
-
-@pytest.mark.parametrize("ready", [True, False])
-def test_what_is_wished_under_a_cordon_comes_after_it(ready: bool) -> None:
-    """Readiness set by hand under a cordon is no error and changes nothing but where its end leads."""
-    subject, heard = machine()
-    bring(subject, State.NOT_READY if ready else State.READY)
     subject.apply(Event.CORDON, "cordoned")
-    del heard[:]
-    assert subject.apply(Event.SET_READY if ready else Event.SET_NOT_READY, "wish") is State.NOT_READY
-    assert (subject.reason, heard) == ("cordoned", [])
-    assert subject.apply(Event.UNCORDON, "over") is (State.READY if ready else State.NOT_READY)
-    assert subject.reason == ("over" if ready else "wish")
+    if wish is not None:
+        subject.apply(wish, "wish")
+    assert (subject.state, subject.reason, subject.cordon) == (State.NOT_READY, "cordoned", "cordoned")
+    subject.apply(Event.UNCORDON, "over")
+    assert (subject.state, subject.reason, subject.cordon) == (after, reason, None)
+    states = [before, State.NOT_READY, after]
+    changes = [(old, new) for old, new in itertools.pairwise(states) if old is not new]
+    assert [(old, new) for old, new, _reason in heard] == changes
 
 
 @pytest.mark.parametrize("ended", [True, False])
