@@ -120,142 +120,117 @@ DELAY_SUCCEEDS = "'LIFECYCLE_SHUTDOWN_DELAY' is 'auto', which waits until failin
 NOTHING_LEFT = "leave nothing of 'LIFECYCLE_GRACE_PERIOD' (10 s) to drain in; raise the grace period or lower one of"
 
 # A setting, and values with the error that they have; {} stands for the value as Python writes it.
-REFUSED: list[tuple[str, type[Exception], list[Any], str]] = [
-    ("GRACE_PERIOD", ValueError, [0, -1.5], POSITIVE),
-    ("GRACE_PERIOD", ValueError, [1e10], POSITIVE.replace("zero", "zero and at most 604800")),
-    ("GRACE_PERIOD", TypeError, ["25", True, None], SECONDS),
-    ("SHUTDOWN_DELAY", ValueError, [-1], NOT_NEGATIVE),
-    ("SHUTDOWN_DELAY", ValueError, ["automatic", "5"], "must be a number of seconds or 'auto', not {}."),
-    ("SHUTDOWN_DELAY", TypeError, [None], SECONDS),
-    ("HOOK_RESERVE", ValueError, [NAN], NOT_NEGATIVE),
-    ("KEEPALIVE_LINGER", ValueError, [math.inf], NOT_NEGATIVE),
-    ("STUCK_AFTER", ValueError, [0], POSITIVE),
-    ("STUCK_AFTER", TypeError, ["60"], SECONDS),
-    ("PROBE_TIMEOUT", ValueError, [0], POSITIVE),
-    ("PROBE_TIMEOUT", TypeError, [None], SECONDS),
-    ("DELAY_MIN", ValueError, [NAN], NOT_NEGATIVE),
-    ("DELAY_MAX", ValueError, [0], POSITIVE),
-    ("DELAY_PROBES", ValueError, [0, True, 2.5], "must be a whole number from 1 to 1000, not {}."),
-    ("REPORT_FILE", TypeError, [5, "", b"/tmp/report.json"], "must be the path of a file or None, not {}."),
-    (
-        "REPORT_FILE",
-        ValueError,
-        ["/nowhere/report.json", "/"],
-        "names {}, which is not a file in an existing directory; create the directory, or name another.",
-    ),
-    *(
-        (key, TypeError, ["no", 1, None], "must be True or False, not {}.")
-        for key in ("LOG_REMOTE_ADDR", "CASE_INSENSITIVE", "LOG_PROBES", "SELF_TEST", "METRICS")
-    ),
-    *(
+REFUSED: dict[type[Exception], list[tuple[str, list[Any], str]]] = {
+    TypeError: [
+        ("GRACE_PERIOD", ["25", True, None], SECONDS),
+        ("SHUTDOWN_DELAY", [None], SECONDS),
+        ("STUCK_AFTER", ["60"], SECONDS),
+        ("PROBE_TIMEOUT", [None], SECONDS),
+        ("REPORT_FILE", [5, "", b"/tmp/report.json"], "must be the path of a file or None, not {}."),
+        *(
+            (key, ["no", 1, None], "must be True or False, not {}.")
+            for key in ("LOG_REMOTE_ADDR", "CASE_INSENSITIVE", "LOG_PROBES", "SELF_TEST", "METRICS")
+        ),
+        ("SIGNALS", [1.5], "must be a list of signal names or numbers, not {}."),
+        ("TOKEN", [b"hunter2"], "must be a string or None, not bytes."),  # the secret is not in its error
+        ("CONTROL_DIR", ["", b"/run", 1, "a\0b"], "must be the path of a directory or None, not {}."),
+        ("PROBE_HOST", ["", None], "must be an address to listen on, such as '0.0.0.0' or '::', not {}."),
+        ("PATHS", [["/livez"]], "must be a mapping from a probe to its path, not {}."),
         (
-            "SIGNALS",
-            ValueError,
-            [[15, name]],
-            f"names {name!r}, which is not a signal on this system; use names such as 'SIGTERM'.",
-        )
-        for name in ("SIGTREM", 999, True, None)
-    ),
-    ("SIGNALS", ValueError, [["SIGKILL"], [9]], "names 'SIGKILL', which a process cannot catch; leave it out."),
-    ("SIGNALS", TypeError, [1.5], "must be a list of signal names or numbers, not {}."),
-    ("EXIT", ValueError, ["quick"], "must be one of 'code', 'signal', not {}."),
-    ("READY", ValueError, [True], "must be one of 'auto', 'manual', not {}."),
-    ("DRAIN_POLICY", ValueError, ["drop"], "must be one of 'auto', 'serve', 'reject', not {}."),
-    ("READINESS_ON_DRAIN", ValueError, ["hold"], "must be one of 'fail', 'keep', not {}."),
-    ("DETAILS", ValueError, ["some"], "must be one of 'never', 'token', 'always', not {}."),
-    ("DETAILS", ValueError, ["token"], "is {} but 'LIFECYCLE_TOKEN' is not set; set it to a long secret."),
-    ("TOKEN", TypeError, [b"hunter2"], "must be a string or None, not bytes."),  # the secret is not in its error
-    (
-        "TOKEN",
-        ValueError,
-        ["from a file\n"],
-        "begins or ends with a blank, or contains a line break, which a header cannot; remove it.",
-    ),
-    ("CONTROL_DIR", TypeError, ["", b"/run", 1, "a\0b"], "must be the path of a directory or None, not {}."),
-    (
-        "METRICS",
-        ValueError,
-        [True],
-        "is True but 'LIFECYCLE_PROBE_PORT' is not set, and only the probe listener serves metrics; set it to a port,"
-        " or register flask_lifecycle.metrics.LifecycleCollector in a registry that you serve.",
-    ),
-    (
-        "PROBE_HOST",
-        TypeError,
-        ["", None],
-        "must be an address to listen on, such as '0.0.0.0' or '::', not {}.",
-    ),
-    (
-        "PROBE_PORT",
-        ValueError,
-        [-1, 65536, "8000", True],
-        "must be a port from 0 (any free one) to 65535, or None, not {}.",
-    ),
-    (
-        "URL_PREFIX",
-        ValueError,
-        ["ops", "/ops?x", "/<ops>", 3, "/größe", "/a b", "/50%"],
-        "must hold paths such as '/livez', not {}.",
-    ),
-    ("PATHS", ValueError, [{"livez": "/"}], "must hold paths such as '/livez', not '/'."),
-    ("PATHS", TypeError, [["/livez"]], "must be a mapping from a probe to its path, not {}."),
-    (
-        "PATHS",
-        ValueError,
-        [{"alive": "/alive"}],
-        "names the probe 'alive'; the probes are 'healthcheck', 'livez', 'readyz', 'startupz'.",
-    ),
-    ("PATHS", ValueError, [{"livez": "/readyz"}], "gives two probes the same path; each needs its own."),
-    (
-        "STOP_ON_CRASH",
-        TypeError,
-        [True, 1, b"*", ["MainThread", 1], {"*": 1}],
-        "must be a list of patterns of thread names such as ['MainThread', 'consumer-*'], not {}.",
-    ),
-    (
-        "STOP_ON_CRASH",
-        ValueError,
-        ["", ["a", ""]],
-        "contains an empty pattern, which matches no thread; use '*' for all.",
-    ),
-    ("STATUS_CODES", TypeError, [500, None, [("fail", 500)]], "must be a mapping such as {'fail': 500}, not {}."),
-    *(
+            "STOP_ON_CRASH",
+            [True, 1, b"*", ["MainThread", 1], {"*": 1}],
+            "must be a list of patterns of thread names such as ['MainThread', 'consumer-*'], not {}.",
+        ),
+        ("STATUS_CODES", [500, None, [("fail", 500)]], "must be a mapping such as {'fail': 500}, not {}."),
+        ("HEADERS", ["X-Node: a", None, [("X-Node", "a")]], "must be a mapping from header names to strings, not {}."),
+    ],
+    ValueError: [
+        ("GRACE_PERIOD", [0, -1.5], POSITIVE),
+        ("GRACE_PERIOD", [1e10], POSITIVE.replace("zero", "zero and at most 604800")),
+        ("SHUTDOWN_DELAY", [-1], NOT_NEGATIVE),
+        ("SHUTDOWN_DELAY", ["automatic", "5"], "must be a number of seconds or 'auto', not {}."),
+        ("HOOK_RESERVE", [NAN], NOT_NEGATIVE),
+        ("KEEPALIVE_LINGER", [math.inf], NOT_NEGATIVE),
+        ("STUCK_AFTER", [0], POSITIVE),
+        ("PROBE_TIMEOUT", [0], POSITIVE),
+        ("DELAY_MIN", [NAN], NOT_NEGATIVE),
+        ("DELAY_MAX", [0], POSITIVE),
+        ("DELAY_PROBES", [0, True, 2.5], "must be a whole number from 1 to 1000, not {}."),
         (
-            "STATUS_CODES",
-            ValueError,
-            [{status: 500}],
-            f"names the status {status!r}; the statuses are 'pass', 'warn' and 'fail'.",
-        )
-        for status in ("error", 503)
-    ),
-    *(
-        ("STATUS_CODES", ValueError, [{"fail": it}], f"must give 'fail' an HTTP status from 200 to 599, not {it!r}.")
-        for it in ("500", 100, 600, True, None, 500.0)
-    ),
-    (
-        "HEADERS",
-        TypeError,
-        ["X-Node: a", None, [("X-Node", "a")]],
-        "must be a mapping from header names to strings, not {}.",
-    ),
-    *(
+            "REPORT_FILE",
+            ["/nowhere/report.json", "/"],
+            "names {}, which is not a file in an existing directory; create the directory, or name another.",
+        ),
+        *(
+            (
+                "SIGNALS",
+                [[15, name]],
+                f"names {name!r}, which is not a signal on this system; use names such as 'SIGTERM'.",
+            )
+            for name in ("SIGTREM", 999, True, None)
+        ),
+        ("SIGNALS", [["SIGKILL"], [9]], "names 'SIGKILL', which a process cannot catch; leave it out."),
+        ("EXIT", ["quick"], "must be one of 'code', 'signal', not {}."),
+        ("READY", [True], "must be one of 'auto', 'manual', not {}."),
+        ("DRAIN_POLICY", ["drop"], "must be one of 'auto', 'serve', 'reject', not {}."),
+        ("READINESS_ON_DRAIN", ["hold"], "must be one of 'fail', 'keep', not {}."),
+        ("DETAILS", ["some"], "must be one of 'never', 'token', 'always', not {}."),
+        ("DETAILS", ["token"], "is {} but 'LIFECYCLE_TOKEN' is not set; set it to a long secret."),
         (
-            "HEADERS",
-            ValueError,
-            [{name: "a"}],
-            f"names the header {name!a}, which is not a header name; use one such as 'X-Node'.",
-        )
-        for name in ("", "X Node", "X-Node:", "X-Größe", 3, "X-Node\r\nX")
-    ),
-    *(
-        ("HEADERS", ValueError, [{"X-Node": text}], f"must give 'X-Node' one line of printable ASCII, not {text!a}.")
-        for text in ("a\r\nb", "größe", 3, None, b"a", "\x00")
-    ),
-    *(
-        ("HEADERS", ValueError, [{it: "a"}], f"names the header '{it}', which is the server's to set; leave it out.")
-        for it in ("Content-Length", "transfer-encoding", "Connection")
-    ),
-]
+            "TOKEN",
+            ["from a file\n"],
+            "begins or ends with a blank, or contains a line break, which a header cannot; remove it.",
+        ),
+        (
+            "METRICS",
+            [True],
+            "is True but 'LIFECYCLE_PROBE_PORT' is not set, and only the probe listener serves metrics; set it to a"
+            " port, or register flask_lifecycle.metrics.LifecycleCollector in a registry that you serve.",
+        ),
+        ("PROBE_PORT", [-1, 65536, "8000", True], "must be a port from 0 (any free one) to 65535, or None, not {}."),
+        (
+            "URL_PREFIX",
+            ["ops", "/ops?x", "/<ops>", 3, "/größe", "/a b", "/50%"],
+            "must hold paths such as '/livez', not {}.",
+        ),
+        ("PATHS", [{"livez": "/"}], "must hold paths such as '/livez', not '/'."),
+        (
+            "PATHS",
+            [{"alive": "/alive"}],
+            "names the probe 'alive'; the probes are 'healthcheck', 'livez', 'readyz', 'startupz'.",
+        ),
+        ("PATHS", [{"livez": "/readyz"}], "gives two probes the same path; each needs its own."),
+        ("STOP_ON_CRASH", ["", ["a", ""]], "contains an empty pattern, which matches no thread; use '*' for all."),
+        *(
+            (
+                "STATUS_CODES",
+                [{status: 500}],
+                f"names the status {status!r}; the statuses are 'pass', 'warn' and 'fail'.",
+            )
+            for status in ("error", 503)
+        ),
+        *(
+            ("STATUS_CODES", [{"fail": it}], f"must give 'fail' an HTTP status from 200 to 599, not {it!r}.")
+            for it in ("500", 100, 600, True, None, 500.0)
+        ),
+        *(
+            (
+                "HEADERS",
+                [{name: "a"}],
+                f"names the header {name!a}, which is not a header name; use one such as 'X-Node'.",
+            )
+            for name in ("", "X Node", "X-Node:", "X-Größe", 3, "X-Node\r\nX")
+        ),
+        *(
+            ("HEADERS", [{"X-Node": text}], f"must give 'X-Node' one line of printable ASCII, not {text!a}.")
+            for text in ("a\r\nb", "größe", 3, None, b"a", "\x00")
+        ),
+        *(
+            ("HEADERS", [{it: "a"}], f"names the header '{it}', which is the server's to set; leave it out.")
+            for it in ("Content-Length", "transfer-encoding", "Connection")
+        ),
+    ],
+}
 
 # Settings that do not go together, or that do not exist; all are a ValueError.
 TOGETHER: list[tuple[dict[str, Any], str]] = [
@@ -311,7 +286,8 @@ TOGETHER: list[tuple[dict[str, Any], str]] = [
     [
         *(
             ({key: value}, kind, f"'LIFECYCLE_{key}' {text.replace('{}', ascii(value))}")
-            for key, kind, values, text in REFUSED
+            for kind, rows in REFUSED.items()
+            for key, values, text in rows
             for value in values
         ),
         *((config, ValueError, message) for config, message in TOGETHER),
@@ -383,30 +359,34 @@ NOT_CALLABLE = "The check {} is not callable; register a function, or an object 
 NOT_A_NAME = "A check needs a name that is a string, not {}; pass name='...'."
 
 # An option of a check, and values with the error that they have; {} stands for the value as Python writes it.
-OPTIONS: list[tuple[str, type[Exception], list[Any], str]] = [
-    (
-        "timeout",
-        ValueError,
-        [0, -1, NAN, math.inf, "2", True, None],
-        "must be a number of seconds greater than zero, not {}.",
-    ),
-    ("timeout", ValueError, [1e10], "must be a number of seconds greater than zero and at most 31536000, not {}."),
-    ("interval", ValueError, [0, -1, "1"], "must be a number of seconds greater than zero, not {}."),
-    ("fail_interval", ValueError, [math.inf], "must be a number of seconds greater than zero, not {}."),
-    ("ttl", ValueError, [-1, None, NAN], "must be a number of seconds zero or more, not {}."),
-    ("fail_ttl", ValueError, ["1"], "must be a number of seconds zero or more, not {}."),
-    ("fail_for", ValueError, [True], "must be a number of seconds zero or more, not {}."),
-    ("fail_after", ValueError, [0, 1.5, True, None], "must be a whole number from 1 to 1000000, not {}."),
-    ("recover_after", ValueError, [0, 1.5, True, None], "must be a whole number from 1 to 1000000, not {}."),
-    ("groups", TypeError, ["ready", None, 3, (3,)], "must be a tuple of strings, not {}."),
-    ("affects", TypeError, ["ready", None, 3, (3,)], "must be a tuple of strings, not {}."),
-    ("scope", ValueError, ["global"], "must be 'local' or 'shared', not {}."),
-]
+OPTIONS: dict[type[Exception], list[tuple[str, list[Any], str]]] = {
+    TypeError: [
+        ("groups", ["ready", None, 3, (3)], "must be a tuple of strings, not {}."),
+        ("affects", ["ready", None, 3, (3)], "must be a tuple of strings, not {}."),
+    ],
+    ValueError: [
+        ("timeout", [0, -1, NAN, math.inf, "2", True, None], "must be a number of seconds greater than zero, not {}."),
+        ("timeout", [1e10], "must be a number of seconds greater than zero and at most 31536000, not {}."),
+        ("interval", [0, -1, "1"], "must be a number of seconds greater than zero, not {}."),
+        ("fail_interval", [math.inf], "must be a number of seconds greater than zero, not {}."),
+        ("ttl", [-1, None, NAN], "must be a number of seconds zero or more, not {}."),
+        ("fail_ttl", ["1"], "must be a number of seconds zero or more, not {}."),
+        ("fail_for", [True], "must be a number of seconds zero or more, not {}."),
+        ("fail_after", [0, 1.5, True, None], "must be a whole number from 1 to 1000000, not {}."),
+        ("recover_after", [0, 1.5, True, None], "must be a whole number from 1 to 1000000, not {}."),
+        ("scope", ["global"], "must be 'local' or 'shared', not {}."),
+    ],
+}
 
 
 @pytest.mark.parametrize(
     ("option", "kind", "value", "text"),
-    [(option, kind, value, text) for option, kind, values, text in OPTIONS for value in values],
+    [
+        (option, kind, value, text)
+        for kind, rows in OPTIONS.items()
+        for option, values, text in rows
+        for value in values
+    ],
 )
 def test_options_of_checks(option: str, kind: type[Exception], value: Any, text: str) -> None:
     """A bad value of an option is refused where the check is registered."""
