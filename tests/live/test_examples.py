@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from simple_websocket import Client, ConnectionClosed  # type: ignore[import-untyped]  # it has no types
 
-from ._client import PATIENCE, Connection, get
+from ._client import PATIENCE, Connection, get, request_head
 from ._process import ROOT, Running, Starter
 
 EXAMPLES = ROOT / "examples"
@@ -47,16 +47,20 @@ def post(running: Running, path: str) -> tuple[int, bytes]:
 
 @pytest.mark.parametrize("command", [flask("quickstart.py"), script("quickstart.py")], ids=["flask", "python"])
 def test_quickstart_answers_the_request_under_way(live: Starter, command: list[str]) -> None:
-    """The quickstart is ready, serves through its delay while it is no longer ready, and answers what is under way."""
-    running = live.start(*command, env={"PORT": "0", "FLASK_LIFECYCLE_SHUTDOWN_DELAY": "1"})
+    """The quickstart is ready, and in its stop no longer ready, and answers what runs and what has come in part."""
+    running = live.start(*command, env={"PORT": "0", "FLASK_LIFECYCLE_SHUTDOWN_DELAY": "0.3"})
     address = ready(running)
     assert json.loads(get(address, "/healthcheck").body)["status"] == "pass"
     assert get(address, "/livez").status == 200
-    with Connection(address) as slow:
+    with Connection(address) as slow, Connection(address) as probe, Connection(address) as work:
         slow.ask("/slow?seconds=1.5")
         running.wait_for(lambda: json.loads(get(address, "/").body)["in_flight"] >= 2, "the slow request")
+        probe.send(request_head("/readyz")[:-2])
+        work.send(request_head("/")[:-2])
         running.begin_stop()
-        assert (get(address, "/readyz").status, get(address, "/").status) == (503, 200)
+        for each in (probe, work):
+            each.send(b"\r\n")
+        assert (probe.answer().status, work.answer().status) == (503, 200)
         assert slow.answer().body == b'{"slept":1.5}\n'
     assert running.wait_gone() == 0
     assert "clean, exit 0" in running.log

@@ -378,7 +378,7 @@ def test_a_stop_while_a_worker_has_nearly_loaded(live: Starter, kind: str, tmp_p
 
 def test_workers_come_and_go_under_load(live: Starter, kind: str) -> None:
     """HUP, TTIN and TTOU lose no request, leave the listener alone, and run the hooks of each worker that goes once."""
-    running = serve(live, kind, settings={"LIFECYCLE_SHUTDOWN_DELAY": 0.3})
+    running = serve(live, kind, settings={"LIFECYCLE_SHUTDOWN_DELAY": 0.3, "LIFECYCLE_KEEPALIVE_LINGER": 10.0})
     with load(running) as clients:
         running.send(signal.SIGHUP)
         running.wait_for(lambda: exited(running) == 2, "the old workers' end")
@@ -398,7 +398,7 @@ def test_workers_come_and_go_under_load(live: Starter, kind: str) -> None:
 def test_recycled_workers_lose_nothing(live: Starter, kind: str) -> None:
     """Workers that are replaced after some requests run their hooks once, have no delay, and no request is lost."""
     # A client that a busy machine holds up for longer than the linger before it asks finds its connection closed.
-    settings = {"LIFECYCLE_SHUTDOWN_DELAY": 0.3, "LIFECYCLE_KEEPALIVE_LINGER": 0.5}
+    settings = {"LIFECYCLE_SHUTDOWN_DELAY": 0.3, "LIFECYCLE_KEEPALIVE_LINGER": 10.0}
     running = serve(live, kind, "--max-requests", "40", settings=settings)
     with load(running) as clients:
         running.wait_for(lambda: exited(running) >= 4, "the end of some workers")
@@ -458,7 +458,7 @@ def test_sigint_answers_what_is_in_flight(live: Starter, kind: str, terminal: bo
 def test_clients_that_do_not_close_hold_up_no_others(live: Starter) -> None:
     """A client that keeps its side open after the last answer does not hold the loop of a worker with threads."""
     settings = {"LIFECYCLE_KEEPALIVE_LINGER": 15.0, "LIFECYCLE_GRACE_PERIOD": 60.0}
-    running = serve(live, "gthread", workers=1, settings=settings)
+    running = serve(live, "gthread", "--keep-alive", "75", workers=1, settings=settings)
     address = address_of(running)
     with contextlib.ExitStack() as stack:
         connections = [stack.enter_context(Connection(address)) for _ in range(300)]
