@@ -328,6 +328,17 @@ def running(function: Callable[[], Any], name: str = "test") -> Iterator[threadi
         raise raised[0]
 
 
+def in_child(function: Callable[[], int]) -> int:
+    """What a function returns in a forked child, which ends with it."""
+    child = os.fork()
+    if not child:
+        try:
+            os._exit(function())
+        finally:
+            os._exit(100)  # it has raised
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
 class Served:
     """A server of ours that serves beside the test."""
 

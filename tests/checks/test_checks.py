@@ -6,7 +6,6 @@ import contextlib
 import functools
 import http
 import logging
-import os
 import sys
 import threading
 import types
@@ -19,7 +18,7 @@ from flask import Response
 
 from flask_lifecycle import Check, CheckContext, CheckResult, HealthCheckError, State
 from flask_lifecycle.checks import CheckReport, _engine
-from tests._fakes import BOUND, running, until
+from tests._fakes import BOUND, in_child, running, until
 
 
 class FakeApp:
@@ -513,11 +512,12 @@ def test_a_forked_child_begins_anew() -> None:
     switch = Switch()
     made = Engineered(Check("db", switch))
     made.one()
-    child = os.fork()
-    if not child:
+
+    def child() -> int:
         made.one()
-        os._exit(switch.calls)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 2
+        return switch.calls
+
+    assert in_child(child) == 2
     assert (made.one().status, switch.calls) == ("pass", 1)
 
 
@@ -529,12 +529,13 @@ def test_a_forked_child_goes_on_in_the_background(started: bool, stopped: bool) 
         made.engine.start()
     if stopped:
         made.engine.stop()
-    child = os.fork()
-    if not child:
+
+    def child() -> int:
         early = lifecycle_threads()
         made.one()
-        os._exit(2 if early else "lifecycle-checks" in lifecycle_threads())
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == (started and not stopped)
+        return 2 if early else "lifecycle-checks" in lifecycle_threads()
+
+    assert in_child(child) == (started and not stopped)
     made.engine.stop()
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import astuple
@@ -29,7 +28,7 @@ from flask_lifecycle import (
 )
 from flask_lifecycle._core.state import Event, StateMachine
 from flask_lifecycle.checks._health import Health
-from tests._fakes import BOUND, make_app, running, state_of, until
+from tests._fakes import BOUND, in_child, make_app, running, state_of, until
 from tests.checks.test_checks import FakeApp
 
 
@@ -601,7 +600,4 @@ def test_a_child_forked_while_health_changes() -> None:
     Lifecycle(app)
     health = state_of(app).health
     with health._lock:
-        child = os.fork()
-        if not child:
-            os._exit(0 if health._lock.acquire(timeout=BOUND) else 1)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        assert in_child(lambda: health._lock.acquire(timeout=BOUND)) == 1

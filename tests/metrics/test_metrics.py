@@ -39,6 +39,7 @@ from tests._fakes import (
     StuckLedger,
     enter,
     finish,
+    in_child,
     listener_of,
     make_app,
     running,
@@ -613,15 +614,13 @@ def test_a_forked_child_writes_nothing_by_itself(multiprocess: Path) -> None:
     """A child that does not serve has no writer."""
     _app, metrics = begin()
     until(lambda: any(multiprocess.iterdir()))
-    child = os.fork()
-    if not child:
-        try:
-            metrics.state_changed(State.READY, "started")
-            metrics.stop()
-            os._exit(len(threads()) + len(list(multiprocess.glob(f"*_{os.getpid()}.db"))))
-        finally:
-            os._exit(100)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+    def child() -> int:
+        metrics.state_changed(State.READY, "started")
+        metrics.stop()
+        return len(threads()) + len(list(multiprocess.glob(f"*_{os.getpid()}.db")))
+
+    assert in_child(child) == 0
 
 
 def test_files_that_cannot_be_written(

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import pytest
 
 from flask_lifecycle import Lifecycle, ProberInfo
 from flask_lifecycle._probes import clients, self_test
-from tests._fakes import ManualClock, make_app
+from tests._fakes import ManualClock, in_child, make_app
 
 
 @pytest.fixture
@@ -166,10 +165,7 @@ def test_a_forked_child_knows_nobody(probers: clients.Probers) -> None:
     """After a fork the ledger is empty, and its lock free whoever held it in the parent."""
     ask(probers)
     with probers._lock:
-        child = os.fork()
-        if child == 0:  # pragma: no cover  (it leaves without telling)
-            os._exit(0 if not probers._lock.locked() and probers.snapshot() == () else 1)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        assert in_child(lambda: not probers._lock.locked() and probers.snapshot() == ()) == 1
     assert len(probers.snapshot()) == 1
 
 

@@ -6,7 +6,6 @@ import functools
 import http
 import json
 import logging
-import os
 import sys
 import threading
 import time
@@ -21,7 +20,7 @@ from werkzeug.middleware.dispatcher import DispatcherMiddleware
 from werkzeug.test import Client, TestResponse, create_environ
 
 from flask_lifecycle import CheckResult, HealthCheckError, HealthReport, Lifecycle, State, probe_refused
-from tests._fakes import BOUND, FakeServer, listener_of, make_app, running, state_of
+from tests._fakes import BOUND, FakeServer, in_child, listener_of, make_app, running, state_of
 
 PROBES = ("livez", "readyz", "startupz", "healthcheck")
 HEALTH_JSON, JSON, TEXT, HTML = "application/health+json", "application/json", "text/plain", "text/html"
@@ -863,10 +862,7 @@ def test_a_forked_child_has_answered_nothing() -> None:
     probes = state_of(app).probes
     get(app, "/livez")
     with probes._counting:
-        child = os.fork()
-        if not child:
-            os._exit(len(probes.counts()))
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        assert in_child(lambda: len(probes.counts())) == 0
     assert probes.counts() == {("live", 200): 1}
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import http.client
 import logging
-import os
 import socket
 import threading
 from collections.abc import Iterable, Iterator
@@ -15,7 +14,7 @@ import pytest
 
 from flask_lifecycle import Lifecycle, State
 from flask_lifecycle._probes import http_server
-from tests._fakes import BOUND, make_app, running, until
+from tests._fakes import BOUND, in_child, make_app, running, until
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
@@ -115,10 +114,7 @@ def test_a_forked_child_keeps_it_not_open(started: Any) -> None:
     with connect(server):
         until(lambda: len(server.sockets()) == 2)
         kept = server.sockets()
-        child = os.fork()
-        if not child:
-            os._exit(sum(sock.fileno() >= 0 for sock in kept))
-        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        assert in_child(lambda: sum(sock.fileno() >= 0 for sock in kept)) == 0
         assert all(sock.fileno() >= 0 for sock in kept)
 
 

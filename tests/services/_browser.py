@@ -7,7 +7,6 @@ finds wrong with the page.
 
 from __future__ import annotations
 
-import base64
 import json
 import os
 import queue
@@ -178,11 +177,6 @@ class Browser:
         self.send("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=mobile)
         features = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
         self.send("Emulation.setEmulatedMedia", media=media, features=features)
-
-    def shoot(self, path: Path) -> None:
-        """Save what it shows as a PNG."""
-        shot = self.send("Page.captureScreenshot", format="png", captureBeyondViewport=True)
-        path.write_bytes(base64.b64decode(shot["data"]))
 
     @property
     def text(self) -> str:
