@@ -122,6 +122,15 @@ def test_a_pool_that_is_not_all_busy(bench: Bench, load: Load | None) -> None:
     assert bench.look(61.0) == ""
 
 
+def test_applications_that_share_a_pool() -> None:
+    """The requests of all applications in the process occupy its workers."""
+    bench = Bench(members=2)
+    bench.begin(1, member=0)
+    bench.begin(2, member=1)
+    assert bench.look(61.0) != ""
+    bench.published()
+
+
 # -- the ping -----------------------------------------------------------------------------------------------------
 
 
