@@ -88,6 +88,8 @@ def remove_file(directory: str, name: str) -> None:
     try:
         path.unlink()
     except FileNotFoundError:
+        if not path.parent.is_dir():
+            _fail(2, f"'{visible(directory)}' is not a directory; is this the control directory?")
         click.echo(f"there is no cordon by file in '{visible(directory)}'; end a cordon by HTTP with its URL")
     except OSError as error:
         _fail(2, f"'{path}' cannot be removed ({error.strerror}).")

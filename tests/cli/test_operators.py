@@ -335,6 +335,9 @@ def test_a_directory_that_cannot_be_written_to(directory: Path) -> None:
         invoke(None, "drain", "--dir", str(gone)),
         f"'{gone}/drain' cannot be written (No such file or directory); is this the control directory?",
     )
+    refused(
+        invoke(None, "uncordon", "--dir", str(gone)), f"'{gone}' is not a directory; is this the control directory?"
+    )
     (directory / "cordon").mkdir()
     refused(
         invoke(None, "cordon", "--for", "5m", "--dir", str(directory)),
