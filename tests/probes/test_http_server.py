@@ -85,27 +85,22 @@ def connect(server: http_server.ProbeServer) -> socket.socket:
     return socket.create_connection((server.host, server.port), timeout=BOUND)
 
 
-def test_port_0_takes_a_free_one_and_logs_it(started: Any, caplog: pytest.LogCaptureFixture) -> None:
-    """Port 0 takes a free port, which the log tells, and the listener answers there."""
+@pytest.mark.parametrize(("host", "shown"), [("127.0.0.1", "127.0.0.1"), ("::1", "[::1]")])
+def test_port_0_takes_a_free_one_and_logs_it(
+    started: Any, caplog: pytest.LogCaptureFixture, host: str, shown: str
+) -> None:
+    """Port 0 takes a free port, which the log tells; an address of IPv6 is written with its brackets."""
     caplog.set_level(logging.INFO, "flask_lifecycle")
-    server = started()
+    try:
+        server = started(host=host)
+    except OSError:
+        assert host == "::1"
+        pytest.skip("there is no IPv6 here")
     assert get(server) == (200, b"alive\n")
-    assert server.url == f"http://127.0.0.1:{server.port}"
+    assert server.url == f"http://{shown}:{server.port}"
     [record] = caplog.records
     assert record.getMessage() == f"probe listener on {server.url}"
     assert record.__dict__["lifecycle_port"] == server.port
-
-
-def test_ipv6(started: Any) -> None:
-    """An IPv6 address works and is written with its brackets."""
-    if not socket.has_ipv6:
-        pytest.skip("there is no IPv6 here")
-    try:
-        server = started(host="::1")
-    except OSError:
-        pytest.skip("there is no IPv6 here")
-    assert server.url == f"http://[::1]:{server.port}"
-    assert get(server) == (200, b"alive\n")
 
 
 def test_a_forked_child_keeps_it_not_open(started: Any) -> None:
@@ -166,27 +161,6 @@ def test_after_close_nobody_listens(answers: bool) -> None:
     server.close()
     with pytest.raises(ConnectionRefusedError, match="refused"):
         connect(server)
-
-
-@pytest.mark.parametrize("said", [b"GET /livez HTTP/1.1\r\n", b"GET /livez HTTP/1.1\r\nHost: here\r\nX-M"])
-def test_a_request_that_is_cut_off_is_none(started: Any, said: bytes) -> None:
-    """Where a connection ends before the headers do, nothing is done and nobody answered."""
-    asked = []
-
-    def note(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        asked.append(environ["PATH_INFO"])
-        return alive(environ, start_response)
-
-    server = started(note)
-    with connect(server) as client:
-        client.sendall(said)
-        client.shutdown(socket.SHUT_WR)
-        assert client.recv(1) == b""
-    with connect(server) as client:
-        client.sendall(b"GET /whole HTTP/1.1\r\nHost: here\r\n\r\n")
-        client.shutdown(socket.SHUT_WR)
-        assert client.recv(12) == b"HTTP/1.1 200"
-    assert asked == ["/whole"]
 
 
 def test_the_oldest_silent_connection_makes_room(started: Any) -> None:
@@ -327,18 +301,28 @@ def test_no_answer_is_logged_or_names_what_answers(
     assert capfd.readouterr() == ("", "")
 
 
-def test_a_carriage_return_within_a_line(started: Any) -> None:
-    """A bare carriage return in a head is a blank, and not the end of a line that a header of its own comes behind."""
-    seen: list[WSGIEnvironment] = []
+@pytest.mark.parametrize("said", [b"GET /livez HTTP/1.1\r\n", b"GET /livez HTTP/1.1\r\nHost: here\r\nX-M"])
+def test_a_request_that_is_cut_off_is_none(started: Any, said: bytes) -> None:
+    """Where a connection ends before the headers do, nothing is done and nobody answered.
+
+    A bare carriage return in a head is a blank, and not the end of a line that a header of its own comes behind.
+    """
+    asked = []
 
     def note(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        seen.append(environ)
+        asked.append((environ["PATH_INFO"], environ.get("HTTP_X_A")))
         return alive(environ, start_response)
 
-    with connect(started(note)) as client:
-        client.sendall(b"GET /livez HTTP/1.1\r\nX-A: 1\rX-B: 2\r\n\r\n")
+    server = started(note)
+    with connect(server) as client:
+        client.sendall(said)
+        client.shutdown(socket.SHUT_WR)
+        assert client.recv(1) == b""
+    with connect(server) as client:
+        client.sendall(b"GET /whole HTTP/1.1\r\nX-A: 1\rX-B: 2\r\n\r\n")
+        client.shutdown(socket.SHUT_WR)
         assert client.recv(12) == b"HTTP/1.1 200"
-    assert seen[0]["HTTP_X_A"] == "1 X-B: 2"
+    assert asked == [("/whole", "1 X-B: 2")]
 
 
 @pytest.mark.parametrize(("length", "status"), [(8190, b"200"), (8191, b"414")])
@@ -362,13 +346,23 @@ def test_threads_that_do_not_end_are_not_added_to(started: Any) -> None:
     assert answers == [(200, b"alive\n")] * 2
 
 
-def test_no_thread_to_be_had(started: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where no thread can be started a connection is hung up, and the next is answered."""
+def test_a_client_that_left_before_it_was_accepted(started: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An accept that fails does not end the listener, and where no thread can be started a connection is hung up."""
     server = started()
+    real = server._server.get_request
+    failures = [ConnectionAbortedError()]
+
+    def get_request() -> Any:
+        if failures:
+            raise failures.pop()
+        return real()
 
     def refuse(request: Any, address: Any) -> None:
         raise RuntimeError("can't start new thread")
 
+    monkeypatch.setattr(server._server, "get_request", get_request)
+    assert get(server) == (200, b"alive\n")
+    assert failures == []
     with monkeypatch.context() as patch:
         patch.setattr(server._server, "process_request", refuse)
         with connect(server) as refused:
@@ -392,23 +386,6 @@ def test_no_descriptor_to_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
         until(lambda: bool(tried))
         server.close()
     assert len(tried) == 1
-
-
-def test_a_client_that_left_before_it_was_accepted(started: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An accept that fails does not end the listener."""
-    server = started()
-    failed = threading.Event()
-    real = server._server.get_request
-
-    def get_request() -> Any:
-        if not failed.is_set():
-            failed.set()
-            raise ConnectionAbortedError
-        return real()
-
-    monkeypatch.setattr(server._server, "get_request", get_request)
-    assert get(server) == (200, b"alive\n")
-    assert failed.is_set()
 
 
 # -- the listener of an application -------------------------------------------------------------------------------
