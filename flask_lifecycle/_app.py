@@ -31,8 +31,7 @@ from ._probes.endpoints import Probes
 from ._probes.self_test import check_setup
 from ._servers.serving import Serving
 from .checks import CheckContext, HealthReport
-from .checks._health import Health
-from .checks._registry import Registry
+from .checks._health import Health, Registry
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication

@@ -23,7 +23,7 @@ from .._core.fork import renew_in_children
 from .._core.state import logger, send
 from ..checks import Group, HealthCheckError, HealthReport
 from ..checks._check import is_status_code
-from ..checks._health import ALL, LIVE, READY, STARTUP, Health
+from ..checks._health import ALL, LIVE, READY, STARTUP, Health, Registry
 from .auth import CHALLENGE, has_bearer_token, has_password
 from .clients import Probers
 from .render import HEALTH_JSON, HTML, JSON, TEXT, negotiate, render, to_body, to_json
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
     from flask import Flask
 
-    from ..checks._registry import Registry
 
 _METHODS = ("GET", "HEAD", "OPTIONS")
 _ALLOW = {"Allow": ", ".join(_METHODS)}

@@ -1,6 +1,6 @@
 """Health checks: the engine that runs them, and ready-made ones.
 
-From ``@lifecycle.check`` to a response: ``Registry.add`` (``_registry.py``) keeps the :class:`Check` (``_check.py``). A
+From ``@lifecycle.check`` to a response: ``Registry.add`` (``_health.py``) keeps the :class:`Check` (``_check.py``). A
 probe calls ``Health.report`` (``_health.py``), which lets the state decide first, and then ``Engine.run``
 (``_engine.py``). That starts a thread for each check, whose return value ``as_result`` (``_returned.py``) turns into a
 :class:`CheckResult`, and returns a :class:`CheckReport` for each. ``_probes/render.py`` makes the body of the
