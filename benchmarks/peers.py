@@ -109,7 +109,7 @@ SERVERS = {
 # The table of the README: a column for each question, with the scenarios that answer it.
 QUESTIONS = {
     "connections in the kernel's queue": ("accept/queue",),
-    "new connections": ("accept/storm",),
+    "one connection per request": ("accept/storm",),
     "keep-alive connections": ("accept/storm-kept",),
     "queued or half-received requests": (
         "in-flight/queued", "in-flight/half-head", "in-flight/half-body", "in-flight/trickled",

@@ -110,30 +110,28 @@ SERVERS = {
         "`flask lifecycle run --server werkzeug`", "werkzeug:RunningWerkzeug", ALL_CONNECTIONS,
         "one thread per connection", cells(_WERKZEUG, held=_FIRST_OF_A_PIPELINE, websockets=_IN_FLIGHT), "werkzeug",
     ),
-    "waitress by itself": Server(
+    "standalone waitress": Server(
         "`waitress-serve`, `serve()`", "waitress:Waitress", ALL_CONNECTIONS,
-        "needs only `init_app`; waitress itself handles Ctrl-C",
-        cells(websockets="not supported by waitress"), "waitress-serve",
+        "", cells(websockets="not supported by waitress"), "waitress-serve",
     ),
     "cheroot": Server(
         "`flask lifecycle run --server cheroot`", "cheroot:RunningCheroot", ALL_CONNECTIONS, "a thread pool",
         cells(busy=_PROBE_PORT, websockets="not supported by cheroot"), "cheroot",
     ),
-    "cheroot by itself": Server(
-        "`cheroot`, `cheroot.wsgi.Server().start()`", "cheroot:Cheroot", ALL_CONNECTIONS, "needs only `init_app`",
+    "standalone cheroot": Server(
+        "`cheroot`, `cheroot.wsgi.Server().start()`", "cheroot:Cheroot", ALL_CONNECTIONS, "",
         cells(busy=_PROBE_PORT, websockets="not supported by cheroot"), "cheroot-alone",
     ),
     "gevent": Server(
         "`flask lifecycle run --server gevent`", "gevent:RunningGevent", ALL_CONNECTIONS, "one greenlet per connection",
         cells(busy=_YIELDS), "gevent",
     ),
-    "gevent by itself": Server(
-        "`gevent.pywsgi.WSGIServer().serve_forever()`", "gevent:Gevent", ALL_CONNECTIONS, "needs only `init_app`",
+    "standalone gevent": Server(
+        "`gevent.pywsgi.WSGIServer().serve_forever()`", "gevent:Gevent", ALL_CONNECTIONS, "",
         cells(busy=_YIELDS), "gevent-alone",
     ),
     "Flask's own": Server(
-        "`flask run`, `app.run()`, `run_simple`", "werkzeug:Werkzeug", ALL_CONNECTIONS,
-        "needs only `init_app`, also with the reloader",
+        "`flask run`, `app.run()`, `run_simple`", "werkzeug:Werkzeug", ALL_CONNECTIONS, "",
         cells(
             of(
                 "test_flask_run.py", hooks="a_change_of_code_in_the_middle_of_a_request",
@@ -145,8 +143,8 @@ SERVERS = {
         "flask-run",
     ),
     "gunicorn": Server(
-        "sync, gthread; `from flask_lifecycle.gunicorn import *` in `gunicorn.conf.py`", "gunicorn.worker:HookedWorker",
-        ALL_CONNECTIONS, "one line of configuration",
+        "sync or gthread, with `from flask_lifecycle.gunicorn import *` in `gunicorn.conf.py`",
+        "gunicorn.worker:HookedWorker", ALL_CONNECTIONS, "",
         cells(
             {**_GUNICORN, **of("test_websockets.py", websockets="gunicorn")},
             busy=_PROBE_PORT, readiness="yes, in all workers at once", held=_FIRST_OF_A_PIPELINE,
@@ -156,8 +154,8 @@ SERVERS = {
         "gthread",
     ),
     "gunicorn's gevent worker": Server(
-        "gevent; the same import in `gunicorn.conf.py`", "gunicorn.worker:HookedWorker", ALL_CONNECTIONS,
-        "a shutdown takes up to two seconds longer",
+        "gevent, with the same import", "gunicorn.worker:HookedWorker", ALL_CONNECTIONS,
+        "takes up to two seconds longer",
         cells(
             _GUNICORN, busy=f"{_YIELDS} (also on the probe listener)", readiness="yes, in all workers at once",
             held=_FIRST_OF_A_PIPELINE, late="served for at most one more second", hooks="yes, once in each worker",
@@ -166,8 +164,8 @@ SERVERS = {
         "gevent",
     ),
     "uvicorn": Server(
-        "`--interface wsgi`, a2wsgi", "asgi.uvicorn:Uvicorn", ALL_CONNECTIONS,
-        "in one process; with `--workers`, `--reload` or as a gunicorn worker: accepted requests",
+        "`uvicorn --interface wsgi`, a2wsgi", "asgi.uvicorn:Uvicorn", ALL_CONNECTIONS,
+        "accepted requests with `--workers`, `--reload` or gunicorn",
         cells(busy=_PROBE_PORT, held=_FIRST_OF_A_PIPELINE), "uvicorn",
     ),
     "hypercorn": Server(
@@ -207,7 +205,7 @@ SERVERS = {
         ),
     ),
     "gunicorn without the hooks": Server(
-        "`init_app` alone", "gunicorn.unhooked:UnhookedGunicorn", STARTED, "each worker by itself",
+        "`init_app` alone", "gunicorn.unhooked:UnhookedGunicorn", STARTED, "",
         cells(
             _GUNICORN_ALONE,
             busy=_PROBE_PORT, readiness="in each worker, without `--preload`", held="no, refused with 503",
@@ -229,6 +227,14 @@ SERVERS = {
     ),
 }  # fmt: skip
 
+# The README has these in the row of another server.
+SAME = {
+    "standalone waitress": "waitress",
+    "standalone cheroot": "cheroot",
+    "standalone gevent": "gevent",
+    "Flask's own": "Werkzeug",
+}
+
 
 def level(server: Server) -> str:
     """Which guarantee the cells of a server add up to."""
@@ -246,7 +252,7 @@ def included(server: Server) -> tuple[str, ...]:
 
 def long_tables() -> str:
     """Those of ``docs/guarantees.md``: a row for each server, in tables that fit a page."""
-    start = [["server", "started by", "guarantee", "websockets"]]
+    start = [["server", "how it is started", "guarantee", "websockets"]]
     start += [[name, each.started, each.guarantee, each.cells["websockets"].words] for name, each in SERVERS.items()]
     return "\n".join(
         [
@@ -281,10 +287,15 @@ def _of_results() -> str:
 
 
 def short_table() -> str:
-    """That of the README."""
-    rows = [["server", "started by", "guarantee", "notes"]]
-    rows += [[name, each.started, f"**{each.guarantee}**", each.phrase] for name, each in SERVERS.items()]
-    return _table(rows).replace("](../", "](")
+    """That of the README, with one row for all ways to start a server that have the same guarantee."""
+    rows = {}
+    for name, each in SERVERS.items():
+        if (first := SAME.get(name)) is None:
+            rows[name] = [name, each.started, f"**{each.guarantee}**", each.phrase]
+        else:
+            assert each.guarantee == SERVERS[first].guarantee
+            rows[first][1] += f", {each.started}"
+    return _table([["server", "how it is started", "guarantee", "notes"], *rows.values()]).replace("](../", "](")
 
 
 def _table(rows: list[list[str]]) -> str:

@@ -114,7 +114,7 @@ def test_the_tables_are_up_to_date(document: str) -> None:
 def test_a_test_that_is_not_one_is_found() -> None:
     """A test that does not exist, or does not run on the server, shows nothing."""
     collected = {"a.py::test_both": ["waitress-1", "waitress-serve-1"], "a.py::test_one": ["waitress"]}
-    ours, theirs = SERVERS["waitress"], SERVERS["waitress by itself"]
+    ours, theirs = SERVERS["waitress"], SERVERS["standalone waitress"]
     assert [shows("a.py::test_both", each, collected) for each in (ours, theirs)] == [True, True]
     assert [shows("a.py::test_one", each, collected) for each in (ours, theirs)] == [True, False]
     assert not shows("a.py::test_nothing", ours, collected)
