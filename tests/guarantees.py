@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from flask_lifecycle._core.server import ACCEPTED, ALL_CONNECTIONS, STARTED
-from flask_lifecycle._verify.runner import BROKEN, CLAIMS, NOT_CHECKED
-from flask_lifecycle._verify.trial import LEVELS
+from flask_lifecycle._verify import runner, trial
 from tests._pages import replaced
 from tests.catalogue.servers import results
 
@@ -247,7 +246,7 @@ def level(server: Server) -> str:
 
 def included(server: Server) -> tuple[str, ...]:
     """The levels of scenarios that the guarantee of a server includes."""
-    return LEVELS[: LEVELS.index(CLAIMS.get(server.guarantee, LEVELS[0])) + 1]
+    return trial.LEVELS[: trial.LEVELS.index(runner.CLAIMS.get(server.guarantee, trial.LEVELS[0])) + 1]
 
 
 def long_tables() -> str:
@@ -278,7 +277,7 @@ def _of_results() -> str:
     rows = [["server", "broken", "not checked, because the server does not support it"]]
     for name, by_scenario in found.items():
         rows.append([name])
-        for result in (BROKEN, NOT_CHECKED):
+        for result in (runner.BROKEN, runner.NOT_CHECKED):
             rows[-1].append(", ".join(f"`{each}`" for each, was in by_scenario.items() if was == result) or "none")
     return (
         "CI runs [every scenario](verify.md#the-scenarios) of `flask lifecycle verify` on these servers."

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from flask_lifecycle import Lifecycle
-from flask_lifecycle._verify.scenarios import CATALOGUE
+from flask_lifecycle._verify import scenarios
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -76,7 +76,7 @@ def test_the_messages_that_are_explained_are_the_program_s() -> None:
 def test_the_comparison_names_scenarios_of_verify() -> None:
     """Each scenario that ``docs/peers.md`` names is in the catalogue."""
     page = (DOCS / "peers.md").read_text(encoding="utf-8")
-    families = {scenario.family for scenario in CATALOGUE.values()}
+    families = {scenario.family for scenario in scenarios.CATALOGUE.values()}
     named = re.findall(rf"`((?:{'|'.join(families)})/[\w*.-]+)`", page)
     assert named
-    assert [name for name in named if name not in CATALOGUE and not name.endswith("/*")] == []
+    assert [name for name in named if name not in scenarios.CATALOGUE and not name.endswith("/*")] == []

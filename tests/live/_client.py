@@ -6,8 +6,7 @@ import socket
 import struct
 import threading
 
-from flask_lifecycle._verify import client
-from flask_lifecycle._verify.client import Address, LostError, Response, Storm, request_head
+from flask_lifecycle._verify import client, subject
 
 __all__ = [
     "PATIENCE",
@@ -16,12 +15,19 @@ __all__ = [
     "LostError",
     "Response",
     "Storm",
+    "free_port",
     "get",
     "refuses",
     "request_head",
     "storm",
 ]
 
+Address = client.Address
+LostError = client.LostError
+Response = client.Response
+Storm = client.Storm
+request_head = client.request_head
+free_port = subject.free_port
 PATIENCE = 20.0  # seconds: the bound of every wait for the other side
 
 

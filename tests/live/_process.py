@@ -18,9 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flask_lifecycle._verify.subject import free_port
-
-from ._client import PATIENCE, Address, get, refuses
+from ._client import PATIENCE, Address, free_port, get, refuses
 
 APPS = Path(__file__).parent.parent / "live_apps"
 ROOT = APPS.parent.parent

@@ -9,9 +9,7 @@ from typing import Any
 
 import pytest
 
-from flask_lifecycle._verify.subject import free_port
-
-from ._client import Connection
+from ._client import Connection, free_port
 from ._process import Running, Starter
 from ._traffic import in_flight
 

@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 
-from flask_lifecycle._verify.subject import free_port
-
+from ._client import free_port
 from ._process import Running, Starter
 from .test_elsewhere import SERVERS
 

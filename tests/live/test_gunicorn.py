@@ -13,9 +13,7 @@ from typing import Any
 
 import pytest
 
-from flask_lifecycle._verify.subject import free_port
-
-from ._client import Connection, Storm, get, storm
+from ._client import Connection, Storm, free_port, get, storm
 from ._process import BIG, ROOT, UNTIL_ASKED, Running, Starter, wait_until
 from ._traffic import hung_request, in_flight, is_accepted
 

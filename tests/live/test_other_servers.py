@@ -12,9 +12,7 @@ from typing import Any
 
 import pytest
 
-from flask_lifecycle._verify.subject import free_port
-
-from ._client import Connection, get
+from ._client import Connection, free_port, get
 from ._process import ROOT, Running, Starter
 from ._traffic import Kind, Traffic, address_of, hung_request, wait_guarantee
 from .test_probes import PROBE_LISTENER, probe_address

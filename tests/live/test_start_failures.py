@@ -12,9 +12,7 @@ from typing import Any
 
 import pytest
 
-from flask_lifecycle._verify.subject import free_port
-
-from ._client import get
+from ._client import free_port, get
 from ._process import APPS, ROOT, Running, Starter
 
 HOOKS = "from flask_lifecycle.gunicorn import *\n"

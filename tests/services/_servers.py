@@ -24,9 +24,9 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from flask_lifecycle._verify.subject import free_port
 from tests._fakes import BOUND, ROOT, until
 from tests._needs import program
+from tests.live._client import free_port
 from tests.live._process import wait_until
 from tests.services._tasks import BROKER
 

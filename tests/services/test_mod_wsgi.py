@@ -8,9 +8,8 @@ import signal
 import sysconfig
 from pathlib import Path
 
-from flask_lifecycle._verify.subject import free_port
 from tests._needs import missing, program
-from tests.live._client import LostError, get, refuses
+from tests.live._client import LostError, free_port, get, refuses
 from tests.live._process import ROOT, Running, Starter
 from tests.live._traffic import Kind, Traffic, wait_guarantee
 

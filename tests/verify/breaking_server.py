@@ -20,14 +20,15 @@ import threading
 import time
 from collections.abc import Iterator
 
-from flask_lifecycle._servers.listener import refuse_connections
-from flask_lifecycle._verify.routes import LARGE, PARTS, Record
+from flask_lifecycle._servers import listener as listeners
+from flask_lifecycle._verify import routes
 
 PORT, BREAKS = int(sys.argv[1]), sys.argv[2] if len(sys.argv) > 2 else ""
 PREFIX, HOOK, RECORD = os.environ["LIFECYCLE_VERIFY"].split(":", 2)
+
 GRACE = 10.0
 LINGER = 0.5  # how long a kept connection is answered after the signal
-record = Record(RECORD)
+record = routes.Record(RECORD)
 stops: list[int] = []  # the signals that came
 reloads: list[int] = []
 threads_left: list[Client] = []
@@ -136,7 +137,7 @@ class Client:
             if BREAKS == "in-flight/half-closed" and draining.is_set() and select.select([self.sock], [], [], 0)[0]:
                 return False
         elif self.kind in ("large", "file"):
-            body = LARGE
+            body = routes.LARGE
         elif draining.is_set():
             failing = {"ready": BREAKS != "probes/ready-fails", "live": BREAKS == "probes/live-holds"}
             status = 503 if failing.get(self.kind) else 200
@@ -164,9 +165,9 @@ def computing() -> bool:
 
 
 def parts(seconds: float) -> Iterator[bytes]:
-    for number in range(PARTS):
+    for number in range(routes.PARTS):
         yield b"part %d\n" % number
-        time.sleep(seconds / PARTS)
+        time.sleep(seconds / routes.PARTS)
 
 
 def must_break(client: Client) -> bool:
@@ -254,7 +255,7 @@ def drain(listener: socket.socket, probes: socket.socket) -> None:
     if BREAKS == "probes/live-after-close":
         probes.shutdown(socket.SHUT_RDWR)
     if BREAKS not in ("accept/storm", "accept/flood"):
-        refuse_connections(listener)
+        listeners.refuse_connections(listener)
     began = time.monotonic()
     while time.monotonic() - began < GRACE:
         accept_all(listener)

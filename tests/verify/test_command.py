@@ -15,8 +15,7 @@ from click.testing import CliRunner, Result
 from flask import Flask
 
 from flask_lifecycle import Lifecycle
-from flask_lifecycle._verify import command
-from flask_lifecycle._verify.scenarios import CATALOGUE
+from flask_lifecycle._verify import command, scenarios
 
 from .page import PAGE, updated
 
@@ -31,7 +30,7 @@ def verify(*arguments: str) -> Result:
 def test_the_list() -> None:
     """It has every scenario and what it promises."""
     listed = verify("--list").output.splitlines()
-    assert [line.split()[0] for line in listed] == list(CATALOGUE)
+    assert [line.split()[0] for line in listed] == list(scenarios.CATALOGUE)
     chosen = verify("--list", "--only", "hooks").output.splitlines()
     assert chosen == [line for line in listed if line.startswith("hooks/")]
 

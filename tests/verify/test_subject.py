@@ -10,11 +10,10 @@ from typing import Any, ClassVar, cast
 
 import pytest
 
-from flask_lifecycle._verify.scenarios.probes import status_of
-from flask_lifecycle._verify.subject import Subject
-from flask_lifecycle._verify.trial import Trial
-
 # Its child says after a moment that it is ready.
+from flask_lifecycle._verify import subject, trial
+from flask_lifecycle._verify.scenarios import probes
+
 TWO_WORKERS = """
 import http.server, os, sys, time
 from flask_lifecycle._verify.routes import Record
@@ -35,12 +34,12 @@ http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
 
 def test_all_workers_are_waited_for(tmp_path: Path) -> None:
     """A server whose first worker answers is not stopped before the others are ready."""
-    subject = Subject([sys.executable, "-c", TWO_WORKERS, "{port}"], None, tmp_path, 20.0, "")
+    server = subject.Subject([sys.executable, "-c", TWO_WORKERS, "{port}"], None, tmp_path, 20.0, "")
     try:
-        assert subject.wait_serving()
-        assert [event.pid for event in subject.recorded("ready")] == subject.children()
+        assert server.wait_serving()
+        assert [event.pid for event in server.recorded("ready")] == server.children()
     finally:
-        subject.end()
+        server.end()
 
 
 class Listening:
@@ -58,5 +57,5 @@ def test_a_probe_that_is_reset_while_it_connects_is_refused(monkeypatch: pytest.
         raise ConnectionResetError
 
     monkeypatch.setattr(socket.socket, "connect", reset)
-    trial = Trial(cast("Subject", Listening()), {"ready": "/"}, number=signal.SIGTERM, grace=1.0)
-    assert status_of(trial, "ready") == 0
+    asking = trial.Trial(cast("subject.Subject", Listening()), {"ready": "/"}, number=signal.SIGTERM, grace=1.0)
+    assert probes.status_of(asking, "ready") == 0
