@@ -143,8 +143,8 @@ class ControlDirectory(Feature):
 
     def _read_cordon(self, found: tuple[int, ...]) -> None:
         path = os.path.join(self._path, CORDON)
-        with _errors_as_unfit(), open(path, encoding="utf-8", errors="backslashreplace") as file:
-            seconds, by = parse_cordon(file.read())
+        with _errors_as_unfit(), open(path, encoding="utf-8", errors="backslashreplace", opener=_open) as file:
+            seconds, by = parse_cordon(file.read(_LARGEST))
         left = seconds
         if self._first:
             changed = found[2] / 1e9
@@ -208,6 +208,11 @@ def _errors_as_unfit() -> Iterator[None]:
         raise UnfitError("is not a directory") from None
     except OSError as error:
         raise UnfitError(f"cannot be opened ({os.strerror(error.errno or 0)})") from None
+
+
+def _open(path: str, flags: int) -> int:
+    """Open what may have taken the place of the regular file that was found: follow no link, wait for no writer."""
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
 
 
 def _check_directory(path: str) -> None:

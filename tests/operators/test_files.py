@@ -296,6 +296,32 @@ def test_what_is_no_regular_file(
     assert warnings(caplog) == [f"the file '{subject.path}/{name}' is not a regular file; it changes nothing"]
 
 
+@pytest.mark.parametrize("instead", ["link", "FIFO"])
+def test_a_file_that_is_exchanged_before_it_is_opened(
+    subject: Subject, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, instead: str
+) -> None:
+    """A link is not followed, and no writer of a FIFO is waited for.
+
+    Interleaving: the look finds a good file; somebody puts something else into its place; the look opens it.
+    """
+    subject.write("10m by alice")
+    file, lstat = subject.path / "cordon", os.lstat
+
+    def exchanged(path: str) -> os.stat_result:
+        found = lstat(path)
+        if path == str(file):
+            file.rename(subject.path / "away")
+            file.symlink_to("away") if instead == "link" else os.mkfifo(file)
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "lstat", exchanged)
+        subject.look()
+    assert subject.ready
+    complaint = "cannot be opened (Too many levels of symbolic links)" if instead == "link" else line("")
+    assert warnings(caplog) == [f"the file '{file}' {complaint}; it changes nothing"]
+
+
 @pytest.mark.services
 def test_files_of_others(path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """A file that belongs to neither us nor root is warned of and changes nothing."""
