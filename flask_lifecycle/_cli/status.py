@@ -146,7 +146,7 @@ def _table(document: Mapping[str, Any], where: str, color: bool) -> list[str]:
             styled = _styled(status, color, fg=_COLORS.get(status))
             lines.append(name + row[len(name) :].replace(status, styled, 1) if status else row)
     if not state:
-        lines.append("No details are shown: set 'LIFECYCLE_DETAILS' in the application; if it is \"token\", pass --token.")
+        lines.append("No details are shown: set 'LIFECYCLE_DETAILS' in the application; with 'token', pass --token.")
     return lines
 
 

@@ -208,7 +208,7 @@ def test_a_document_without_details() -> None:
     """Where no details are told there is the status, and what to do."""
     assert command.table({"status": "pass"}, WHERE, color=False) == [
         "pass  http://127.0.0.1:9000/healthcheck",
-        "No details are shown: set 'LIFECYCLE_DETAILS' in the application; if it is \"token\", pass --token.",
+        "No details are shown: set 'LIFECYCLE_DETAILS' in the application; with 'token', pass --token.",
     ]
 
 
