@@ -17,8 +17,6 @@ from flask import Flask
 from flask.cli import FlaskGroup
 
 from flask_lifecycle import Lifecycle, State
-from flask_lifecycle._cli import operators as cli
-from flask_lifecycle._config import Settings
 from flask_lifecycle._probes import http_server
 from tests._fakes import listener_of, make_app, run_python, state_of
 from tests._raw_server import RawServer, answer
@@ -113,6 +111,7 @@ def test_status_by_url_of_an_application_that_cannot_be_loaded(served: Flask) ->
 
 
 OWN = "http://127.0.0.1:5000/healthcheck"
+FIXED = {"LIFECYCLE_PROBE_PORT": 9000}
 
 
 @pytest.mark.parametrize(
@@ -121,6 +120,10 @@ OWN = "http://127.0.0.1:5000/healthcheck"
         # Without a fixed probe port the port is asked that ``run`` listens on by default.
         ({"LIFECYCLE_URL_PREFIX": "/ops"}, [], "http://127.0.0.1:5000/ops/healthcheck", None, 5.0),
         ({"LIFECYCLE_PROBE_PORT": 0}, [], OWN, None, 5.0),
+        # A listener on every address is asked on loopback.
+        ({**FIXED, "LIFECYCLE_PROBE_HOST": "0.0.0.0"}, [], "http://127.0.0.1:9000/healthcheck", None, 5.0),
+        ({**FIXED, "LIFECYCLE_PROBE_HOST": "::"}, [], "http://[::1]:9000/healthcheck", None, 5.0),
+        ({**FIXED, "LIFECYCLE_PROBE_HOST": "10.0.0.1"}, [], "http://10.0.0.1:9000/healthcheck", None, 5.0),
         ({}, ["--watch"], OWN, 2.0, 5.0),
         ({}, ["--watch", "0.5", "--timeout", "1m"], OWN, 0.5, 60.0),
         ({}, ["--watch", "1ms"], None, None, None),
@@ -145,7 +148,7 @@ def test_whom_status_asks(
         asked.append((str(url), token, timeout, options))
         return 0
 
-    monkeypatch.setattr(cli, "show_status", status)
+    monkeypatch.setattr("flask_lifecycle._cli.operators.show_status", status)
     result = invoke(make(**config), "status", *arguments)
     if url is not None:
         assert asked == [(url, None, timeout, {"as_json": False, "interval": interval})]
@@ -350,16 +353,6 @@ def test_a_directory_that_cannot_be_written_to(directory: Path) -> None:
 
 
 # -- the group ----------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("host", "url"),
-    [("0.0.0.0", "http://127.0.0.1:9000/x"), ("::", "http://[::1]:9000/x"), ("10.0.0.1", "http://10.0.0.1:9000/x")],
-)
-def test_the_probe_listener_as_its_own_host_sees_it(host: str, url: str) -> None:
-    """A listener on every address is asked on loopback."""
-    assert str(cli.own_url(Settings(probe_host=host, probe_port=9000, url_prefix="/x"))) == url
-    assert cli.own_url(Settings(probe_port=0)) is cli.own_url(Settings()) is None
 
 
 def test_the_group_lists_them() -> None:

@@ -15,13 +15,12 @@ from typing import Any
 
 import pytest
 
-from flask_lifecycle import CheckReport, HealthReport, HookRecord, State
+from flask_lifecycle import CheckReport, HealthReport, HookRecord, Lifecycle, State
 from flask_lifecycle._core.shutdown import Shutdown, StopRequest
 from flask_lifecycle._core.state import Event
-from flask_lifecycle._core.work import Work
 from flask_lifecycle._monitors.systemd import Notifier
 from flask_lifecycle.checks import Check
-from tests._fakes import BOUND, FakeMember, ManualClock, enter, running
+from tests._fakes import BOUND, FakeMember, ManualClock, enter, make_app, running, state_of
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="systemd is the subject")
 
@@ -179,14 +178,15 @@ def test_ready_comes_when_all_are_ready(receiver: Receiver) -> None:
 def test_the_status_counts(subject: Subject) -> None:
     """The status counts requests and work items, each once if applications share them, once a second at most."""
     subject.start()
+    lifecycle = Lifecycle(app := make_app())
     other = Member(subject.clock)
-    other.work = subject.app.work
+    other.work = subject.app.work = state_of(app).work
     other.startup.run()
     subject.process.made.append(other)
     requests = [enter(subject.app.ledger), enter(other.ledger)]
-    item = Work(subject.app.work, "import", {})
+    item = lifecycle.work("import")
     assert subject.look() == [["READY=1", "STATUS=READY, 2 in flight, 1 work item"]]
-    Work(subject.app.work, "export", {})
+    lifecycle.work("export")
     requests.pop().close()
     subject.clock.advance(0.25)
     assert (subject.look(), subject.pause) == ([], 0.75)
