@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -62,7 +63,7 @@ class Mounted:
 
 def name_of(item: pytest.Function) -> str:
     """The name that a test's application is mounted under."""
-    return f"{item.path.stem}-{item.originalname}".replace("test_", "")
+    return re.sub(r"\W+", "-", f"{item.path.stem}-{item.name}").replace("test_", "").strip("-")
 
 
 def plans(session: pytest.Session, fixture: str) -> dict[str, dict[str, Any]]:

@@ -16,9 +16,9 @@ SUITES = pytest.mark.parametrize(
 
 
 def numbers_of(module: ModuleType) -> set[int]:
-    """The numbers in the names of a module's tests."""
+    """The numbers in the names of a module's tests, and in its table of answers."""
     names = [match[1] for name in vars(module) if (match := _NUMBERS.match(name))]
-    return {int(number) for name in names for number in name.split("_") if number}
+    return {int(number) for name in names for number in name.split("_") if number} | set(getattr(module, "ANSWERS", ()))
 
 
 @SUITES

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 import signal
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 
@@ -30,6 +31,47 @@ ALL_THREE = ["SIGTERM", "SIGINT", "SIGUSR2"]
 SIGNAL_THEN_SHUTDOWN = {"shutdown": [["onShutdown", "ok"], ["onSignal", "ok"]]}
 SHOWN = {"LIFECYCLE_DETAILS": "always"}
 LIST = {"fails": {"errors": [["HealthCheckError", "disk full"], ["HealthCheckError", "queue long"]]}}
+
+
+def failing(**error: Any) -> dict[str, Any]:
+    """A check that fails with this error."""
+    return {"checks": {"database": {"fails": error}}}
+
+
+def status_codes(**codes: int) -> dict[str, Any]:
+    return {"settings": {"LIFECYCLE_STATUS_CODES": codes}}
+
+
+UP_OR_DOWN = {"renderer": "up_or_down"}
+AWAY = {"response": {"status": "NO DATABASE"}}
+CAUSES = {"message": "not for you", "causes": {"db": "nor this"}}
+# The application of a case, and the status and the body that /readyz answers with. The words are pass and fail, where
+# Terminus says ok and error; the status of an error beats that of the settings, and its body that of a renderer.
+ANSWERS: dict[int, tuple[dict[str, Any], int, dict[str, str]]] = {
+    3: (status_codes(**{"pass": 201}), 201, {"status": "pass"}),
+    4: ({}, 200, {"status": "pass"}),
+    5: (UP_OR_DOWN, 200, {"status": "UP"}),
+    13: ({**status_codes(fail=500), "checks": {"database": {"raises": "down"}}}, 500, {"status": "fail"}),
+    14: (failing(status_code=500), 500, {"status": "fail"}),
+    15: ({**status_codes(fail=500), **failing(status_code=502)}, 502, {"status": "fail"}),
+    16: (failing(**CAUSES), 503, {"status": "fail"}),
+    17: ({**UP_OR_DOWN, "checks": {"database": {"raises": "down"}}}, 503, {"status": "DOWN"}),
+    18: (failing(**AWAY), 503, {"status": "NO DATABASE"}),
+    19: ({**UP_OR_DOWN, **failing(**AWAY)}, 503, {"status": "NO DATABASE"}),
+    26: ({**status_codes(fail=500), **failing(**LIST["fails"])}, 500, {"status": "fail"}),
+    27: (failing(**LIST["fails"], status_code=500), 500, {"status": "fail"}),
+    28: ({**status_codes(fail=500), **failing(**LIST["fails"], status_code=502)}, 502, {"status": "fail"}),
+}
+
+
+@pytest.mark.parametrize(
+    ("status", "body"),
+    [pytest.param(*row[1:], marks=pytest.mark.app(**row[0]), id=str(case)) for case, row in ANSWERS.items()],
+)
+def test_cases_3_to_28_answers(mounted: Mounted, status: int, body: dict[str, str]) -> None:
+    """Statuses and bodies are those of the settings, of a renderer, or of the error."""
+    answer = mounted.ask("/readyz")
+    assert (answer.status, body_of(answer)) == (status, body)
 
 
 # -- answers ---------------------------------------------------------------------------------------------------------
@@ -54,12 +96,6 @@ def test_case_2_a_check_that_passes(mounted: Mounted) -> None:
     assert mounted.told("check") == ["database"] * 2
 
 
-@pytest.mark.app(settings={"LIFECYCLE_STATUS_CODES": {"pass": 201}})
-def test_case_3_status_of_success(mounted: Mounted) -> None:
-    """LIFECYCLE_STATUS_CODES sets the status of success."""
-    assert mounted.ask("/readyz").status == 201
-
-
 def test_case_3_status_without_a_body(own: Own) -> None:
     """A status that has no body, 204, is answered with none, by every listener."""
     running = own.serve(settings={"LIFECYCLE_STATUS_CODES": {"pass": 204}})
@@ -69,19 +105,6 @@ def test_case_3_status_without_a_body(own: Own) -> None:
         assert "content-length" not in answer.headers
     assert "content was ignored" not in running.log
     assert running.stop() == 0
-
-
-def test_case_4_default_body_of_success(mounted: Mounted) -> None:
-    """The default body of success is one word, pass where Terminus says ok."""
-    assert body_of(mounted.ask("/readyz")) == {"status": "pass"}
-
-
-@pytest.mark.app(renderer="up_or_down")
-def test_case_5_own_body_of_success(mounted: Mounted) -> None:
-    """A renderer gives success another body."""
-    answer = mounted.ask("/readyz")
-    assert (answer.status, body_of(answer)) == (200, {"status": "UP"})
-    assert answer.headers["content-type"] == "application/json"
 
 
 def test_case_6_case_matters(mounted: Mounted) -> None:
@@ -141,52 +164,6 @@ def test_case_12_a_check_that_raises(mounted: Mounted) -> None:
     assert len(re.findall("check 'case-12' fails after", mounted.running.log)) == 1
 
 
-@pytest.mark.app(settings={"LIFECYCLE_STATUS_CODES": {"fail": 500}}, checks={"database": {"raises": "down"}})
-def test_case_13_status_of_failure(mounted: Mounted) -> None:
-    """LIFECYCLE_STATUS_CODES sets the status of failure."""
-    assert mounted.ask("/readyz").status == 500
-
-
-@pytest.mark.app(checks={"database": {"fails": {"status_code": 500}}})
-def test_case_14_status_of_the_error(mounted: Mounted) -> None:
-    """A HealthCheckError may say itself which status it is answered with."""
-    assert mounted.ask("/readyz").status == 500
-
-
-@pytest.mark.app(
-    settings={"LIFECYCLE_STATUS_CODES": {"fail": 500}}, checks={"database": {"fails": {"status_code": 502}}}
-)
-def test_case_15_status_of_the_error_beats_the_configured(mounted: Mounted) -> None:
-    """The status of an error has precedence over that of the configuration."""
-    assert mounted.ask("/readyz").status == 502
-
-
-@pytest.mark.app(checks={"database": {"fails": {"message": "not for you", "causes": {"db": "nor this"}}}})
-def test_case_16_default_body_of_failure(mounted: Mounted) -> None:
-    """The default body of failure is one word, fail where Terminus says error; causes are details, not shown to all."""
-    assert body_of(mounted.ask("/readyz")) == {"status": "fail"}
-
-
-@pytest.mark.app(renderer="up_or_down", checks={"database": {"raises": "down"}})
-def test_case_17_own_body_of_failure(mounted: Mounted) -> None:
-    """A renderer gives failure another body."""
-    answer = mounted.ask("/readyz")
-    assert (answer.status, body_of(answer)) == (503, {"status": "DOWN"})
-
-
-@pytest.mark.app(checks={"database": {"fails": {"response": {"status": "NO DATABASE"}}}})
-def test_case_18_body_of_the_error(mounted: Mounted) -> None:
-    """A HealthCheckError may bring the body that it is answered with."""
-    answer = mounted.ask("/readyz")
-    assert (answer.status, body_of(answer)) == (503, {"status": "NO DATABASE"})
-
-
-@pytest.mark.app(renderer="up_or_down", checks={"database": {"fails": {"response": {"status": "NO DATABASE"}}}})
-def test_case_19_body_of_the_error_beats_the_configured(mounted: Mounted) -> None:
-    """The body of an error has precedence over that of the renderer."""
-    assert body_of(mounted.ask("/readyz")) == {"status": "NO DATABASE"}
-
-
 @pytest.mark.app(settings=SHOWN, checks={"database": {"tells_state": True}})
 def test_case_20_a_check_may_see_that_nothing_stops(mounted: Mounted) -> None:
     """A check that takes the context sees the state; READY where Terminus says isShuttingDown: false."""
@@ -236,27 +213,6 @@ def test_case_25_default_status_of_causes(mounted: Mounted) -> None:
     answer = mounted.ask("/readyz")
     assert answer.status == 503
     assert body_of(answer)["checks"]["database"][0]["causes"] == {"1": "disk full", "2": "queue long"}
-
-
-@pytest.mark.app(settings={"LIFECYCLE_STATUS_CODES": {"fail": 500}}, checks={"database": LIST})
-def test_case_26_configured_status_of_causes(mounted: Mounted) -> None:
-    """A failure with causes has the configured status."""
-    assert mounted.ask("/readyz").status == 500
-
-
-@pytest.mark.app(checks={"database": {"fails": {**LIST["fails"], "status_code": 500}}})
-def test_case_27_status_of_an_error_with_causes(mounted: Mounted) -> None:
-    """A failure with causes may say its status."""
-    assert mounted.ask("/readyz").status == 500
-
-
-@pytest.mark.app(
-    settings={"LIFECYCLE_STATUS_CODES": {"fail": 500}},
-    checks={"database": {"fails": {**LIST["fails"], "status_code": 502}}},
-)
-def test_case_28_status_of_an_error_with_causes_beats_the_configured(mounted: Mounted) -> None:
-    """The status of a failure with causes has precedence over that of the configuration."""
-    assert mounted.ask("/readyz").status == 502
 
 
 # -- answers after the signal ----------------------------------------------------------------------------------------
