@@ -59,7 +59,7 @@ def _workload(name: str, service: Value, notes: Notes) -> Workload:
     probe = _probe(service, notes)
     return Workload(
         "compose", notes.file, notes.subject, service.line,
-        _seconds(service, "stop_grace_period", _GRACE, notes), "stop_grace_period",
+        seconds(service, "stop_grace_period", _GRACE, notes), "stop_grace_period",
         Command.of(given.line, words) if given is not None and words else None,
         probes=(probe,) if probe is not None else (), env=_environment(service), options=service.fields(),
     )  # fmt: skip
@@ -71,29 +71,17 @@ def _environment(service: Value) -> dict[str, Value]:
     return listed | service.fields("environment")
 
 
-def duration(text: str) -> float | None:
-    """A duration as Docker writes it, in seconds; ``None`` if it is not valid."""
-    parts = _PART.findall(text[:_LONGEST])
-    if not parts or "".join(number + unit for number, unit in parts) != text:
-        return None
-    return sum(float(number) * _UNITS[unit] for number, unit in parts)
-
-
-def _seconds(parent: Value, key: str, default: float, notes: Notes) -> Number:
+def seconds(parent: Value, key: str, default: float, notes: Notes) -> Number:
+    """A duration as Docker writes it; the default if it is missing or not valid."""
     value, text = parent.get(key), parent.text(key)
     if value is None:
         return Number(default, parent.line, False)
-    seconds = duration(text)
-    if seconds is not None:
-        return Number(seconds, value.line)
+    parts = _PART.findall(text[:_LONGEST])
+    if parts and "".join(number + unit for number, unit in parts) == text:
+        return Number(sum(float(number) * _UNITS[unit] for number, unit in parts), value.line)
     if "$" in text:
-        notes.add(
-            value.line,
-            f"{key} is '{text}', which is replaced later, so {default:g} s, the default, was checked",
-            "give the doctor what 'docker compose config' prints",
-            text,
-            WARNING,
-        )
+        what = f"{key} is '{text}', which is replaced later, so {default:g} s, the default, was checked"
+        notes.add(value.line, what, "give the doctor what 'docker compose config' prints", text, WARNING)
     else:
         notes.add(value.line, f"{key} is '{text}'", "give it a duration such as '30s' or '1m30s'", text)
     return Number(default, value.line, False)
@@ -105,5 +93,5 @@ def _probe(service: Value, notes: Notes) -> Probe | None:
         return None
     test = check.get("test")
     line = test.line if test is not None else check.line
-    timeout = _seconds(check, "timeout", DOCKER_TIMEOUT, notes)
+    timeout = seconds(check, "timeout", DOCKER_TIMEOUT, notes)
     return Probe.of_check(line, " ".join(_words(check, "test")), timeout)

@@ -7,14 +7,14 @@ import math
 import re
 from collections.abc import Iterator
 
-from .compose import DOCKER_TIMEOUT, duration
+from .compose import DOCKER_TIMEOUT, seconds
 from .model import Command, Notes, Number, Probe, Workload, split
 from .source import UnreadableError, Value, joined
 
 _NAME = re.compile(r"(?i)(?:docker|container)file(?:\..+)?|.+\.(?:docker|container)file")
 _FIRST = re.compile(r"(?i)(?:FROM|ARG)\s+\S")
 _HEREDOC = re.compile(r"<<-?(['\"]?)([A-Za-z_]\w*)\1")
-_FLAG = re.compile(r"--([a-z-]+)=(\S+)\s*")
+_FLAG = re.compile(r"(--[a-z-]+)=(\S+)\s*")
 # Of a command in shell form; SHELL sets another one, which changes nothing here.
 _SHELL = ["/bin/sh", "-c"]
 
@@ -145,15 +145,9 @@ def _probe(stage: _Stage, notes: Notes) -> Probe | None:
     check = stage.values.get("HEALTHCHECK")
     if check is None:
         return None
-    text, timeout, begin = check.text(), Number(DOCKER_TIMEOUT, check.line, False), 0
+    text, begin, flags = check.text(), 0, dict[str, Value]()
     while flag := _FLAG.match(text, begin):
         begin = flag.end()
-        if flag[1] == "timeout":
-            seconds = duration(flag[2])
-            if seconds is None:
-                notes.add(
-                    check.line, f"--timeout is '{flag[2]}'", "give it a duration such as '30s' or '1m30s'", flag[2]
-                )
-            else:
-                timeout = Number(seconds, check.line)
+        flags[flag[1]] = Value(check.line, flag[2])
+    timeout = seconds(Value(check.line, flags), "--timeout", DOCKER_TIMEOUT, notes)
     return Probe.of_check(check.line, text[begin:], timeout)

@@ -115,10 +115,7 @@ def _http_stop(case: Case, line: int, path: str) -> Iterator[Finding]:
     if any(path.rstrip("/").endswith(f"/lifecycle/{verb}") for verb in ("drain", "cordon", "uncordon")):
         yield case.error(
             "prestop-http", line,
-            (
-                f"preStop sends GET '{path}' without a token, which is refused: operators' requests need POST and a"
-                " token"
-            ),
+            f"preStop sends GET '{path}' without a token, which is refused: operators' requests need POST and a token",
             "remove the hook, because SIGTERM does the same, or run 'flask lifecycle drain' by exec",
         )  # fmt: skip
     else:
