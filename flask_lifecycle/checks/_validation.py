@@ -6,16 +6,29 @@ would accept it, and no value would ever reach that threshold.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import re
 import stat
+from collections.abc import Iterator
 from typing import Any
 
 from .._config import shown
 
 # No name or address contains these. A value with one was meant to be a URL, and may contain a password.
 _NO_HOST = re.compile(r"[\x00-\x20\x7f/@?#\[\]\\]")
+
+
+@contextlib.contextmanager
+def needs(package: str, extra: str) -> Iterator[None]:
+    """Let the error of a missing package name the extra to install."""
+    try:
+        yield
+    except ImportError:
+        raise RuntimeError(
+            f"{package} is not installed; install it with: pip install 'flask-lifecycle[{extra}]'"
+        ) from None
 
 
 def positive(name: str, value: Any, what: str, most: float = math.inf) -> None:

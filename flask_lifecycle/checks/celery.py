@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from .._config import shown
 from ._check import CheckResult, HealthCheckError, check_seconds
+from ._validation import needs
 
 if TYPE_CHECKING:
     from celery import Celery  # type: ignore[import-untyped]  # it has no types
@@ -89,10 +90,8 @@ class CeleryCheck:
 
 
 def _validate(app: Any, minimum: Any, reply_timeout: Any) -> None:
-    try:
+    with needs("Celery", "celery"):
         from celery import Celery
-    except ImportError:
-        raise RuntimeError("Celery is not installed; install it with: pip install 'flask-lifecycle[celery]'") from None
     if not isinstance(app, Celery):
         raise TypeError(f"'app' must be a Celery application, not {type(app).__name__!r}.")
     if isinstance(minimum, bool) or not isinstance(minimum, int) or minimum < 1:

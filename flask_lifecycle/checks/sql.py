@@ -20,6 +20,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ._check import CheckResult, HealthCheckError
+from ._validation import needs
 
 if TYPE_CHECKING:
     from alembic.config import Config
@@ -123,12 +124,8 @@ def validate(db: Any, bind: str | None) -> None:
 
     :raises TypeError: it is neither an ``Engine`` nor Flask-SQLAlchemy's ``db``, or it is asynchronous.
     """
-    try:
+    with needs("SQLAlchemy", "sqlalchemy"):
         from sqlalchemy import Engine
-    except ImportError:
-        raise RuntimeError(
-            "SQLAlchemy is not installed; install it with: pip install 'flask-lifecycle[sqlalchemy]'"
-        ) from None
     if hasattr(db, "sync_engine") or (isinstance(db, Engine) and db.dialect.is_async):
         raise TypeError(
             "'db' is an asynchronous engine, and a check cannot await it; give a synchronous one for the same database."
@@ -237,13 +234,9 @@ class MigrationsCheck:
 
 
 def _validate_directory(directory: Any) -> None:
-    try:
+    with needs("Alembic", "migrate"):
         from alembic.config import Config
         from alembic.script import ScriptDirectory
-    except ImportError:
-        raise RuntimeError(
-            "Alembic is not installed; install it with: pip install 'flask-lifecycle[migrate]'"
-        ) from None
     if directory is not None and not isinstance(directory, str | os.PathLike | Config | ScriptDirectory):
         raise TypeError(
             f"'directory' must be a path, an Alembic Config or a ScriptDirectory, not {type(directory).__name__!r}."

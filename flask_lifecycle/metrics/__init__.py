@@ -30,6 +30,7 @@ from .._config import METRICS_PATH, MULTIPROC_DIR
 from .._core.feature import Feature
 from .._core.scheduler import Scheduler
 from .._core.state import State, logger
+from ..checks._validation import needs
 from ._table import METRICS, PREFIX, App, Metric, Sample, read
 
 __all__ = ["LifecycleCollector", "instrument"]
@@ -111,12 +112,8 @@ def _family(metric: Metric, labels: Sequence[str]) -> Any:
 
 
 def require_prometheus() -> None:
-    try:
+    with needs("prometheus_client", "prometheus"):
         import prometheus_client  # noqa: F401
-    except ImportError:
-        raise RuntimeError(
-            "prometheus_client is not installed; install it with: pip install 'flask-lifecycle[prometheus]'"
-        ) from None
 
 
 class Metrics(Feature):
@@ -310,12 +307,8 @@ def instrument(lifecycle: Any, meter_provider: Any = None) -> None:
     :raises TypeError: that has no lifecycle.
     :raises RuntimeError: opentelemetry-api is not installed.
     """
-    try:
+    with needs("OpenTelemetry", "opentelemetry"):
         from opentelemetry.metrics import get_meter
-    except ImportError:
-        raise RuntimeError(
-            "OpenTelemetry is not installed; install it with: pip install 'flask-lifecycle[opentelemetry]'"
-        ) from None
     apps = _applications_of([lifecycle])
     meter = get_meter(PREFIX, meter_provider=meter_provider)
     for metric in METRICS:
