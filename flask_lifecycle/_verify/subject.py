@@ -7,6 +7,7 @@ left the session of the command, so none outlives the check.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import random
@@ -66,6 +67,8 @@ class ServerProcess:
         self.signalled_at = self.gone_at = 0.0
         self._mark = mark.encode()
         self._output = tempfile.TemporaryFile()  # noqa: SIM115  closed by end()
+        # What opens /dev/stdout anew has an offset of its own, and neither may write over the other.
+        fcntl.fcntl(self._output, fcntl.F_SETFL, os.O_APPEND)
         self._log = b""  # when it has ended
         try:
             self._popen = subprocess.Popen(
