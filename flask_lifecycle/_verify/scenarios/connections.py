@@ -8,7 +8,7 @@ from ..trial import ACCEPTED, ALL, BrokenError, Trial, check_storms, scenario
 
 @scenario(
     "accept/queue", ALL, "fast",
-    promise="Connections in the kernel's accept queue at the signal are answered.",
+    promise="Connections that are in the kernel's accept queue when the signal arrives are answered.",
     why="The kernel completes handshakes while a server is busy. Closing the listener resets these connections.",
 )  # fmt: skip
 def accept_queue(trial: Trial) -> str:
@@ -24,7 +24,7 @@ def accept_queue(trial: Trial) -> str:
 
 @scenario(
     "accept/flood", ALL, "fast",
-    promise="Many connections arrive at once around the signal. Each is answered or refused.",
+    promise="Many connections arrive at once, just before and after the signal. Each is answered or refused.",
     why="Clients may reconnect all at once. Each needs an answer, or a refusal after which it can try another server.",
 )  # fmt: skip
 def accept_flood(trial: Trial) -> str:
@@ -56,7 +56,7 @@ def _storm(trial: Trial, keep: bool) -> str:
 @scenario(
     "accept/storm", ALL, "fast",
     promise="Clients that open a connection for each request, without a pause, lose none.",
-    why="This is a load balancer without keep-alive during a deploy.",
+    why="A load balancer without keep-alive does this during a deploy.",
 )  # fmt: skip
 def accept_storm(trial: Trial) -> str:
     return _storm(trial, keep=False)
@@ -64,8 +64,8 @@ def accept_storm(trial: Trial) -> str:
 
 @scenario(
     "accept/storm-kept", ALL, "fast",
-    promise="Clients that send one request after the other on kept connections lose none.",
-    why="This is a load balancer or a connection pool during a deploy; most cannot repeat a POST.",
+    promise="Clients that send one request after another on keep-alive connections lose none.",
+    why="Load balancers and connection pools do this during a deploy, and most cannot repeat a POST.",
 )  # fmt: skip
 def accept_storm_kept(trial: Trial) -> str:
     return _storm(trial, keep=True)
@@ -83,8 +83,8 @@ def _hold_connections(trial: Trial, count: int, *, asked: bool) -> str:
 
 @scenario(
     "connections/idle", ACCEPTED, "fast",
-    promise="A kept connection without a request does not use up the grace period.",
-    why="Every load balancer keeps some; with them each deploy would take as long as the grace period.",
+    promise="An idle keep-alive connection does not use up the grace period.",
+    why="Every load balancer keeps some, so each deploy would take as long as the grace period.",
 )  # fmt: skip
 def idle_connection(trial: Trial) -> str:
     return _hold_connections(trial, 1, asked=True)
@@ -102,7 +102,7 @@ def silent_connection(trial: Trial) -> str:
 @scenario(
     "connections/many-idle", ACCEPTED, "fast",
     promise="Fifty connections without a request do not use up the grace period.",
-    why="A wait that is harmless for one connection adds up if the server waits for one after the other.",
+    why="A wait that is harmless for one connection adds up if the server waits for one after another.",
 )  # fmt: skip
 def many_idle(trial: Trial) -> str:
     return _hold_connections(trial, 50, asked=False)
@@ -110,7 +110,7 @@ def many_idle(trial: Trial) -> str:
 
 @scenario(
     "connections/close", ACCEPTED, "slow",
-    promise="A response that ends during the shutdown says Connection: close.",
+    promise="A response that ends during the shutdown has Connection: close.",
     why="Otherwise the client sends its next request on a connection that is about to close.",
 )  # fmt: skip
 def says_close(trial: Trial) -> str:

@@ -12,7 +12,7 @@ from ..trial import ALL, BEYOND, SLACK, STARTED, BrokenError, NotCheckedError, T
 @scenario(
     "exit/code", STARTED, "fast",
     promise="An idle process exits with 0.",
-    why="A supervisor takes any other code for a crash: it alerts, restarts, or marks the deploy as failed.",
+    why="A supervisor treats any other code as a crash: it alerts, restarts, or marks the deploy as failed.",
 )  # fmt: skip
 def exit_code(trial: Trial) -> str:
     trial.stop()
@@ -25,7 +25,7 @@ def exit_code(trial: Trial) -> str:
 @scenario(
     "exit/failed-hook", BEYOND, "fast", hook="raises",
     promise="A process in which an on_shutdown function raises does not exit with 0.",
-    why="What could not be closed or flushed should show in the deploy, not weeks later.",
+    why="If something could not be closed or flushed, the deploy should show it, not an incident weeks later.",
 )  # fmt: skip
 def failed_hook(trial: Trial) -> str:
     trial.stop()
@@ -42,7 +42,7 @@ def _gone_in_time(trial: Trial) -> str:
 
 @scenario(
     "exit/hung-request", STARTED, "slow",
-    promise="The process is gone within the grace period although a request does not end.",
+    promise="The process exits within the grace period even if a request does not end.",
     why="Otherwise the orchestrator kills it, and no on_shutdown function runs.",
 )  # fmt: skip
 def hung_request(trial: Trial) -> str:
@@ -52,7 +52,7 @@ def hung_request(trial: Trial) -> str:
 
 @scenario(
     "exit/thread-left", STARTED, "thread", own=True,
-    promise="The process is gone within the grace period although a thread of the application does not end.",
+    promise="The process exits within the grace period even if a thread of the application does not end.",
     why="The interpreter waits for such a thread forever, until the orchestrator kills the process.",
 )  # fmt: skip
 def thread_left(trial: Trial) -> str:
@@ -63,7 +63,7 @@ def thread_left(trial: Trial) -> str:
 @scenario(
     "exit/second-signal", BEYOND, "slow",
     promise="A second signal ends the process at once.",
-    why="An operator who presses Ctrl-C twice, or a supervisor that repeats the signal, means it.",
+    why="An operator who presses Ctrl-C twice, or a supervisor that repeats the signal, does not want to wait.",
 )  # fmt: skip
 def second_signal(trial: Trial) -> str:
     if trial.grace < 10:
@@ -82,7 +82,7 @@ def second_signal(trial: Trial) -> str:
 
 @scenario(
     "exit/during-start", STARTED,
-    promise="A process that is stopped while it starts is gone within the grace period.",
+    promise="A process that is stopped while it starts exits within the grace period.",
     why="A deploy may be rolled back at any moment; if the signal is lost then, the rollback hangs.",
 )  # fmt: skip
 def during_start(trial: Trial) -> str:
@@ -94,7 +94,7 @@ def during_start(trial: Trial) -> str:
 @scenario(
     "exit/address-free", STARTED, "fast",
     promise="The address is free when the process has exited.",
-    why="The next process must not find the port taken.",
+    why="Otherwise the next process cannot listen on the port.",
 )  # fmt: skip
 def address_free(trial: Trial) -> str:
     trial.stop()
@@ -108,7 +108,7 @@ def address_free(trial: Trial) -> str:
 
 @scenario(
     "exit/no-process-left", STARTED, "fast",
-    promise="No process that the command has started is left after its exit.",
+    promise="No process that the command started is left after it exits.",
     why="An orphan keeps memory, locks and connections until the machine restarts.",
 )  # fmt: skip
 def no_process_left(trial: Trial) -> str:

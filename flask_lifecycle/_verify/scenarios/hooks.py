@@ -24,7 +24,7 @@ def hooks_run(trial: Trial) -> str:
 @scenario(
     "hooks/after-the-last-response", STARTED, "slow", own=True,
     promise="The on_shutdown functions run after the last request has ended.",
-    why="A pool that is closed under a request breaks it.",
+    why="A request breaks if its connection pool is closed while it runs.",
 )  # fmt: skip
 def hooks_after(trial: Trial) -> str:
     client = trial.begin("slow", 1.5)
@@ -40,7 +40,7 @@ def hooks_after(trial: Trial) -> str:
 
 @scenario(
     "hooks/once", STARTED, "slow", own=True,
-    promise="In each process that has run a request the on_shutdown functions run once.",
+    promise="The on_shutdown functions run once in each process that has run a request.",
     why="A message that is sent twice, or a job that is given back twice, is a bug that only a deploy shows.",
 )  # fmt: skip
 def hooks_once(trial: Trial) -> str:
@@ -78,7 +78,7 @@ def one_raises(trial: Trial) -> str:
 
 @scenario(
     "hooks/one-hangs", STARTED, "fast", hook="hangs",
-    promise="If an on_shutdown function hangs, the others run, and the process is gone within the grace period.",
+    promise="If an on_shutdown function hangs, the others run, and the process exits within the grace period.",
     why="A broker that does not answer must not keep the other functions from running.",
 )  # fmt: skip
 def one_hangs(trial: Trial) -> str:

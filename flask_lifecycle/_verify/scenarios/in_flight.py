@@ -13,8 +13,8 @@ from ..trial import ACCEPTED, STARTED, BrokenError, NotCheckedError, Trial, scen
 
 @scenario(
     "in-flight/running", STARTED, "slow",
-    promise="A request that runs at the signal is answered.",
-    why="It may have changed the database already; its client must not have to guess.",
+    promise="A request that is running when the signal arrives is answered.",
+    why="It may already have changed the database; its client should not have to guess.",
 )  # fmt: skip
 def running(trial: Trial) -> str:
     client = trial.begin("slow", 1.5)
@@ -25,8 +25,8 @@ def running(trial: Trial) -> str:
 
 @scenario(
     "in-flight/queued", ACCEPTED, "slow",
-    promise="Requests that wait for a free worker at the signal are answered.",
-    why="On a busy server most requests wait; they are as good as accepted.",
+    promise="Requests that are waiting for a free worker when the signal arrives are answered.",
+    why="On a busy server most requests wait, and to their clients they are accepted.",
 )  # fmt: skip
 def queued(trial: Trial) -> str:
     trial.begin("slow", 1)
@@ -58,8 +58,8 @@ def _in_parts(trial: Trial, kind: str, *parts: bytes, pause: float = 0.0) -> Non
 
 @scenario(
     "in-flight/half-head", ACCEPTED, "fast", "slow",
-    promise="A request whose head has arrived in part at the signal is answered.",
-    why="Any network may split a head. Its client has sent a request and expects a response.",
+    promise="A request whose head has only partly arrived when the signal does is answered.",
+    why="Any network may split a head. The client has sent a request and expects a response.",
 )  # fmt: skip
 def half_head(trial: Trial) -> str:
     head = request_head(trial.path("fast"))
@@ -69,8 +69,8 @@ def half_head(trial: Trial) -> str:
 
 @scenario(
     "in-flight/half-body", ACCEPTED, "upload", "slow",
-    promise="A request whose body has arrived in part at the signal is answered.",
-    why="An upload takes seconds, and a client cannot tell how much of it counted.",
+    promise="A request whose body has only partly arrived when the signal does is answered.",
+    why="An upload takes seconds, and a client cannot tell how much of it was processed.",
 )  # fmt: skip
 def half_body(trial: Trial) -> str:
     head = request_head(trial.path("upload"), "POST", 10)
@@ -102,7 +102,7 @@ def _must_work(trial: Trial, what: str, act: Callable[[Connection], int]) -> Non
 
 @scenario(
     "in-flight/chunked", ACCEPTED, "upload", "slow",
-    promise="A request whose chunked body has arrived in part at the signal is answered.",
+    promise="A request whose chunked body has only partly arrived when the signal does is answered.",
     why="Streaming clients do not know the length of what they send.",
 )  # fmt: skip
 def chunked(trial: Trial) -> str:
@@ -120,7 +120,7 @@ def chunked(trial: Trial) -> str:
 
 @scenario(
     "in-flight/expect", ACCEPTED, "upload", "slow",
-    promise="A client that waits for 100 Continue at the signal gets it, and its request is answered.",
+    promise="A client that is waiting for 100 Continue when the signal arrives gets it, and its request is answered.",
     why="curl and many SDKs ask before they send a large body.",
 )  # fmt: skip
 def expect_continue(trial: Trial) -> str:
@@ -140,7 +140,7 @@ def expect_continue(trial: Trial) -> str:
 
 @scenario(
     "in-flight/pipelined", ACCEPTED, "fast", "slow",
-    promise="Each pipelined request is answered, unless an earlier response says Connection: close.",
+    promise="Each pipelined request is answered, unless an earlier response has Connection: close.",
     why="After Connection: close a client may send the remaining requests again; otherwise it must not.",
 )  # fmt: skip
 def pipelined(trial: Trial) -> str:
@@ -160,8 +160,8 @@ def pipelined(trial: Trial) -> str:
 
 @scenario(
     "in-flight/streamed", STARTED, "stream",
-    promise="A response that is being streamed at the signal reaches its end.",
-    why="Exports and generated files are useless if they are cut, and clients often cannot tell.",
+    promise="A response that is being streamed when the signal arrives reaches its end.",
+    why="Exports and generated files are useless if they are cut off, and clients often cannot tell.",
 )  # fmt: skip
 def streamed(trial: Trial) -> str:
     client = trial.begin("stream", 2)
@@ -184,7 +184,7 @@ def _read_slowly(trial: Trial, kind: str) -> str:
 @scenario(
     "in-flight/slow-reader", STARTED, "large",
     promise="A client that reads a large response slowly gets all of it.",
-    why="The application has already returned; only the server knows of the bytes that are left to send.",
+    why="The application has already returned; only the server knows which bytes are left to send.",
 )  # fmt: skip
 def slow_reader(trial: Trial) -> str:
     return _read_slowly(trial, "large")
@@ -219,7 +219,7 @@ def _frame(client: Connection) -> tuple[int, bytes]:
 
 @scenario(
     "in-flight/websocket", STARTED, "websocket",
-    promise="A websocket that is open at the signal is closed by a close frame, or its next message is answered.",
+    promise="A websocket that is open when the signal arrives gets a close frame, or an answer to its next message.",
     why="Its client sees a close frame and reconnects at once; after a reset it waits, and messages are lost.",
 )  # fmt: skip
 def websocket(trial: Trial) -> str:
@@ -244,7 +244,7 @@ def websocket(trial: Trial) -> str:
 
 @scenario(
     "in-flight/http-1.0", STARTED, "slow",
-    promise="An HTTP/1.0 request that runs at the signal is answered.",
+    promise="An HTTP/1.0 request that is running when the signal arrives is answered.",
     why="nginx speaks HTTP/1.0 to its upstreams unless it is configured otherwise.",
 )  # fmt: skip
 def http_10(trial: Trial) -> str:
@@ -257,7 +257,7 @@ def http_10(trial: Trial) -> str:
 @scenario(
     "in-flight/half-closed", STARTED, "slow",
     promise="A client that has closed its sending side is answered.",
-    why="Simple clients do this; the server must not mistake them for clients that have gone.",
+    why="Simple clients do this; the server must not mistake them for clients that have disconnected.",
 )  # fmt: skip
 def half_closed(trial: Trial) -> str:
     def act(client: Connection) -> int:

@@ -67,7 +67,7 @@ def live_holds(trial: Trial) -> str:
 
 @scenario(
     "probes/live-after-close", STARTED, "live", "slow",
-    promise="Liveness on the probe listener answers after the main listener was closed, while a request runs.",
+    promise="Liveness on the probe listener answers while a request runs after the main listener was closed.",
     why="A drain may take minutes; without an answer Kubernetes kills the process.",
 )  # fmt: skip
 def live_after_close(trial: Trial) -> str:
@@ -121,7 +121,7 @@ def live_busy(trial: Trial) -> str:
 @scenario(
     "probes/live-cpu", BEYOND, "live", "cpu", own=True,
     promise="Liveness answers while requests compute in Python, which keeps other threads waiting.",
-    why="A process that computes is not a process that hangs, and must not be killed for it.",
+    why="A process that is computing does not hang, and must not be killed.",
 )  # fmt: skip
 def live_cpu(trial: Trial) -> str:
     trial.begin("cpu", 8)
