@@ -300,6 +300,43 @@ def test_the_last_task_ends_while_the_start_looks(monkeypatch: pytest.MonkeyPatc
     assert lifecycle.state.name == "READY"
 
 
+def test_a_task_begins_while_the_start_ends() -> None:
+    """A task that begins when the start-up has just found none is refused, and not overlooked."""
+    # start: finds no task | begin: wants the lock | start: closes, lets go of the lock | begin: is refused.
+    lifecycle = Lifecycle()
+    lock, wanted, errors = threading.Lock(), threading.Event(), list[str]()
+
+    class Announcing:
+        def __enter__(self) -> None:
+            if lock.locked():
+                wanted.set()
+            lock.acquire()
+
+        def __exit__(self, *exc_info: object) -> None:
+            lock.release()
+
+    def begin() -> None:
+        try:
+            lifecycle.startup_task("late")
+        except RuntimeError as error:
+            errors.append(str(error))
+
+    class Dict(dict[Any, None]):
+        def __bool__(self) -> bool:
+            if lock.locked() and late.ident is None:
+                late.start()
+                assert wanted.wait(BOUND)
+            return len(self) > 0
+
+    late = threading.Thread(target=begin)
+    tasks = lifecycle._registered.tasks
+    tasks._lock, tasks.active = Announcing(), Dict()  # type: ignore[assignment]  # a lock that says who waits
+    started(lifecycle)
+    late.join(BOUND)
+    assert lifecycle.state is State.READY
+    assert [error.partition(";")[0] for error in errors] == ["The startup task 'late' begins when the start-up is over"]
+
+
 def test_a_start_that_hangs_is_not_silent(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     """While the start-up goes on the log says again and again what it waits for, function and tasks."""
     monkeypatch.setattr(startup, "STILL_STARTING", 0.01)

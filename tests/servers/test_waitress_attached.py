@@ -11,10 +11,10 @@ import pytest
 from waitress import wasyncore
 from waitress.channel import HTTPChannel
 from waitress.server import create_server
-from waitress.task import WSGITask
+from waitress.task import Task, WSGITask
 
 from flask_lifecycle._servers import discovery, waitress
-from tests._fakes import BOUND, running, until
+from tests._fakes import BOUND, running, served, until
 from tests.live._client import Connection, get, refuses
 
 if TYPE_CHECKING:
@@ -91,6 +91,22 @@ def test_a_connection_from_before_is_taken_along(app: App) -> None:
         subject.stop_accepting(BOUND)
         assert refuses(theirs.address)
         assert subject.wait_idle(BOUND, 0.0)
+
+
+def test_before_a_stop_the_loop_is_waitress_own(app: App) -> None:
+    """What only a stop needs costs neither a turn of the loop nor a request before: the methods are waitress' own."""
+    with served("waitress", app) as ours:
+        theirs = Theirs(app)
+        attached(theirs.servers)
+        for server in (*ours.runner._servers(), *theirs.servers):
+            kind = server.channel_class
+            for name in ("__init__", "readable", "writable", "handle_read", "handle_write", "received", "service"):
+                assert getattr(kind, name) is getattr(HTTPChannel, name)
+            for task in (kind.task_class, kind.error_task_class):
+                assert task.build_response_header is Task.build_response_header
+            assert not {"handle_read", "readable"} & vars(server.trigger).keys()
+    theirs.servers[0].task_dispatcher.shutdown(timeout=BOUND)
+    wasyncore.close_all(theirs.map, ignore_all=True)
 
 
 def test_two_loops(app: App) -> None:
