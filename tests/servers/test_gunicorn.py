@@ -26,7 +26,7 @@ from flask_lifecycle._servers.gunicorn import master as master_module
 from flask_lifecycle._servers.gunicorn import shared as shared_module
 from flask_lifecycle._servers.gunicorn import worker as worker_module
 from flask_lifecycle._servers.serving import Serving
-from tests._fakes import BOUND, FakeMember
+from tests._fakes import BOUND, FakeMember, until
 
 # The file by whose time a worker of gunicorn shows that it lives.
 with tempfile.TemporaryFile() as _file:
@@ -96,6 +96,16 @@ class FakeGunicornWorker(SimpleNamespace):
         self.alive = False
 
 
+class FakeServerSocket(SimpleNamespace):
+    """gunicorn's wrapper of a listening socket, as workers have it."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        super().__init__(sock=sock)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.sock, name)
+
+
 # -- what is shared ---------------------------------------------------------------------------------------------------
 
 
@@ -107,7 +117,88 @@ def test_one_acts_for_all_in_time(shared: Any, caplog: pytest.LogCaptureFixture)
     assert caplog.messages == ["1 other workers have not ended; the on_shutdown functions of the process group run now"]
 
 
+# -- the worker -------------------------------------------------------------------------------------------------------
+
+
+def adapter_of(worker: FakeGunicornWorker, shared: Any) -> Any:
+    serving: Any = SimpleNamespace(process=SimpleNamespace(shutdown=SimpleNamespace(in_flight=1)))
+    return worker_module.HookedWorker(worker, shared, serving)
+
+
+def test_what_a_leaving_worker_has_accepted(shared: Any) -> None:
+    """Connections that are neither idle nor in the application count while it leaves, and at no other time."""
+    subject = adapter_of(FakeGunicornWorker(nr_conns=4, keepalived_conns=[object()]), shared)
+    assert subject.unfinished() == ()
+    subject._leave()
+    assert [info.stage for info in subject.unfinished()] == ["receiving"] * 2
+    subject._leave_loop()
+    assert subject.unfinished() == ()
+
+
+def test_the_last_to_come_are_accepted_by_a_loop(shared: Any, listener: socket.socket) -> None:
+    """A gthread worker accepts them in its loop, and leaves it then; while the others go on it leaves at once.
+
+    Interleaving: the master finds the queue empty; the kernel completes a handshake; the master dismisses the worker.
+    """
+    calls, deferred = list[Any](), list[Any]()
+    worker = FakeGunicornWorker(
+        sockets=[FakeServerSocket(listener)],
+        method_queue=SimpleNamespace(defer=lambda *call: deferred.append(call)),
+        set_accept_enabled=calls.append,
+        accept=lambda accepted: calls.append(accepted.accept()[0].close()),
+        handle_exit=lambda *signal: calls.append("exit"),
+    )
+    subject = adapter_of(worker, shared)
+    shared.dismiss(2)
+    subject._signalled(signal.SIGTERM, None)
+    assert (calls, deferred) == (["exit"], [])
+    shared.request_stop()
+    with socket.create_connection(listener.getsockname()):
+        subject._signalled(signal.SIGTERM, None)
+        for function, *arguments in deferred:
+            function(*arguments)
+    assert calls == ["exit", False, None, "exit"]
+
+
 # -- the master -------------------------------------------------------------------------------------------------------
+
+
+def test_without_our_applications_gunicorn_stops_at_once(listener: socket.socket) -> None:
+    """Where no worker has ever taken part SIGTERM does what it does without us, whoever waits."""
+    shared = shared_module.SharedMemory()
+    shared.set_state(1, shared_module.ABSENT)
+    master = master_module.Master(FakeArbiter(listener, ages=(1,)), shared)
+    with socket.create_connection(listener.getsockname()):
+        assert (master._step(0.0), master.exit_code) == (True, 0)
+
+
+def test_no_worker_is_signalled_twice(shared: Any, listener: socket.socket) -> None:
+    """Workers are dismissed when the listener is closed, and once: a second SIGTERM kills an interpreter that ends.
+
+    Interleaving: the master dismisses a worker and sees it end; gunicorn, which goes through its list, signals it.
+    """
+    server = FakeArbiter(listener, ages=(1,))
+    kill, looks = server.kill_worker, list[int]()
+    master = master_module.Master(server, shared)
+    master.install()
+    shared.set_state(1, shared_module.CLEAN)
+    assert not master._step(0.0)
+    master._finished = True
+
+    def look() -> None:
+        looks.append(listener.fileno())
+        if len(looks) == 3:
+            server.WORKERS.clear()
+
+    server.kill_workers.side_effect = lambda signum: server.kill_worker(101, signum)
+    server.reap_workers = look  # type: ignore[method-assign]  # a fake's
+    server.stop()
+    for signum in (signal.SIGTERM, signal.SIGKILL):
+        server.kill_worker(101, signum)
+    assert looks == [-1] * 3
+    assert [call.args for call in kill.call_args_list] == [(101, signal.SIGTERM), (101, signal.SIGKILL)]
+    master._tick(signal.SIGALRM, None)  # one that was due when the stop began
+    assert signal.getitimer(signal.ITIMER_REAL)[0] == 0.0
 
 
 def test_the_master_does_not_wait_for_ever(shared: Any, listener: socket.socket) -> None:
@@ -274,6 +365,27 @@ def test_a_gunicorn_that_is_not_known_is_left_alone(
     hooks.post_worker_init(worker)
     hooks.on_exit(arbiter)
     assert not process[0].shutdown.begun
+
+
+def test_a_worker_that_is_signalled_while_it_loads(process: tuple[Process, FakeMember], shared: Any) -> None:
+    """It begins nothing if the master has dismissed it alone; if all stop it serves what waits, until its turn comes.
+
+    Interleaving: gunicorn's handler gets SIGTERM while the application is loaded; then our hook is called.
+    """
+    hooks.here.shared = shared
+    worker = FakeGunicornWorker(3, alive=False)
+    shared.dismiss(3)
+    hooks.post_worker_init(worker)
+    assert (hooks.here.worker, shared.state(3), worker.alive) == (None, 0, False)
+    shared.clear(3)
+    shared.request_stop()
+    hooks.post_worker_init(worker)
+    assert worker.alive
+    until(lambda: process[0].shutdown.begun)
+    shared.dismiss(3)
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert not worker.alive
+    hooks.worker_exit(None, worker)
 
 
 # -- connections that wait ---------------------------------------------------------------------------------------------
