@@ -620,6 +620,7 @@ def test_without_hooks_a_recycled_worker_runs_its_hooks(live: Starter, kind: str
     running.wait_for(lambda: len(pids(running)) == 2, "a new worker")
     assert running.hooks() == ["last", "first"]
     assert begun(running, "interpreter exit", 0.0) == 1
+    wait_ready(running, 2)  # before it has its own handlers, a worker loses gunicorn's signal
     assert running.stop(signal.SIGINT) == 0
 
 
