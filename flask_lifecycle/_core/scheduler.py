@@ -13,7 +13,8 @@ class Scheduler:
 
     :param tick: returns the seconds until its next call; ``None``: call it at the next wake-up.
     :param name: of the thread.
-    :param what: the task, as the log names it if it fails.
+    :param what: the task, as the log names it if it fails, once until it succeeds. A failed call is repeated after a
+        second.
     """
 
     def __init__(self, tick: Callable[[], float | None], name: str, what: str) -> None:
@@ -50,11 +51,14 @@ class Scheduler:
         return thread is None or not thread.is_alive()
 
     def _run(self) -> None:
+        failing = False
         while not self.ended:
             try:
                 pause = self._tick()
+                failing = False
             except Exception:
-                logger.exception("%s failed; will retry", self._what, extra={"lifecycle_what": self._what})
-                pause = 1.0
+                if not failing:  # once, and not every second
+                    logger.exception("%s failed; will retry", self._what, extra={"lifecycle_what": self._what})
+                failing, pause = True, 1.0
             self._woken.wait(pause)
             self._woken.clear()

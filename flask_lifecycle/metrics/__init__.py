@@ -228,8 +228,7 @@ class _Writer:
         self._lock = threading.Lock()  # guards what follows, between the thread and a scrape
         self._metrics: dict[tuple[str, tuple[str, ...]], Any] = {}
         self._written: dict[tuple[str, tuple[str, ...]], dict[tuple[str, ...], float]] = {}
-        self._complained = False
-        self._scheduler = Scheduler(self._tick, "lifecycle-metrics", "metrics of this worker")
+        self._scheduler = Scheduler(self._tick, "lifecycle-metrics", "writing the metrics of this worker")
 
     @classmethod
     def begin(cls, members: Callable[[], Sequence[App]]) -> None:
@@ -249,14 +248,7 @@ class _Writer:
         self.write()
 
     def _tick(self) -> float:
-        try:
-            self.write()
-        except Exception:
-            if not self._complained:  # once, and not every second
-                self._complained = True
-                logger.exception(
-                    "the metrics of this worker could not be written; will retry", extra={"lifecycle_what": "metrics"}
-                )
+        self.write()
         return _WRITE_EACH
 
     def write(self) -> None:

@@ -641,7 +641,7 @@ def test_files_that_cannot_be_written(
             metrics.state_changed(State.READY, "started")
     until(lambda: any(multiprocess.iterdir()))
     [record] = caplog.records
-    assert record.getMessage() == "the metrics of this worker could not be written; will retry"
+    assert record.getMessage() == "writing the metrics of this worker failed; will retry"
     assert record.levelno == logging.ERROR
     assert merged(app)["state{state=STARTING}"] == 1
 
