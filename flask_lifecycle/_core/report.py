@@ -95,7 +95,7 @@ class ShutdownReport:
     def course(self) -> str:
         """The phases that took time, and the numbers of requests, as the last line of the log shows them."""
         phases = ", ".join(f"{phase.name} {phase.duration:.1f} s" for phase in self.phases if phase.duration >= 0.05)
-        return f"{phases or 'at once'}; {self.served} served and {self.refused} refused meanwhile"
+        return f"{phases or 'at once'}; {self.served} served, {self.refused} refused"
 
     def as_dict(self) -> dict[str, Any]:
         """The report as JSON; of an exception only the type, because its text may contain secrets."""

@@ -93,8 +93,8 @@ def test_the_report_as_json() -> None:
 
 def test_the_course_in_words() -> None:
     """The log's last line names the phases that took time, and how many requests there were; a forced exit says so."""
-    assert REPORT.course == "delay 1.0 s, drain 2.0 s, hooks 0.1 s; 12 served and 3 refused meanwhile"
-    assert dataclasses.replace(REPORT, phases=()).course == "at once; 12 served and 3 refused meanwhile"
+    assert REPORT.course == "delay 1.0 s, drain 2.0 s, hooks 0.1 s; 12 served, 3 refused"
+    assert dataclasses.replace(REPORT, phases=()).course == "at once; 12 served, 3 refused"
     assert REPORT.summary == str(REPORT) == "2 abandoned, 1 hook failed, exit 1"
     forced = ShutdownReport("SIGTERM", 15, (), (), (), 0.1, forced=143)
     assert (str(forced), forced.clean, forced.exit_code) == ("forced, exit 143", False, 143)
