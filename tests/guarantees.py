@@ -156,7 +156,7 @@ SERVERS = {
         "gevent, with the same import", "gunicorn.worker:HookedWorker", ALL_CONNECTIONS,
         "takes up to two seconds longer",
         cells(
-            _GUNICORN, busy=f"{_YIELDS} (also on the probe listener)", readiness="yes, in all workers at once",
+            _GUNICORN, busy=f"{_YIELDS} (even on the probe listener)", readiness="yes, in all workers at once",
             held=_FIRST_OF_A_PIPELINE, late="served for at most one more second", hooks="yes, once in each worker",
             websockets="yes",
         ),
