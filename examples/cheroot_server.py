@@ -6,7 +6,7 @@ Serve it with one of ::
     python examples/cheroot_server.py
     flask --app examples/cheroot_server.py lifecycle run -p 8000 --server cheroot
 
-request ``localhost:8000/slow`` and send SIGTERM meanwhile: the request is answered, and then the pool is closed.
+request ``localhost:8000/slow`` and send SIGTERM while it runs: the request is answered, and then the pool is closed.
 """
 
 from __future__ import annotations

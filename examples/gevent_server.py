@@ -6,8 +6,8 @@ Serve it with one of ::
     python examples/gevent_server.py
     python -m gevent.monkey --module flask --app examples/gevent_server.py lifecycle run -p 8000 --server gevent
 
-request ``localhost:8000/slow`` and send SIGTERM meanwhile: the request is answered, and then the pool is closed. While
-one greenlet computes without yielding, no request or probe is answered.
+request ``localhost:8000/slow`` and send SIGTERM while it runs: the request is answered, and then the pool is closed.
+While one greenlet computes without yielding, no request or probe is answered.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ lifecycle = Lifecycle(app)
 
 @app.get("/slow")
 def slow() -> dict[str, float]:
-    """Take a second. Other requests run meanwhile, because the sleep is gevent's."""
+    """Take a second. Other requests run at the same time, because the sleep is gevent's."""
     time.sleep(1.0)
     return {"slept": 1.0}
 
