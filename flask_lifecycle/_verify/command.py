@@ -174,7 +174,7 @@ def verify(
 ) -> None:
     """Shut COMMAND down in many difficult situations and report which guarantee holds.
 
-    Each scenario starts COMMAND anew, with {port} and {probe_port} replaced by free ports:
+    Each scenario starts COMMAND again, with {port} and {probe_port} replaced by free ports:
 
         flask --app shop lifecycle verify -- waitress-serve --port={port} shop:app
     """

@@ -54,7 +54,7 @@ def hooks_once(trial: Trial) -> str:
     runs = Counter(each.pid for each in trial.subject.recorded("shutdown"))
     if wrong := [runs[pid] for pid in served | set(runs) if runs[pid] != 1]:
         raise BrokenError(f"they ran {', '.join(map(str, wrong))} times in {len(wrong)} of {len(served)} processes")
-    return f"once in each of {len(served)} process{'es' * (len(served) > 1)}"
+    return "once" if len(served) == 1 else f"once in each of {len(served)} processes"
 
 
 def _others_run(trial: Trial, hook: str) -> str:
