@@ -169,10 +169,13 @@ def test_the_oldest_silent_connection_makes_room(started: Any) -> None:
     before = threading.active_count()
     with connect(server) as first:
         until(lambda: open_connections(server) == 1)
+        (pushed_out,) = server._server.connections()
         with connect(server) as second:
             until(lambda: open_connections(server) == 2)
             assert get(server) == (200, b"alive\n")
             assert first.recv(1) == b""
+            # Where its thread comes to its next stage only now, it is not answered.
+            assert not server._server.enter(server._server.answering, pushed_out)
             assert threading.active_count() <= before + 3
             second.setblocking(False)
             with pytest.raises(BlockingIOError, match="unavailable"):
@@ -333,14 +336,24 @@ def test_a_request_line_has_a_length(started: Any, length: int, status: bytes) -
         assert client.recv(12) == b"HTTP/1.1 " + status
 
 
-def test_threads_that_do_not_end_are_not_added_to(started: Any) -> None:
+def test_threads_that_do_not_end_are_not_added_to(started: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where code of the application holds as many threads as there may be, a connection waits until one has ended."""
-    slow = Blocked()
+    slow, waits = Blocked(), threading.Event()
     server = started(slow, limits=http_server.Limits(threads=1, pause=0.001))
+    accept = server._server.accept_one
+
+    def accept_one() -> bool:
+        accepted = accept()
+        if not accepted:
+            waits.set()
+        return accepted
+
+    monkeypatch.setattr(server._server, "accept_one", accept_one)
     answers: list[tuple[int, bytes]] = []
     with running(lambda: answers.append(get(server))):
         assert slow.entered.wait(BOUND)
         with running(lambda: answers.append(get(server))):
+            assert waits.wait(BOUND)
             assert open_connections(server) == 1
             slow.free.set()
     assert answers == [(200, b"alive\n")] * 2
