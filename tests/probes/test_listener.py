@@ -73,8 +73,11 @@ def test_what_only_one_has(serve: Any, port: int) -> None:
     first, second = (serve(LIFECYCLE_DETAILS="always") for _ in range(2))
     serve(LIFECYCLE_URL_PREFIX="/a").set_not_ready("busy")
     second.check("database")(lambda: False)
-    paths = ("/a/readyz", "/a/livez", "/healthcheck/-/status.css", "/healthcheck/database", "/readyz?exclude=other")
-    assert [ask(port, path)[0] for path in paths] == [503, 200, 200, 503, 404]
+    serve().check("hidden")(lambda: None)
+    paths = ("/a/readyz", "/a/livez", "/healthcheck/-/status.css", "/healthcheck/database")
+    assert [ask(port, path)[0] for path in paths] == [503, 200, 200, 503]
+    # A caller who sees the checks of one application learns no names of another one's.
+    assert {ask(port, f"/readyz?exclude={name}")[0] for name in ("other", "hidden")} == {404}
     assert ask(port, "/readyz?exclude=database")[0] == 200
     first.set_not_ready("busy")
     assert ask(port, "/readyz?exclude=database")[0] == 503
