@@ -93,6 +93,27 @@ def test_phases_in_order(clock: ManualClock) -> None:
     assert {reason for _old, _new, reason in member.changes[1:]} == {"test"}
 
 
+def test_what_goes_well_is_two_lines(clock: ManualClock, caplog: pytest.LogCaptureFixture) -> None:
+    """The end of each phase, and of each hook that went well, is at DEBUG, with its time as a field."""
+    member = FakeMember(clock)
+    member.hooks.add("shutdown", lambda: clock.advance(1.5), "pool", None)
+    with caplog.at_level(logging.DEBUG, "flask_lifecycle"):
+        stop(member, clock=clock)
+    ends = [record for record in caplog.records if " after " in record.getMessage()]
+    assert [(record.levelname, record.getMessage(), record.__dict__["lifecycle_seconds"]) for record in ends] == [
+        ("DEBUG", "phase 'announce' ended after 0.0 s", 0.0),
+        ("DEBUG", "phase 'delay' ended after 0.0 s", 0.0),
+        ("DEBUG", "phase 'stop accepting' ended after 0.0 s", 0.0),
+        ("DEBUG", "phase 'drain' ended after 0.0 s", 0.0),
+        ("DEBUG", "on_shutdown 'pool' done after 1.5 s", 1.5),
+        ("DEBUG", "phase 'hooks' ended after 1.5 s", 1.5),
+    ]
+    assert [record.getMessage() for record in caplog.records if record.levelno > logging.DEBUG] == [
+        "shutdown begins: test (grace period 25.0 s, delay 0.0 s)",
+        "shutdown complete in 1.5 s: clean, exit 0 (test; hooks 1.5 s; 0 served, 2 refused)",
+    ]
+
+
 def test_a_shutdown_in_the_middle_of_its_beginning() -> None:
     """A handler or a finalizer that shuts down in the middle of ``begin`` neither blocks nor begins another one."""
     begun: list[bool] = []
