@@ -343,7 +343,7 @@ def test_threads_that_do_not_end_are_not_added_to(started: Any, monkeypatch: pyt
     accept = server._server.accept_one
 
     def accept_one() -> bool:
-        accepted = accept()
+        accepted: bool = accept()
         if not accepted:
             waits.set()
         return accepted
