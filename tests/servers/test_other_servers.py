@@ -139,7 +139,7 @@ def test_a_listener_of_others_is_left_to_them(monkeypatch: pytest.MonkeyPatch) -
     """Where systemd has passed the listener on, only our copy of it is closed."""
     monkeypatch.setenv("LISTEN_FDS", "1")
     with running_cheroot() as server:
-        subject = discovery.find()
+        subject = discovery.find("cheroot")  # another test may have left a server of another kind
         assert subject is not None
         copy = server.socket.dup()
         subject.announce()
