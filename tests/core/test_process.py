@@ -204,6 +204,26 @@ def test_what_hangs_after_the_loop_is_left_behind() -> None:
     assert errors == "grace period over, leaving at once: the shutdown or the main thread has not ended\n"
 
 
+def test_threads_left_behind_are_named() -> None:
+    """Non-daemon threads that hold the interpreter open are named, and the process leaves at the deadline."""
+    code, said, errors = program(
+        """
+        unhurried()
+        lifecycle = Lifecycle(app := make(LIFECYCLE_GRACE_PERIOD=3.0))
+        threading.Thread(target=rest, name="stubborn").start()
+        lifecycle.on_startup(name="stop")(lambda: lifecycle.shutdown(wait=False))
+        report = lifecycle.run(app, port=0)
+        say(report.exit_code)
+        sys.exit(report.exit_code)
+        """
+    )
+    assert (code, said) == (1, ["0"])
+    assert errors.splitlines() == [
+        "non-daemon threads still run: stubborn",
+        "grace period over, leaving at once: threads still run: stubborn",
+    ]
+
+
 def test_a_signal_while_the_interpreter_waits_for_its_threads() -> None:
     """A shutdown that ends when the main thread has returned leaves the interpreter its way, with our exit code."""
     code, said, errors = program(
