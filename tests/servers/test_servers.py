@@ -84,6 +84,20 @@ def test_a_server_is_bound_when_it_is_made(server: str) -> None:
 
 
 @pytest.mark.parametrize("server", RUNNERS)
+def test_an_address_is_free_again(server: str) -> None:
+    """The next process may listen there at once, although connections that were closed here linger in the kernel."""
+    runner = made(server, port=0)
+    (listener,) = runner.listeners()
+    listener.setblocking(True)
+    port = listener.getsockname()[1]
+    with socket.create_connection(("127.0.0.1", port)) as client:
+        listener.accept()[0].close()
+        assert client.recv(1) == b""
+    runner.close()
+    made(server, port=port).close()
+
+
+@pytest.mark.parametrize("server", RUNNERS)
 @pytest.mark.parametrize("listen", ["", "127.0.0.1:0 127.0.0.1:0"])
 def test_several_listeners(server: str, listen: str, tmp_path: Path) -> None:
     """A Unix socket stands alone or beside TCP listeners, also where a killed process left one; its path is removed."""
