@@ -97,6 +97,26 @@ def test_no_answer_where_the_application_wants_none(werkzeug: Served) -> None:
         assert client.rest() == b""
 
 
+def test_a_websocket_that_has_not_ended_is_hung_up() -> None:
+    """A websocket that has not ended by the end of the shutdown finds its connection hung up then."""
+    taken = threading.Event()
+
+    def taking(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        taken.set()
+        while environ["werkzeug.socket"].recv(100):
+            pass
+        raise ConnectionError
+
+    with served("werkzeug", taking) as subject, Connection(subject.address) as client:
+        client.ask("/", Upgrade="websocket", Connection="Upgrade")
+        assert taken.wait(BOUND)
+        subject.begin_drain()
+        assert not subject.runner.wait_idle(0.0, 0.0)
+        assert subject.runner.load().busy == 1
+        subject.runner.stop()
+        assert client.rest() == b""
+
+
 def test_a_client_that_resets_in_the_accept_queue(werkzeug: Served, capfd: pytest.CaptureFixture[str]) -> None:
     """A connection that is reset before it is accepted is let go without a word, and the next is answered."""
     # loop: is held up | client: connects, resets | loop: accepts, starts the thread | thread: its first read fails
