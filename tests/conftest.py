@@ -19,10 +19,12 @@ os.environ.pop("KUBERNETES_SERVICE_HOST", None)
 # Some tests start a pytest of their own, which is not to run with the options of this one.
 os.environ.pop("PYTEST_ADDOPTS", None)
 
-# A shell without job control starts what it puts into the background with SIGINT ignored, and every process that is
+# A shell without job control starts what it puts into the background with these ignored, and every process that is
 # started from here would inherit that; a handler is not inherited, its child begins with the default.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGQUIT) is signal.SIG_IGN:
+    signal.signal(signal.SIGQUIT, signal.SIG_DFL)
 
 _WATCHED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 # How long a thread that has been told to end may take, in seconds.
