@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import multiprocessing
 import signal
+import socket
 import sys
 from typing import Any
 from unittest.mock import Mock
@@ -12,7 +15,9 @@ import pytest
 from hypercorn.config import Config as HypercornConfig
 from uvicorn import Config, Server
 
+from flask_lifecycle._servers import asgi
 from flask_lifecycle._servers.asgi import granian, hypercorn, uvicorn
+from tests._fakes import BOUND, running
 
 # -- granian ------------------------------------------------------------------------------------------------------
 
@@ -46,6 +51,48 @@ def test_granians_kill_timeout_is_found(
     if variable is not None:
         monkeypatch.setenv("GRANIAN_WORKERS_KILL_TIMEOUT", variable)
     assert granian._kill_timeout() == limit
+
+
+# -- idle connections ---------------------------------------------------------------------------------------------
+
+
+class Looping(asgi.LoopAdapter):
+    """A server in a loop, whose connections are transports."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, *there: Any) -> None:
+        super().__init__(loop, [], alone=True)
+        self.there = list(there)
+
+    def connections(self) -> list[Any]:
+        return self.there[:]
+
+    def under_way(self, connection: Any) -> list[Any]:
+        return []
+
+    def transport(self, connection: Any) -> Any:
+        return connection
+
+    def close_idle(self, connection: Any) -> None:
+        self.there.remove(connection)
+
+
+def test_an_idle_connection_is_hung_up_unless_a_request_comes() -> None:
+    """One with bytes that were not read yet stays; the end of what a client sends is no request.
+
+    Interleaving: the drain finds the connection idle; its next request arrives; the loop comes to hang it up.
+    """
+    loop = asyncio.new_event_loop()
+    ours, theirs = socket.socketpair()
+    transport = Mock(get_extra_info={"socket": ours}.get)
+    subject = Looping(loop, transport)
+    with contextlib.closing(loop), ours, running(loop.run_forever):
+        with theirs:
+            theirs.send(b"G")
+            assert not subject.wait_idle(0.1, 0.0)
+            assert subject.there == [transport]
+            ours.recv(1)
+        assert subject.wait_idle(BOUND, 0.0)
+        loop.call_soon_threadsafe(loop.stop)
 
 
 # -- versions that are not known ----------------------------------------------------------------------------------
