@@ -324,6 +324,29 @@ def test_what_is_put_there_between_look_and_opening_is_not_truncated(
     assert record.getMessage().startswith(f"the report could not be written to '{path}': it is ")
 
 
+@pytest.mark.parametrize("put", [os.symlink, os.link])
+def test_what_is_put_where_the_report_is_made(
+    put: Callable[[str, str], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What is made beside the report is new, and no file of ours that another process has linked there.
+
+    Interleaving: the writer removes what lies there; another process puts a link there; the writer opens the path.
+    """
+    victim, path = tmp_path / "victim", tmp_path / "report.json"
+    victim.write_text("precious")
+    opening = os.open
+
+    def swapped(name: str, *rest: Any) -> int:
+        put(str(victim), name)
+        return opening(name, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", swapped)
+        report_file.write(str(path), REPORT)
+    assert (victim.read_text(), path.exists()) == ("precious", False)
+    assert caplog.messages == [f"the report could not be written to '{path}': File exists"]
+
+
 def test_a_write_that_fails_halfway(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A write that fails halfway leaves nothing beside the file."""
     monkeypatch.setattr(os, "replace", lambda *paths: os.unlink("/nowhere"))
