@@ -19,7 +19,7 @@ from .._core import fork
 from .._core.exit import non_daemons
 from .._core.inflight import Load
 from .._core.process import Process
-from .._core.report import ShutdownReport
+from .._core.report import ShutdownReport, signal_name
 from .._core.server import STARTED, Application, Peers, Server, ServerInfo, Servers
 from .._core.shutdown import StopRequest
 from .._core.signals import in_main_thread
@@ -220,8 +220,13 @@ class Serving(Servers):
 
     def _server_ends(self, reloads: bool) -> None:
         """Drain before ``run_simple`` closes its server in the main thread. Returns when the process may exit."""
+        from .werkzeug.run_simple import signal_that_ends
+
         process, shutdown = self.process, self.process.shutdown
         process.exit.under_way = True
+        signum = signal_that_ends()
+        if signum is not None:
+            process.begin(StopRequest(signal_name(signum), signum))
         if not shutdown.begun:
             process.exit.forced_code = _RELOAD if reloads else None
             # The server accepts no more connections, so a delay has no use.

@@ -408,6 +408,60 @@ def test_a_stop_while_the_next_child_starts(live: Starter) -> None:
     assert running.hooks() == ["last", "first"] * 2
 
 
+HELD = """
+from {module} import {owner}
+from flask_lifecycle._servers.werkzeug.run_simple import role
+import live_app
+
+original = {owner}.{method}
+
+def held(*arguments):
+    if role() == "child":
+        live_app.event("held")
+        live_app.pass_gate("take")
+    return original(*arguments)
+
+{owner}.{method} = held
+"""
+BEFORE_THE_SERVER = HELD.format(
+    module="flask_lifecycle._servers.werkzeug.run_simple", owner="RunSimple", method="_take_server"
+)
+BEFORE_THE_SIGNALS = HELD.format(
+    module="flask_lifecycle._core.signals", owner="SignalRelay", method="run_in_main_by_sigurg"
+)
+
+
+@pytest.mark.parametrize(
+    ("target", "held"),
+    [
+        ("parent", BEFORE_THE_SERVER),
+        ("parent", BEFORE_THE_SIGNALS),
+        ("child", BEFORE_THE_SIGNALS),
+        ("terminal", BEFORE_THE_SIGNALS),
+    ],
+    ids=["parent, no server", "parent, no signals", "child, no signals", "terminal, no signals"],
+)
+def test_a_stop_before_the_child_has_our_handler(live: Starter, target: str, held: str) -> None:
+    """Neither Werkzeug's own handler of SIGTERM nor Ctrl-C ends a child that serves already.
+
+    Interleavings: the child serves, and our handler takes the place of Werkzeug's; then SIGTERM comes. Or SIGTERM comes
+    first: the parent waits with it for our handler, and in the child itself the shutdown begins where Werkzeug's
+    handler makes it close the server.
+    """
+    script = held + SCRIPT.format(host="127.0.0.1", options="use_reloader=True")
+    flask = Flask(live, target=target, script=script)
+    running = flask.running
+    running.wait_event("held")
+    with in_flight(running):
+        flask.signal()
+        assert not running.gone.wait(0.5)
+        if target == "parent":
+            running.open_gate("take")
+        running.wait_log(f"shutdown begins: {'SIGINT' if target == 'terminal' else 'SIGTERM'}")
+        running.wait_log("listener closed")
+    flask.clean()
+
+
 def test_a_change_in_the_middle_of_a_stop(live: Starter) -> None:
     """A change of code while the process stops changes nothing: the request is answered and the process ends."""
     flask = Flask(live, *RELOAD, target="parent")

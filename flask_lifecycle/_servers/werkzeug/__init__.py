@@ -29,6 +29,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import functools
 import os
 import signal
@@ -207,9 +208,16 @@ class Werkzeug(ConnectionAdapter):
                 _close_inherited(server.socket)
             server.server_close = functools.partial(self._server_close, server.server_close)
 
+    def own_listeners(self) -> None:
+        """Show the reloader's parent that this process has our handlers."""
+        for server in self._servers:
+            fcntl.fcntl(server.socket, fcntl.F_SETOWN, os.getpid())
+
     def _server_close(self, close: Callable[[], None]) -> None:
         if threading.current_thread() is threading.main_thread() and not self._let_go:
-            if run_simple.role() == run_simple.CHILD:
+            if run_simple.signal_that_ends() is not None:
+                pass  # the loop's thread continues
+            elif run_simple.role() == run_simple.CHILD:
                 self._let_go = True
                 for listener in self._listeners:
                     self.leave_listener(listener)

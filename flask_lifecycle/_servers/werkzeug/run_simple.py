@@ -16,9 +16,10 @@ exists. ``WERKZEUG_RUN_MAIN`` alone does not show it, because every process that
 
 The parent has nothing to drain. It passes the signal on to the child and closes its own copy of the listener, which
 would keep the port open after the child has closed it. It then keeps waiting in ``subprocess.call``, so it exits with
-the child's exit code. The signal would kill a child that is still importing the application, so the parent waits until
-the child has a handler. If a child has just exited for a code change, the next one gets the signal, and answers the
-connections in the listener's queue before it exits.
+the child's exit code. The signal would kill a child that is still importing the application, and Werkzeug's handler
+would end one at once, so the parent waits until the child has our handler. The child shows that by owning the listener
+(``F_SETOWN``, which means nothing else there): both have the same open file. If a child has just exited for a code
+change, the next one gets the signal, and answers the connections in the listener's queue before it exits.
 
 Ctrl-C reaches both processes. The parent cannot know whether the child has received it, so it passes it on as SIGTERM.
 Under the reloader, only a second signal of the same number forces the child's exit.
@@ -31,6 +32,7 @@ that the child has made the listener non-blocking. The parent sees that because 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import functools
 import os
 import signal
@@ -148,13 +150,15 @@ class RunSimple:
             return False
         if wanted:
             relay.run_in_main_by_sigurg(lambda: relay.replace(wanted))
-        if self._postponed is not None:
+        if own == CHILD and self.server is not None:
             self._await_startups()
+            self.server.own_listeners()
+        if self._postponed is not None:
             self._process.begin(StopRequest(signal_name(self._postponed), self._postponed))
         return True
 
     def _await_startups(self) -> None:
-        """Wait for the start-up before a postponed stop, for half of the grace period at most.
+        """Wait for the start-up before the parent's signal or a postponed one, for half of the grace period at most.
 
         Interleavings: the shutdown begins after the start-up, and answers the connections in the queue. Or it
         begins while the start-up runs: then the application refuses all of them, because it has not started.
@@ -198,6 +202,7 @@ class Parent:
     def _stop(self, signum: int) -> None:
         grace = min((member.settings.grace_period for member in self._process.applications()), default=0.0)
         end = time.monotonic() + grace
+        surely = time.monotonic() + grace / 4  # a server that we could not attach to has no owner
         if signum == signal.SIGINT:
             self._again.wait(_TERMINAL_FIRST)
         signalled = None
@@ -208,7 +213,9 @@ class Parent:
                 # subprocess.call kills it when the main thread exits.
                 self._process.relay.run_in_main(lambda: sys.exit(0))
                 return
-            if child is not None and (self._again.is_set() or (signalled is None and _handles_sigterm(child.pid))):
+            if child is not None and (
+                self._again.is_set() or (signalled is None and _takes_sigterm(child.pid, surely))
+            ):
                 self._again.clear()
                 signalled = child
                 child.send_signal(signal.SIGTERM)
@@ -280,6 +287,27 @@ def _child() -> Any:
 
     variables = _main_call(subprocess.call.__code__)
     return None if variables is None else variables.get("p")
+
+
+def _takes_sigterm(child: int, surely: float) -> bool:
+    """Whether the child has our handler, or after a time any handler."""
+    server = (_run_simple() or {}).get("srv")
+    if server is not None and server.socket.fileno() >= 0 and fcntl.fcntl(server.socket, fcntl.F_GETOWN) == child:
+        return True
+    return time.monotonic() > surely and _handles_sigterm(child)
+
+
+def signal_that_ends() -> int | None:
+    """In the main thread, when ``run_simple`` closes the server: the signal that ends the child without our handler.
+
+    Werkzeug's handler of SIGTERM exits with 0, and ``run_simple`` swallows Ctrl-C. A code change exits with 3.
+    """
+    error = sys.exc_info()[1]
+    if role() != CHILD:
+        return None
+    if error is None:
+        return signal.SIGINT
+    return signal.SIGTERM if isinstance(error, SystemExit) and error.code == 0 else None
 
 
 def _handles_sigterm(pid: int) -> bool:
