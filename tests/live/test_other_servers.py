@@ -149,7 +149,7 @@ def test_uwsgi_answers_what_it_runs(live: Starter, stack: contextlib.ExitStack) 
     # Longer than this test waits: there is no delay where nobody accepts any more.
     running = uwsgi(live, settings={"LIFECYCLE_SHUTDOWN_DELAY": 22.0, "LIFECYCLE_GRACE_PERIOD": 30.0})
     wait_guarantee(running, "uwsgi", "started")
-    traffic = Traffic(running, stack, Kind(slots=4, keeps=False, pipelines=False, chunks=False))
+    traffic = Traffic(running, stack, Kind(slots=4, keeps=False, pipelines=False, slow_readers=False, chunks=False))
     running.send(signal.SIGTERM)
     running.wait_log("graceful shutdown triggered")
     running.open_gate("work")
