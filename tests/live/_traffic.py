@@ -143,6 +143,8 @@ class Traffic:
         assert self.stream.answer().body == b"".join(b"chunk %02d\n" % number for number in range(12))
         if self.kind.slow_readers:
             assert self.slow.body(self.slow_head[1]) == BIG
+        else:
+            assert BIG.startswith(self.slow.rest())
 
     def check_accepted(self) -> None:
         """So is what the server had."""
