@@ -11,6 +11,9 @@ from .servers import COMMANDS, ROOT, environment, outcomes, results
 
 pytestmark = pytest.mark.catalogue
 
+# Races of a server that it loses without this package as well, see docs/servers.md.
+RACES = {("granian", "exit/during-start")}
+
 
 @pytest.mark.parametrize("scenario", scenarios.CATALOGUE)
 @pytest.mark.parametrize("server", COMMANDS)
@@ -24,6 +27,7 @@ def test_the_result_is_the_documented_one(monkeypatch: pytest.MonkeyPatch, serve
     (outcome,) = outcomes(server, [scenarios.CATALOGUE[scenario]])
     expected = {results()[server][scenario]}
     either = {runner.HOLDS, runner.BROKEN}
-    if scenarios.CATALOGUE[scenario].level not in included(SERVERS[server]) and expected <= either:
+    guaranteed = scenarios.CATALOGUE[scenario].level in included(SERVERS[server])
+    if expected <= either and (not guaranteed or (server, scenario) in RACES):
         expected = either
     assert outcome.result in expected, f"{outcome.seen}\n{outcome.log}"
