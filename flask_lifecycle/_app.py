@@ -97,12 +97,12 @@ class Application:
             self, registered.checks.checks, app, self.machine, settings.probe_timeout,
             keep=settings.readiness_on_drain == "keep",
         )  # fmt: skip
+        self.startup = Startup(self, serving.process)
         self.probes = Probes(
-            settings, registered.checks, self.health, app, lambda: self.startup.ensure(), self.document, self.page,
-            self.asset, Probers(),
+            settings, registered.checks, self.health, app, self.startup.ensure, self.document, self.page, self.asset,
+            Probers(),
         )  # fmt: skip
         self.guard = Guard(self.remaining)
-        self.startup: Startup = Startup(self, serving.process)
         self.features: dict[str, Feature] = {}
         registered.checks.watch(self.probes.validate, self._registered)
         registered.tasks.listen(self._task_ended)

@@ -8,6 +8,7 @@ import os
 import re
 import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +137,16 @@ def exited(running: Running) -> int:
     return running.log.count("Worker exiting (pid")
 
 
+@contextlib.contextmanager
+def standing_still(running: Running, worker: int) -> Iterator[None]:
+    """Let a worker not run while clients come in here, nor until gunicorn has got SIGTERM."""
+    os.kill(worker, signal.SIGSTOP)
+    yield
+    running.send(signal.SIGTERM)
+    running.wait_log("Handling signal: term")
+    os.kill(worker, signal.SIGCONT)
+
+
 def begun(running: Running, reason: str, delay: float) -> int:
     """How many shutdowns have begun for this reason, with this delay."""
     # What is left of the grace period is less than all of it where the machine is busy.
@@ -220,14 +231,11 @@ def test_the_accept_queue_is_served(live: Starter, kind: str, fallback: bool, tm
     config.write_text(FALLBACK)
     running = serve(live, kind, workers=1, config=str(config) if fallback else CONFIG)
     address, (worker,) = address_of(running), pids(running)
-    os.kill(worker, signal.SIGSTOP)
-    connections = [Connection(address) for _ in range(8)]
-    try:
+    with standing_still(running, worker):
+        connections = [Connection(address) for _ in range(8)]
         for connection in connections:
             connection.ask("/fast")
-        running.send(signal.SIGTERM)
-        running.wait_log("Handling signal: term")
-        os.kill(worker, signal.SIGCONT)
+    try:
         for connection in connections:
             assert connection.answer().body == b"fast"
             connection.sock.close()  # gunicorn waits for that
@@ -265,12 +273,9 @@ def test_a_request_that_comes_over_a_waiting_connection(live: Starter, kind: str
             kept.ask("/fast")
             assert kept.answer().body == b"fast"
         wait_until(lambda: is_accepted(silent), "the connection is accepted")
-        os.kill(worker, signal.SIGSTOP)
-        silent.ask("/fast")
-        kept.ask("/fast")
-        running.send(signal.SIGTERM)
-        running.wait_log("Handling signal: term")
-        os.kill(worker, signal.SIGCONT)
+        with standing_still(running, worker):
+            silent.ask("/fast")
+            kept.ask("/fast")
         assert [silent.answer().body, kept.answer().body] == [b"fast"] * 2
     assert running.wait_gone() == 0
 
@@ -280,13 +285,10 @@ def test_a_unix_socket(live: Starter, kind: str, tmp_path: Path) -> None:
     path = str(tmp_path / "socket")
     running = serve(live, kind, workers=1, bind=f"unix:{path}", plan=UNTIL_ASKED)
     (worker,) = pids(running)
-    os.kill(worker, signal.SIGSTOP)
-    waiting = [Connection(path) for _ in range(2)]
-    for connection in waiting:
-        connection.ask("/fast")
-    running.send(signal.SIGTERM)
-    running.wait_log("Handling signal: term")
-    os.kill(worker, signal.SIGCONT)
+    with standing_still(running, worker):
+        waiting = [Connection(path) for _ in range(2)]
+        for connection in waiting:
+            connection.ask("/fast")
     for connection in waiting:
         with connection:  # gunicorn waits until it is closed
             assert connection.answer().body == b"fast"

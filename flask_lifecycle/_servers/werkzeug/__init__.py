@@ -215,12 +215,11 @@ class Werkzeug(ConnectionAdapter):
 
     def _server_close(self, close: Callable[[], None]) -> None:
         if threading.current_thread() is threading.main_thread() and not self._let_go:
-            if run_simple.signal_that_ends() is not None:
-                pass  # the loop's thread continues
-            elif run_simple.role() == run_simple.CHILD:
-                self._let_go = True
-                for listener in self._listeners:
-                    self.leave_listener(listener)
+            if run_simple.role() == run_simple.CHILD:
+                if run_simple.signal_that_ends() is None:  # otherwise the loop's thread continues
+                    self._let_go = True
+                    for listener in self._listeners:
+                        self.leave_listener(listener)
             else:
                 for server in self._servers:
                     run_loop = functools.partial(BaseServer.serve_forever, server)
