@@ -9,6 +9,7 @@ import socket
 import subprocess
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor as Executor
 from pathlib import Path
 from typing import Any
 
@@ -355,8 +356,26 @@ def takes_two(one: Any, two: Any) -> None: ...
 def takes_keyword(*, context: Any) -> None: ...
 
 
+async def numbers() -> Any:
+    yield 1
+
+
 NOT_CALLABLE = "The check {} is not callable; register a function, or an object with __call__."
 NOT_A_NAME = "A check needs a name that is a string, not {}; pass name='...'."
+MAY_TAKE = "it may take nothing, or one argument, the context."
+FACTORY = "If a factory registers it for each application, register it once, outside the factory."
+NO_GROUP = (
+    "The check 'db' names the group {}, which does not exist; the groups are 'live', 'ready', 'startup', and"
+    " lifecycle.group() adds more."
+)
+NO_RESOURCE = (
+    "The resource 'a' is {}; register a generator function that yields once, a context manager, or a function that"
+    " returns one."
+)
+NO_TASK = "A startup task needs a name that is a string,"
+NO_WORK = "Work needs a name that is a string, not {}; what it works on goes by keyword."
+NO_EXECUTOR = "submit() needs an executor, such as a ThreadPoolExecutor, not {}."
+STATUS_CODE = "The status_code of a HealthCheckError must be an HTTP status from 200 to 599,"
 
 # An option of a check, and values with the error that they have; {} stands for the value as Python writes it.
 OPTIONS: dict[type[Exception], list[tuple[str, list[Any], str]]] = {
@@ -395,140 +414,124 @@ def test_options_of_checks(option: str, kind: type[Exception], value: Any, text:
         register_check(Lifecycle(), {option: value})
 
 
-@pytest.mark.parametrize(
-    ("make", "kind", "message"),
-    [
-        (lambda lifecycle: lifecycle.check("db")(3), TypeError, NOT_CALLABLE.format(3)),
-        (lambda lifecycle: lifecycle.check(3), TypeError, NOT_CALLABLE.format(3)),
-        (lambda lifecycle: lifecycle.add_check("db"), TypeError, NOT_CALLABLE.format("'db'")),
-        (lambda lifecycle: Check("db", 3), TypeError, NOT_CALLABLE.format("'db'")),  # type: ignore[arg-type]
-        *(
-            (
-                lambda lifecycle, name=name: lifecycle.add_check(Check(name, nothing)),
-                TypeError,
-                NOT_A_NAME.format(repr(name)),
-            )
-            for name in ("", 3, None)
-        ),
-        (
-            lambda lifecycle: lifecycle.check("db")(takes_two),
-            TypeError,
-            "The check 'db' takes (one: 'Any', two: 'Any') -> 'None';"
-            " it may take nothing, or one argument, the context.",
-        ),
-        (
-            lambda lifecycle: lifecycle.check("db", tiemout=3)(nothing),
-            TypeError,
-            "A check has no option 'tiemout'; did you mean 'timeout'?",
-        ),
-        (
-            lambda lifecycle: lifecycle.add_check(nothing, function=nothing),
-            TypeError,
-            "A check has no option 'function'; did you mean 'timeout'?",
-        ),
-        (
-            lambda lifecycle: lifecycle.check("db", fail_interval=1)(nothing),
-            ValueError,
-            "The check 'db' has a fail_interval but no interval; give it both.",
-        ),
-        (
-            lambda lifecycle: lifecycle.check("db", scope="shared", groups=("ready", "live"))(nothing),
-            ValueError,
-            "The check 'db' is shared and in the group 'live': restarting every replica does not repair what they"
-            " share; take it out of 'live'.",
-        ),
-        *(
-            (
-                lambda lifecycle, group=group: lifecycle.check("db", groups=(group,))(nothing),
-                ValueError,
-                f"The check 'db' names the group {group!r}, which does not exist; the groups are 'live', 'ready',"
-                " 'startup', and lifecycle.group() adds more.",
-            )
-            for group in ("redy", "healthcheck", "")
-        ),
-        (
-            lambda lifecycle: [lifecycle.check("db")(nothing) for _ in range(2)],
-            ValueError,
-            "The check 'db' is registered already; give this one another name. If a factory registers it for each"
-            " application, register it once, outside the factory.",
-        ),
-    ],
-)
-def test_checks(make: Callable[[Lifecycle], object], kind: type[Exception], message: str) -> None:
-    """A bad check is refused where it is registered."""
-    with pytest.raises(kind, match=whole(message)):
-        make(Lifecycle())
-
-
 def group(name: Any = "own", **options: Any) -> Callable[[Lifecycle], object]:
     """What adds a group, of its own path unless it has another."""
     return lambda lifecycle: lifecycle.group(name, **{"path": "/own", **options})
 
 
-@pytest.mark.parametrize(
-    ("make", "kind", "message"),
-    [
-        *((group(name), TypeError, f"A group needs a name that is a string, not {name!r}.") for name in ("", 3, None)),
+def add(name: Any) -> Callable[[Lifecycle], object]:
+    """What adds a check of this name."""
+    return lambda lifecycle: lifecycle.add_check(Check(name, nothing))
+
+
+def in_group(group: str) -> Callable[[Lifecycle], object]:
+    """What adds a check in this group."""
+    return lambda lifecycle: lifecycle.check("db", groups=(group,))(nothing)
+
+
+# What is registered or begun on a Lifecycle, with the error that it has.
+REGISTERED: dict[type[Exception], list[tuple[Callable[[Any], object], str]]] = {
+    TypeError: [
+        (lambda it: it.check("db")(3), NOT_CALLABLE.format(3)),
+        (lambda it: it.check(3), NOT_CALLABLE.format(3)),
+        (lambda it: it.add_check("db"), NOT_CALLABLE.format("'db'")),
+        (lambda it: Check("db", 3), NOT_CALLABLE.format("'db'")),  # type: ignore[arg-type]
+        *((add(name), NOT_A_NAME.format(repr(name))) for name in ("", 3, None)),
+        (lambda it: it.check("db")(takes_two), f"The check 'db' takes (one: 'Any', two: 'Any') -> 'None'; {MAY_TAKE}"),
+        (lambda it: it.check("db", tiemout=3)(nothing), "A check has no option 'tiemout'; did you mean 'timeout'?"),
+        (
+            lambda it: it.add_check(nothing, function=nothing),
+            "A check has no option 'function'; did you mean 'timeout'?",
+        ),
+        *((group(name), f"A group needs a name that is a string, not {name!r}.") for name in ("", 3, None)),
+        (group(renderer="json"), "The renderer 'json' is not callable; give a function that takes the report."),
+        (lambda it: it.renderer(None), "The renderer None is not callable; give a function that takes the report."),
+        (lambda it: it.resource(name="a")(5), NO_RESOURCE.format(5)),
+        (lambda it: it.resource(name="a")(coroutine), NO_RESOURCE.format("<coroutine>")),
+        *((lambda it, no=no: it.startup_task(no), f"{NO_TASK} not {no!r}.") for no in ("", 3)),
+        *((lambda it, no=no: it.work(no), NO_WORK.format(repr(no))) for no in (None, "", 5)),
+        (
+            lambda it: it.work("rows")(numbers),
+            "The async generator 'numbers' cannot be decorated; use 'with lifecycle.work(...)' inside it.",
+        ),
+        (lambda it: it.work("rows")(5), "work() decorates functions, and 5 is not callable."),
+        *((lambda it, no=no: it.submit(no, print), NO_EXECUTOR.format(repr(no))) for no in (None, print, Executor)),
+    ],
+    ValueError: [
+        (
+            lambda it: it.check("db", fail_interval=1)(nothing),
+            "The check 'db' has a fail_interval but no interval; give it both.",
+        ),
+        (
+            lambda it: it.check("db", scope="shared", groups=("ready", "live"))(nothing),
+            "The check 'db' is shared and in the group 'live': restarting every replica does not repair what they"
+            " share; take it out of 'live'.",
+        ),
+        *((in_group(name), NO_GROUP.format(repr(name))) for name in ("redy", "healthcheck", "")),
+        (
+            lambda it: [it.check("db")(nothing) for _ in range(2)],
+            f"The check 'db' is registered already; give this one another name. {FACTORY}",
+        ),
         *(
-            (group(name), ValueError, f"The group '{name}' has its path; set 'LIFECYCLE_PATHS' instead.")
+            (group(name), f"The group '{name}' has its path; set 'LIFECYCLE_PATHS' instead.")
             for name in ("live", "ready", "startup", "healthcheck")
         ),
-        (group(path=None), ValueError, "The group 'own' needs a path; pass path='/health/...'."),
+        (group(path=None), "The group 'own' needs a path; pass path='/health/...'."),
         *(
-            (group(path=path), ValueError, f"'path' must hold paths such as '/livez', not {path!r}.")
+            (group(path=path), f"'path' must hold paths such as '/livez', not {path!r}.")
             for path in ("own", "/", "/own?x", 3, "/<own>")
         ),
-        (
-            group(details="some"),
-            ValueError,
-            "The details of the group 'own' must be 'never', 'token' or 'always', not 'some'.",
-        ),
+        (group(details="some"), "The details of the group 'own' must be 'never', 'token' or 'always', not 'some'."),
         (
             group(status_codes={"error": 500}),
-            ValueError,
             "'status_codes' names the status 'error'; the statuses are 'pass', 'warn' and 'fail'.",
         ),
         (
             group(headers={"Connection": "close"}),
-            ValueError,
             "'headers' names the header 'Connection', which is the server's to set; leave it out.",
         ),
         (
-            group(renderer="json"),
-            TypeError,
-            "The renderer 'json' is not callable; give a function that takes the report.",
-        ),
-        (
-            lambda lifecycle: lifecycle.renderer(None),
-            TypeError,
-            "The renderer None is not callable; give a function that takes the report.",
-        ),
-        (
-            lambda lifecycle: [lifecycle.group("own", path=path) for path in ("/one", "/two")],
-            ValueError,
+            lambda it: [it.group("own", path=path) for path in ("/one", "/two")],
             "The group 'own' is configured already; give this one another name.",
         ),
         (
-            lambda lifecycle: [lifecycle.group(name, path="/own") for name in ("one", "two")],
-            ValueError,
+            lambda it: [it.group(name, path="/own") for name in ("one", "two")],
             "The path '/own' has a group already; give 'two' another path.",
         ),
+        (
+            lambda it: it.on_shutdown(scope="master"),
+            "The scope of an on_shutdown function must be 'process' or 'process-group', not 'master'.",
+        ),
+        (
+            lambda it: it.startup_task("x", on_failure="retry"),
+            "The on_failure of the startup task 'x' must be 'shutdown' or 'not_ready', not 'retry'.",
+        ),
+        *(
+            (lambda it, code=code: HealthCheckError("down", status_code=code), f"{STATUS_CODE} not {code!r}.")
+            for code in ("503", 0, 199, 600, 503.0)
+        ),
     ],
+}
+
+
+@pytest.mark.parametrize(
+    ("make", "kind", "message"), [(make, kind, message) for kind, rows in REGISTERED.items() for make, message in rows]
 )
-def test_groups(make: Callable[[Lifecycle], object], kind: type[Exception], message: str) -> None:
-    """A bad group or renderer is refused where it is registered."""
-    with pytest.raises(kind, match=whole(message)):
-        make(Lifecycle())
+def test_registrations(make: Callable[[Lifecycle], object], kind: type[Exception], message: str) -> None:
+    """A bad check, group, resource, task or work item is refused where it is registered or begun, and holds nothing."""
+    lifecycle = Lifecycle()
+    with pytest.raises(kind, match=whole(message.replace("<coroutine>", repr(coroutine)))):
+        make(lifecycle)
+    assert lifecycle.work_items() == ()
+    lifecycle.init_app(app := make_app())
+    state_of(app).startup.run()
+    assert lifecycle.state.name == "READY"
 
 
 @pytest.mark.parametrize(
     ("config", "options", "message"),
     [
-        (
-            {},
-            {"path": "/readyz/"},
-            "There is a probe at '/readyz' already; give the group 'own' another path.",
-        ),
+        ({}, {"path": "/readyz/"}, "There is a probe at '/readyz' already; give the group 'own' another path."),
         (
             {"LIFECYCLE_URL_PREFIX": "/ops", "LIFECYCLE_PATHS": {"livez": "/own"}},
             {"path": "/own"},
@@ -565,14 +568,7 @@ def test_groups_that_settings_do_not_allow(
         assert "lifecycle" not in app.extensions
 
 
-@pytest.mark.parametrize("code", ["503", 0, 199, 600, 503.0])
-def test_the_status_code_of_an_error(code: Any) -> None:
-    """A HealthCheckError with a status that HTTP has not is refused where it is raised."""
-    message = f"The status_code of a HealthCheckError must be an HTTP status from 200 to 599, not {code!r}."
-    with pytest.raises(ValueError, match=whole(message)):
-        HealthCheckError("down", status_code=code)
-
-
+PLAIN = "register a plain one."
 TIMEOUT = "The timeout of the on_{kind} function must be a number of seconds greater than zero, not"
 
 
@@ -582,11 +578,7 @@ TIMEOUT = "The timeout of the on_{kind} function must be a number of seconds gre
     [
         (lambda on: on(name="a")(3), TypeError, "on_{kind} was given 3, which is not callable; register a function."),
         (lambda on: on("b"), TypeError, "on_{kind} was given 'b', which is not callable; register a function."),
-        (
-            lambda on: on(coroutine),
-            TypeError,
-            "on_{kind} was given the async function {coroutine!r}; register a plain one.",
-        ),
+        (lambda on: on(coroutine), TypeError, f"on_{{kind}} was given the async function <coroutine>; {PLAIN}"),
         (
             lambda on: [on(nothing) for _ in range(2)],
             ValueError,
@@ -594,16 +586,9 @@ TIMEOUT = "The timeout of the on_{kind} function must be a number of seconds gre
             " registers it for each application, register it once, outside the factory.",
         ),
         (
-            lambda on: on(takes_two),
-            TypeError,
-            "The on_{kind} function 'takes_two' takes (one: 'Any', two: 'Any') -> 'None';"
-            " it may take nothing, or one argument, the context.",
-        ),
-        (
             lambda on: on(takes_keyword),
             TypeError,
-            "The on_{kind} function 'takes_keyword' takes (*, context: 'Any') -> 'None';"
-            " it may take nothing, or one argument, the context.",
+            f"The on_{{kind}} function 'takes_keyword' takes (*, context: 'Any') -> 'None'; {MAY_TAKE}",
         ),
         (lambda on: on(name=5)(nothing), TypeError, "An on_{kind} function needs a name that is a string, not 5."),
         (lambda on: on(timeout=0)(nothing), ValueError, f"{TIMEOUT} 0."),
@@ -612,53 +597,38 @@ TIMEOUT = "The timeout of the on_{kind} function must be a number of seconds gre
 )
 def test_hooks(kind: str, make: Callable[[Any], object], error: type[Exception], message: str) -> None:
     """A bad hook is refused where it is registered."""
-    with pytest.raises(error, match=whole(message.format(kind=kind, coroutine=coroutine))):
+    with pytest.raises(error, match=whole(message.replace("{kind}", kind).replace("<coroutine>", repr(coroutine)))):
         make(getattr(Lifecycle(), f"on_{kind}"))
-
-
-def test_the_scope_of_a_hook() -> None:
-    """There are two."""
-    expected = "The scope of an on_shutdown function must be 'process' or 'process-group', not 'master'."
-    with pytest.raises(ValueError, match=whole(expected)):
-        Lifecycle().on_shutdown(scope="master")
 
 
 # -- run ----------------------------------------------------------------------------------------------------------
 
 
-def test_run_outside_the_main_thread() -> None:
-    """run() off the main thread is an error."""
-    app = make_app()
-    lifecycle = Lifecycle(app)
-    message = "run() was called outside the main thread, where no signal arrives; call it in the main one."
+@pytest.mark.parametrize(
+    ("why", "message"),
+    [
+        ("thread", "run() was called outside the main thread, where no signal arrives; call it in the main one."),
+        ("after", "run() was called after a shutdown had begun, and a process stops once; start a new process."),
+        ("twice", "run() is serving already; to serve several applications combine them into one."),
+    ],
+)
+def test_run_where_it_cannot(why: str, message: str) -> None:
+    """run() off the main thread, once a shutdown has begun, or while run() is serving, is an error."""
+    lifecycle = Lifecycle(app := make_app())
+    state_of(app).process.owner = "run" if why == "twice" else ""
 
     def call() -> None:
         with pytest.raises(RuntimeError, match=whole(message)):
             lifecycle.run(app)
 
-    with running(call):
-        pass
-    assert not state_of(app).process.owner
-
-
-def test_run_after_a_shutdown() -> None:
-    """run() once a shutdown has begun is an error."""
-    app = make_app()
-    lifecycle = Lifecycle(app)
-    lifecycle.shutdown()
-    message = "run() was called after a shutdown had begun, and a process stops once; start a new process."
-    with pytest.raises(RuntimeError, match=whole(message)):
-        lifecycle.run(app)
-
-
-def test_run_twice() -> None:
-    """run() while run() is serving is an error."""
-    app = make_app()
-    lifecycle = Lifecycle(app)
-    state_of(app).process.owner = "run"
-    message = "run() is serving already; to serve several applications combine them into one."
-    with pytest.raises(RuntimeError, match=whole(message)):
-        lifecycle.run(app)
+    if why == "after":
+        lifecycle.shutdown()
+    if why == "thread":
+        with running(call):
+            pass
+    else:
+        call()
+    assert state_of(app).process.owner == ("run" if why == "twice" else "")
 
 
 THERE_ARE = "The servers that can be run here are waitress, werkzeug, cheroot, gevent."

@@ -7,7 +7,7 @@ import gc
 import logging
 import threading
 import weakref
-from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -15,22 +15,8 @@ from flask import Flask
 from werkzeug.test import TestResponse
 
 from flask_lifecycle import Check, Lifecycle, RequestInfo, ShutdownReport, State, state_changed
-from flask_lifecycle._app import Application
 from flask_lifecycle._core.feature import Feature
-from flask_lifecycle._core.shutdown import StopRequest
-from tests._fakes import (
-    BOUND,
-    SELF_WAIT,
-    ManualClock,
-    finish,
-    make_app,
-    run_python,
-    running,
-    state_of,
-    until,
-    use_clock,
-    whole,
-)
+from tests._fakes import BOUND, SELF_WAIT, finish, make_app, run_python, running, state_of, until, whole
 
 
 def serve(**config: Any) -> tuple[Flask, Lifecycle]:
@@ -44,18 +30,6 @@ def get(app: Flask, path: str = "/work", **arguments: Any) -> TestResponse:
 
 
 # -- the shape of an extension ------------------------------------------------------------------------------------
-
-
-def test_both_ways_to_begin() -> None:
-    """Lifecycle(app) and init_app in a factory come to the same."""
-    one, two = make_app(), make_app()
-    Lifecycle(one)
-    Lifecycle().init_app(two)
-    for app in (one, two):
-        assert isinstance(app.extensions["lifecycle"], Application)
-        assert get(app, "/readyz").status_code == 200
-        assert "lifecycle" in app.cli.commands
-        assert "lifecycle" in app.blueprints
 
 
 def test_the_extension_keeps_no_application_alive() -> None:
@@ -201,21 +175,6 @@ def test_a_shutdown_overtakes_the_end_of_the_start_up(free: threading.Event) -> 
     assert changes == [State.DRAINING, State.STOPPING, State.STOPPED]
 
 
-# -- readiness by hand --------------------------------------------------------------------------------------------
-
-
-def test_readiness_by_hand() -> None:
-    """With LIFECYCLE_READY manual the application serves and is ready only after set_ready(), also one of before."""
-    app, lifecycle = serve(LIFECYCLE_READY="manual")
-    assert get(app).status_code == 200
-    assert (lifecycle.state, get(app, "/readyz").status_code) == (State.NOT_READY, 503)
-    lifecycle.set_ready()
-    assert (lifecycle.state, get(app, "/readyz").status_code) == (State.READY, 200)
-    other, second = serve(LIFECYCLE_READY="manual")
-    second.set_ready()
-    assert (second.state, get(other).status_code, second.state) == (State.STARTING, 200, State.READY)
-
-
 def test_state_changed_is_sent_once_for_each_change() -> None:
     """Each change of state is sent once, with the application as its sender; a raising receiver stops nobody."""
     app, lifecycle = serve()
@@ -266,101 +225,55 @@ def test_every_caller_gets_the_same_report() -> None:
     assert reports[0].reason in ("one", "two")
 
 
-def test_shutdown_in_a_request() -> None:
-    """Waiting for the shutdown in a request, which it waits for, is an error that names the cure; wait=False works."""
-    app, lifecycle = serve()
-
-    @app.get("/stop-and-wait")
-    def stop_and_wait() -> str:
-        lifecycle.shutdown()
-        return "never"
-
-    @app.get("/stop")
-    def stop() -> str:
-        assert lifecycle.shutdown("asked", wait=False) is None
-        return "stopping"
-
-    with pytest.raises(RuntimeError, match=whole(SELF_WAIT)):
-        get(app, "/stop-and-wait")
-    assert lifecycle.state is State.READY
-    assert get(app, "/stop").text == "stopping"
-    report = lifecycle.shutdown()
-    assert (report.reason, report.clean) == ("asked", True)
-
-
-@pytest.mark.parametrize("kind", ["startup", "drain", "shutdown"])
-def test_shutdown_in_a_hook(kind: str) -> None:
-    """Waiting for the shutdown in a hook, which it waits for, is the same error."""
+@pytest.mark.parametrize("way", ["request", "startup", "drain", "shutdown", "block", "decorator", "submitted", "task"])
+def test_a_shutdown_that_would_wait_for_itself(way: str) -> None:
+    """Where a shutdown waits for a request, hook or work item, waiting for it there is an error that names the cure."""
     app, lifecycle = serve()
     errors: list[str] = []
 
-    @getattr(lifecycle, f"on_{kind}")  # type: ignore[untyped-decorator]
-    def hook() -> None:
+    @app.get("/stop")
+    def stop() -> str:
         with pytest.raises(RuntimeError, match=whole(SELF_WAIT)) as caught:
             lifecycle.shutdown()
         errors.append(str(caught.value))
+        return ""
 
-    get(app)
-    lifecycle.shutdown()
+    if way in ("startup", "drain", "shutdown"):
+        getattr(lifecycle, f"on_{way}")(stop)
+        get(app)
+    elif way == "request":
+        get(app, "/stop")
+    elif way == "submitted":
+        with ThreadPoolExecutor(1) as executor:
+            lifecycle.submit(executor, stop).result(BOUND)
+    elif way == "decorator":
+        lifecycle.work("job")(stop)()
+    else:
+        with lifecycle.work("job") if way == "block" else lifecycle.startup_task("job"):
+            stop()
+    assert not state_of(app).process.shutdown.begun
+    item = lifecycle.work("job")
+    with running(item.done):
+        assert lifecycle.shutdown().clean  # it is another thread that ends it
     assert errors == [SELF_WAIT]
 
 
-def test_draining_and_remaining() -> None:
-    """``draining`` is set from the announcement on and wakes who waits; ``remaining`` is None before."""
-    clock = ManualClock()
-    app, lifecycle = serve(LIFECYCLE_GRACE_PERIOD=8.0)
-    shutdown = use_clock(app, clock)
-    draining = lifecycle.draining
-    get(app)
-    assert (draining.is_set(), draining.wait(0.0), lifecycle.remaining()) == (False, False, None)
-    woken: list[bool] = []
-    with running(lambda: woken.append(draining.wait())):
-        shutdown.begin(StopRequest("test"))
-    finish(shutdown)
-    assert (woken, draining.is_set(), lifecycle.remaining()) == ([True], True, 8.0)
-    clock.advance(3.0)
-    assert lifecycle.remaining() == 5.0
-
-
-def test_a_stream_ends_when_the_drain_begins() -> None:
-    """A stream that waits on ``draining`` ends by itself, and the shutdown is clean."""
+def test_a_request_sees_itself_in_flight() -> None:
+    """It has method, path, route and thread, but not the address of its client; it may ask for the shutdown."""
     app, lifecycle = serve()
-
-    @app.get("/stream")
-    def stream() -> Iterator[str]:
-        draining = lifecycle.draining
-
-        def chunks() -> Iterator[str]:
-            yield "begun"
-            assert draining.wait(BOUND)
-            yield "ended"
-
-        return chunks()
-
-    got: list[str] = []
-    with running(lambda: got.append(get(app, "/stream").text)):
-        until(lambda: lifecycle.in_flight == 1)
-        assert lifecycle.shutdown().clean
-    assert got == ["begunended"]
-
-
-def test_in_flight_and_requests() -> None:
-    """A request sees itself in flight, with method, path, route and thread, and without the address of its client."""
-    app, lifecycle = serve()
-    seen: list[Any] = []
+    seen: list[RequestInfo] = []
 
     @app.post("/seen")
     def see() -> str:
-        seen.extend((lifecycle.in_flight, lifecycle.requests()))
+        seen.extend(lifecycle.requests())
+        assert lifecycle.shutdown("asked", wait=False) is None
         return ""
 
-    get(app, "/seen?x=1", method="POST")
-    assert seen[0] == 1
-    [info] = seen[1]
+    assert get(app, "/seen?x=1", method="POST").status_code == 200
     thread = threading.current_thread().name
-    assert info == RequestInfo("POST", "/seen", info.age, thread, "running", route="/seen")
-    assert info.remote == ""
-    assert (lifecycle.in_flight, lifecycle.requests()) == (0, ())
+    assert seen == [RequestInfo("POST", "/seen", seen[0].age, thread, "running", route="/seen", remote="")]
+    report = lifecycle.shutdown()
+    assert (report.reason, report.clean, lifecycle.in_flight) == ("asked", True, 0)
 
 
 # -- several applications -----------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import signal
-from typing import Any, NamedTuple
+from typing import Any
 
 from blinker import Namespace
 
@@ -24,7 +24,8 @@ shutdown_complete = Namespace().signal(
 _GOOD = ("ok", "skipped")
 
 
-class PhaseRecord(NamedTuple):
+@dataclasses.dataclass(frozen=True, slots=True)
+class PhaseRecord:
     """One phase of a shutdown.
 
     :param name: ``announce``, ``delay``, ``stop accepting``, ``drain`` or ``hooks``.

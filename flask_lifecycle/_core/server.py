@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from .._config import Settings
 from .deadline import Deadline
@@ -29,7 +30,8 @@ IN_WORDS = {
 }
 
 
-class ServerInfo(NamedTuple):
+@dataclasses.dataclass(frozen=True, slots=True)
+class ServerInfo:
     """The server that the process runs in, and its guarantee for a shutdown.
 
     :param name: ``waitress``, ``gunicorn``, ...; ``unknown`` for any other server.

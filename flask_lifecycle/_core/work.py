@@ -10,12 +10,12 @@ A decorated function is not a work item until it is called.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import inspect
 import threading
 from collections.abc import Callable, Mapping
-from types import MappingProxyType
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 from .callbacks import name_of
 from .stacks import Threads
@@ -27,7 +27,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 _LONGEST = 200
 
 
-class WorkInfo(NamedTuple):
+@dataclasses.dataclass(frozen=True, slots=True)
+class WorkInfo:
     """One work item that is under way, or was abandoned.
 
     :param name: the name that it was begun with.
@@ -40,7 +41,7 @@ class WorkInfo(NamedTuple):
     name: str
     age: float
     thread: str = ""
-    info: Mapping[str, Any] = MappingProxyType({})
+    info: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     stack: str = ""
 
     def __str__(self) -> str:

@@ -7,7 +7,7 @@ import inspect
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, NamedTuple
+from typing import Any
 
 from .._config import bound, is_seconds, shown
 from .._core.callbacks import name_of, takes_context
@@ -155,7 +155,8 @@ def check_seconds(what: str, value: Any, *, zero: bool = False) -> None:
         raise ValueError(f"{what} must be a number of seconds {least}{bound(value)}, not {shown(value)}.")
 
 
-class CheckContext(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class CheckContext:
     """The application that a check runs for, as the check may see it.
 
     :param state: of the application.
@@ -219,7 +220,8 @@ class HealthCheckError(Exception):
         self.response = self.response if response is None else response
 
 
-class CheckReport(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class CheckReport:
     """The result of one check, as a probe reports it.
 
     :param check: the check itself, with its options.
@@ -236,7 +238,7 @@ class CheckReport(NamedTuple):
     status: str
     duration: float
     time: float
-    result: CheckResult = CheckResult()
+    result: CheckResult = field(default_factory=CheckResult)
     error: BaseException | None = None
     hanging: bool = False
     damped: int = 0

@@ -40,7 +40,7 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 from blinker import Namespace
 
@@ -87,7 +87,8 @@ class Group:
     renderer: Callable[[HealthReport], Any] | None = None
 
 
-class HealthReport(NamedTuple):
+@dataclasses.dataclass(frozen=True, slots=True)
+class HealthReport:
     """The answer to a probe.
 
     :param group: the name of the group that was asked.
@@ -110,7 +111,8 @@ class HealthReport(NamedTuple):
     details: bool = False
 
 
-class Transition(NamedTuple):
+@dataclasses.dataclass(frozen=True, slots=True)
+class Transition:
     """A change of the health of an application.
 
     :param subject: ``state``, ``health`` or a check, as ``check database``.
@@ -370,4 +372,4 @@ def _weigh(check: Check, status: str) -> str:
 
 
 def _weigh_all(checks: Iterable[CheckReport]) -> tuple[CheckReport, ...]:
-    return tuple(each._replace(status=_weigh(each.check, each.status)) for each in checks)
+    return tuple(dataclasses.replace(each, status=_weigh(each.check, each.status)) for each in checks)

@@ -7,6 +7,7 @@ import contextlib
 import logging
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import astuple
 from typing import Any
 
 import pytest
@@ -332,7 +333,7 @@ def test_transitions() -> None:
     made.ended()
     made.machine.apply(Event.SET_NOT_READY, "maintenance")
     transitions = made.health.transitions()
-    assert [transition[:4] for transition in transitions] == [
+    assert [astuple(transition)[:4] for transition in transitions] == [
         ("state", "STARTING", "READY", "started"),
         ("health", "fail", "pass", "state READY"),
         ("check db", "", "fail", ""),
@@ -381,7 +382,7 @@ def test_each_change_of_the_health_names_its_check() -> None:
         made.ended()
     changes = [("pass", "warn", "check slow"), ("warn", "fail", "check dead")]
     assert [change for change in told if len(change) == 3] == changes
-    assert [each[1:4] for each in made.health.transitions() if each.subject == "health"][1:] == changes
+    assert [astuple(each)[1:4] for each in made.health.transitions() if each.subject == "health"][1:] == changes
 
 
 def test_a_change_of_the_health_names_the_state_it_comes_from() -> None:
@@ -585,7 +586,7 @@ def test_what_a_check_may_ask() -> None:
     get(app, "/livez")
     lifecycle.shutdown("enough")
     get(app, "/livez")
-    assert [context[:3] for context in contexts] == [
+    assert [astuple(context)[:3] for context in contexts] == [
         (State.NOT_READY, "waiting for set_ready()", 0),
         (State.READY, "set_ready()", 0),
         (State.STOPPED, state_of(app).machine.reason, 0),

@@ -19,17 +19,7 @@ from flask_lifecycle import HookRecord, Lifecycle, PhaseRecord, RequestInfo, Shu
 from flask_lifecycle._config import Settings
 from flask_lifecycle._core import report_file
 from flask_lifecycle._core.process import Process
-from tests._fakes import (
-    BOUND,
-    FakeMember,
-    ManualClock,
-    enter,
-    make_app,
-    run_python,
-    state_of,
-    stop,
-    until,
-)
+from tests._fakes import BOUND, FakeMember, ManualClock, enter, make_app, run_python, state_of, stop, until
 
 PHASES = (
     PhaseRecord("announce", 0.0),

@@ -242,27 +242,6 @@ def test_a_task_after_the_start_is_refused() -> None:
     assert lifecycle.state.name == "READY"
 
 
-@pytest.mark.parametrize(
-    ("arguments", "error", "message"),
-    [
-        ({"name": ""}, TypeError, "A startup task needs a name that is a string, not ''."),
-        ({"name": 3}, TypeError, "A startup task needs a name that is a string, not 3."),
-        (
-            {"name": "x", "on_failure": "retry"},
-            ValueError,
-            "The on_failure of the startup task 'x' must be 'shutdown' or 'not_ready', not 'retry'.",
-        ),
-    ],
-)
-def test_bad_tasks(arguments: dict[str, Any], error: type[Exception], message: str) -> None:
-    """A task without a name, or with an unknown way to fail, is refused and holds nothing up."""
-    lifecycle = Lifecycle()
-    with pytest.raises(error, match=whole(message)):
-        lifecycle.startup_task(**arguments)
-    started(lifecycle)
-    assert lifecycle.state is State.READY
-
-
 def test_a_task_that_outlives_the_drain_is_abandoned() -> None:
     """A task that has not ended at the deadline is told as work that was."""
     lifecycle = Lifecycle()
@@ -547,17 +526,3 @@ def test_a_resource_that_fails() -> None:
         ("number", "shutdown", "skipped", ""),
         ("pool", "shutdown", "failed", "OSError: cannot close"),
     ]
-
-
-async def coroutine_function() -> None: ...
-
-
-@pytest.mark.parametrize("function", [5, coroutine_function])
-def test_what_is_no_resource(function: Any) -> None:
-    """What could never be opened is refused where it is registered."""
-    message = (
-        f"is {function!r}; register a generator function that yields once, a context manager, or a function that"
-        " returns one."
-    )
-    with pytest.raises(TypeError, match=f"^The resource '.*' {whole(message)[1:]}"):
-        Lifecycle().resource(function)

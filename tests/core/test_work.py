@@ -14,19 +14,7 @@ import pytest
 
 from flask_lifecycle import Lifecycle, State, Work, WorkInfo
 from flask_lifecycle._core.work import WorkLedger
-from tests._fakes import (
-    BOUND,
-    SELF_WAIT,
-    FakeMember,
-    ManualClock,
-    coordinate,
-    make_app,
-    running,
-    state_of,
-    stop,
-    until,
-    whole,
-)
+from tests._fakes import BOUND, FakeMember, ManualClock, coordinate, make_app, running, state_of, stop, until, whole
 
 
 @pytest.fixture
@@ -112,15 +100,6 @@ def test_work_reads_as_logged(info: WorkInfo, text: str) -> None:
 # -- decorated functions ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", [None, "", 5])
-def test_work_without_a_name(lifecycle: Lifecycle, name: Any) -> None:
-    """Work that nobody could name in a log is refused, and counts for nothing."""
-    message = f"Work needs a name that is a string, not {name!r}; what it works on goes by keyword."
-    with pytest.raises(TypeError, match=whole(message)):
-        lifecycle.work(name)
-    assert lifecycle.work_items() == ()
-
-
 # -- decorated functions ------------------------------------------------------------------------------------------
 
 
@@ -180,24 +159,6 @@ def test_a_decorated_generator_is_work_until_it_is_closed(lifecycle: Lifecycle) 
     assert lifecycle.work_items() == ()
 
 
-async def numbers() -> Any:
-    yield 1
-
-
-@pytest.mark.parametrize(
-    ("function", "message"),
-    [
-        (numbers, "The async generator 'numbers' cannot be decorated; use 'with lifecycle.work(...)' inside it."),
-        (5, "work() decorates functions, and 5 is not callable."),
-    ],
-)
-def test_what_cannot_be_decorated(lifecycle: Lifecycle, function: Any, message: str) -> None:
-    """An async generator, or what is no function, is refused, and the error says what to do."""
-    with pytest.raises(TypeError, match=whole(message)):
-        lifecycle.work("rows")(function)
-    assert lifecycle.work_items() == ()
-
-
 # -- executors ----------------------------------------------------------------------------------------------------
 
 
@@ -233,14 +194,6 @@ def test_how_submitted_work_may_end(lifecycle: Lifecycle) -> None:
     with pytest.raises(RuntimeError, match=whole("cannot schedule new futures after shutdown")):
         lifecycle.submit(threads, print)
     until(lambda: lifecycle.work_items() == ())
-
-
-@pytest.mark.parametrize("executor", [None, print, ThreadPoolExecutor])
-def test_what_is_no_executor(lifecycle: Lifecycle, executor: Any) -> None:
-    """Something without ``submit``, or the class itself, is refused by name."""
-    message = f"submit() needs an executor, such as a ThreadPoolExecutor, not {executor!r}."
-    with pytest.raises(TypeError, match=whole(message)):
-        lifecycle.submit(executor, print)
 
 
 # -- the drain ----------------------------------------------------------------------------------------------------
@@ -359,30 +312,6 @@ def test_a_stack_is_looked_at_once(lifecycle: Lifecycle, monkeypatch: pytest.Mon
     items = [lifecycle.work("job").__enter__() for _ in range(100)]
     assert {info.stack for info in lifecycle.work_items(stacks=True)} == {"a line"}
     assert (len(looks), len(items)) == (1, 100)
-
-
-@pytest.mark.parametrize("way", ["block", "decorator", "submitted", "task"])
-def test_work_that_shuts_down_would_wait_for_itself(way: str) -> None:
-    """A shutdown waits for the thread that is inside a piece of work, which must therefore not wait for it."""
-    lifecycle = Lifecycle()
-    lifecycle.init_app(app := make_app())
-
-    def stop() -> None:
-        with pytest.raises(RuntimeError, match=whole(SELF_WAIT)):
-            lifecycle.shutdown()
-
-    if way == "submitted":
-        with ThreadPoolExecutor(1) as executor:
-            lifecycle.submit(executor, stop).result(BOUND)
-    elif way == "decorator":
-        lifecycle.work("job")(stop)()
-    else:
-        with lifecycle.work("job") if way == "block" else lifecycle.startup_task("job"):
-            stop()
-    assert not state_of(app).process.shutdown.begun
-    item = lifecycle.work("job")
-    with running(item.done):
-        assert lifecycle.shutdown().clean  # it is another thread that ends it
 
 
 class Passing(WorkLedger):
