@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
 import re
 
@@ -25,6 +24,7 @@ autodoc_typehints_description_target = "documented"
 autodoc_mock_imports = ["gunicorn"]
 # Users read these and do not build them, so a list of parameters would be the wrong form.
 RECORDS = [
+    "CheckContext",
     "CheckReport",
     "HealthReport",
     "HookRecord",
@@ -44,7 +44,8 @@ def attributes_as_table(_app, what, _name, record, _options, lines):
         return
     text, *params = re.split(r"^:param (\w+): ", "\n".join(lines), flags=re.MULTILINE)
     meanings = dict(zip(params[::2], params[1::2], strict=True))
-    rows = [(field.name, field.type, meanings[field.name]) for field in dataclasses.fields(record)]
+    kinds = record.__annotations__.items()  # of a NamedTuple these are forward references
+    rows = [(name, getattr(kind, "__forward_arg__", kind), meanings[name]) for name, kind in kinds]
     for name, value in vars(record).items():
         if isinstance(value, property):
             rows.append((name, value.fget.__annotations__["return"], inspect.getdoc(value)))

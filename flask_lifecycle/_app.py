@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import sys
 import threading
@@ -172,7 +171,7 @@ class Application:
         running = self.ledger.requests()
         if load is None or not running:
             return load
-        return dataclasses.replace(load, oldest=max(load.oldest, running[0].age))
+        return load._replace(oldest=max(load.oldest, running[0].age))
 
     # -- for checks and probes ----------------------------------------------------------------------------------------
 

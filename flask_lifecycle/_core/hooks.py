@@ -23,15 +23,14 @@ import logging
 import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from .callbacks import error_text, name_of, takes_context
 from .deadline import Clock
 from .state import logger
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class HookRecord:
+class HookRecord(NamedTuple):
     """The outcome of one hook.
 
     :param name: the name of the hook.

@@ -33,11 +33,10 @@ the application, the request is in flight again.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 from threading import get_ident
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import quote
 from weakref import ref
 
@@ -50,8 +49,7 @@ if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class RequestInfo:
+class RequestInfo(NamedTuple):
     """One request that is in flight, or was when it was abandoned.
 
     :param method: the HTTP method.
@@ -86,8 +84,7 @@ def _quoted(text: str) -> str:
     return quote(text, safe="!$&'()*+,-./:;=@_~", encoding="latin-1", errors="replace")
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Load:
+class Load(NamedTuple):
     """What a server has to do at one moment; probes that dedicated workers answer are no part of it.
 
     :param queued: requests that wait for a thread because none is idle.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import signal
-from typing import Any
+from typing import Any, NamedTuple
 
 from blinker import Namespace
 
@@ -24,8 +24,7 @@ shutdown_complete = Namespace().signal(
 _GOOD = ("ok", "skipped")
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class PhaseRecord:
+class PhaseRecord(NamedTuple):
     """One phase of a shutdown.
 
     :param name: ``announce``, ``delay``, ``stop accepting``, ``drain`` or ``hooks``.

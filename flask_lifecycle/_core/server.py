@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from .._config import Settings
 from .deadline import Deadline
@@ -30,8 +29,7 @@ IN_WORDS = {
 }
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class ServerInfo:
+class ServerInfo(NamedTuple):
     """The server that the process runs in, and its guarantee for a shutdown.
 
     :param name: ``waitress``, ``gunicorn``, ...; ``unknown`` for any other server.

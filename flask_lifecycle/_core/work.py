@@ -10,12 +10,12 @@ A decorated function is not a work item until it is called.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import inspect
 import threading
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from types import MappingProxyType
+from typing import Any, NamedTuple, TypeVar
 
 from .callbacks import name_of
 from .stacks import Threads
@@ -27,8 +27,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 _LONGEST = 200
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class WorkInfo:
+class WorkInfo(NamedTuple):
     """One work item that is under way, or was abandoned.
 
     :param name: the name that it was begun with.
@@ -41,7 +40,7 @@ class WorkInfo:
     name: str
     age: float
     thread: str = ""
-    info: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    info: Mapping[str, Any] = MappingProxyType({})
     stack: str = ""
 
     def __str__(self) -> str:

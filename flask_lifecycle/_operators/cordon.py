@@ -67,10 +67,14 @@ class Control(Feature):
     :param shutdown: begins the shutdown of the process for a reason, without blocking.
     """
 
-    def __init__(self, machine: StateMachine, shutdown: Callable[[str], object], clock: Clock | None = None) -> None:
+    def __init__(self, machine: StateMachine, shutdown: Callable[[str], object]) -> None:
         self._machine = machine
         self._shutdown = shutdown
-        self._clock = clock or Clock()
+        self.clock = Clock()
+
+    @classmethod
+    def of(cls, application: Any) -> Control:
+        return cls(application.machine, application.process.drain)
 
     @property
     def lease(self) -> Lease | None:
@@ -84,9 +88,9 @@ class Control(Feature):
         :param left: how many of the seconds are left; by default all.
         :raises RuntimeError: a shutdown has begun.
         """
-        lease = Lease(by, seconds, Deadline.after(self._clock, seconds if left is None else left))
+        lease = Lease(by, seconds, Deadline.after(self.clock, seconds if left is None else left))
         replaced = self.lease
-        self._watch(lease)
+        threading.Thread(target=self._wait, args=(lease,), name="lifecycle-cordon", daemon=True).start()
         try:
             self._machine.apply(Event.CORDON, lease.reason, lease)
         except RuntimeError:
@@ -118,21 +122,14 @@ class Control(Feature):
         self._shutdown(f"drain requested by {by}")
         _log("drain", by, way)
 
-    def _watch(self, lease: Lease) -> None:
-        threading.Thread(target=self._wait, args=(lease,), name="lifecycle-cordon", daemon=True).start()
-
     def _wait(self, lease: Lease) -> None:
-        if not self._clock.wait(lease.cancelled, lease.until.remaining()):
+        if not self.clock.wait(lease.cancelled, lease.until.remaining()):
             self._end(lease)
 
     def _end(self, lease: Lease) -> None:
         if self._machine.cordon is lease:
             with contextlib.suppress(RuntimeError):  # a shutdown has begun meanwhile
                 self._machine.apply(Event.UNCORDON, f"the cordon by {lease.by} has ended", lease)
-
-    @classmethod
-    def of(cls, application: Any) -> Control:
-        return cls(application.machine, application.process.drain)
 
     def state_changed(self, new: State, reason: str) -> None:
         """End the lease's thread when a shutdown begins."""
@@ -160,8 +157,8 @@ _NUMBER = re.compile(r"[0-9]+(?:\.[0-9]+)?")
 _LONGEST = 32
 
 
-def parse_duration(name: str, value: Any, most: float = math.inf) -> float:
-    """Seconds, from a text such as ``"10m"``, ``"1h30m"`` or ``"5"``, or from a number.
+def parse_duration(name: str, value: str, most: float) -> float:
+    """Seconds, from a text such as ``"10m"``, ``"1h30m"`` or ``"5"``.
 
     :param name: the name of the duration, for the error.
     :param most: the maximum, in seconds.
@@ -190,13 +187,9 @@ def format_duration(seconds: float) -> str:
     return text + (f"{rest:.3g}s" if rest or not text else "")
 
 
-def _seconds(value: Any) -> float:
+def _seconds(value: str) -> float:
     """The seconds of a duration; ``nan`` for anything else."""
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        return float(value) if abs(value) < 2**63 else math.nan
-    if not isinstance(value, str) or len(value) > _LONGEST:
-        return math.nan
-    text = value.strip()
+    text = value.strip() if len(value) <= _LONGEST else ""
     if _NUMBER.fullmatch(text):
         return float(text)
     parts = _PART.findall(text)

@@ -27,7 +27,7 @@ import re
 import stat
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, TypeAlias
 
 from .._config import shown
@@ -51,14 +51,12 @@ _LINE = re.compile(r"(?:for[ \t]+)?([^ \t]+)[ \t]+by[ \t]+([^ \t]+)")
 class ControlDirectory(Feature):
     """Watches the directory for one application, from its start to its shutdown.
 
-    :param clock: seconds since the epoch, for a cordon that existed before.
     :raises ValueError: the directory does not exist, or others may write to it.
     """
 
-    def __init__(self, path: str, control: Control, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, path: str, control: Control) -> None:
         self._path = os.path.abspath(path)  # the process may change its directory
         self._control = control
-        self._clock = clock
         self._first = True
         self._drain: Identity = None
         self._cordon: Identity = None  # the last one that was read
@@ -148,7 +146,7 @@ class ControlDirectory(Feature):
         left = seconds
         if self._first:
             changed = found[2] / 1e9
-            left = min(seconds, changed + seconds - self._clock())  # the file system's clock may be ahead
+            left = min(seconds, changed + seconds - time.time())  # the file system's clock may be ahead
         self._cordon = found
         if left > 0:
             self._lease = self._control.cordon(seconds, by, "file", left)

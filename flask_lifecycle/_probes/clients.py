@@ -21,7 +21,7 @@ import itertools
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from .._core.fork import renew_in_children
@@ -114,14 +114,9 @@ class Prober:
         return self.last + 3 * self.interval + 1.0
 
     @property
-    def is_browser(self) -> bool:
-        """Whether its user agent is a browser's."""
-        return self.agent.startswith(_BROWSER)
-
-    @property
     def decides(self) -> bool:
         """Whether traffic may depend on its answers: not for liveness or start-up, and not for a browser."""
-        return self.group.partition("/")[0] not in ("live", "startup") and not self.is_browser
+        return self.group.partition("/")[0] not in ("live", "startup") and not self.agent.startswith(_BROWSER)
 
     @property
     def is_kubelet(self) -> bool:
@@ -133,13 +128,10 @@ class Prober:
 
 
 class Probers:
-    """The probers of one application. Any thread may use them.
+    """The probers of one application. Any thread may use them."""
 
-    :param clock: monotonic, in seconds.
-    """
-
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self.clock = clock
+    def __init__(self) -> None:
+        self.clock = time.monotonic
         self.reset()
         renew_in_children(self.reset)
 
@@ -149,15 +141,15 @@ class Probers:
         self._probers: dict[tuple[str, str, str, str], Prober] = {}
         self.on_refusal: threading.Event | None = None  # set by each answer that refuses traffic
 
-    def note(self, group: str, environ: WSGIEnvironment, status: str, refused: bool) -> Prober | None:
-        """Record a probe when its answer is known; return the prober, ``None`` for our own requests.
+    def note(self, group: str, environ: WSGIEnvironment, status: str, refused: bool) -> None:
+        """Record a probe when its answer is known, but none of our own requests.
 
         :param refused: whether the answer refuses traffic.
         """
         agent = environ.get("HTTP_USER_AGENT", "")[:_AGENT]
         if agent.startswith(_OURS):
-            return None
-        key = (group, agent, address_of(environ), str(environ.get("SERVER_PORT", ""))[:_PORT])
+            return
+        key = (group, agent, _address_of(environ), str(environ.get("SERVER_PORT", ""))[:_PORT])
         with self._lock:
             now = self.clock()  # within the lock, so that arrivals are in order
             prober = self._probers.get(key)
@@ -168,7 +160,6 @@ class Probers:
         on_refusal = self.on_refusal
         if refused and on_refusal is not None:
             on_refusal.set()
-        return prober
 
     def _make_room(self, address: str, now: float) -> None:
         neighbours = [each for each in self._probers.items() if each[1].address == address]
@@ -198,7 +189,7 @@ def _least(entries: Iterable[tuple[tuple[str, str, str, str], Prober]], now: flo
     return min(entries, key=lambda each: (not each[1].silent(now), each[1].count, each[1].last))[0]
 
 
-def address_of(environ: WSGIEnvironment) -> str:
+def _address_of(environ: WSGIEnvironment) -> str:
     """The address that a probe comes from."""
     # A listener of both families has IPv4 addresses in this form.
     address = str(environ.get("REMOTE_ADDR") or "unknown")[:_ADDRESS].removeprefix("::ffff:")

@@ -310,7 +310,7 @@ class Probes:
         report = self._health.report(ALL)
         if not self._sees_details(how, environ):
             return Response(render(report, HTML), 200, _VARY, mimetype=HTML)
-        page = self._page(dataclasses.replace(report, details=True), environ["PATH_INFO"])
+        page = self._page(report._replace(details=True), environ["PATH_INFO"])
         page.headers.update(_VARY)
         return page
 
@@ -335,7 +335,7 @@ class Probes:
         if report.draining:
             send(probe_refused, self._app, group=how.name)
         if details:
-            report = dataclasses.replace(report, details=True)
+            report = report._replace(details=True)
         response = self._body(report, how, environ, "verbose" in parameters)
         response.status_code = self._status_code(report, how)
         response.headers.update(_VARY)

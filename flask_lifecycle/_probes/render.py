@@ -7,7 +7,6 @@ text of an exception, which may hold hosts, users and passwords: that is in the 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import datetime
 import functools
 import json
@@ -118,7 +117,7 @@ def component_of(check: CheckReport) -> dict[str, Any]:
 
 def transition_of(transition: Transition) -> dict[str, Any]:
     """A change of the health, with its time."""
-    return dataclasses.asdict(transition) | {"time": iso(transition.time), "age": round(transition.age, 1)}
+    return transition._asdict() | {"time": iso(transition.time), "age": round(transition.age, 1)}
 
 
 def iso(time: float) -> str:

@@ -6,7 +6,6 @@ A shutdown drains one server through its adapter, which is attached to the serve
 
 from __future__ import annotations
 
-import dataclasses
 import socket
 import threading
 import time
@@ -191,7 +190,7 @@ class ConnectionAdapter(Adapter):
     def unfinished(self) -> Sequence[RequestInfo]:
         now, looks = time.monotonic(), self._looks
         return [
-            dataclasses.replace(info, age=max(info.age, now - looks.get(connection, (now,))[0]))
+            info._replace(age=max(info.age, now - looks.get(connection, (now,))[0]))
             for connection in self.connections()
             for info in self.under_way(connection)
             if info.stage != "running"  # the application's ledger has these

@@ -42,7 +42,7 @@ def status_document(app: Any, report: HealthReport) -> dict[str, Any]:
         "reason": report.reason,
         "cordon": _cordon(app.control),
         "application": {"name": app.flask.name, "host": socket.gethostname(), "pid": os.getpid()},
-        "server": None if server is None else dataclasses.asdict(server),
+        "server": None if server is None else server._asdict(),
         "time": iso(time.time()),
         "uptime": round(time.monotonic() - app.startup.since, 1),
         "grace_period": app.settings.grace_period,
@@ -99,7 +99,7 @@ def _past(check: CheckReport, history: CheckHistory | None, now: float) -> dict[
 def _load(stop: Shutdown) -> dict[str, Any] | None:
     # The server of another runner would have to be searched for.
     load = stop.server.load() if stop.server is not None else None
-    return None if load is None else dataclasses.asdict(load) | {"oldest": _rounded(load.oldest)}
+    return None if load is None else load._asdict() | {"oldest": _rounded(load.oldest)}
 
 
 def _requests(app: Any) -> Sequence[RequestInfo]:
@@ -111,7 +111,7 @@ def _requests(app: Any) -> Sequence[RequestInfo]:
 
 def _request(request: RequestInfo) -> dict[str, Any]:
     """A request, without its stack; ``remote`` is there if ``LIFECYCLE_LOG_REMOTE_ADDR`` is set."""
-    found = dataclasses.asdict(request) | {"age": _rounded(request.age)}
+    found = request._asdict() | {"age": _rounded(request.age)}
     found |= {name: _quoted(found[name][:_LONGEST]) for name in ("method", "path", "remote")}
     return {name: value for name, value in found.items() if name != "stack" and value != ""}
 

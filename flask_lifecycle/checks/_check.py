@@ -7,7 +7,7 @@ import inspect
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, NamedTuple
 
 from .._config import bound, is_seconds, shown
 from .._core.callbacks import name_of, takes_context
@@ -155,8 +155,7 @@ def check_seconds(what: str, value: Any, *, zero: bool = False) -> None:
         raise ValueError(f"{what} must be a number of seconds {least}{bound(value)}, not {shown(value)}.")
 
 
-@dataclass(frozen=True, slots=True)
-class CheckContext:
+class CheckContext(NamedTuple):
     """The application that a check runs for, as the check may see it.
 
     :param state: of the application.
@@ -220,8 +219,7 @@ class HealthCheckError(Exception):
         self.response = self.response if response is None else response
 
 
-@dataclass(frozen=True, slots=True)
-class CheckReport:
+class CheckReport(NamedTuple):
     """The result of one check, as a probe reports it.
 
     :param check: the check itself, with its options.
@@ -238,7 +236,7 @@ class CheckReport:
     status: str
     duration: float
     time: float
-    result: CheckResult = field(default_factory=CheckResult)
+    result: CheckResult = CheckResult()
     error: BaseException | None = None
     hanging: bool = False
     damped: int = 0

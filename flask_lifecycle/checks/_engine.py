@@ -28,7 +28,6 @@ that was counted is not counted again: either the hang came first and the late r
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import logging
 import os
@@ -177,7 +176,7 @@ class _Runner:
         with self._lock:
             old, new = self._debounce.status, self._debounce.add(raw, now, 0 if run.hangs else 1)
             self._run, self._last_ended = None, now
-            self._last = dataclasses.replace(report, status=new)
+            self._last = report._replace(status=new)
             self._durations.append(duration)
             self.due = run.started + self._engine.pause(self.check, new)
             if raw != "fail" and duration > timeout / 2:
@@ -267,7 +266,7 @@ class _Runner:
             if hanging and run is not None and run.hangs:
                 waited = self._engine.now() - run.started
                 known = CheckReport(self.check, status, waited, time.time(), hanging=True)
-        return known and dataclasses.replace(known, status=self._weigh(status), damped=streak)
+        return known and known._replace(status=self._weigh(status), damped=streak)
 
     def history(self) -> CheckHistory:
         with self._lock:

@@ -40,7 +40,7 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from blinker import Namespace
 
@@ -87,8 +87,7 @@ class Group:
     renderer: Callable[[HealthReport], Any] | None = None
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class HealthReport:
+class HealthReport(NamedTuple):
     """The answer to a probe.
 
     :param group: the name of the group that was asked.
@@ -111,8 +110,7 @@ class HealthReport:
     details: bool = False
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Transition:
+class Transition(NamedTuple):
     """A change of the health of an application.
 
     :param subject: ``state``, ``health`` or a check, as ``check database``.
@@ -372,4 +370,4 @@ def _weigh(check: Check, status: str) -> str:
 
 
 def _weigh_all(checks: Iterable[CheckReport]) -> tuple[CheckReport, ...]:
-    return tuple(dataclasses.replace(each, status=_weigh(each.check, each.status)) for each in checks)
+    return tuple(each._replace(status=_weigh(each.check, each.status)) for each in checks)

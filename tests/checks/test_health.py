@@ -7,7 +7,6 @@ import contextlib
 import logging
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import astuple
 from typing import Any
 
 import pytest
@@ -333,7 +332,7 @@ def test_transitions() -> None:
     made.ended()
     made.machine.apply(Event.SET_NOT_READY, "maintenance")
     transitions = made.health.transitions()
-    assert [astuple(transition)[:4] for transition in transitions] == [
+    assert [transition[:4] for transition in transitions] == [
         ("state", "STARTING", "READY", "started"),
         ("health", "fail", "pass", "state READY"),
         ("check db", "", "fail", ""),
@@ -382,7 +381,7 @@ def test_each_change_of_the_health_names_its_check() -> None:
         made.ended()
     changes = [("pass", "warn", "check slow"), ("warn", "fail", "check dead")]
     assert [change for change in told if len(change) == 3] == changes
-    assert [astuple(each)[1:4] for each in made.health.transitions() if each.subject == "health"][1:] == changes
+    assert [each[1:4] for each in made.health.transitions() if each.subject == "health"][1:] == changes
 
 
 def test_a_change_of_the_health_names_the_state_it_comes_from() -> None:
@@ -586,7 +585,7 @@ def test_what_a_check_may_ask() -> None:
     get(app, "/livez")
     lifecycle.shutdown("enough")
     get(app, "/livez")
-    assert [astuple(context)[:3] for context in contexts] == [
+    assert [context[:3] for context in contexts] == [
         (State.NOT_READY, "waiting for set_ready()", 0),
         (State.READY, "set_ready()", 0),
         (State.STOPPED, state_of(app).machine.reason, 0),

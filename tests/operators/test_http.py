@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 from flask import Flask
@@ -151,6 +152,31 @@ def test_another_method_with_the_token(path: str, method: str) -> None:
     assert unchanged(app)
 
 
+@pytest.mark.parametrize(
+    ("given", "written"),
+    [
+        *(("10m", "10m"), ("90s", "1m30s"), ("1h30m", "1h30m"), ("1d12h", "1d12h"), ("1d2h3m4s", "1d2h3m4s")),
+        *(("1.5h", "1h30m"), ("0.5s", "0.5s"), ("5", "5s"), ("2.5", "2.5s"), ("61.25s", "1m1.25s")),
+        *((" 5s\n", "5s"), ("7d", "7d")),
+    ],
+)
+def test_durations(given: str, written: str) -> None:
+    """A duration is a number of seconds, or numbers with units, longer ones first, and is written likewise."""
+    app = serve()
+    for each in (given, written):
+        path = f"/lifecycle/cordon?by=alice&for={quote(each)}"
+        assert told(ask(app, path)) == (200, f"cordoned by alice for {written}")
+    state_of(app).end()
+
+
+@pytest.mark.parametrize("name", ["alice", "alice@host.example", "Zoë", "x" * 64, "a=b", "10.0.0.1", "::1"])
+def test_names(name: str) -> None:
+    """A name has visible characters only."""
+    app = serve()
+    assert ask(app, f"/lifecycle/cordon?by={quote(name)}&for=1d").text == f"cordoned by {name} for 1d\n"
+    state_of(app).end()
+
+
 DURATION = "'for' must be a duration such as '10m', '90s' or '1h30m', in the units s, m, h and d, not {}."
 NAME = "'by' must be a name of up to 64 visible characters without blanks, such as 'alice', not {}."
 
@@ -159,17 +185,27 @@ NAME = "'by' must be a name of up to 64 visible characters without blanks, such 
     ("path", "sentence"),
     [
         ("cordon?by=alice", DURATION.format("''")),
-        ("cordon?by=alice&for=", DURATION.format("''")),
-        ("cordon?by=alice&for=10x", DURATION.format("'10x'")),
-        ("cordon?by=alice&for=-5m", DURATION.format("'-5m'")),
-        ("cordon?by=alice&for=nan", DURATION.format("'nan'")),
-        ("cordon?by=alice&for=%D9%A5m", DURATION.format(r"'\u0665m'")),
         ("cordon?by=alice&for=" + "9" * 2000, DURATION.format("'" + "9" * 56 + "...")),
-        ("cordon?by=alice&for=0", "'for' must be longer than zero, such as '10m', not '0'."),
-        ("cordon?by=alice&for=8d", "'for' must be at most '7d', not '8d'; renew it then."),
+        *(
+            (f"cordon?by=alice&for={quote(given)}", DURATION.format(ascii(given)))
+            for given in (
+                *("", " ", "s", "m10", "10x", "10M", "10 m", "5m5m", "30m1h", "1h30", "-5m", "+5m", "1e3", "0x10"),
+                *("1_0", ".5s", "5.s", "5m,", "nan", "inf", "٥m", "５m", "²s", "5ｍ", "5\u2028m", "9" * 33, "5m\0"),
+            )
+        ),
+        *(
+            (f"cordon?by=alice&for={given}", f"'for' must be longer than zero, such as '10m', not '{given}'.")
+            for given in ("0", "0s", "0h0m", "0.0")
+        ),
+        *(
+            (f"cordon?by=alice&for={given}", f"'for' must be at most '7d', not '{given}'; renew it then.")
+            for given in ("8d", "7d1s", "9" * 32, "99999999999999999999d")
+        ),
         ("cordon?for=10m", NAME.format("''")),
-        ("cordon?for=10m&by=", NAME.format("''")),
-        ("cordon?for=10m&by=a%0d%0astate+READY", NAME.format(r"'a\r\nstate READY'")),
+        *(
+            (f"cordon?for=10m&by={quote(given)}", NAME.format(ascii(given)))
+            for given in ("", " ", "a\rb", "a\0", "\x1b[31m", "a\u2028b", "a\u202eb", "a\u00a0b", "a\r\nstate READY")
+        ),
         ("drain?by=a+b", NAME.format("'a b'")),
         ("drain?by=%1b%5b2J", NAME.format(r"'\x1b[2J'")),
         ("uncordon?by=" + "x" * 65, NAME.format("'" + "x" * 56 + "...")),

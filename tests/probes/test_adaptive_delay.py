@@ -9,10 +9,6 @@ from typing import Any
 import pytest
 
 from flask_lifecycle import Lifecycle
-from flask_lifecycle._config import Settings
-from flask_lifecycle._core.inflight import Ledger
-from flask_lifecycle._probes import clients
-from flask_lifecycle._probes.adaptive_delay import AdaptiveDelay
 from tests._fakes import ManualClock, enter, make_app, state_of
 
 Happenings = list[tuple[float, Callable[[], object]]]
@@ -23,12 +19,18 @@ class Stop:
 
     def __init__(self, kubernetes: bool = False, **settings: Any) -> None:
         self.clock = ManualClock()
-        self.probers = clients.Probers(self.clock.monotonic)
-        self.ledger = Ledger(self.clock.monotonic)
+        config = {f"LIFECYCLE_{name.upper()}": value for name, value in settings.items()}
+        self.app = make_app(LIFECYCLE_SHUTDOWN_DELAY="auto", LIFECYCLE_GRACE_PERIOD=30.0, **config)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1" if kubernetes else "")
+            Lifecycle(self.app)
+        state = state_of(self.app)
+        self.probers, self.ledger = state.probes.probers, state.ledger
+        self.probers.clock = self.ledger.clock = self.clock.monotonic
         self.queued = 0
-        self.asked = 0
         self.refusing = False
-        self.delayed = AdaptiveDelay(Settings(shutdown_delay="auto", **settings), self.probers, self.ledger, kubernetes)
+        delayed: Any = state.adaptive_delay
+        self.delayed = delayed
 
     def probe(self, agent: str = "", address: str = "10.0.0.1", group: str = "ready") -> None:
         """One visit of a prober."""
@@ -43,8 +45,9 @@ class Stop:
         visits = [first + n * period for n in range(100)]
         return [(at, lambda: self.probe(**prober)) for at in visits if at < until]
 
-    def gone(self, period: float, before: float = 0.0) -> Happenings:
+    def gone(self, period: float, before: float = 0.0, refused: bool = False) -> Happenings:
         """A regular prober that does not come in the delay, and fell silent some time before it."""
+        self.refusing = refused
         self.regular(period)
         self.clock.advance(before)
         return []
@@ -53,16 +56,6 @@ class Stop:
         """One visit before the delay."""
         self.probe()
         self.clock.advance(before)
-        return []
-
-    def refuse(self) -> Happenings:
-        """Probers are refused already before the delay."""
-        self.refusing = True
-        return []
-
-    def hold(self) -> Happenings:
-        """A request that does not end."""
-        enter(self.ledger)
         return []
 
     def work(self) -> None:
@@ -88,7 +81,6 @@ class Stop:
         coming = sorted(happenings, key=lambda happening: happening[0])
         while True:
             told.clear()
-            self.asked += 1
             pause = self.delayed.pause(self.clock.now, lambda: self.queued)
             if not pause:
                 return self.clock.now - began
@@ -138,16 +130,8 @@ CASES: dict[str, tuple[dict[str, Any], Callable[[Stop], Happenings], float, str]
         15.0,
         "prober 'slow/1' at 10.0.0.1, which asks every 10.0 s, was refused 2 of 3 times",
     ),
-    "a flood of probes": (
-        {"delay_max": 8.0},
-        lambda stop: [
-            visit for n in range(3) for visit in stop.regular(7.0, address=f"10.9.0.{n}", agent="kube-probe/1.30")
-        ],
-        8.0,
-        "",
-    ),
     # A balancer that has heard three times that the instance is not ready has taken it out already.
-    "who was refused before the delay": ({}, lambda stop: stop.refuse() + stop.gone(2.0), 1.0, THRICE),
+    "who was refused before the delay": ({}, lambda stop: stop.gone(2.0, refused=True), 1.0, THRICE),
     # A pod that is deleted leaves the endpoints by that; five seconds and the quiet period are for the proxies.
     "the kubelet in Kubernetes": (
         IN_KUBERNETES,
@@ -163,7 +147,7 @@ CASES: dict[str, tuple[dict[str, Any], Callable[[Stop], Happenings], float, str]
     ),
     "the kubelet elsewhere": ({}, lambda stop: stop.regular(1.0, agent=KUBELET, first=0.5), 3.5, THRICE),
     "work begins the quiet period anew": ({}, lambda stop: [(n / 2, stop.work) for n in range(1, 7)], 4.0, NOBODY),
-    "work that was there before": ({}, lambda stop: stop.hold(), 1.0, NOBODY),
+    "work that was there before": ({}, lambda stop: [(9.0, enter(stop.ledger).close)], 1.0, NOBODY),
     "work that ends": ({}, lambda stop: [(0.5, enter(stop.ledger).close)], 1.0, NOBODY),
     # It counts when it comes, and not again when the application gets it.
     "work that waits in the server": ({}, lambda stop: [(0.5, stop.queue), (1.2, stop.unqueue)], 1.5, NOBODY),
@@ -202,7 +186,7 @@ def test_a_flood_of_probes_costs_no_looks_at_the_server() -> None:
     stop.refusing = True
     stop.delayed.start(stop.clock.now, stop.clock.now + 10, told)
     for _ in range(3):
-        assert stop.delayed.pause(stop.clock.now, queued)
+        assert stop.delayed.pause(stop.clock.now, queued) > 1  # it does not poll
         assert not looks
         stop.probe()
         assert told.is_set()
@@ -213,11 +197,10 @@ def test_a_flood_of_probes_costs_no_looks_at_the_server() -> None:
     assert not told.is_set()
 
 
-def test_work_does_not_wake_the_wait_for_probers() -> None:
-    """While probers are waited for nobody looks for work: what counts is what comes afterwards."""
-    stop = Stop()
-    stop.delay([*stop.regular(2.0, first=1.0), *((n / 10, stop.work) for n in range(40))])
-    assert stop.asked < 3 + 1.0 / 0.05 + 5
+def test_only_an_automatic_delay_is_adaptive() -> None:
+    """An application with a fixed delay has no adaptive one."""
+    Lifecycle(app := make_app(LIFECYCLE_SHUTDOWN_DELAY=2.0))
+    assert state_of(app).adaptive_delay is None
 
 
 def test_the_grace_period_may_cut_it_short() -> None:
@@ -227,19 +210,3 @@ def test_the_grace_period_may_cut_it_short() -> None:
     assert str(stop.delayed) == (
         "at its maximum of 4.0 s: prober at 10.0.0.1, which asks every 2.0 s, was refused 2 of 3 times"
     )
-
-
-# -- in an application --------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("delay", "host", "expected"), [(2.0, "", None), ("auto", "", False), ("auto", "10.0.0.1", True)]
-)
-def test_the_adaptive_delay_of_an_application(
-    delay: Any, host: str, expected: bool | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Only an automatic delay is adaptive; the kubelet is known where the environment says so."""
-    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", host)
-    app = make_app(LIFECYCLE_SHUTDOWN_DELAY=delay, LIFECYCLE_GRACE_PERIOD=30.0)
-    Lifecycle(app)
-    assert getattr(state_of(app).adaptive_delay, "_kubernetes", None) is expected

@@ -6,7 +6,6 @@ import contextlib
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -69,7 +68,7 @@ def test_ahead_of_all_that_waits(app: Gates, ours: Served) -> None:
         two.ask("/two")
         until(lambda: ours.runner.load().queued == 1)
         assert ours.runner.ping(back.set) is True
-        assert replace(ours.runner.load(), oldest=0.0) == Load(1, 1, 1)
+        assert ours.runner.load()._replace(oldest=0.0) == Load(1, 1, 1)
         assert not back.is_set()
         app.gate.release()
         assert back.wait(BOUND)  # and the second request still waits at its gate, or in the queue

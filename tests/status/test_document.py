@@ -1,4 +1,4 @@
-"""The status document: all that an application tells to whoever may see details."""
+"""The status document, and the JSON Schema of the documentation, which all answers of probes follow."""
 
 from __future__ import annotations
 
@@ -7,21 +7,35 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 from flask import Flask
-from werkzeug.test import TestResponse
+from jsonschema import Draft202012Validator, ValidationError  # type: ignore[import-untyped]
 
-from flask_lifecycle import CheckResult, Lifecycle, RequestInfo
+from flask_lifecycle import CheckResult, HealthCheckError, Lifecycle, RequestInfo
 from flask_lifecycle._core.inflight import Load
-from tests._fakes import BOUND, FakeServer, LastReport, enter, make_app, state_of
+from tests._fakes import BOUND, ROOT, FakeServer, LastReport, enter, make_app, state_of
 
+SCHEMA = json.loads((ROOT / "docs" / "probes.schema.json").read_text(encoding="utf-8"))
 # How many requests and work items are listed, and how many durations of a check are kept.
 MOST_LISTED, KEPT_DURATIONS = 50, 30
 JSON = {"Accept": "application/json"}
+
+
+def closed(schema: Any) -> Any:
+    """The schema without its permission of unknown keys, so that a key it does not describe is an error."""
+    if isinstance(schema, list):
+        return [closed(each) for each in schema]
+    if not isinstance(schema, dict):
+        return schema
+    known = {"additionalProperties": False} if isinstance(schema.get("properties"), dict) else {}
+    return {key: closed(value) for key, value in schema.items()} | known
+
+
+VALIDATOR = Draft202012Validator(closed(SCHEMA))
 
 
 def serve(**config: Any) -> tuple[Flask, Lifecycle]:
@@ -30,18 +44,16 @@ def serve(**config: Any) -> tuple[Flask, Lifecycle]:
     return app, Lifecycle(app)
 
 
-def get(app: Flask, path: str = "/healthcheck?verbose", **headers: str) -> TestResponse:
-    return app.test_client().get(path, headers=JSON | headers, buffered=True)
-
-
-def document_of(app: Flask) -> dict[str, Any]:
-    """The document, by the way that everybody takes."""
-    found: dict[str, Any] = json.loads(get(app).data)
-    return found
+def document_of(app: Flask, path: str = "/healthcheck?verbose") -> dict[str, Any]:
+    """The answer to a probe, which follows the schema."""
+    answer = app.test_client().get(path, headers=JSON, buffered=True)
+    document: dict[str, Any] = json.loads(answer.data)
+    VALIDATOR.validate(document)
+    return document
 
 
 def test_the_document_of_an_idle_application() -> None:
-    """The document says what the application is, how it is, and that nothing is under way."""
+    """The document has the application and its state, and nothing is under way."""
     app, _lifecycle = serve()
     document = document_of(app)
     assert document.pop("application") == {"name": "testing", "host": socket.gethostname(), "pid": os.getpid()}
@@ -67,28 +79,23 @@ def test_the_document_of_an_idle_application() -> None:
     }
 
 
-@pytest.mark.parametrize("path", ["/healthcheck", "/readyz?verbose", "/healthcheck/db?verbose"])
-def test_where_it_is_told(path: str) -> None:
-    """It is told by the health check alone, with ?verbose; elsewhere the answers are what they were."""
-    app, lifecycle = serve()
-    lifecycle.check("db")(lambda: None)
-    document = json.loads(get(app, path).data)
-    assert set(document) - {"transitions"} == {"status", "state", "reason", "checks"}
-    assert set(document["checks"]["db"][0]) == {"componentId", "status", "time", "observedValue", "observedUnit"}
-
-
 # -- checks -------------------------------------------------------------------------------------------------------
 
 
 def test_the_past_of_a_check() -> None:
-    """A check tells how long its last runs took, oldest first and no more than thirty, and when it changed."""
+    """A check has the durations of its last thirty runs, oldest first, and the time of its last change."""
     app, lifecycle = serve()
     lifecycle.check("db", ttl=0)(lambda: CheckResult("warn", "slow", value=float("nan"), unit="ms"))
     for _ in range(KEPT_DURATIONS + 2):
-        get(app)
-    engine = state_of(app).health.engine
+        assert set(document_of(app, "/healthcheck/db?verbose")) == {
+            "status",
+            "state",
+            "reason",
+            "checks",
+            "transitions",
+        }
     [check] = document_of(app)["checks"]["db"]
-    kept = engine.histories()["db"]
+    kept = state_of(app).health.engine.histories()["db"]
     assert check["durations"] == [round(duration, 6) for duration in kept.durations]
     assert len(check["durations"]) == KEPT_DURATIONS
     assert check["duration"] == check["durations"][-1]
@@ -98,13 +105,12 @@ def test_the_past_of_a_check() -> None:
 
 
 def test_checks_that_the_state_keeps_from_being_asked() -> None:
-    """Where the state alone decides, the checks are shown as they were last, and none is run."""
+    """Where the state alone decides, the last results of the checks are shown, and none is run."""
     app, lifecycle = serve()
-    answers = [CheckResult("fail", "down")]
-    lifecycle.check("db", ttl=0, scope="shared")(answers.pop)
+    lifecycle.check("db", ttl=0, scope="shared")([CheckResult("fail", "down")].pop)
     lifecycle.check("never asked", ttl=0)(lambda: None)
-    get(app, "/work")
-    get(app, "/healthcheck/db")
+    app.test_client().get("/work")
+    document_of(app, "/healthcheck/db")
     lifecycle.set_not_ready("maintenance")
     document = document_of(app)
     assert (document["status"], document["reason"]) == ("fail", "maintenance")
@@ -113,34 +119,50 @@ def test_checks_that_the_state_keeps_from_being_asked() -> None:
     }
 
 
-@pytest.fixture
-def free() -> Iterator[threading.Event]:
-    """What a hanging check waits for; set when the test is over."""
-    event = threading.Event()
-    yield event
-    event.set()
+def test_a_check_that_hangs() -> None:
+    """A check that was hanging when it was asked last is shown as hanging, and since when; before, it has no past."""
+    app, lifecycle = serve(LIFECYCLE_PROBE_TIMEOUT=0.001)
+    free = threading.Event()
+    try:
+        lifecycle.check("slow", timeout=BOUND)(lambda: free.wait(BOUND))
+        lifecycle.check("db", timeout=0.001)(lambda: free.wait(BOUND))
+        assert state_of(app).health.known() == ()
+        [check] = document_of(app)["checks"]["slow"]
+        assert (check["durations"], "changed" in check) == ([], False)
+        lifecycle.set_not_ready()
+        [check] = document_of(app)["checks"]["db"]
+        assert check["output"].startswith("hanging since 0.")
+        assert (check["durations"], "changed" in check) == ([], True)
+    finally:
+        free.set()
 
 
-# -- what is under way --------------------------------------------------------------------------------------------
+# -- requests and work --------------------------------------------------------------------------------------------
 
 
-def test_a_flood_of_requests() -> None:
-    """Of ten thousand requests in flight the oldest fifty are listed with what is known, the others are counted."""
-    app, _lifecycle = serve()
+def test_what_is_under_way() -> None:
+    """Of many requests and work items the oldest fifty are listed, the others counted; startup tasks are listed."""
+    app, lifecycle = serve()
     for number in range(10_000):
         enter(state_of(app).ledger, f"/{number}")
-    document = document_of(app)
+    for number in range(MOST_LISTED + 2):
+        lifecycle.work(f"import {number}", file=number)
+    with lifecycle.startup_task("warm the cache"):
+        document = document_of(app)
     assert [request["path"] for request in document["requests"]] == [f"/{n}" for n in range(MOST_LISTED)]
     assert (document["in_flight"], document["requests_omitted"]) == (10_000, 10_000 - MOST_LISTED)
-    request = document["requests"][0]
-    assert request.pop("age") >= 0
+    request, item = document["requests"][0], document["work"][0]
+    assert min(request.pop("age"), item.pop("age")) >= 0
     assert request == {"method": "GET", "path": "/0", "thread": "MainThread", "stage": "running"}
+    assert item == {"name": "import 0", "thread": "MainThread", "info": {"file": 0}}
+    assert (len(document["work"]), document["work_omitted"]) == (MOST_LISTED, 2)
+    assert [task["name"] for task in document["startup_tasks"]] == ["warm the cache"]
 
 
 def test_what_the_server_holds() -> None:
-    """What waits in the server is listed with what runs, oldest first, and the load of its pool beside it.
+    """Requests that wait in the server are listed with those that run, oldest first, and the load of its pool.
 
-    Where several applications share a process, each tells of its own requests alone: who may see them may differ.
+    If several applications share a process, each lists its own requests alone: other callers may see those.
     """
     app, _lifecycle = serve()
     enter(state_of(app).ledger, "/running")
@@ -159,37 +181,23 @@ def test_what_the_server_holds() -> None:
     assert [request["path"] for request in document_of(app)["requests"]] == ["/running"]
 
 
-# -- the stop -----------------------------------------------------------------------------------------------------
-
-
-def test_work_that_is_no_request() -> None:
-    """The document lists work items, oldest first, and the startup tasks that have not ended."""
-    app, lifecycle = serve()
-    for number in range(MOST_LISTED + 2):
-        lifecycle.work(f"import {number}", file=number)
-    with lifecycle.startup_task("warm the cache"):
-        document = document_of(app)
-    item = document["work"][0]
-    assert item.pop("age") >= 0
-    assert item == {"name": "import 0", "thread": "MainThread", "info": {"file": 0}}
-    assert (len(document["work"]), document["work_omitted"]) == (MOST_LISTED, 2)
-    assert [task["name"] for task in document["startup_tasks"]] == ["warm the cache"]
+# -- operators and shutdowns --------------------------------------------------------------------------------------
 
 
 def test_the_report_of_the_last_shutdown() -> None:
     """The report of the last shutdown has no stacks, and its lists are short."""
     app, _lifecycle = serve()
-    lost = [{"path": "/a", "stack": "File 1"}] + [{"path": "/b"}, "odd"] * MOST_LISTED
+    lost: list[Any] = [{"path": "/a", "stack": "File 1"}] + [{"path": "/b"}, "odd"] * MOST_LISTED
     LastReport(app, {"reason": "SIGTERM", "abandoned": lost, "served": 3})
-    report = document_of(app)["last_report"]
+    answer = app.test_client().get("/healthcheck?verbose", headers=JSON)
+    report = json.loads(answer.data)["last_report"]
     assert (report["reason"], report["served"], report["abandoned"][0]) == ("SIGTERM", 3, {"path": "/a"})
     assert len(report["abandoned"]) == MOST_LISTED
 
 
-def test_the_cordon_is_told(tmp_path: Path) -> None:
-    """An operator's cordon is told with who asked for it and what is left of it."""
+def test_a_cordon(tmp_path: Path) -> None:
+    """An operator's cordon is shown with the operator's name and the time that is left."""
     app, _lifecycle = serve(LIFECYCLE_CONTROL_DIR=str(tmp_path))
-    assert document_of(app)["cordon"] is None
     control = state_of(app).control
     assert control is not None
     control.cordon(600, "alice", "test")
@@ -199,16 +207,56 @@ def test_the_cordon_is_told(tmp_path: Path) -> None:
     assert control.uncordon("bob", "test")
 
 
-def test_a_check_that_hangs_while_nobody_asks_it(free: threading.Event) -> None:
-    """A check that was hanging when it was asked last is shown as hanging, and since when; before, it has no past."""
-    app, lifecycle = serve(LIFECYCLE_PROBE_TIMEOUT=0.001)
-    lifecycle.check("slow", timeout=BOUND)(lambda: free.wait(BOUND))
-    lifecycle.check("db", timeout=0.001)(lambda: free.wait(BOUND))
-    assert state_of(app).health.known() == ()
-    [check] = document_of(app)["checks"]["slow"]
-    assert (check["durations"], "changed" in check) == ([], False)
-    lifecycle.set_not_ready()
-    [check] = document_of(app)["checks"]["db"]
-    assert check["output"].startswith("hanging since 0.")
-    assert check["durations"] == []
-    assert "changed" in check
+# -- the schema ---------------------------------------------------------------------------------------------------
+
+
+def with_all_checks(**config: Any) -> tuple[Flask, Lifecycle]:
+    """An application with a check for each kind of result."""
+    app, lifecycle = serve(LIFECYCLE_LOG_REMOTE_ADDR=True, **config)
+    lifecycle.check("number", critical=False)(lambda: CheckResult("warn", "9 s behind", {"hosts": ["a", 1]}, 9, "s"))
+    lifecycle.check("text")(lambda: CheckResult(value="primary"))
+    lifecycle.check("unsettled", fail_after=3)(lambda: False)
+
+    @lifecycle.check("fails", affects=("/orders",))
+    def fails() -> None:
+        raise HealthCheckError("no answer", causes={"replica": "down"})
+
+    return app, lifecycle
+
+
+@pytest.mark.parametrize("query", ["", "?verbose"])
+@pytest.mark.parametrize("path", ["/livez", "/readyz", "/startupz", "/healthcheck"])
+@pytest.mark.parametrize("details", ["never", "always"])
+def test_answers_follow_the_schema(path: str, query: str, details: str) -> None:
+    """Every probe follows the schema, and only the health check as a whole returns the status document."""
+    app, _lifecycle = with_all_checks(LIFECYCLE_DETAILS=details)
+    document = document_of(app, path + query)
+    assert (set(document) == {"status"}) == (details == "never")
+    assert ("application" in document) == ((path, query, details) == ("/healthcheck", "?verbose", "always"))
+
+
+def test_a_shutdown_follows_the_schema() -> None:
+    """The status document follows the schema during and after a shutdown that abandons a request and a work item."""
+    app, lifecycle = with_all_checks(LIFECYCLE_GRACE_PERIOD=0.5)
+    during: list[dict[str, Any]] = []
+
+    @lifecycle.on_shutdown
+    def broken() -> None:
+        during.append(document_of(app))
+        raise RuntimeError("broken")
+
+    lifecycle.work("import", file="a.csv")
+    enter(state_of(app).ledger)
+    with ThreadPoolExecutor(1) as pool:  # this thread owns the request and the work item, for which a shutdown waits
+        pool.submit(lifecycle.shutdown, "for the test").result(BOUND)
+    assert during[0]["phase"] == "hooks"
+    report = document_of(app)["report"]
+    assert all(report[key] for key in ("abandoned", "work", "phases", "hooks"))
+
+
+def test_an_unknown_key_is_noticed() -> None:
+    """The tests above would fail if an answer had a key that the schema does not describe; the schema is valid."""
+    Draft202012Validator.check_schema(SCHEMA)
+    with pytest.raises(ValidationError, match="'new' was unexpected"):
+        VALIDATOR.validate({"status": "pass", "new": 1})
+    Draft202012Validator(SCHEMA).validate({"status": "pass", "new": 1})

@@ -8,73 +8,29 @@ from typing import Any
 
 import pytest
 
-from flask_lifecycle._core import shutdown
 from flask_lifecycle._status import formatting
-
-NAN, INFINITY = math.nan, math.inf
 
 
 @pytest.mark.parametrize(
     ("function", "values"),
     [
-        # An age is told in two units at most, and what is no number as it is.
-        (
-            formatting.long,
-            {
-                0: "0.0 s",
-                -0.4: "0.0 s",
-                9.94: "9.9 s",
-                10: "10 s",
-                59.9: "59 s",
-                60: "1 min 00 s",
-                3599: "59 min 59 s",
-                3600: "1 h 00 min",
-                86399: "23 h 59 min",
-                86400: "1 d 0 h",
-                1e300: "11574074 d 1 h",
-                NAN: "nan",
-                INFINITY: "inf",
-                None: "",
-                "soon": "soon",
-            },
-        ),
-        # What is over is told to the tenth of a second, as long as that matters.
-        (
-            formatting.tenths,
-            {0: "0.0 s", 15.74: "15.7 s", 59.9: "59.9 s", 60: "1 min 00 s", -1: "0.0 s", "x": "x", True: "True"},
-        ),
-        # What a run took is told to three digits at most.
-        (
-            formatting.brief,
-            {
-                0: "0.00 ms",
-                -1: "0.00 ms",
-                0.00012: "0.12 ms",
-                0.0012: "1.2 ms",
-                0.0123: "12 ms",
-                0.999: "999 ms",
-                1: "1.00 s",
-                123.4: "123 s",
-                NAN: "nan",
-            },
-        ),
-        # A text is cut where it is too long; what cannot be seen, or turns the text around it, is shown as a sign.
-        (
-            formatting.short,
-            {
-                "": "",
-                "one": "one",
-                7: "7",
-                "a" * 300: "a" * 300,
-                "a" * 301: "a" * 300 + "\u2026",
-                "one\ttwo\r\nthree": "one two  three",
-                "\x00\x1b[31m\x7f\x9b": "\ufffd\ufffd[31m\ufffd\ufffd",
-                "moc.\u202eevil\u2066\u200f": "moc.\ufffdevil\ufffd\ufffd",
-                "größe 🌍": "größe 🌍",
-            },
-        ),
-        # A moment is told to the second.
+        # An age has two units at most; what is no number stays as it is.
+        (formatting.long, {-0.4: "0.0 s", 9.94: "9.9 s", 10: "10 s", 59.9: "59 s", 60: "1 min 00 s"}),
+        (formatting.long, {3599: "59 min 59 s", 3600: "1 h 00 min", 86399: "23 h 59 min", 86400: "1 d 0 h"}),
+        (formatting.long, {1e300: "11574074 d 1 h", math.nan: "nan", math.inf: "inf", None: "", "soon": "soon"}),
+        # Tenths of a second matter below a minute.
+        (formatting.tenths, {0: "0.0 s", 15.74: "15.7 s", 59.9: "59.9 s", 60: "1 min 00 s", -1: "0.0 s", True: "True"}),
+        # A run takes three digits at most.
+        (formatting.brief, {-1: "0.00 ms", 0.00012: "0.12 ms", 0.0012: "1.2 ms", 0.0123: "12 ms", 0.999: "999 ms"}),
+        (formatting.brief, {1: "1.00 s", 123.4: "123 s", math.nan: "nan"}),
+        # A long text is cut; what is invisible, or turns the text around it, is replaced by a sign.
+        (formatting.short, {7: "7", "a" * 300: "a" * 300, "a" * 301: "a" * 300 + "\u2026", "größe 🌍": "größe 🌍"}),
+        (formatting.short, {"one\ttwo\r\n3": "one two  3", "\x00\x1b[31m\x7f\x9b": "\ufffd\ufffd[31m\ufffd\ufffd"}),
+        (formatting.short, {"moc.\u202eevil\u2066\u200f": "moc.\ufffdevil\ufffd\ufffd"}),
         (formatting.clock, {"2026-01-02T03:04:05.678+00:00": "2026-01-02 03:04:05 UTC", None: " UTC"}),
+        # Each status has a sign and a class, and so has an unknown one.
+        (formatting.mark, {"pass": "✓", "warn": "!", "fail": "✕", "<odd>": "?"}),
+        (formatting.css_class, {"pass": "pass", "warn": "warn", "fail": "fail", "<odd>": ""}),
     ],
 )
 def test_texts(function: Callable[[Any], str], values: dict[Any, str]) -> None:
@@ -82,21 +38,12 @@ def test_texts(function: Callable[[Any], str], values: dict[Any, str]) -> None:
     assert {value: function(value) for value in values} == values
 
 
-def test_statuses() -> None:
-    """A status has a sign, a class and an icon of its own; what is none has something as well."""
-    statuses = ("pass", "warn", "fail", "<odd>")
-    assert [formatting.mark(status) for status in statuses] == ["✓", "!", "✕", "?"]
-    assert [formatting.css_class(status) for status in statuses] == ["pass", "warn", "fail", ""]
-    icons = {formatting.icon(status) for status in statuses}
+def test_icons_and_counts() -> None:
+    """Each status, and an unknown one, has an icon; checks are counted by status."""
+    icons = {formatting.icon(status) for status in ("pass", "warn", "fail", "<odd>")}
     assert len(icons) == 4
     assert all(icon.startswith("data:image/svg+xml,%3Csvg") and " " not in icon for icon in icons)
-
-
-def test_tally() -> None:
-    """The checks are counted by what they say."""
-    checks = {
-        name: [{"status": status}] for name, status in (("a", "pass"), ("b", "fail"), ("c", "pass"), ("d", "warn"))
-    }
+    checks = {str(number): [{"status": status}] for number, status in enumerate(("pass", "fail", "pass", "warn"))}
     assert formatting.status_counts(checks) == "2 pass, 1 warn, 1 fail"
     assert formatting.status_counts({}) == "0"
 
@@ -114,26 +61,20 @@ def test_tally() -> None:
     ],
 )
 def test_figure(check: dict[str, Any], text: str) -> None:
-    """A check's own figure is told with its unit; how long it took is no figure of its own."""
+    """A check's own figure has its unit; its duration is no figure of its own."""
     assert formatting.figure(check) == text
 
 
-def test_keyed() -> None:
-    """Rows that are alike have keys of their own all the same, and the first keeps its own when another comes."""
+def test_rows() -> None:
+    """Equal rows have different keys, and the first keeps its key when another comes; what is no list has no rows."""
     rows: list[dict[str, Any]] = [{"path": "/a", "age": 2}, {"path": "/b"}, {"path": "/a", "age": 1}]
     assert [key for key, _row in formatting.keyed(rows, "path", "thread")] == ["/a||1", "/b||1", "/a||2"]
     assert formatting.keyed(rows, "path")[2][1] is rows[2]
-
-
-@pytest.mark.parametrize("value", [None, "text", 3, {"a": 1}, [3, "x", None]])
-def test_records_of_what_has_none(value: Any) -> None:
-    """Of what is no list of mappings nothing is shown."""
-    assert formatting.records(value) == []
+    assert [formatting.records(value) for value in (None, "text", 3, {"a": 1}, [3, "x", None])] == [[]] * 5
 
 
 def test_phases() -> None:
-    """Phases are over, now or ahead; between two of them the one that is over is still shown."""
-    assert (*(name for name, _ in shutdown.PHASES), "exit") == tuple(formatting.PHASES)
+    """Phases are over, now or ahead; between two of them the one that is over is still the current one."""
     over = [{"name": "announce", "seconds": 0.1}, {"name": "delay", "seconds": 5.0}]
     found = formatting.phases({"phase": "stop accepting", "phases": over})
     assert [phase.when for phase in found] == ["over", "over", "now", "ahead", "ahead", "ahead"]
@@ -143,27 +84,29 @@ def test_phases() -> None:
     assert [phase.when for phase in found][:2] == ["now", "ahead"]
 
 
-def test_spark() -> None:
-    """The durations are bars, the newest on the right and the highest of full height, and told in words as well."""
-    found = formatting.spark([0.001, 0.004])
+@pytest.mark.parametrize(
+    ("durations", "starts", "bars", "text"),
+    [
+        ([0.001, 0.004], "M84 16v-4h2v4zM87 16v-16h2v16z", 2, "1.0 ms \u2013 4.0 ms"),
+        ([0.0] * 3, "M81 16v-1h2v1z", 3, "0.00 ms"),
+        ([float(number) for number in range(100)], "M0 ", 30, "70.00 s \u2013 99.00 s"),
+    ],
+)
+def test_spark(durations: list[float], starts: str, bars: int, text: str) -> None:
+    """Durations are bars, the newest on the right and the highest of full height; of many the newest are shown."""
+    found = formatting.spark(durations)
     assert found is not None
-    assert found.path == "M84 16v-4h2v4zM87 16v-16h2v16z"
+    assert (found.path.startswith(starts), found.path.count("M"), found.range) == (True, bars, text)
     assert (found.width, found.height) == (89, 16)
-    assert found.label == "The last 2 runs took 1.0 ms to 4.0 ms, the latest 4.0 ms"
-    assert found.range == "1.0 ms \u2013 4.0 ms"
+    latest = formatting.brief(durations[-1])
+    assert found.label.startswith(f"The last {bars} runs took ")
+    assert found.label.endswith(f", the latest {latest}")
 
 
-def test_spark_of_extremes() -> None:
-    """Runs that take no time have bars too; of many the newest are shown, and of fewer than two figures none."""
-    found = formatting.spark([0.0] * 3)
-    assert found is not None
-    assert (found.path.count("v-1h"), found.range) == (3, "0.00 ms")
-    found = formatting.spark([float(number) for number in range(100)])
-    assert found is not None
-    assert (found.path.count("M"), found.path.startswith("M0 ")) == (30, True)
-    assert found.range == "70.00 s \u2013 99.00 s"
-    for durations in (None, [], [1.0], ["nan", 1.0, -1, NAN, None]):
-        assert formatting.spark(durations) is None
+@pytest.mark.parametrize("durations", [None, [], [1.0], ["nan", 1.0, -1, math.nan, None]])
+def test_no_spark(durations: Any) -> None:
+    """Fewer than two numbers have no bars."""
+    assert formatting.spark(durations) is None
 
 
 # -- the first sentence of the status -------------------------------------------------------------------------------

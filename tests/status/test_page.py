@@ -5,9 +5,9 @@ from __future__ import annotations
 import base64
 import logging
 import re
+import socket
 from collections.abc import Callable
 from html.parser import HTMLParser
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,11 +15,10 @@ from flask import Flask
 from werkzeug.test import Client, TestResponse
 
 from flask_lifecycle import CheckResult, HealthCheckError, Lifecycle
-from flask_lifecycle._status import page as page_module
-from tests._fakes import LastReport, enter, listener_of, make_app, state_of
+from tests._fakes import ROOT, LastReport, enter, listener_of, make_app, state_of
 
 HTML = {"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
-ASSETS = page_module.ASSETS
+ASSETS = {"status.css": "text/css; charset=utf-8", "status.js": "text/javascript; charset=utf-8"}
 NASTY = "<script>alert('x')</script><img src=x onerror=alert(1)>\"'&"
 
 
@@ -179,8 +178,10 @@ def test_a_stop() -> None:
     pages: list[Page] = []
     lifecycle.on_shutdown(lambda: pages.append(page_of(app)), name="asks")  # type: ignore[call-overload]
     get(app)
-    lifecycle.shutdown("for the test")
+    report = lifecycle.shutdown("for the test")
     [page] = pages
+    steps = [each["data-key"] for each in page.all("li")]
+    assert steps[:6] == [*(phase.name for phase in report.phases), "exit"]
     assert re.search(r"Time left [\d.]+ s of 10 s", page.text)
     progress = page.one("progress")
     assert 0 < float(progress["value"] or 0) <= float(progress["max"] or 0) == 10
@@ -290,7 +291,7 @@ def test_status_codes(failing: bool) -> None:
 def test_a_page_that_cannot_be_made(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     """If the page cannot be made the small one is sent in its place, and the log says so once."""
     app, _lifecycle = serve()
-    monkeypatch.setattr(page_module, "asset", lambda name: 1 / 0)
+    monkeypatch.setattr(socket, "gethostname", lambda: 1 / 0)
     with caplog.at_level(logging.ERROR, "flask_lifecycle"):
         assert [get(app).status_code for _ in range(3)] == [200] * 3
         assert "<h1>pass</h1>" in get(app).text
@@ -309,7 +310,7 @@ def test_files(name: str) -> None:
     known = get(app, f"/healthcheck/-/{name}?{version}")
     assert (known.status_code, known.content_type) == (200, ASSETS[name])
     assert known.headers["Cache-Control"] == "public, max-age=31536000, immutable"
-    assert known.data == (Path(page_module.__file__).parent / "static" / name).read_bytes()
+    assert known.data == (ROOT / "flask_lifecycle" / "_status" / "static" / name).read_bytes()
     for query in ("", "?", "?0123456789ab", f"?{version}&x"):
         assert get(app, f"/healthcheck/-/{name}{query}").headers["Cache-Control"] == "no-cache"
 
@@ -449,29 +450,3 @@ def test_signing_in_is_for_looking() -> None:
     for authorization, code in ((basic(token), 404), (f"Bearer {token}", 400)):
         response = Client(listener_of(app)).post("/lifecycle/cordon", headers={"Authorization": authorization})
         assert response.status_code == code
-
-
-# -- the feed -----------------------------------------------------------------------------------------------------
-
-
-def test_the_feed_is_the_page() -> None:
-    """The feed is the page."""
-    app, lifecycle = serve()
-    lifecycle.check("db")(lambda: None)
-    get(app)  # from now on this browser is among the probers
-    pages = [page_of(app).elements, page_of(app, "/healthcheck/-/feed").elements]
-    assert [tag for tag, _ in pages[0]] == [tag for tag, _ in pages[1]]
-
-
-# -- colours ------------------------------------------------------------------------------------------------------
-
-CSS = (Path(page_module.__file__).parent / "static" / "status.css").read_text(encoding="utf-8")
-
-
-def test_every_colour_is_a_property() -> None:
-    """There is no colour in the style sheet but in its properties, and each of them is used."""
-    names = set(re.findall(r"--([\w-]+): #[0-9a-f]{6};", CSS))
-    rest = re.sub(r"--[\w-]+: #[0-9a-f]{6};", "", CSS)
-    assert re.findall(r"#[0-9a-f]{3,8}\b(?![\w-])", rest) == []
-    assert set(re.findall(r"var\(--([\w-]+)\)", CSS)) == names
-    assert not any(word in CSS for word in ("@import", "url(", "http", "!important"))
