@@ -57,7 +57,7 @@ BOUND = 300.0
 # adapter, the shutdown would use one and stop the other, and both would derive a handler class for the server, the
 # second from that of the first. One after the other, the second search finds the changes of the first. Reentrant,
 # because an atexit function may search in a thread that holds it.
-_searching = threading.RLock()
+searching = threading.RLock()
 
 # The listeners of the parent, in a child that was forked from a parent that serves.
 _of_parent: frozenset[int] = frozenset()
@@ -70,8 +70,8 @@ def leave_to_parent() -> None:
 
 
 def _after_fork() -> None:
-    global _searching
-    _searching = threading.RLock()  # a thread that the child does not have may hold the old one
+    global searching
+    searching = threading.RLock()  # a thread that the child does not have may hold the old one
 
 
 renew_in_children(_after_fork)
@@ -84,7 +84,7 @@ def find(only: str | None = None) -> Adapter | None:
     """
     if not listens():
         return None  # a shell or a migration does not need the search
-    with _searching:
+    with searching:
         for imported, kind in KINDS:
             if imported in sys.modules and only in (None, kind):
                 module = importlib.import_module(f".{kind}", __package__)

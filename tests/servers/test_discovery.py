@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import gc
+import os
 import socket
 import sys
 import textwrap
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from werkzeug.serving import make_server
+from werkzeug.serving import BaseWSGIServer, make_server
 
 from flask_lifecycle._core.process import Process
-from flask_lifecycle._servers import discovery, sockets
+from flask_lifecycle._servers import create, discovery, sockets
 from flask_lifecycle._servers.adapter import Adapter
 from flask_lifecycle._servers.serving import Serving
 from tests._fakes import BOUND, run_python, running
@@ -52,11 +55,13 @@ class Asked:
         self._lock.release()
 
 
-def test_two_that_search_find_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The waiting thread and the first request may search at once: the second waits, and gets what the first found.
+@pytest.mark.parametrize("second", [discovery.find, lambda: Serving(Process(signals=False))._find_werkzeug()])
+def test_two_that_search_find_one(monkeypatch: pytest.MonkeyPatch, second: Callable[[], Adapter | None]) -> None:
+    """The threads that wait for a server or for ``run_simple``, and the first request, search one after the other.
 
-    Without that both would have found nothing yet, and each would make an object; the one that is put in place would
-    not be the one that is told to stop. The other interleaving, one after the other, never was a race.
+    Interleaving: one searches; the other begins, waits, and gets what the first found. At the same time each would make
+    an adapter, and the one put in place would not be the one that is told to stop; or both would track the connections
+    of a server, each by a handler class of its own.
     """
     searching, made = Asked(2), list[Adapter]()
 
@@ -66,33 +71,16 @@ def test_two_that_search_find_one(monkeypatch: pytest.MonkeyPatch) -> None:
             made.append(Adapter())
         return made[-1]
 
-    monkeypatch.setattr(discovery, "_searching", searching)
+    monkeypatch.setattr(discovery, "searching", searching)
     monkeypatch.setattr(discovery, "listens", lambda: True)
     monkeypatch.setattr(discovery, "KINDS", (("sys", "ours"),))
     monkeypatch.setitem(sys.modules, "flask_lifecycle._servers.ours", SimpleNamespace(find=find))
     others: list[Adapter | None] = []
     with running(lambda: others.append(discovery.find())):
-        mine = discovery.find()
-    assert others == [mine]
-    assert made == [mine]
-
-
-def test_the_search_for_run_simple_waits_for_another(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The thread that looks for ``run_simple`` searches after the one that looks for any server, or before it.
-
-    At the same time both would track the connections of the server that they find, each by a handler class of its own.
-    """
-    searching, waited = Asked(2), list[bool]()
-
-    def search() -> None:
-        with searching:
-            waited.append(searching.all.wait(BOUND))
-
-    monkeypatch.setattr(discovery, "_searching", searching)
-    monkeypatch.setattr(discovery, "listens", lambda: True)
-    with running(search):
-        Serving(Process(signals=False))._find_werkzeug()
-    assert waited == [True]
+        mine = second()
+    assert others == made
+    assert len(made) == 1
+    assert mine is (made[0] if second is discovery.find else None)
 
 
 def test_a_server_that_closes_its_listener_in_a_search(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,7 +108,7 @@ import os, threading
 from flask_lifecycle._servers import discovery as found
 held = threading.Event()
 def search():
-    with found._searching:
+    with found.searching:
         held.set()
         threading.Event().wait()
 threading.Thread(target=search, daemon=True).start()
@@ -129,7 +117,7 @@ child = os.fork()
 if child:
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 else:
-    os._exit(0 if found._searching.acquire(timeout=10) else 1)
+    os._exit(0 if found.searching.acquire(timeout=10) else 1)
 """
 
 
@@ -205,76 +193,34 @@ def test_listeners_are_told_apart() -> None:
     assert discovery.listeners() == before
 
 
-HEAD = """
-import logging, os, sys, threading
-from flask import Flask
-from flask_lifecycle import Lifecycle, State
-from tests._fakes import until
-from waitress.server import create_server
-logging.basicConfig(stream=sys.stdout, format="%(message)s", level=logging.INFO)
-app = Flask("app")
-app.config["LIFECYCLE_SELF_TEST"] = False
-lifecycle = Lifecycle()
-"""
-
-
-def program(code: str, *more: Any) -> list[str]:
-    done = run_python(HEAD + textwrap.dedent(code), *more, python=["-W", "ignore"])
-    assert (done.returncode, done.stderr) == (0, ""), done.stderr
-    return done.stdout.splitlines()
-
-
-LINE = "server waitress (detected): a shutdown answers every accepted connection"
-
-
-def test_the_start_comes_with_the_server() -> None:
-    """A server that is bound does not begin the start-up; one that begins to serve does, and is known by READY."""
-    assert program(
-        """
-        lifecycle.on_startup(lambda: print("on_startup"))
-        lifecycle.init_app(app)
-        server = create_server(app, host="127.0.0.1", port=0)
-        waiting = [each for each in threading.enumerate() if each.name == "lifecycle-discovery"]
-        waiting[0].join(0.3)
-        print(lifecycle.state.value)
-        threading.Thread(target=server.run, daemon=True).start()
-        until(lambda: app.extensions["lifecycle"].startup.over.is_set())
+FORKED_IN_A_LOOK = """
+import os, threading
+from flask_lifecycle._servers import serving
+forks, hold, held, done = threading.Event(), threading.Event(), threading.Event(), []
+os.register_at_fork(before=forks.set)
+def look(over):
+    with serving.this_serving._undisturbed:
+        held.set()
+        over.wait(10)
+        done.append("looked")
+for over, patience in ((forks, serving._UNDISTURBED), (hold, 0.01)):
+    serving._UNDISTURBED = patience
+    held.clear()
+    threading.Thread(target=look, args=(over,)).start()
+    held.wait(10)
+    child = os.fork()
+    if child == 0:
+        print(done, flush=True)
         os._exit(0)
-        """
-    ) == ["STARTING", "on_startup", "on_startup '<lambda>' done after 0.0 s", LINE, "state STARTING -> READY"]
+    os.waitpid(child, 0)
+hold.set()
+"""
 
 
 def test_a_fork_does_not_come_between() -> None:
     """A fork waits for who looks, and may be in the middle of an import; in vain it waits for a moment only."""
-    assert program(
-        """
-        from flask_lifecycle import Lifecycle
-        from flask_lifecycle._servers import serving as _serving
-        forks, done, hold = threading.Event(), [], threading.Event()
-        os.register_at_fork(before=forks.set)
-        held = threading.Event()
-        def look(over):
-            with _serving.this_serving._undisturbed:
-                held.set()
-                over.wait(10)
-                done.append("looked")
-        def fork():
-            child = os.fork()
-            if child == 0:
-                print(done, flush=True)
-                os._exit(0)
-            os.waitpid(child, 0)
-        threading.Thread(target=look, args=(forks,)).start()
-        held.wait(10)
-        fork()
-        held.clear()
-        _serving._UNDISTURBED = 0.01
-        threading.Thread(target=look, args=(hold,)).start()
-        held.wait(10)
-        fork()
-        hold.set()
-        """
-    ) == ["['looked']", "['looked']"]
+    done = run_python(FORKED_IN_A_LOOK, python=("-W", "ignore"))
+    assert done.stdout == "['looked']\n['looked']\n", done.stderr
 
 
 # A server is made, all objects are frozen as gunicorn's users do it, and only then the server is searched.
@@ -291,7 +237,7 @@ FROZEN = {
         serve = server.serve
         """,
     "werkzeug": """
-        from werkzeug.serving import make_server
+        from werkzeug.serving import BaseWSGIServer, make_server
         server = make_server("127.0.0.1", 0, app)
         serve = server.serve_forever
         """,
@@ -317,19 +263,82 @@ FROZEN = {
 }
 
 
+HEAD = """
+import gc, os, threading
+from flask_lifecycle._servers import discovery
+from tests._fakes import until
+app = lambda environ, start_response: []
+"""
+FREEZE = """
+gc.freeze()
+assert not any(each is locals().get("server") for each in gc.get_objects())
+threading.Thread(target=serve, daemon=True).start()
+until(lambda: discovery.find() is not None)
+print(discovery.find().name, gc.get_freeze_count() > 1000, gc.isenabled())
+os._exit(0)
+"""
+
+
 @pytest.mark.parametrize("server", FROZEN)
 def test_a_frozen_server_is_found(server: str) -> None:
     """A server is found although ``gc.freeze`` hides it from the garbage collector, and what was frozen stays so."""
-    code = textwrap.dedent(FROZEN[server]) + textwrap.dedent(
-        """
-        import gc
-        gc.freeze()
-        assert not any(each is locals().get("server") for each in gc.get_objects())
-        threading.Thread(target=serve, daemon=True).start()
-        from flask_lifecycle._servers import discovery
-        until(lambda: discovery.find() is not None)
-        print(discovery.find().name, gc.get_freeze_count() > 1000, gc.isenabled())
-        os._exit(0)
-        """
+    done = run_python(HEAD + textwrap.dedent(FROZEN[server]) + FREEZE, python=["-W", "ignore"])
+    assert (done.returncode, done.stdout) == (0, f"{server} True True\n"), done.stderr
+
+
+# -- what is no server ----------------------------------------------------------------------------------------------
+
+
+def test_nothing_is_found_where_nothing_serves() -> None:
+    """A process that has imported no server has none, and looking imports none."""
+    code = (
+        "import sys; from flask_lifecycle._servers import discovery as found; assert found.find() is None;"
+        "assert 'waitress' not in sys.modules"
     )
-    assert program(code) == [f"{server} True True"]
+    assert run_python(code).returncode == 0
+
+
+def test_a_server_is_found_without_a_list_of_descriptors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a process cannot list its descriptors (no /proc) its server is found all the same."""
+
+    def refuse(path: str) -> list[str]:
+        raise FileNotFoundError(errno.ENOENT, "No such file or directory", path)
+
+    gc.collect()  # servers of other tests: without a list of descriptors any of them is a candidate
+    server = make_server("127.0.0.1", 0, lambda environ, start_response: [], threaded=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "listdir", refuse)
+        found = discovery.find()
+    assert found is not None
+    assert found.name == "werkzeug"
+    server.server_close()
+
+
+@pytest.mark.parametrize(
+    "listens",
+    [
+        "import socket; listener = socket.create_server(('127.0.0.1', 0))",
+        "from flask_lifecycle._probes.http_server import ProbeServer; listener = ProbeServer(None, '127.0.0.1', 0)",
+    ],
+)
+def test_a_listener_that_is_no_server_we_know(listens: str) -> None:
+    """Neither a listener of an unknown server nor our own probe listener is taken for the application's server."""
+    code = f"{listens}; import os; from flask_lifecycle._servers import discovery as found; assert found.listens();"
+    done = run_python(f"{code} print(found.find()); os._exit(0)")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "None\n", "")
+
+
+def test_a_closed_or_half_made_server_is_no_server() -> None:
+    """One that was closed without having served is not found, while the collector has not been there yet; nor is one
+    whose making failed halfway, which has no socket and does not break the search.
+    """
+    gc.collect()  # servers of other tests
+    half = object.__new__(BaseWSGIServer)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        runner: Any = create("waitress", lambda environ, start_response: [], None, None, {"sockets": [listener.dup()]})
+        assert isinstance(discovery.find(), type(runner))
+        runner.close()
+        for sock in runner.listeners():
+            sock.close()
+        assert discovery.find() is None
+    del half
