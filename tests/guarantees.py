@@ -135,7 +135,7 @@ SERVERS = {
             of(
                 "test_flask_run.py", hooks="a_change_of_code_in_the_middle_of_a_request",
                 bounded="processes_that_hang_are_killed",
-            ) | of("test_websockets.py", websockets="flask_run"),
+            ),
             busy="yes, except with `--without-threads`", held=_FIRST_OF_A_PIPELINE, websockets=_IN_FLIGHT,
             hooks="yes; with the reloader, in each serving process",
         ),
@@ -145,7 +145,7 @@ SERVERS = {
         "sync or gthread, with `from flask_lifecycle.gunicorn import *` in `gunicorn.conf.py`",
         "gunicorn.worker:HookedWorker", ALL_CONNECTIONS, "",
         cells(
-            {**_GUNICORN, **of("test_websockets.py", websockets="gunicorn")},
+            _GUNICORN,
             busy=_PROBE_PORT, readiness="yes, in all workers at once", held=_FIRST_OF_A_PIPELINE,
             websockets="yes, with gthread", hooks="yes, once in each worker",
             late="served until the accept queue is empty, then the listener is closed",

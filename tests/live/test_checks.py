@@ -50,6 +50,7 @@ def test_a_hung_check_costs_one_thread(live: Starter) -> None:
     running.open_gate("db")
     running.wait_for(lambda: ready(running)[0] == 200, "the check to be well again")
     assert running.stop() == 0
+    assert "A probe as a kubelet" not in running.log
     assert len([line for line in running.log.splitlines() if "check 'db' fails" in line]) == 1
 
 
@@ -66,10 +67,10 @@ def test_a_hung_check_does_not_hold_the_stop(live: Starter, server: str) -> None
 
 
 def test_background_checks(live: Starter) -> None:
-    """A background check runs without being asked, probes only read, its change is noticed by itself, and the
-    scheduler ends with the stop.
+    """A background check runs without being asked, probes only read, and its change is noticed by itself. When the
+    hooks run none is started any more: what it needs may be torn down already.
     """
-    plan = {"checks": {"db": {"interval": 0.05}}}
+    plan = {"checks": {"db": {"interval": 0.05}}, "hooks": {"shutdown": [["slow", "gate", None]]}}
     running = live.serve("waitress", app=APP, settings=PROBE_LISTENER, plan=plan, excuse="check 'db' fails")
     running.wait_event("check db", 3)
     assert ready(running)[0] == 200
@@ -79,16 +80,9 @@ def test_background_checks(live: Starter) -> None:
     take_back(running, "fail", "db")
     running.wait_log("check 'db' passes again")
     assert ready(running)[0] == 200
-    assert running.stop() == 0
-
-
-def test_background_checks_end_before_the_hooks(live: Starter) -> None:
-    """When the hooks run no background check is started any more: what it needs may be torn down already."""
-    plan = {"checks": {"db": {"interval": 0.02}}, "hooks": {"shutdown": [["slow", "gate", None]]}}
-    running = live.serve("waitress", app=APP, plan=plan)
-    running.wait_event("check db", 2)
     running.send(signal.SIGTERM)
     running.wait_event("shutdown slow")
+    assert not running.gone.wait(0.2)
     begun = running.told("shutdown slow")[0]
     running.open_gate("slow")
     assert running.wait_gone() == 0
@@ -118,12 +112,9 @@ def test_readiness_kept_until_the_listener_closes(live: Starter) -> None:
 
 
 def test_the_self_test_names_what_stands_in_the_way(live: Starter) -> None:
-    """A middleware that answers a kubelet's probe in our place is named at the start, once, and nothing else is."""
+    """A middleware that answers a kubelet's probe in our place is named at the start, once."""
     running = live.serve("waitress", app=APP, plan={"redirect": True})
     found = running.wait_log(r"A probe as a kubelet sends it .*")
     assert "is answered 301 MOVED PERMANENTLY to https://example.test/ by Flask around Redirect;" in found[0]
     assert running.stop() == 0
     assert running.log.count("A probe as a kubelet") == 1
-    quiet = live.serve("waitress", app=APP)
-    assert quiet.stop() == 0
-    assert "A probe as a kubelet" not in quiet.log

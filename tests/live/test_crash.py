@@ -57,20 +57,18 @@ def test_a_thread_beside_a_foreign_server(live: Starter, gate: str, thread: str)
     assert_stopped(running, thread)
 
 
-def test_a_process_that_only_has_jobs(live: Starter) -> None:
-    """A consumer that crashes in a process without a server stops it, and the hooks run."""
-    running = script(live, crashing=["consumer-1"])
+@pytest.mark.parametrize(
+    ("plan", "gate", "thread"),
+    [({"crashing": ["consumer-1"]}, "consumer-1", "consumer-1"), ({"job": True}, "main", "MainThread")],
+)
+def test_a_process_that_only_has_jobs(live: Starter, plan: dict[str, object], gate: str, thread: str) -> None:
+    """A consumer that crashes in a process without a server stops it, and so does a main thread that crashes between
+    two jobs of its own; the hooks run.
+    """
+    running = script(live, **plan)
     running.wait_event("main waits")
-    running.open_gate("consumer-1")
-    assert_stopped(running, "consumer-1")
-
-
-def test_a_main_thread_that_has_jobs(live: Starter) -> None:
-    """A main thread that crashes between two jobs of its own ends the process as a stop would, hooks included."""
-    running = script(live, job=True)
-    running.wait_event("main waits")
-    running.open_gate("main")
-    assert_stopped(running, "MainThread")
+    running.open_gate(gate)
+    assert_stopped(running, thread)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -43,8 +43,12 @@ def serve(live: Starter, server: str, hang: str = "", hooks: str = "ok", **setti
     return running
 
 
-@pytest.mark.parametrize("server", SERVERS)
-@pytest.mark.parametrize(("how", "hooks", "code"), [("signal", "ok", -signal.SIGTERM), ("code", "raise", 1)])
+# By the signal it leaves in one way where it was started by `run`, and in another where the server is found.
+@pytest.mark.parametrize(
+    ("server", "how", "hooks", "code"),
+    [*((server, "code", "raise", 1) for server in SERVERS),
+     *((server, "signal", "ok", -signal.SIGTERM) for server in ("waitress", "app_run", "uvicorn", "run"))],
+)  # fmt: skip
 def test_exit_functions_run_and_buffers_are_written(
     live: Starter, server: str, how: str, hooks: str, code: int
 ) -> None:

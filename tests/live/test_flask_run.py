@@ -344,13 +344,17 @@ def test_https(live: Starter, tmp_path: Path, threads: bool) -> None:
 
 
 def test_a_syntax_error_after_a_change(live: Starter) -> None:
-    """When the changed code cannot be imported its error is shown, the next change mends it, and a stop is clean."""
+    """When the changed code cannot be imported its error is shown and the next change mends it; a stop is clean, also
+    while the code is broken.
+    """
     flask = Flask(live, *RELOAD, target="parent", excuse="Traceback")
     flask.change("def broken(:\n")
     wait_until(lambda: answers(flask, 500), "the error's page")
     write_app(flask.source, APP.format(version=3))
     flask.wait_version(b"3")
     assert flask.running.hooks() == ["last", "first"]
+    flask.change("def broken(:\n")
+    wait_until(lambda: answers(flask, 500), "the error's page")
     flask.signal()
     assert flask.running.wait_gone() == 0
     assert flask.running.hooks() == ["last", "first"] * 2
@@ -360,16 +364,6 @@ def answers(flask: Flask, status: int) -> bool:
     with contextlib.suppress(LostError, OSError):
         return get(flask.address, "/version").status == status
     return False
-
-
-def test_a_stop_while_the_code_is_broken(live: Starter) -> None:
-    """A process whose changed code cannot be imported ends by a signal all the same."""
-    flask = Flask(live, *RELOAD, target="parent", excuse="Traceback")
-    flask.change("def broken(:\n")
-    wait_until(lambda: answers(flask, 500), "the error's page")
-    flask.signal()
-    assert flask.running.wait_gone() == 0
-    assert flask.running.hooks() == ["last", "first"]
 
 
 def test_a_stop_in_the_middle_of_a_change(live: Starter) -> None:

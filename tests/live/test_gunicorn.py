@@ -158,7 +158,7 @@ def load(running: Running, *, keep_alive: bool = False) -> Storm:
     return storm(address_of(running), running.gone, clients=4, keep_alive=keep_alive)
 
 
-@pytest.mark.parametrize(("kind", "preload"), [("sync", ()), ("gthread", PRELOAD), ("gevent", PRELOAD)])
+@pytest.mark.parametrize(("kind", "preload"), [("sync", ()), ("gthread", PRELOAD)])
 def test_what_is_under_way_is_answered(live: Starter, kind: str, preload: tuple[str, ...]) -> None:
     """What runs, streams, is half received or read slowly when the signal comes is answered; then each worker runs its
     hooks, once.
@@ -195,10 +195,8 @@ def test_what_is_under_way_is_answered(live: Starter, kind: str, preload: tuple[
 
 
 @pytest.mark.parametrize(
-    ("kind", "preload", "to_all"),
-    [("sync", (), True), ("sync", PRELOAD, False), ("gthread", (), False), ("gthread", PRELOAD, True),
-     ("gevent", PRELOAD, False)],
-)  # fmt: skip
+    ("kind", "preload", "to_all"), [("sync", PRELOAD, False), ("gthread", (), True), ("gevent", PRELOAD, False)]
+)
 def test_all_workers_leave_together(live: Starter, kind: str, preload: tuple[str, ...], to_all: bool) -> None:
     """During the delay each worker refuses readiness, is alive, serves, and closes connections; a second SIGTERM, or
     one to all processes, changes nothing.
@@ -224,7 +222,7 @@ def test_all_workers_leave_together(live: Starter, kind: str, preload: tuple[str
     assert sorted(running.hooks()) == ["first", "first", "last", "last"]
 
 
-@pytest.mark.parametrize(("kind", "fallback"), [("sync", False), ("sync", True), ("gthread", True), ("gevent", False)])
+@pytest.mark.parametrize(("kind", "fallback"), [("sync", False), ("gthread", True), ("gevent", False)])
 def test_the_accept_queue_is_served(live: Starter, kind: str, fallback: bool, tmp_path: Path) -> None:
     """What waits in the kernel's queue when the signal comes is answered, whether its listener becomes deaf or not."""
     config = tmp_path / "fallback.conf.py"
@@ -299,18 +297,6 @@ def test_a_unix_socket(live: Starter, kind: str, tmp_path: Path) -> None:
     assert not os.path.exists(path)
 
 
-@pytest.mark.parametrize(("kind", "keep_alive"), [("sync", False), ("gthread", True)])
-def test_a_stop_under_load_loses_nothing(live: Starter, kind: str, keep_alive: bool) -> None:
-    """Clients that connect and ask without pause are answered or refused, through a delay and the stop."""
-    # A client that a busy machine holds up for longer than the linger finds its kept connection closed.
-    settings = {"LIFECYCLE_SHUTDOWN_DELAY": 0.3, "LIFECYCLE_KEEPALIVE_LINGER": 10.0}
-    running = serve(live, kind, settings=settings)
-    with load(running, keep_alive=keep_alive) as clients:
-        assert running.stop() == 0
-    assert clients.lost == []
-    assert "listener closed (device binding)" in running.log
-
-
 def test_a_storm_on_a_listener_that_is_not_deaf_ends(live: Starter, kind: str, tmp_path: Path) -> None:
     """Where it cannot be made deaf clients that come without end hold it for two seconds, not for the grace period."""
     config = tmp_path / "fallback.conf.py"
@@ -377,7 +363,9 @@ def test_a_stop_while_a_worker_has_nearly_loaded(live: Starter, kind: str, tmp_p
 
 
 def test_workers_come_and_go_under_load(live: Starter, kind: str) -> None:
-    """HUP, TTIN and TTOU lose no request, leave the listener alone, and run the hooks of each worker that goes once."""
+    """HUP, TTIN, TTOU and a stop lose no request, the first three leave the listener alone, and the hooks of workers
+    that go run once.
+    """
     running = serve(live, kind, settings={"LIFECYCLE_SHUTDOWN_DELAY": 0.3, "LIFECYCLE_KEEPALIVE_LINGER": 10.0})
     with load(running) as clients:
         running.send(signal.SIGHUP)
@@ -392,6 +380,7 @@ def test_workers_come_and_go_under_load(live: Starter, kind: str) -> None:
         assert running.stop() == 0
     assert clients.lost == []
     assert (running.hooks().count("first"), running.hooks().count("last")) == (5, 5)
+    assert "listener closed (device binding)" in running.log
 
 
 @each_kind
@@ -401,7 +390,7 @@ def test_recycled_workers_lose_nothing(live: Starter, kind: str) -> None:
     settings = {"LIFECYCLE_SHUTDOWN_DELAY": 0.3, "LIFECYCLE_KEEPALIVE_LINGER": 10.0}
     running = serve(live, kind, "--max-requests", "40", settings=settings)
     with load(running) as clients:
-        running.wait_for(lambda: exited(running) >= 4, "the end of some workers")
+        running.wait_for(lambda: exited(running) >= 2, "the end of both workers")
         assert running.stop() == 0
     assert clients.lost == []
     assert running.hooks().count("first") == running.hooks().count("last") == exited(running)
@@ -424,7 +413,7 @@ def test_a_recycled_worker_answers_what_it_has(live: Starter) -> None:
 
 def test_a_request_that_hangs(live: Starter) -> None:
     """A request that does not end is abandoned within the grace period, the hooks run, and the exit code is 1."""
-    running = serve(live, "sync", workers=1, settings={"LIFECYCLE_GRACE_PERIOD": 2.0})
+    running = serve(live, "sync", workers=1, settings={"LIFECYCLE_GRACE_PERIOD": 1.0})
     with hung_request(running, address=address_of(running)):
         assert running.stop() == 1
     assert running.hooks() == ["last", "first"]
@@ -469,17 +458,6 @@ def test_clients_that_do_not_close_hold_up_no_others(live: Starter) -> None:
             connection.ask("/fast")
         assert all(connection.answer().body == b"fast" for connection in connections)
         assert running.wait_gone() == 0, running.log_tail
-
-
-def test_graceful_timeout_that_is_too_short(live: Starter) -> None:
-    """One warning tells what graceful_timeout has to be."""
-    running = serve(live, "sync", "--graceful-timeout", "5", settings={"LIFECYCLE_SHUTDOWN_DELAY": 3.0})
-    expected = (
-        "gunicorn's graceful_timeout is 5 s, but a worker may need 22 s after the delay; set 'graceful_timeout' to 22,"
-        " or a shorter 'LIFECYCLE_GRACE_PERIOD'."
-    )
-    assert running.stop(signal.SIGINT) == 0
-    assert running.log.count(expected) == 1
 
 
 ONCE = {"hooks": {"shutdown": [["once", "ok", None], ["each", "ok", None]]}}
@@ -565,11 +543,11 @@ def test_asgi_workers(live: Starter, worker_class: str, config: str | None) -> N
 # -- without our hooks ------------------------------------------------------------------------------------------------
 
 
-def test_without_hooks_readiness_turns_first(live: Starter, kind: str) -> None:
+def test_without_hooks_readiness_turns_first(live: Starter) -> None:
     """Without a configuration each worker refuses readiness, on the probe port too, and serves through the delay."""
     probes = ("127.0.0.1", free_port())
     settings = {"LIFECYCLE_SHUTDOWN_DELAY": 0.3, "LIFECYCLE_PROBE_PORT": probes[1]}
-    running = serve(live, kind, config=None, settings=settings, plan=UNTIL_ASKED, ready=False)
+    running = serve(live, "gthread", config=None, settings=settings, plan=UNTIL_ASKED, ready=False)
     address = address_of(running)
     running.wait_for(
         lambda: get(address, "/readyz").status == 200 and running.log.count("STARTING -> READY") == 2, "both workers"
@@ -584,9 +562,8 @@ def test_without_hooks_readiness_turns_first(live: Starter, kind: str) -> None:
         running.send(signal.SIGTERM)
         wait_draining(running)
         assert [get(probes, "/readyz").status for _ in range(10)] == [503] * 10
-        if kind == "gthread":
-            assert [get(address, "/readyz").status for _ in range(10)] == [503] * 10
-            assert get(address, "/fast").body == b"fast"
+        assert [get(address, "/readyz").status for _ in range(10)] == [503] * 10
+        assert get(address, "/fast").body == b"fast"
         running.open_gate("asked")
         running.open_gate("work")
         assert [each.answer().body for each in (one, two)] == [b"passed work"] * 2
@@ -611,10 +588,10 @@ def test_without_hooks_a_late_request_is_refused(live: Starter) -> None:
     assert running.wait_gone() == 0
 
 
-def test_without_hooks_a_recycled_worker_runs_its_hooks(live: Starter, kind: str) -> None:
+def test_without_hooks_a_recycled_worker_runs_its_hooks(live: Starter) -> None:
     """Without a configuration a worker that is replaced after some requests has no delay, and runs its hooks once."""
     running = serve(
-        live, kind, "--max-requests", "2", config=None, workers=1, settings={"LIFECYCLE_SHUTDOWN_DELAY": 9.0},
+        live, "sync", "--max-requests", "2", config=None, workers=1, settings={"LIFECYCLE_SHUTDOWN_DELAY": 9.0},
         ready=False,
     )  # fmt: skip
     address = address_of(running)
@@ -626,10 +603,10 @@ def test_without_hooks_a_recycled_worker_runs_its_hooks(live: Starter, kind: str
     assert running.stop(signal.SIGINT) == 0
 
 
-def test_without_hooks_and_preloaded(live: Starter, kind: str) -> None:
+def test_without_hooks_and_preloaded(live: Starter) -> None:
     """With ``--preload`` alone a started request is answered, and its worker's shutdown begins when that exits."""
     plan = {"warm": True, "hooks": {"startup": [["open", "ok", None]], "shutdown": [["open", "ok", None]]}}
-    running = serve(live, kind, "--preload", config=None, workers=1, plan=plan, ready=False)
+    running = serve(live, "gthread", "--preload", config=None, workers=1, plan=plan, ready=False)
     with in_flight(running, address=address_of(running), gate="work"):
         running.send(signal.SIGTERM)
         running.wait_log("Handling signal: term")
@@ -679,11 +656,11 @@ def test_without_hooks_a_reload(live: Starter, preload: tuple[str, ...]) -> None
     """Without a configuration a worker that is replaced by a reload goes through the whole stop, with its delay;
     preloaded it has none, because its signal is gunicorn's.
     """
-    running = serve(live, "gthread", *preload, config=None, settings={"LIFECYCLE_SHUTDOWN_DELAY": 0.5}, ready=False)
+    running = serve(live, "gthread", *preload, config=None, settings={"LIFECYCLE_SHUTDOWN_DELAY": 0.3}, ready=False)
     wait_ready(running, 2)
     running.send(signal.SIGHUP)
     wait_ready(running, 4)
     running.wait_for(lambda: running.log.count("shutdown complete") == 2, "the end of the old workers")
-    assert begun(running, *(("interpreter exit", 0.0) if preload else ("SIGTERM", 0.5))) == 2
+    assert begun(running, *(("interpreter exit", 0.0) if preload else ("SIGTERM", 0.3))) == 2
     assert running.stop() == 0
     assert len(running.hooks()) == 8

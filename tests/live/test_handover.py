@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 
 import pytest
 
-from ._client import Address, Connection, get
+from ._client import Address, Connection
 from ._process import Running, Starter
 from ._traffic import in_flight
 
@@ -76,17 +76,8 @@ def test_socket_activation(live: Starter, server: str, given: list[socket.socket
     assert second.stop() == 0
 
 
-def test_descriptors_by_number(live: Starter, server: str, given: list[socket.socket]) -> None:
-    """``--fd`` serves the listeners that have these descriptors."""
-    options = [option for sock in given for option in ("--fd", str(sock.fileno()))]
-    running = live.serve(server, *options, listeners=3, fds=[sock.fileno() for sock in given])
-    for sock in given:
-        assert get(address_of(sock), "/fast").body == b"fast"
-    assert running.stop() == 0
-
-
-def test_an_address_beside_a_socket_unit(live: Starter, server: str, given: list[socket.socket]) -> None:
+def test_an_address_beside_a_socket_unit(live: Starter, given: list[socket.socket]) -> None:
     """An address beside listeners that were passed on is an error, in one sentence."""
-    running = activated(live, server, given, "-p", "0")
+    running = activated(live, "waitress", given, "-p", "0")
     assert running.wait_gone() == 2
     assert running.log.splitlines()[-1].startswith("Error: LISTEN_FDS is 3, so there are listening sockets already")

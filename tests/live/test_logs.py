@@ -35,11 +35,11 @@ def fields(told: list[dict[str, Any]], *names: str) -> list[tuple[Any, ...]]:
     ]
 
 
-def test_a_whole_life(live: Starter, server: str) -> None:
+def test_a_whole_life(live: Starter) -> None:
     """From the start to the end each change of the state, phase, hook and failing check is one record, with fields; 80
     probes on both listeners and 20 requests are none.
     """
-    running = live.serve(server, plan=PLAN, settings=SETTINGS, excuse="ValueError: boom")
+    running = live.serve("waitress", plan=PLAN, settings=SETTINGS, excuse="ValueError: boom")
     probes = parse_address(running.wait_log(r"probe listener on (http://\S+)")[1])
     assert get(running.address, "/readyz").status == 503
     # The record is written after the line of the log.

@@ -85,11 +85,11 @@ def test_a_cordon(live: Starter) -> None:
     assert running.stop() == 0
 
 
-def test_a_drain_by_http(live: Starter, server: str) -> None:
+def test_a_drain_by_http(live: Starter) -> None:
     """A drain that is asked for answers what is in flight, runs the hooks and ends the process with 0; the signal that
     a supervisor sends behind it joins it.
     """
-    running = live.serve(server, settings=SETTINGS)
+    running = live.serve("werkzeug", settings=SETTINGS)
     probes = probe_address(running)
     with in_flight(running):
         answer = post(probes, "/lifecycle/drain?by=alice")
@@ -115,9 +115,9 @@ def test_a_drain_of_an_idle_process_is_answered(live: Starter) -> None:
         assert running.wait_gone() == 0
 
 
-def test_a_drain_by_file(live: Starter, lossless_server: str, directory: Path) -> None:
+def test_a_drain_by_file(live: Starter, directory: Path) -> None:
     """A file that is touched drains the process, which answers what is in flight and leaves the file."""
-    running = live.serve(lossless_server, settings={"LIFECYCLE_CONTROL_DIR": str(directory)})
+    running = live.serve("waitress-serve", settings={"LIFECYCLE_CONTROL_DIR": str(directory)})
     with in_flight(running):
         (directory / "drain").touch()
         running.wait_log("-> DRAINING")

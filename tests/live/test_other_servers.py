@@ -126,13 +126,6 @@ def test_requests_whose_body_is_not_closed_end(live: Starter, server: str) -> No
     assert running.told("end stream")[-1] < running.told("shutdown last")[0]
 
 
-def test_uvicorn_dies_by_the_signal_if_it_is_to(live: Starter) -> None:
-    """``LIFECYCLE_EXIT = "signal"`` holds there, too."""
-    running = start(live, sys.executable, "-m", "uvicorn", *UVICORN, settings={"LIFECYCLE_EXIT": "signal"})
-    assert running.stop() == -signal.SIGTERM
-    assert running.hooks() == ["last", "first"]
-
-
 # -- uWSGI --------------------------------------------------------------------------------------------------------
 
 
@@ -214,9 +207,12 @@ def test_uwsgi_is_told_what_it_lacks(live: Starter) -> None:
 
 
 def test_granian_hears_what_another_thread_has_taken(live: Starter) -> None:
-    """A SIGTERM that came while a worker was frozen is taken by any of its threads, and handled all the same."""
-    running = start(live, *documented("granian", free_port()))
+    """A SIGTERM that came while a worker was frozen is taken by any of its threads, and handled all the same. A time
+    after which granian would kill workers is warned of if it is shorter than the grace period.
+    """
+    running = start(live, *documented("granian", free_port()), "--workers-kill-timeout", "5")
     wait_guarantee(running, "granian", "accepted")
+    running.wait_log("granian's 'workers-kill-timeout' is 5 s, but a shutdown may take 25 s; set it to 25, or")
     parent = running.target
     children = [int(child) for child in Path(f"/proc/{parent}/task/{parent}/children").read_text().split()]
     (worker,) = [pid for pid in children if takes_sigterm(pid)]
@@ -239,14 +235,6 @@ def has_signal(pid: int, mask: str) -> bool:
 def takes_sigterm(pid: int) -> bool:
     """Whether a process handles SIGTERM; the one that keeps multiprocessing's resources ignores it."""
     return has_signal(pid, "SigCgt")
-
-
-def test_granian_is_told_of_its_time(live: Starter) -> None:
-    """A time after which granian would kill workers is warned of if it is shorter than the grace period."""
-    running = start(live, *documented("granian", free_port()), "--workers-kill-timeout", "5")
-    running.wait_log("granian's 'workers-kill-timeout' is 5 s, but a shutdown may take 25 s; set it to 25, or")
-    assert running.stop() == 0
-    assert running.hooks() == ["last", "first"]
 
 
 # -- access logs --------------------------------------------------------------------------------------------------
@@ -280,16 +268,10 @@ def test_probes_stay_out_of_access_logs(live: Starter, server: str, wished: bool
 # -- cheroot and gevent ----------------------------------------------------------------------------------------------
 
 
-def test_no_thread_of_cheroot_is_left(live: Starter) -> None:
-    """A stop ends the threads of cheroot, so none is warned of."""
-    running = live.serve("cheroot", threads=20)
-    assert get(running.address, "/fast").body == b"fast"
-    assert running.stop() == 0
-    assert "threads still run" not in running.log
-
-
 def test_clients_that_do_not_close_hold_no_worker(live: Starter) -> None:
-    """On cheroot a client that keeps its side open after the last answer holds no worker that others wait for."""
+    """On cheroot a client that keeps its side open after the last answer holds no worker that others wait for, and no
+    thread is left to be warned of.
+    """
     settings = {"LIFECYCLE_KEEPALIVE_LINGER": 15.0, "LIFECYCLE_GRACE_PERIOD": 60.0}
     running = live.serve("cheroot", "-o", "keep_alive_conn_limit=1000", threads=2, settings=settings)
     with contextlib.ExitStack() as stack:
@@ -300,6 +282,7 @@ def test_clients_that_do_not_close_hold_no_worker(live: Starter) -> None:
             connection.ask("/fast")
         assert all(connection.answer().body == b"fast" for connection in connections)
     assert running.wait_gone() == 0, running.log_tail
+    assert "threads still run" not in running.log
 
 
 def test_gevent_that_is_not_patched(live: Starter) -> None:

@@ -26,8 +26,10 @@ def statuses(address: Address) -> list[int]:
 
 @each_lossless_server
 def test_all_workers_busy(live: Starter, lossless_server: str) -> None:
-    """With every worker busy and more work queued, the probe listener and the main port both answer every probe."""
-    running = live.serve(lossless_server, threads=2, settings=PROBE_LISTENER)
+    """With every worker busy and more work queued, the probe listener and the main port both answer every probe, also
+    in the delay of a stop.
+    """
+    running = live.serve(lossless_server, threads=2, settings=PROBE_LISTENER, plan=UNTIL_ASKED)
     probes = probe_address(running)
     with contextlib.ExitStack() as stack:
         busy = [stack.enter_context(Connection(running.address)) for _ in range(6)]
@@ -36,7 +38,8 @@ def test_all_workers_busy(live: Starter, lossless_server: str) -> None:
             if number < 2:
                 running.wait_event("begin live all", number + 1)
         # Of cheroot's workers none is kept free for probes on the main port.
-        for address in (probes,) if lossless_server == "cheroot" else (probes, running.address):
+        addresses = (probes,) if lossless_server == "cheroot" else (probes, running.address)
+        for address in addresses:
             assert statuses(address) == [200, 200, 200, 200]
             # One connection may ask again and again.
             with Connection(address) as connection:
@@ -45,27 +48,12 @@ def test_all_workers_busy(live: Starter, lossless_server: str) -> None:
                     answers.append(connection.get("/livez"))
                 assert all(answer.status == 200 for answer in answers)
         running.begin_stop()
+        assert [statuses(address) for address in addresses] == [[200, 503, 200, 503]] * len(addresses)
+        running.open_gate("asked")
+        running.wait_log("listener closed")
         assert statuses(probes) == [200, 503, 200, 503]
         running.open_gate("all")
         assert [connection.answer().body for connection in busy] == [b"passed all"] * 6
-    assert running.wait_gone() == 0
-
-
-def test_probes_do_not_warn_of_a_queue(live: Starter) -> None:
-    """Probes of an idle server do not make waitress warn of the depth of a queue."""
-    running = live.serve("waitress")
-    assert statuses(running.address) == [200, 200, 200, 200]
-    assert running.stop() == 0
-    assert "queue depth" not in running.log
-
-
-def test_probes_on_the_main_port_during_the_delay_with_all_workers_busy(live: Starter, lossless_server: str) -> None:
-    """Also in the delay of a stop, with every worker busy, the main port answers the probes, and with the truth."""
-    running = live.serve(lossless_server, threads=1, plan=UNTIL_ASKED)
-    with in_flight(running):
-        running.begin_stop()
-        assert statuses(running.address) == [200, 503, 200, 503]
-        running.open_gate("asked")
     assert running.wait_gone() == 0
 
 
@@ -82,12 +70,12 @@ def test_mounted_probes_have_their_lane(live: Starter, server: str) -> None:
     assert running.stop() == 0
 
 
-def test_probe_listener_opens_first_and_closes_last(live: Starter, server: str) -> None:
+def test_probe_listener_opens_first_and_closes_last(live: Starter) -> None:
     """The probe listener answers while the start-up functions run, and while the hooks run when the main port has long
     been closed; it does no work.
     """
     plan = {"hooks": {"startup": [["warm-up", "gate", None]], "shutdown": [["slow", "gate", None]]}}
-    running = live.serve(server, settings=PROBE_LISTENER, plan=plan, listeners=0)
+    running = live.serve("werkzeug", settings=PROBE_LISTENER, plan=plan, listeners=0)
     probes = probe_address(running)
     running.wait_event("startup warm-up")
     assert statuses(probes) == [200, 503, 503, 503]
@@ -104,14 +92,15 @@ def test_probe_listener_opens_first_and_closes_last(live: Starter, server: str) 
     assert refuses(probes)
 
 
-def test_waiting_clients_of_the_probe_listener(live: Starter, server: str) -> None:
+def test_waiting_clients_of_the_probe_listener(live: Starter) -> None:
     """Clients of the probe listener that say nothing, that have sent half a request, or that keep their connection hold
-    neither other probes nor the exit.
+    neither other probes nor the exit. Probes of an idle server do not make waitress warn of the depth of a queue.
     """
-    running = live.serve(server, settings={**PROBE_LISTENER, "LIFECYCLE_GRACE_PERIOD": 60.0})
+    running = live.serve("waitress", settings={**PROBE_LISTENER, "LIFECYCLE_GRACE_PERIOD": 60.0})
     probes = probe_address(running)
     with Connection(probes), Connection(probes) as half, Connection(probes) as kept:
         half.send(b"GET /liv")
         assert kept.get("/livez").status == 200
-        assert statuses(probes) == [200, 200, 200, 200]
+        assert [statuses(address) for address in (probes, running.address)] == [[200] * 4] * 2
         assert running.stop() == 0
+    assert "queue depth" not in running.log

@@ -11,29 +11,20 @@ from ._client import Connection, get, refuses, storm
 from ._process import UNTIL_ASKED, Starter
 from ._traffic import Kind, Traffic
 
+# Of the others, ``tests/catalogue`` shows it kind by kind of request.
 TRAFFIC = {
     "waitress": Kind(slots=4),
-    "waitress-serve": Kind(slots=4),
-    "werkzeug": Kind(keeps=False, pipelines=False),
     "flask-run": Kind(keeps=False, pipelines=False),
-    "cheroot": Kind(slots=4),
-    "cheroot-alone": Kind(slots=4),
-    "gevent": Kind(),
-    "gevent-alone": Kind(),
-    "uvicorn": Kind(pipelines=False, chunks=False),
     "uvicorn-native": Kind(pipelines=False, chunks=False),
     "hypercorn": Kind(slots=4, pipelines=False, chunks=False),
 }
-each_server = pytest.mark.parametrize("server", TRAFFIC)
-# Without that which only adapts another name of the list otherwise to WSGI.
-DIFFERENT = [server for server in TRAFFIC if server != "uvicorn-native"]
 # Long enough for a client that a busy machine holds up.
-LINGER = {"LIFECYCLE_KEEPALIVE_LINGER": 10.0}
+LINGER = {"LIFECYCLE_KEEPALIVE_LINGER": 7.0}
 # As in a container that gives none.
 WITHOUT_CAPABILITIES = ("setpriv", "--inh-caps=-all", "--bounding-set=-all") if os.geteuid() == 0 else ()
 
 
-@each_server
+@pytest.mark.parametrize("server", TRAFFIC)
 def test_every_accepted_request_is_answered(live: Starter, stack: contextlib.ExitStack, server: str) -> None:
     """A stop answers what runs, what the server has queued or half received, and what waits in the kernel's queue; then
     the hooks run, once, last in first, and the process exits with 0.
@@ -53,14 +44,20 @@ def test_every_accepted_request_is_answered(live: Starter, stack: contextlib.Exi
     assert "clean, exit 0" in running.log
 
 
-@pytest.mark.parametrize("server", [*DIFFERENT, "granian"])
+@pytest.mark.parametrize(
+    "server",
+    ["waitress", "waitress-serve", "werkzeug", "flask-run", "cheroot", "cheroot-alone", "gevent", "gevent-alone",
+     "uvicorn", "hypercorn", "granian"],
+)  # fmt: skip
 def test_the_delay(live: Starter, server: str) -> None:
-    """In the delay readiness fails, liveness does not, all else is served, and every answer closes its connection; what
-    has come in the delay is answered after it, when new connections are refused.
+    """In the delay, which an on_drain function that keeps the listener open extends, readiness fails, liveness does
+    not, all else is served, and every answer closes its connection; what has come in the delay is answered after it,
+    when new connections are refused.
     """
     settings = {"LIFECYCLE_SHUTDOWN_DELAY": 0.3, "LIFECYCLE_GRACE_PERIOD": 30.0}
     running = live.serve(server, settings=settings, plan=UNTIL_ASKED)
     running.begin_stop()
+    running.wait_log("delay continues because an on_drain function keeps the listener open")
     with Connection(running.address) as connection:
         connection.ask("/gate/a")
         answers = [get(running.address, path) for path in ("/readyz", "/livez", "/fast")]

@@ -7,7 +7,6 @@ import functools
 import json
 import signal
 import socket
-import sys
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -17,8 +16,6 @@ from simple_websocket import Client, ConnectionClosed  # type: ignore[import-unt
 
 from ._client import PATIENCE, Connection, get
 from ._process import Running, Starter, wait_until
-from .test_gunicorn import address_of
-from .test_gunicorn import serve as serve_by_gunicorn
 
 HANDSHAKE = (
     "GET %s HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
@@ -32,9 +29,9 @@ def serve(live: Starter, excuse: str = "", **settings: Any) -> Running:
 
 
 @contextlib.contextmanager
-def connected(running: Running, path: str, address: tuple[str, int] | None = None) -> Iterator[Client]:
+def connected(running: Running, path: str) -> Iterator[Client]:
     """A websocket's client, which has had an echo."""
-    host, port = address or running.address
+    host, port = running.address
     daemon = functools.partial(threading.Thread, daemon=True)  # a failure is not to hold the tests
     client = Client.connect(f"ws://{host}:{port}{path}", thread_class=daemon)
     try:
@@ -49,14 +46,9 @@ def connected(running: Running, path: str, address: tuple[str, int] | None = Non
         client.thread.join(PATIENCE)
 
 
-def ask(client: Connection, path: str) -> None:
-    """Ask for a websocket, as a client whose bytes are looked at."""
-    client.send((HANDSHAKE % path).encode())
-
-
 def switch(client: Connection, path: str) -> None:
-    """Ask for a websocket and read until it is there."""
-    ask(client, path)
+    """Ask for a websocket, as a client whose bytes are looked at, and read until it is there."""
+    client.send((HANDSHAKE % path).encode())
     received = b""
     while not received.endswith(b"\r\n\r\n"):
         received += client.receive(1)
@@ -98,26 +90,22 @@ def test_a_close_frame_that_is_not_answered(live: Starter) -> None:
     assert "clean, exit 0" in running.log
 
 
-def test_a_websocket_that_is_left(live: Starter) -> None:
-    """A websocket that its client closes is in flight no more, and the next is served."""
-    running = serve(live)
-    with connected(running, "/deaf") as client:
-        client.close(1000)
-    running.wait_event("closed")
-    wait_until(lambda: json.loads(get(running.address, "/in-flight").body) == ["/in-flight"], "the end of the request")
-    with connected(running, "/deaf"):
-        assert json.loads(get(running.address, "/daemons").body) == [True]
-    running.wait_event("closed", 2)
-    assert running.stop() == 0
-
-
-def test_a_websocket_that_fails(live: Starter) -> None:
-    """A websocket whose function raises ends without a close frame, and the log says why."""
+def test_a_websocket_that_is_left_or_fails(live: Starter) -> None:
+    """A websocket that its client closes is in flight no more, and the next is served. One whose function raises ends
+    without a close frame, and the log says why.
+    """
     running = serve(live, excuse="ValueError: boom")
     with Connection(running.address) as client:
         switch(client, "/raises")
         client.send(b"\x81\x82\0\0\0\0hi")  # masked with zeros
         assert client.rest().startswith(b"HTTP/1.1 500 ")  # for which Flask has its page
+    with connected(running, "/deaf") as deaf:
+        deaf.close(1000)
+    running.wait_event("closed")
+    wait_until(lambda: json.loads(get(running.address, "/in-flight").body) == ["/in-flight"], "the end of the request")
+    with connected(running, "/deaf"):
+        assert json.loads(get(running.address, "/daemons").body) == [True]
+    running.wait_event("closed", 2)
     assert running.stop() == 0
     assert running.log.count("ValueError: boom") == 1
 
@@ -142,46 +130,6 @@ def test_pings_do_not_hold_the_exit(live: Starter) -> None:
         client.rest()
         assert running.wait_gone() == 0
     assert "threads still run" not in running.log
-
-
-def test_flask_run(live: Starter) -> None:
-    """Under `flask run`, whose server is not ours, a websocket is waited for and ends by itself as well."""
-    command = ("-m", "flask", "--app", "websocket_app.py", "run", "--no-reload", "-p", "0")
-    running = live.start(sys.executable, *command)
-    running.wait_log("Running on")
-    with connected(running, "/until-drain") as client:
-        running.send(signal.SIGTERM)
-        assert client.receive(timeout=PATIENCE) == "bye"
-        assert closed_with(client) == (1001, "going away")
-    assert running.wait_gone() == 0
-    assert running.told("ended") < running.told("hooks")
-
-
-def test_gunicorn(live: Starter) -> None:
-    """In gunicorn's gthread workers with our hooks websockets are waited for while they are talked on, the one that
-    looks at `draining` ends by itself, and the hooks run after the last.
-    """
-    running = serve_by_gunicorn(live, "gthread", workers=1, app="websocket_app:app")
-    address = address_of(running)
-    with connected(running, "/until-drain", address) as ends, connected(running, "/deaf", address) as talks:
-        running.send(signal.SIGTERM)
-        assert ends.receive(timeout=PATIENCE) == "bye"
-        assert closed_with(ends) == (1001, "going away")
-        running.wait_log("listener closed")
-        talks.send("still here?")
-        assert talks.receive(timeout=PATIENCE) == "still here?"
-        talks.close(1000)
-    assert running.wait_gone() == 0
-    assert running.told("ended") + running.told("closed") < running.told("hooks")
-
-
-def test_waitress_has_no_websockets(live: Starter) -> None:
-    """On waitress a websocket is refused with 500, and the log says why."""
-    running = live.serve("waitress", app="websocket_app.py", excuse="Cannot obtain socket from WSGI environment")
-    with Connection(running.address) as client:
-        ask(client, "/until-drain")
-        assert client.answer().status == 500
-    assert running.stop() == 0
 
 
 # -- Flask-SocketIO -----------------------------------------------------------------------------------------------

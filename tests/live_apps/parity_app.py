@@ -1,8 +1,8 @@
 """The applications of the parity tests: as many in one process as the plan has.
 
-``LIVE_HOME`` is a directory of the test: what happens is appended to its file ``events``, and its files
-``gate-<name>`` are waited for. ``LIVE_PLAN`` (JSON) says which applications there are: ``root`` at the root, each of
-``mounted`` under its name, and ``settings`` for all of them. What an application can be told is in :func:`make_app`.
+``LIVE_HOME`` is a directory of the test: what happens is appended to its file ``events``. ``LIVE_PLAN`` (JSON) says
+which applications there are: ``root`` at the root, each of ``mounted`` under its name, and ``settings`` for all of
+them. What an application can be told is in :func:`make_app`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import os
 import threading
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,8 +35,6 @@ if TYPE_CHECKING:
 
 HOME = Path(os.environ["LIVE_HOME"])
 PLAN: dict[str, Any] = json.loads(os.environ.get("LIVE_PLAN", "{}"))
-LONGEST = 60.0  # seconds: longer than any test waits, so that a forgotten process still ends
-
 Tell = Callable[[str], None]
 
 
@@ -52,13 +50,6 @@ def teller(name: str) -> Tell:
             os.close(handle)
 
     return tell
-
-
-def pass_gate(name: str) -> None:
-    """Wait until the test has made the gate's file."""
-    end = time.monotonic() + LONGEST
-    while not (HOME / f"gate-{name}").exists() and time.monotonic() < end:
-        time.sleep(0.005)
 
 
 # -- checks and what is made of them ---------------------------------------------------------------------------------
@@ -113,72 +104,15 @@ RENDERERS: dict[str, Callable[[HealthReport], Any]] = {"up_or_down": up_or_down,
 # -- hooks -----------------------------------------------------------------------------------------------------------
 
 
-def hook(tell: Tell, kind: str, name: str, conduct: str) -> Callable[[ShutdownContext], None]:
-    """Make a hook that says when it runs and by which signal, and then does as the plan says."""
+def add_hooks(lifecycle: Lifecycle, tell: Tell, plan: dict[str, list[str]]) -> None:
+    """Register hooks, by kind and name, that say when they run and by which signal."""
+    for kind, names in plan.items():
+        for name in names:
 
-    def behave(context: ShutdownContext) -> None:
-        tell(f"{kind} {name}" if context.signal is None else f"{kind} {name} {context.signal}")
-        if conduct == "raise":
-            raise ValueError(f"boom of {name}")
-        if conduct == "gate":
-            pass_gate(name)
-            tell(f"passed {name}")
+            def hook(context: ShutdownContext, text: str = f"{kind} {name}") -> None:
+                tell(f"{text} {context.signal}")
 
-    return behave
-
-
-def add_hooks(lifecycle: Lifecycle, tell: Tell, plan: dict[str, list[list[str]]]) -> None:
-    """Register the hooks of a plan: lists of name and conduct, by kind."""
-    for name, conduct in plan.get("startup", []):
-        lifecycle.on_startup(name=name)(hook(tell, "startup", name, conduct))
-    for name, conduct in plan.get("drain", []):
-        lifecycle.on_drain(name=name)(hook(tell, "drain", name, conduct))
-    for name, conduct in plan.get("shutdown", []):
-        lifecycle.on_shutdown(name=name)(hook(tell, "shutdown", name, conduct))
-
-
-# -- work that is no request -----------------------------------------------------------------------------------------
-
-
-def beside(function: Callable[[], None]) -> None:
-    """Run a function in a thread of its own, which nobody waits for."""
-    threading.Thread(target=function, daemon=True).start()
-
-
-def begin_task(lifecycle: Lifecycle, tell: Tell, name: str, conduct: str) -> None:
-    """Begin a startup task, run by a thread of the application's own, which does as the plan says."""
-    task = lifecycle.startup_task(name)
-
-    def run() -> None:
-        pass_gate(name)
-        try:
-            with task:
-                tell(f"task {name}")
-                if conduct == "raise":
-                    raise ValueError(f"boom of {name}")
-        except ValueError:
-            tell(f"task {name} failed")
-
-    beside(run)
-
-
-def begin_beacon(lifecycle: Lifecycle, tell: Tell, name: str) -> None:
-    """Begin a piece of work that ends with its gate, and says so twice."""
-    beacon = lifecycle.work(name)
-
-    def end() -> None:
-        pass_gate(name)
-        tell(f"dies {name}")
-        beacon.done()
-        beacon.done()
-        tell(f"dead {name}")
-
-    beside(end)
-
-
-def wait_ready(lifecycle: Lifecycle, tell: Tell) -> None:
-    """Tell what whoever waits for the readiness is told."""
-    beside(lambda: tell(f"waited {lifecycle.wait_ready(LONGEST)}"))
+            (lifecycle.on_drain if kind == "drain" else lifecycle.on_shutdown)(name=name)(hook)
 
 
 # -- applications ----------------------------------------------------------------------------------------------------
@@ -195,31 +129,14 @@ def add_routes(app: Flask, lifecycle: Lifecycle, tell: Tell) -> None:
     def hello() -> str:
         return "hello"
 
-    @app.get("/gate/<name>")
-    def gate(name: str) -> str:
-        pass_gate(name)
-        tell(f"answered {name}")
-        return f"passed {name}"
-
     @app.post("/ready")
     def ready() -> str:
         lifecycle.set_ready()
         return "told"
 
-    @app.post("/beacon/<name>")
-    def beacon(name: str) -> str:
-        begin_beacon(lifecycle, tell, name)
-        return "told"
-
     @app.post("/not-ready")
     def not_ready() -> str:
         lifecycle.set_not_ready("for maintenance")
-        return "told"
-
-    @app.post("/shutdown/<int:times>")
-    def shutdown(times: int) -> str:
-        for _ in range(times):
-            lifecycle.shutdown("asked by a request", wait=False)
         return "told"
 
 
@@ -240,9 +157,8 @@ def make_app(
     name: str,
     settings: dict[str, Any] | None = None,
     checks: dict[str, dict[str, Any]] | None = None,
-    hooks: dict[str, list[list[str]]] | None = None,
+    hooks: dict[str, list[str]] | None = None,
     renderer: str | None = None,
-    tasks: Sequence[tuple[str, str]] = (),
     waits: bool = False,
 ) -> Flask:
     """Make one application as the plan has it.
@@ -251,7 +167,6 @@ def make_app(
     :param checks: by name what they do, see :func:`add_check`; by default one that passes.
     :param hooks: see :func:`add_hooks`.
     :param renderer: one of ``RENDERERS``.
-    :param tasks: of the start-up, by name and conduct, see :func:`begin_task`.
     :param waits: whether somebody waits until it is ready.
     """
     app = Flask(name or "root")
@@ -265,10 +180,8 @@ def make_app(
     add_hooks(lifecycle, tell, hooks or {})
     add_routes(app, lifecycle, tell)
     listen(app, tell)
-    for task, conduct in tasks:
-        begin_task(lifecycle, tell, task, conduct)
     if waits:
-        wait_ready(lifecycle, tell)
+        threading.Thread(target=lambda: tell(f"waited {lifecycle.wait_ready(60)}"), daemon=True).start()
     return app
 
 

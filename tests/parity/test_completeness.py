@@ -7,6 +7,8 @@ from types import ModuleType
 
 import pytest
 
+from tests.live._process import ROOT
+
 from . import test_lightship, test_terminus
 
 _NUMBERS = re.compile(r"test_cases?((?:_\d+)+)_[a-z]")
@@ -15,27 +17,17 @@ SUITES = pytest.mark.parametrize(
 )
 
 
-def numbers_of(module: ModuleType) -> set[int]:
-    """The numbers in the names of a module's tests, and in its table of answers."""
-    names = [match[1] for name in vars(module) if (match := _NUMBERS.match(name))]
-    return {int(number) for name in names for number in name.split("_") if number} | set(getattr(module, "ANSWERS", ()))
-
-
 @SUITES
 def test_every_case_is_tested_or_listed(module: ModuleType, cases: int) -> None:
-    """Every number has a test, or a reason in NOT_TESTED; none has both, and there are no others."""
-    listed = set(module.NOT_TESTED)
-    assert sorted([*numbers_of(module), *listed]) == list(range(1, cases + 1))
-
-
-@SUITES
-def test_every_test_has_its_number(module: ModuleType, cases: int) -> None:
-    """Every test says which case it is."""
-    assert [name for name in vars(module) if name.startswith("test_") and not _NUMBERS.match(name)] == []
-
-
-@SUITES
-def test_reasons_are_given(module: ModuleType, cases: int) -> None:
-    """Each reason is a sentence, and what is partly left out belongs to a case that is tested."""
-    assert set(module.PARTLY) <= numbers_of(module)
-    assert all(len(reason.split()) >= 6 for reason in [*module.NOT_TESTED.values(), *module.PARTLY.values()])
+    """Every number has a test here or in ``tests/live``, or a reason in NOT_TESTED; none has both, and there are no
+    others; and every test says which case it is.
+    """
+    names = {name: _NUMBERS.match(name) for name in vars(module) if name.startswith("test_")}
+    assert [name for name, match in names.items() if not match] == []
+    numbers = {int(number) for match in names.values() if match for number in match[1].split("_")[1:]}
+    tested = numbers | set(getattr(module, "ANSWERS", ()))
+    assert sorted([*tested, *module.SHOWN_BY, *module.NOT_TESTED]) == list(range(1, cases + 1))
+    assert all(len(reason.split()) >= 6 for reason in module.NOT_TESTED.values())
+    for test in module.SHOWN_BY.values():
+        file, _, name = test.partition("::")
+        assert f"def {name}(" in (ROOT / "tests" / "live" / file).read_text(encoding="utf-8"), test

@@ -8,19 +8,25 @@ a stop that was clean, and with 1 after another.
 
 from __future__ import annotations
 
-import signal
-
 import pytest
 
-from tests.live._client import Address, Connection
-from tests.live._process import Running
+from tests.live._client import Connection
 
-from .conftest import Mounted, Own, ask, probe_address
+from .conftest import Mounted
 
 NOT_TESTED: dict[int, str] = {}
-# Cases whose test asks less than Lightship's, and what it leaves out.
-PARTLY: dict[int, str] = {}
-
+# Tests that ask the same of servers, or of more of them.
+SHOWN_BY = {
+    7: "test_work.py::test_a_task_holds_readiness_and_no_request",
+    8: "test_probes.py::test_probe_listener_opens_first_and_closes_last",
+    10: "test_probes.py::test_probe_listener_opens_first_and_closes_last",
+    11: "test_startup.py::test_signal_while_a_startup_function_runs",
+    12: "test_logs.py::test_a_whole_life",
+    13: "test_hostile_surroundings.py::test_signal_joins_a_shutdown",
+    14: "test_work.py::test_a_stop_waits_for_work",
+    15: "test_promise.py::test_the_delay",
+    16: "test_start_failures.py::test_startup_function_fails",
+}
 PROBES = ("/healthcheck", "/livez", "/readyz")
 NOT_READY = [(503, b"fail\n"), (200, b"pass\n"), (503, b"fail\n")]
 READY = [(200, b"pass\n")] * 3
@@ -39,14 +45,6 @@ def heads(mounted: Mounted) -> list[tuple[int, bytes]]:
     found = [mounted.ask(path, "HEAD", Accept="text/plain") for path in PROBES]
     assert {answer.headers["content-length"] for answer in found} == {"5"}
     return [(answer.status, answer.body) for answer in found]
-
-
-def statuses(address: Address) -> list[int]:
-    """The statuses of the three probes."""
-    return [ask(address, path).status for path in PROBES]
-
-
-# -- probes ----------------------------------------------------------------------------------------------------------
 
 
 @BY_HAND
@@ -96,51 +94,6 @@ def test_case_6_told_when_ready_at_first(mounted: Mounted) -> None:
     assert mounted.told("state") == ["NOT_READY", "READY"]
 
 
-def assert_starting(running: Running) -> None:
-    """Assert that no probe says ready, and that nobody was told so."""
-    for address in (running.address, probe_address(running)):
-        assert statuses(address) == [503, 200, 503]
-        assert ask(address, "/startupz").status == 503
-    assert (running.hooks("state"), running.hooks("waited")) == ([], [])
-
-
-def test_cases_7_8_a_task_holds_readiness(own: Own) -> None:
-    """While a startup task lasts nothing is ready, /healthcheck included, whatever set_ready says, and whoever waits
-    for it waits; after the last it is, and that is told once. Work is served meanwhile.
-    """
-    tasks, by_hand = [["migrate", "ok"], ["warm-up", "ok"]], {"LIFECYCLE_READY": "manual"}
-    running = own.serve(listeners=0, tasks=tasks, waits=True, settings=by_hand)
-    running.wait_log("listening on")
-    assert ask(running.address, "/ready", "POST").body == b"told"
-    assert ask(running.address, "/hello").body == b"hello"
-    assert_starting(running)
-    running.open_gate("migrate")
-    running.wait_event("task migrate")
-    assert_starting(running)
-    running.open_gate("warm-up")
-    running.wait_event("waited True")
-    for address in (running.address, probe_address(running)):
-        assert statuses(address) == [200, 200, 200]
-    assert running.stop() == 0
-    assert running.told("task warm-up") < running.told("state READY")
-    assert running.hooks("state") == ["READY", "DRAINING", "STOPPING", "STOPPED"]
-
-
-def test_cases_7_8_a_function_holds_readiness(own: Own) -> None:
-    """While an on_startup function runs nothing is ready either; after it all is, and that is told once."""
-    running = own.serve(listeners=0, hooks={"startup": [["migrate", "gate"]]}, waits=True)
-    running.wait_event("startup migrate")
-    running.wait_log("listening on")
-    assert_starting(running)
-    running.open_gate("migrate")
-    running.wait_event("waited True")
-    for address in (running.address, probe_address(running)):
-        assert statuses(address) == [200, 200, 200]
-    assert running.stop() == 0
-    assert running.told("passed migrate") < running.told("state READY")
-    assert running.hooks("state") == ["READY", "DRAINING", "STOPPING", "STOPPED"]
-
-
 def test_case_9_not_ready_again(mounted: Mounted) -> None:
     """After set_not_ready readiness is gone, and after set_ready it is back; work is served meanwhile."""
     assert answers(mounted) == READY
@@ -149,125 +102,3 @@ def test_case_9_not_ready_again(mounted: Mounted) -> None:
     assert mounted.ask("/hello").body == b"hello"
     mounted.ask("/ready", "POST")
     assert answers(mounted) == READY
-
-
-# -- the stop --------------------------------------------------------------------------------------------------------
-
-
-def test_case_10_probes_while_a_function_runs(own: Own) -> None:
-    """While an on_shutdown function runs the probe listener answers: not ready; alive, where Lightship says no."""
-    running = own.serve(hooks={"shutdown": [["slow", "gate"]]})
-    assert ask(running.address, "/shutdown/1", "POST").body == b"told"
-    running.wait_event("shutdown slow")
-    found = [ask(probe_address(running), path, Accept="text/plain") for path in PROBES]
-    assert [(answer.status, answer.body) for answer in found] == NOT_READY
-    running.open_gate("slow")
-    assert running.wait_gone() == 0
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP], ids=["SIGINT", "SIGHUP"])
-def test_case_11_a_signal_starts_the_stop(own: Own, number: signal.Signals) -> None:
-    """Each signal of LIFECYCLE_SIGNALS starts the stop; by default SIGHUP is not among them."""
-    settings = {} if number is not signal.SIGHUP else {"LIFECYCLE_SIGNALS": ["SIGTERM", "SIGHUP", "SIGINT"]}
-    running = own.serve(settings=settings, hooks={"shutdown": [["slow", "gate"]]})
-    running.send(number)
-    running.wait_event(f"shutdown slow {number.value}")
-    assert statuses(probe_address(running)) == [503, 200, 503]
-    running.open_gate("slow")
-    assert running.wait_gone() == 0
-
-
-def test_case_12_a_function_that_fails(own: Own) -> None:
-    """An on_shutdown function that raises does not keep the next from running; the log names it, the exit code is 1."""
-    running = own.serve(hooks={"shutdown": [["next", "ok"], ["failing", "raise"]]})
-    assert running.stop() == 1
-    assert running.hooks() == ["failing 15", "next 15"]
-    assert "on_shutdown 'failing' failed" in running.log
-
-
-def test_case_13_stopped_twice(own: Own) -> None:
-    """Whoever asks for a stop that is under way, by shutdown or by a signal, joins it: the functions run once."""
-    running = own.serve(hooks={"shutdown": [["first", "ok"], ["slow", "gate"]]})
-    assert ask(running.address, "/shutdown/2", "POST").body == b"told"
-    running.wait_event("shutdown slow")
-    running.send(signal.SIGTERM)
-    running.open_gate("slow")
-    assert running.wait_gone() == 0
-    assert [name.partition(" ")[0] for name in running.hooks()] == ["slow", "first"]
-
-
-def test_case_14_work_holds_the_functions(own: Own) -> None:
-    """The on_shutdown functions wait for a request in flight, without anybody's declaring it."""
-    running = own.serve(hooks={"shutdown": [["close", "ok"]]})
-    with Connection(running.address) as connection:
-        connection.ask("/gate/work")
-        running.wait_event("request /gate/work")
-        running.send(signal.SIGTERM)
-        running.wait_log("listener closed")
-        assert running.hooks() == []
-        running.open_gate("work")
-        assert connection.answer().body == b"passed work"
-    assert running.wait_gone() == 0
-    assert running.told("answered work") < running.told("shutdown close 15")
-
-
-def test_case_14_a_beacon_holds_the_functions(own: Own) -> None:
-    """The on_shutdown functions wait until every work item is done. Ending one twice ends no other; in Lightship
-    it does.
-    """
-    running = own.serve(hooks={"shutdown": [["close", "ok"]]})
-    for name in ("a", "b"):
-        assert ask(running.address, f"/beacon/{name}", "POST").body == b"told"
-    running.send(signal.SIGTERM)
-    running.wait_log("listener closed")
-    running.open_gate("a")
-    running.wait_event("dead a")
-    assert statuses(probe_address(running)) == [503, 200, 503]
-    assert running.hooks() == []
-    running.open_gate("b")
-    assert running.wait_gone() == 0
-    assert running.told("dies b") < running.told("shutdown close 15")
-
-
-def test_case_14_a_beacon_that_does_not_die(own: Own) -> None:
-    """A work item that is live at the deadline is logged, the functions still run, and the exit code is 1;
-    Lightship would go on waiting.
-    """
-    grace = {"LIFECYCLE_GRACE_PERIOD": 1.0, "LIFECYCLE_HOOK_RESERVE": 0.5}
-    running = own.serve(settings=grace, hooks={"shutdown": [["close", "ok"]]})
-    assert ask(running.address, "/beacon/never", "POST").body == b"told"
-    assert running.stop() == 1
-    assert running.hooks() == ["close 15"]
-    assert "abandoned work 'never' after" in running.log
-
-
-def test_case_15_functions_wait_for_the_delay(own: Own) -> None:
-    """The on_shutdown functions run after LIFECYCLE_SHUTDOWN_DELAY, which is a part of the grace period."""
-    running = own.serve(settings={"LIFECYCLE_SHUTDOWN_DELAY": 0.5}, hooks={"shutdown": [["close", "ok"]]})
-    assert running.stop() == 0
-    (draining,), (closed,) = running.told("state DRAINING"), running.told("shutdown close 15")
-    assert closed - draining >= 0.5  # told before the delay begins
-
-
-def test_case_16_a_function_that_fails(own: Own) -> None:
-    """An on_startup function that raises starts the stop: nobody is told ready, on_shutdown functions run, exit 1."""
-    hooks = {"startup": [["migrate", "raise"], ["warm-up", "ok"]], "shutdown": [["close", "ok"]]}
-    running = own.serve(listeners=0, hooks=hooks)
-    assert running.wait_gone() == 1
-    assert running.hooks("startup") == ["migrate"]
-    assert running.hooks() == ["close"]
-    assert running.hooks("state") == ["DRAINING", "STOPPING", "STOPPED"]
-    assert "start-up failed: on_startup 'migrate'" in running.log
-
-
-def test_case_16_a_task_that_fails(own: Own) -> None:
-    """A startup task that raises starts the stop: nobody is told ready, on_shutdown functions run, exit 1."""
-    running = own.serve(listeners=0, tasks=[["migrate", "raise"]], waits=True, hooks={"shutdown": [["close", "ok"]]})
-    running.wait_log("listening on")
-    running.open_gate("migrate")
-    assert running.wait_gone() == 1
-    assert running.hooks("task") == ["migrate", "migrate failed"]
-    assert running.hooks() == ["close"]
-    assert running.hooks("state") == ["DRAINING", "STOPPING", "STOPPED"]
-    assert running.hooks("waited") in (["False"], [])  # the process may leave before its thread has told
-    assert "startup task 'migrate' failed" in running.log

@@ -9,13 +9,9 @@ from __future__ import annotations
 
 import re
 import signal
-from collections.abc import Sequence
 from typing import Any
 
 import pytest
-
-from tests.live._client import refuses
-from tests.live._process import Running
 
 from .conftest import Mounted, Own, ask, body_of, probe_address
 
@@ -23,12 +19,10 @@ NOT_TESTED = {
     53: "the export of HealthCheckError is a matter of names in a module; tests/test_public_api.py lists ours",
     54: "the export of createTerminus is a matter of names in a module; Lifecycle is in tests/test_public_api.py",
     55: "that an error object keeps its causes is asked in the process by checks/test_checks.py; case 22 sees it sent",
-}
-PARTLY: dict[int, str] = {}
+}  # A test that asks the same of more servers.
+SHOWN_BY = dict.fromkeys((51, 52), "test_exit.py::test_exit_functions_run_and_buffers_are_written")
 
 ALL_THREE = ["SIGTERM", "SIGINT", "SIGUSR2"]
-# What is registered first runs last.
-SIGNAL_THEN_SHUTDOWN = {"shutdown": [["onShutdown", "ok"], ["onSignal", "ok"]]}
 SHOWN = {"LIFECYCLE_DETAILS": "always"}
 LIST = {"fails": {"errors": [["HealthCheckError", "disk full"], ["HealthCheckError", "queue long"]]}}
 
@@ -226,21 +220,6 @@ def test_case_29_failing_in_the_delay(in_drain: Mounted) -> None:
     assert in_drain.told("check") == []
 
 
-def test_case_29_and_dying_by_the_signal(own: Own) -> None:
-    """Readiness is 503 to the end, also while the last functions run; then the process dies by its SIGINT, if it is to
-    (LIFECYCLE_EXIT).
-    """
-    hooks = {"shutdown": [["slow", "gate"]]}
-    running = own.serve(settings={"LIFECYCLE_EXIT": "signal"}, hooks=hooks)
-    probes = probe_address(running)
-    running.send(signal.SIGINT)
-    running.wait_event("shutdown slow 2")
-    assert refuses(running.address)
-    assert [ask(probes, path).status for path in ("/readyz", "/livez")] == [503, 200]
-    running.open_gate("slow")
-    assert running.wait_gone() == -signal.SIGINT
-
-
 @pytest.mark.app(settings={"LIFECYCLE_STATUS_CODES": {"fail": 501}})
 def test_case_30_status_after_the_signal(in_drain: Mounted) -> None:
     """The configured status of failure holds after the signal."""
@@ -289,40 +268,15 @@ def test_case_36_and_then_nothing_is_refused(in_drain: Mounted) -> None:
 # -- hooks and signals -----------------------------------------------------------------------------------------------
 
 
-def hooks_after(own: Own, number: signal.Signals, *, trapped: Sequence[str], names: Sequence[str]) -> list[str]:
-    """Register functions in reverse, stop by a signal, and return which ran and were told of which signal."""
-    hooks = {"shutdown": [[name, "ok"] for name in reversed(names)]}
-    running = own.serve(settings={"LIFECYCLE_SIGNALS": list(trapped)}, hooks=hooks)
-    assert running.stop(number) == 0
-    return running.hooks()
-
-
-each_signal = pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR2], ids=ALL_THREE)
-
-
-@each_signal
-def test_cases_37_38_39_40_41_42_functions_run_on_a_signal(own: Own, number: signal.Signals) -> None:
-    """On SIGTERM, SIGINT or SIGUSR2 the on_shutdown functions run once, the one that was registered last first."""
-    ran = hooks_after(own, number, trapped=ALL_THREE, names=["onSignal", "onShutdown"])
-    assert ran == [f"onSignal {number.value}", f"onShutdown {number.value}"]
-
-
-@each_signal
-def test_cases_43_44_45_the_one_signal_that_is_asked_for(own: Own, number: signal.Signals) -> None:
-    """With one signal in LIFECYCLE_SIGNALS it stops the process, and the function is told which one it was."""
-    ran = hooks_after(own, number, trapped=[number.name], names=["onSignal"])
-    assert ran == [f"onSignal {number.value}"]
-
-
-@each_signal
-def test_cases_46_47_48_any_of_a_list_of_signals(own: Own, number: signal.Signals) -> None:
-    """With three signals in LIFECYCLE_SIGNALS each of them stops the process: on_drain functions run at once,
-    on_shutdown functions after the drain, each told of the signal.
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR2], ids=ALL_THREE)
+@pytest.mark.parametrize("alone", [True, False], ids=["alone", "listed"])
+def test_cases_37_38_39_40_41_42_43_44_45_46_47_48_signals(own: Own, number: signal.Signals, alone: bool) -> None:
+    """Each signal of LIFECYCLE_SIGNALS, one or three, stops the process: on_drain functions run at once, on_shutdown
+    functions after the drain, once, the last registered one first, each told of the signal.
     """
-    hooks = {"drain": [["onDrain", "ok"]], **SIGNAL_THEN_SHUTDOWN}
-    running = own.serve(settings={"LIFECYCLE_SIGNALS": ALL_THREE}, hooks=hooks)
-    running.send(number)
-    assert running.wait_gone() == 0
+    hooks = {"drain": ["onDrain"], "shutdown": ["onShutdown", "onSignal"]}
+    running = own.serve(settings={"LIFECYCLE_SIGNALS": [number.name] if alone else ALL_THREE}, hooks=hooks)
+    assert running.stop(number) == 0
     assert running.hooks("drain") == [f"onDrain {number.value}"]
     assert running.hooks() == [f"onSignal {number.value}", f"onShutdown {number.value}"]
     assert f"shutdown begins: {number.name}" in running.log
@@ -330,8 +284,8 @@ def test_cases_46_47_48_any_of_a_list_of_signals(own: Own, number: signal.Signal
 
 def test_case_49_three_applications(own: Own) -> None:
     """Three applications in one process stop together, by one signal; those that came last stop first."""
-    plan = {"mounted": {name: {"hooks": {"shutdown": [[f"of {name}", "ok"]]}} for name in ("second", "third")}}
-    running = own.serve(hooks={"shutdown": [["of first", "ok"]]}, plan=plan)
+    plan = {"mounted": {name: {"hooks": {"shutdown": [f"of {name}"]}} for name in ("second", "third")}}
+    running = own.serve(hooks={"shutdown": ["of first"]}, plan=plan)
     assert running.stop() == 0
     told = [event.text for event in running.events if "shutdown" in event.text]
     assert told == ["third shutdown of third 15", "second shutdown of second 15", "shutdown of first 15"]
@@ -350,24 +304,3 @@ def test_case_50_own_headers_after_the_signal(in_drain: Mounted) -> None:
     """LIFECYCLE_HEADERS go with the 503 after the signal too, where Terminus leaves them out."""
     answer = in_drain.ask("/readyz")
     assert (answer.status, answer.headers["x-node"]) == (503, "a 1")
-
-
-def exit_after_sigterm(own: Own, how: str) -> tuple[int, Running]:
-    running = own.serve(settings={"LIFECYCLE_EXIT": how}, hooks=SIGNAL_THEN_SHUTDOWN)
-    return running.stop(signal.SIGTERM), running
-
-
-def test_case_51_exit_by_a_code(own: Own) -> None:
-    """With LIFECYCLE_EXIT "code", the default, a clean stop ends with 0."""
-    code, running = exit_after_sigterm(own, "code")
-    assert code == 0
-    assert running.hooks() == ["onSignal 15", "onShutdown 15"]
-
-
-def test_case_52_exit_by_the_signal(own: Own) -> None:
-    """With LIFECYCLE_EXIT "signal" the process is killed by the SIGTERM that came, after its functions; Terminus does
-    so by default.
-    """
-    code, running = exit_after_sigterm(own, "signal")
-    assert code == -signal.SIGTERM
-    assert running.hooks() == ["onSignal 15", "onShutdown 15"]
