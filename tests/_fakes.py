@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 from flask import Flask
 from werkzeug import Request
-from werkzeug.test import create_environ
+from werkzeug.test import TestResponse, create_environ
 
-from flask_lifecycle import RequestInfo, ShutdownReport, State, _servers
+from flask_lifecycle import Lifecycle, RequestInfo, ShutdownReport, State, _servers
 from flask_lifecycle._app import Application
 from flask_lifecycle._config import Settings
 from flask_lifecycle._core.deadline import Clock
@@ -274,6 +274,26 @@ def make_app(**config: Any) -> Flask:
         return "done"
 
     return app
+
+
+def serve(**config: Any) -> tuple[Flask, Lifecycle]:
+    """A testing application with a Lifecycle."""
+    app = make_app(**config)
+    return app, Lifecycle(app)
+
+
+def get(app: Flask, path: str, **arguments: Any) -> TestResponse:
+    """One request, its answer read and closed."""
+    return app.test_client().open(path, buffered=True, **arguments)
+
+
+def raiser(error: BaseException) -> Callable[[], None]:
+    """A function that raises this."""
+
+    def fail() -> None:
+        raise error
+
+    return fail
 
 
 def state_of(app: Flask) -> Application:

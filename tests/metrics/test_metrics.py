@@ -39,10 +39,12 @@ from tests._fakes import (
     StuckLedger,
     enter,
     finish,
+    get,
     in_child,
     listener_of,
     make_app,
     running,
+    serve,
     state_of,
     until,
     use_clock,
@@ -53,12 +55,6 @@ from tests._fakes import (
 MultiProcessValue: Any = prometheus_client.values.MultiProcessValue
 METRICS = _table.METRICS
 OPENMETRICS = "application/openmetrics-text; version=1.0.0"
-
-
-def serve(**config: Any) -> tuple[Flask, Lifecycle]:
-    """A testing application with a Lifecycle."""
-    app = make_app(**config)
-    return app, Lifecycle(app)
 
 
 _made: list[Flask] = []
@@ -77,10 +73,6 @@ def with_metrics(**config: Any) -> tuple[Flask, Lifecycle]:
     app, lifecycle = serve(LIFECYCLE_METRICS=True, LIFECYCLE_PROBE_PORT=0, LIFECYCLE_PROBE_HOST="127.0.0.1", **config)
     _made.append(app)
     return app, lifecycle
-
-
-def get(app: Flask, path: str) -> TestResponse:
-    return app.test_client().get(path, buffered=True)
 
 
 def scrape(app: Flask, **arguments: Any) -> TestResponse:

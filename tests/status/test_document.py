@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import socket
@@ -17,7 +18,8 @@ from jsonschema import Draft202012Validator, ValidationError  # type: ignore[imp
 
 from flask_lifecycle import CheckResult, HealthCheckError, Lifecycle, RequestInfo
 from flask_lifecycle._core.inflight import Load
-from tests._fakes import BOUND, ROOT, FakeServer, LastReport, enter, make_app, state_of
+from tests import _fakes
+from tests._fakes import BOUND, ROOT, FakeServer, LastReport, enter, get, raiser, state_of
 
 SCHEMA = json.loads((ROOT / "docs" / "probes.schema.json").read_text(encoding="utf-8"))
 # How many requests and work items are listed, and how many durations of a check are kept.
@@ -38,15 +40,12 @@ def closed(schema: Any) -> Any:
 VALIDATOR = Draft202012Validator(closed(SCHEMA))
 
 
-def serve(**config: Any) -> tuple[Flask, Lifecycle]:
-    """A testing application that shows its details to everybody."""
-    app = make_app(**{"LIFECYCLE_DETAILS": "always", **config})
-    return app, Lifecycle(app)
+serve = functools.partial(_fakes.serve, LIFECYCLE_DETAILS="always")
 
 
 def document_of(app: Flask, path: str = "/healthcheck?verbose") -> dict[str, Any]:
     """The answer to a probe, which follows the schema."""
-    answer = app.test_client().get(path, headers=JSON, buffered=True)
+    answer = get(app, path, headers=JSON)
     document: dict[str, Any] = json.loads(answer.data)
     VALIDATOR.validate(document)
     return document
@@ -109,7 +108,7 @@ def test_checks_that_the_state_keeps_from_being_asked() -> None:
     app, lifecycle = serve()
     lifecycle.check("db", ttl=0, scope="shared")([CheckResult("fail", "down")].pop)
     lifecycle.check("never asked", ttl=0)(lambda: None)
-    app.test_client().get("/work")
+    get(app, "/work")
     document_of(app, "/healthcheck/db")
     lifecycle.set_not_ready("maintenance")
     document = document_of(app)
@@ -189,7 +188,7 @@ def test_the_report_of_the_last_shutdown() -> None:
     app, _lifecycle = serve()
     lost: list[Any] = [{"path": "/a", "stack": "File 1"}] + [{"path": "/b"}, "odd"] * MOST_LISTED
     LastReport(app, {"reason": "SIGTERM", "abandoned": lost, "served": 3})
-    answer = app.test_client().get("/healthcheck?verbose", headers=JSON)
+    answer = get(app, "/healthcheck?verbose", headers=JSON)
     report = json.loads(answer.data)["last_report"]
     assert (report["reason"], report["served"], report["abandoned"][0]) == ("SIGTERM", 3, {"path": "/a"})
     assert len(report["abandoned"]) == MOST_LISTED
@@ -216,11 +215,8 @@ def with_all_checks(**config: Any) -> tuple[Flask, Lifecycle]:
     lifecycle.check("number", critical=False)(lambda: CheckResult("warn", "9 s behind", {"hosts": ["a", 1]}, 9, "s"))
     lifecycle.check("text")(lambda: CheckResult(value="primary"))
     lifecycle.check("unsettled", fail_after=3)(lambda: False)
-
-    @lifecycle.check("fails", affects=("/orders",))
-    def fails() -> None:
-        raise HealthCheckError("no answer", causes={"replica": "down"})
-
+    error = HealthCheckError("no answer", causes={"replica": "down"})
+    lifecycle.check("fails", affects=("/orders",))(raiser(error))
     return app, lifecycle
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import functools
 import logging
 import re
 import socket
@@ -15,17 +16,15 @@ from flask import Flask
 from werkzeug.test import Client, TestResponse
 
 from flask_lifecycle import CheckResult, HealthCheckError, Lifecycle
-from tests._fakes import ROOT, LastReport, enter, listener_of, make_app, state_of
+from tests import _fakes
+from tests._fakes import ROOT, LastReport, enter, listener_of, raiser, state_of
 
 HTML = {"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
 ASSETS = {"status.css": "text/css; charset=utf-8", "status.js": "text/javascript; charset=utf-8"}
 NASTY = "<script>alert('x')</script><img src=x onerror=alert(1)>\"'&"
 
 
-def serve(**config: Any) -> tuple[Flask, Lifecycle]:
-    """A testing application whose page everybody may see."""
-    app = make_app(**{"LIFECYCLE_DETAILS": "always", **config})
-    return app, Lifecycle(app)
+serve = functools.partial(_fakes.serve, LIFECYCLE_DETAILS="always")
 
 
 def get(app: Any, path: str = "/healthcheck", method: str = "GET", **headers: str) -> TestResponse:
@@ -84,7 +83,7 @@ def full() -> tuple[Flask, Lifecycle]:
     """An application about which there is everything to see, and all of it hostile."""
     app, lifecycle = serve()
     error = HealthCheckError(NASTY, {NASTY: NASTY})
-    lifecycle.check(NASTY, critical=False, affects=(NASTY,))(_raiser(error))
+    lifecycle.check(NASTY, critical=False, affects=(NASTY,))(raiser(error))
     lifecycle.check("-")(lambda: CheckResult("warn", NASTY, {NASTY: [NASTY]}, float("nan"), NASTY))
     answers = iter([{"a": 1}])
     lifecycle.check("-/feed", ttl=0, fail_after=1000)(lambda: next(answers, False))
@@ -101,13 +100,6 @@ def full() -> tuple[Flask, Lifecycle]:
     get(app, "/readyz", User_Agent=NASTY)
     get(app)
     return app, lifecycle
-
-
-def _raiser(error: Exception) -> Callable[[], None]:
-    def fail() -> None:
-        raise error
-
-    return fail
 
 
 # -- what it shows ------------------------------------------------------------------------------------------------
