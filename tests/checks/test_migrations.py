@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -261,24 +260,3 @@ def test_a_shared_connection_is_left_alone(scripts: Scripts) -> None:
         connection.commit()
         assert connection.scalar(text("SELECT count(*) FROM held")) == 1
     engine.dispose()
-
-
-# -- bad arguments --------------------------------------------------------------------------------------------------
-
-
-def test_bad_arguments(engine: Engine) -> None:
-    """A database that is none, and a directory that is none, are refused."""
-    message = "'db' must be a SQLAlchemy Engine or the db of Flask-SQLAlchemy, not 'str'."
-    with pytest.raises(TypeError, match=whole(message)):
-        MigrationsCheck("sqlite://")  # type: ignore[arg-type]  # that is the point
-    message = "'directory' must be a path, an Alembic Config or a ScriptDirectory, not 'int'."
-    with pytest.raises(TypeError, match=whole(message)):
-        MigrationsCheck(engine, directory=5)  # type: ignore[arg-type]  # that is the point
-
-
-def test_not_installed(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without Alembic, the error names the extra to install."""
-    monkeypatch.setitem(sys.modules, "alembic.config", None)
-    message = "Alembic is not installed; install it with: pip install 'flask-lifecycle[migrate]'"
-    with pytest.raises(RuntimeError, match=whole(message)):
-        MigrationsCheck(engine)

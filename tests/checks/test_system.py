@@ -16,7 +16,6 @@ from flask_lifecycle.checks import DiskCheck, MaintenanceFileCheck, MemoryCheck,
 from tests._fakes import whole
 
 MIB = 1 << 20
-SHARE = "a share of the whole greater than zero, at most 1"
 
 
 def fails(check: Callable[[], Any], output: str) -> HealthCheckError:
@@ -311,37 +310,3 @@ def test_the_memory_of_this_machine() -> None:
         0 < observed["used_bytes"] < observed["limit_bytes"] <= os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     )
     assert observed["of"] in ("cgroup", "host")
-
-
-# -- together -------------------------------------------------------------------------------------------------------
-
-
-KIND = "'kind' must be one of 'exists', 'file', 'directory', 'mount', 'writable', not 'dir'."
-EMPTY = "'path' must name a file or directory; it is empty or contains a null character."
-SHARES = "'warn_share' must not be more than 'fail_share', or it never warns: 0.9 and 0.8."
-FREE = "'warn_free' must not be less than 'fail_free', or it never warns: 5 and 10485760."
-BYTES = "'fail_free' must be a number of bytes greater than zero, not"
-
-
-@pytest.mark.parametrize(
-    ("check", "arguments", "message"),
-    [
-        (DiskCheck, {"path": "/", "warn_share": float("nan")}, f"'warn_share' must be {SHARE}, not nan."),
-        (DiskCheck, {"path": "/", "warn_share": 90}, f"'warn_share' must be {SHARE}, not 90."),
-        (DiskCheck, {"path": "/", "fail_share": 0}, f"'fail_share' must be {SHARE}, not 0."),
-        (DiskCheck, {"path": "/", "fail_share": True}, f"'fail_share' must be {SHARE}, not True."),
-        (DiskCheck, {"path": "/", "warn_share": 0.9, "fail_share": 0.8}, SHARES),
-        (DiskCheck, {"path": "/", "warn_free": 5}, FREE),
-        (DiskCheck, {"path": "/", "fail_free": -1}, f"{BYTES} -1."),
-        (DiskCheck, {"path": "/", "fail_free": "10MB"}, f"{BYTES} '10MB'."),
-        (DiskCheck, {"path": None}, "'path' must be a string or a path, not NoneType."),
-        (MemoryCheck, {"warn_share": float("inf")}, f"'warn_share' must be {SHARE}, not inf."),
-        (PathCheck, {"path": "a\0b"}, EMPTY),
-        (PathCheck, {"path": "/", "kind": "dir"}, KIND),
-        (MaintenanceFileCheck, {"path": ""}, EMPTY),
-    ],
-)
-def test_bad_arguments(check: Any, arguments: dict[str, Any], message: str) -> None:
-    """Each bad argument is an error of one sentence, at construction."""
-    with pytest.raises((TypeError, ValueError), match=whole(message)):
-        check(**arguments)

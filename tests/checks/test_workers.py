@@ -10,7 +10,7 @@ import pytest
 from flask_lifecycle import Lifecycle
 from flask_lifecycle._core.inflight import Load
 from flask_lifecycle.checks import WorkerPoolCheck
-from tests._fakes import FakeServer, make_app, state_of, until, whole
+from tests._fakes import FakeServer, make_app, state_of, until
 
 
 def status_of(load: Load | None, **thresholds: Any) -> tuple[str, str]:
@@ -48,27 +48,6 @@ def test_the_load_decides(load: Load | None, thresholds: dict[str, Any], status:
     result = WorkerPoolCheck(lambda: Load(2, 4, 3, 1.23456))()
     assert result.observed == {"queued": 2, "threads": 4, "busy": 3, "idle": 1, "oldest": 1.235}
     assert (result.value, result.unit) == (2, "requests")
-
-
-REQUESTS = "must be a number of requests greater than zero, not"
-NEVER = "'warn_queue' must not be more than 'fail_queue', or it never warns: 9 and 5."
-AGE = "'max_age' must be a number of seconds greater than zero, at most 31536000, not -1."
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"load": 5}, "'load' must be a function without arguments, not 5."),
-        ({"warn_queue": 0}, f"'warn_queue' {REQUESTS} 0."),
-        ({"fail_queue": float("nan")}, f"'fail_queue' {REQUESTS} nan."),
-        ({"warn_queue": 9, "fail_queue": 5}, NEVER),
-        ({"max_age": -1}, AGE),
-    ],
-)
-def test_bad_arguments(arguments: dict[str, Any], message: str) -> None:
-    """Each bad argument is an error of one sentence, at construction."""
-    with pytest.raises((TypeError, ValueError), match=whole(message)):
-        WorkerPoolCheck(**arguments)
 
 
 # -- how it finds the server ----------------------------------------------------------------------------------------

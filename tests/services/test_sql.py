@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import sys
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -360,46 +359,3 @@ def test_a_pool_without_a_limit(postgres: Postgres, options: dict[str, int]) -> 
     with engine_to(postgres.url, poolclass=NullPool) as engine:
         expected = CheckResult(output="The pool has no size, so it cannot be exhausted.")
         assert pool_result(engine, 3) == expected
-
-
-# -- bad arguments --------------------------------------------------------------------------------------------------
-
-
-class Asynchronous:
-    """Has the attribute of an AsyncEngine."""
-
-    sync_engine = None
-
-
-@pytest.mark.parametrize("kind", [DatabaseCheck, PoolCheck])
-def test_bad_database(kind: Any) -> None:
-    """What cannot be asked is refused at once, with the cure."""
-    message = "'db' must be a SQLAlchemy Engine or the db of Flask-SQLAlchemy, not 'str'."
-    with pytest.raises(TypeError, match=whole(message)):
-        kind("postgresql://localhost")
-    message = (
-        "'db' is an asynchronous engine, and a check cannot await it; give a synchronous one for the same database."
-    )
-    for asynchronous in (Asynchronous(), create_engine("postgresql+psycopg_async://")):
-        with pytest.raises(TypeError, match=whole(message)):
-            kind(asynchronous)
-    message = "An engine has no bind 'other'; leave 'bind' out, or give the db of Flask-SQLAlchemy."
-    with engine_to("sqlite://") as engine, pytest.raises(ValueError, match=whole(message)):
-        kind(engine, bind="other")
-
-
-@pytest.mark.parametrize("warn_at", [0, -0.5, 1.01, 80, float("nan"), True, "0.8", None])
-def test_bad_threshold(warn_at: Any) -> None:
-    """A threshold that is no share is refused."""
-    message = f"'warn_at' must be a share of the pool, more than 0 and at most 1, not {warn_at!r}; 0.8 is 80 %."
-    with engine_to("sqlite://") as engine, pytest.raises(ValueError, match=whole(message)):
-        PoolCheck(engine, warn_at=warn_at)
-
-
-@pytest.mark.parametrize("kind", [DatabaseCheck, PoolCheck])
-def test_not_installed(kind: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without SQLAlchemy, the error names the extra to install."""
-    monkeypatch.setitem(sys.modules, "sqlalchemy", None)
-    message = "SQLAlchemy is not installed; install it with: pip install 'flask-lifecycle[sqlalchemy]'"
-    with pytest.raises(RuntimeError, match=whole(message)):
-        kind(None)
