@@ -25,7 +25,6 @@ from ._core.startup import Startup, StartupTasks
 from ._core.state import Event, State, StateMachine, announce_change, logger, send
 from ._core.work import WorkLedger
 from ._probes.blueprint import Guard
-from ._probes.clients import Probers
 from ._probes.endpoints import Probes
 from ._probes.self_test import check_setup
 from ._servers.serving import Serving
@@ -97,10 +96,7 @@ class Application:
             keep=settings.readiness_on_drain == "keep",
         )  # fmt: skip
         self.startup = Startup(self, serving.process)
-        self.probes = Probes(
-            settings, registered.checks, self.health, app, self.startup.ensure, self.document, self.page, self.asset,
-            Probers(),
-        )  # fmt: skip
+        self.probes = Probes(self)
         self.guard = Guard(self.remaining)
         self.features: dict[str, Feature] = {}
         registered.checks.watch(self.probes.validate, self._registered)

@@ -31,8 +31,6 @@ from .self_test import MARK
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
-    from flask import Flask
-
 
 _METHODS = ("GET", "HEAD", "OPTIONS")
 _ALLOW = {"Allow": ", ".join(_METHODS)}
@@ -89,35 +87,15 @@ class Endpoint:
 class Probes:
     """The probes of one application. Any thread may call them.
 
-    :param app: also the sender of the signal ``probe_refused``.
-    :param on_probe: called before each answer; begins the start-up if nothing else has.
-    :param document: makes the status document of a report.
-    :param page: makes the status page of a report; its second argument is the path of the request.
-    :param asset: gives a file of the status page by its name; its second argument is the query string.
-    :param probers: records each prober.
+    :param application: the ``Application``, which is in a layer above this one.
     """
 
-    def __init__(
-        self,
-        settings: Settings,
-        registry: Registry,
-        health: Health,
-        app: Flask,
-        on_probe: Callable[[], None],
-        document: Callable[[HealthReport], Mapping[str, Any]],
-        page: Callable[[HealthReport, str], Response],
-        asset: Callable[[str, str], Response],
-        probers: Probers,
-    ) -> None:
-        self._settings = settings
-        self._registry = registry
-        self._health = health
-        self._app = app
-        self._on_probe = on_probe
-        self._document = document
-        self._page = page
-        self._asset = asset
-        self.probers = probers
+    def __init__(self, application: Any) -> None:
+        self._application = application
+        self._settings: Settings = application.settings
+        self._registry: Registry = application.registered.checks
+        self._health: Health = application.health
+        self.probers = Probers()
         self._unrendered: set[str] = set()  # the groups whose own body failed
         self.by_path: dict[str, Endpoint] = {}
         self.listener_only: dict[str, Handler] = {}  # what the probe listener alone serves, by path
@@ -189,9 +167,7 @@ class Probes:
 
     def is_probe(self, path: str) -> bool:
         """Whether a request path is a probe's, wherever the application is mounted."""
-        if self._mounts or self._settings.case_insensitive:
-            return self._find_mounted(path) is not None
-        return path in self.by_path
+        return self._find_mounted(path) is not None
 
     def _find_mounted(self, path: str) -> Endpoint | None:
         path = self.fold(path)
@@ -219,7 +195,7 @@ class Probes:
         """The routes of the application that probes answer in its place."""
         return [
             rule.rule
-            for rule in self._app.url_map.iter_rules()
+            for rule in self._application.flask.url_map.iter_rules()
             if not rule.endpoint.startswith("lifecycle.")
             and (rule.methods is None or "GET" in rule.methods)
             # Callers who may not see a check get the application's route.
@@ -231,14 +207,13 @@ class Probes:
         """Whether the application has a route of its own for this method and path."""
         path = environ.get("PATH_INFO", "").encode("latin-1", "replace").decode("utf-8", "replace")
         try:
-            rule, _values = self._app.url_map.bind("localhost").match(
-                path, method=environ["REQUEST_METHOD"], return_rule=True
-            )
+            routes = self._application.flask.url_map.bind("localhost")
+            rule, _values = routes.match(path, method=environ["REQUEST_METHOD"], return_rule=True)
         except RequestRedirect:
             return True
         except HTTPException:
             return False
-        return not rule.endpoint.startswith("lifecycle.")
+        return not str(rule.endpoint).startswith("lifecycle.")
 
     # -- the probe listener ---------------------------------------------------------------------------------------
 
@@ -262,7 +237,9 @@ class Probes:
 
     def not_found(self) -> Response:
         """The probe listener's answer to all other paths."""
-        return self._complete(_text(404, "not found: only probes are answered here"), self._registry.groups()[ALL])
+        return self._complete(
+            text_response(404, "not found: only probes are answered here"), self._registry.groups()[ALL]
+        )
 
     # -- answers --------------------------------------------------------------------------------------------------
 
@@ -305,12 +282,13 @@ class Probes:
             return refused
         self._learn_mount(environ)
         if part != "feed":
-            return self._asset(part, environ.get("QUERY_STRING", ""))
-        self._on_probe()
+            asset: Response = self._application.asset(part, environ.get("QUERY_STRING", ""))
+            return asset
+        self._application.startup.ensure()
         report = self._health.report(ALL)
         if not self._sees_details(how, environ):
             return Response(render(report, HTML), 200, _VARY, mimetype=HTML)
-        page = self._page(report._replace(details=True), environ["PATH_INFO"])
+        page: Response = self._application.page(report._replace(details=True), environ["PATH_INFO"])
         page.headers.update(_VARY)
         return page
 
@@ -318,22 +296,22 @@ class Probes:
         """Answer with the health of a group or of a component."""
         environ = request.environ
         self._learn_mount(environ)
-        self._on_probe()
+        self._application.startup.ensure()
         query = environ.get("QUERY_STRING", "")
         if len(query) > _LONGEST_QUERY or query.count("&") >= _MOST_PARAMETERS:
-            return _text(414, "the query string is too long")
+            return text_response(414, "the query string is too long")
         parameters: Mapping[str, Any] = request.args if query else {}
         if "login" in parameters and not details and self._may_sign_in(how, environ):
             headers = {"WWW-Authenticate": CHALLENGE, **_VARY}
-            return _text(401, "Sign in with any user name, and the token as the password.", headers)
+            return text_response(401, "Sign in with any user name, and the token as the password.", headers)
         # Otherwise callers who may not see the checks could find out their names and which one fails.
         exclude = frozenset(request.args.getlist("exclude") if details and query else ())
         unknown = sorted(exclude - self._names(environ)) if exclude else ()
         if unknown:
-            return _text(404, f"there is no check {unknown[0]!r} to exclude")
+            return text_response(404, f"there is no check {unknown[0]!r} to exclude")
         report = self._health.report(how.name, endpoint.component, exclude)
         if report.draining:
-            send(probe_refused, self._app, group=how.name)
+            send(probe_refused, self._application.flask, group=how.name)
         if details:
             report = report._replace(details=True)
         response = self._body(report, how, environ, "verbose" in parameters)
@@ -388,10 +366,11 @@ class Probes:
         kind = negotiate(environ.get("HTTP_ACCEPT", ""), verbose)
         if report.details and report.group == ALL and report.component is None:
             if verbose and kind in (JSON, HEALTH_JSON):
-                return Response(to_json(self._document(report)), content_type=kind)
+                return Response(to_json(self._application.document(report)), content_type=kind)
             if kind == HTML:
                 try:
-                    return self._page(report, environ["PATH_INFO"])
+                    page: Response = self._application.page(report, environ["PATH_INFO"])
+                    return page
                 except Exception:  # a probe is answered all the same
                     self._log_unrendered("the status page")
         sign_in = "?login" if not report.details and self._may_sign_in(how, environ) else ""
@@ -431,7 +410,7 @@ class Probes:
             return self._counts.copy()
 
 
-def _text(code: int, text: str, headers: Mapping[str, str] = {}) -> Response:
+def text_response(code: int, text: str, headers: Mapping[str, str] = {}) -> Response:
     return Response(f"{text}\n", code, headers, mimetype=TEXT)
 
 
@@ -440,7 +419,9 @@ def _answer_method(environ: WSGIEnvironment) -> Response | None:
     method = environ["REQUEST_METHOD"]
     if method in ("GET", "HEAD"):
         return None
-    return Response("", 204, _ALLOW) if method == "OPTIONS" else _text(405, "probes answer GET and HEAD", _ALLOW)
+    return (
+        Response("", 204, _ALLOW) if method == "OPTIONS" else text_response(405, "probes answer GET and HEAD", _ALLOW)
+    )
 
 
 def _decisive(report: HealthReport) -> list[HealthCheckError]:

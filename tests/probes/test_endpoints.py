@@ -19,7 +19,19 @@ from werkzeug.middleware.dispatcher import DispatcherMiddleware
 from werkzeug.test import Client, create_environ
 
 from flask_lifecycle import CheckResult, HealthCheckError, HealthReport, Lifecycle, State, probe_refused
-from tests._fakes import BOUND, FakeServer, get, in_child, listener_of, make_app, raiser, running, serve, state_of
+from tests._fakes import (
+    BOUND,
+    FakeServer,
+    get,
+    in_child,
+    listener_of,
+    make_app,
+    raiser,
+    run_python,
+    running,
+    serve,
+    state_of,
+)
 
 PROBES = ("/livez", "/readyz", "/startupz", "/healthcheck")
 HEALTH_JSON, JSON, TEXT, HTML = "application/health+json", "application/json", "text/plain", "text/html"
@@ -827,3 +839,26 @@ def test_a_query_has_a_length(query: str, code: int) -> None:
     answer = get(app, f"/healthcheck?{query}")
     assert answer.status_code == code
     assert code == 200 or answer.text == "the query string is too long\n"
+
+
+FORKED = """
+import os
+from flask import Flask
+from flask_lifecycle import Lifecycle
+
+app = Flask("shop")
+lifecycle = Lifecycle(app)
+client = app.test_client()
+codes = [client.get("/readyz").status_code]
+child = os.fork()
+codes.append(client.get("/readyz").status_code)
+print(codes, flush=True)
+if not child:
+    os._exit(0)
+os.waitpid(child, 0)
+"""
+
+
+def test_a_probe_begins_the_start_up_of_a_forked_child() -> None:
+    """A child of a process that has started is ready after its first probe, without a request."""
+    assert run_python(FORKED).stdout.splitlines() == ["[200, 200]"] * 2
