@@ -87,23 +87,21 @@ class PoolWatch(Feature):
         after: float,
         members: Callable[[], Sequence[Any]],
         server: Callable[[bool], Server | None],
-        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.after = after
         self.check = Check("stuck-workers", lambda: None, groups=("live",))
         self._listeners: weakref.WeakSet[Health] = weakref.WeakSet()
         self._members = members
         self._server = server
-        self._clock = clock
+        self.clock = time.monotonic
         self.after_fork()
         renew_in_children(self.after_fork)
 
     @classmethod
     def of(cls, application: Any) -> PoolWatch:
         """The one of the process for this number of seconds."""
-        after, process = application.settings.stuck_after, application.process
-        make = functools.partial(cls, after, process.applications, application.serving.current)
-        watch: PoolWatch = process.share(lambda process: make(), (cls, after))
+        after, search = application.settings.stuck_after, application.serving.current
+        watch: PoolWatch = application.process.share(lambda p: cls(after, p.applications, search), (cls, after))
         watch.attach(application.health)
         return watch
 
@@ -122,11 +120,6 @@ class PoolWatch(Feature):
         health.pool = self.report
         self._listeners.add(health)
 
-    @property
-    def status(self) -> str:
-        """The result of the last look."""
-        return "fail" if self._problem else "pass"
-
     def report(self, look: bool = True) -> CheckReport:
         """Report the pool as a check would, after a look at it or by the last one."""
         began = time.monotonic()
@@ -137,7 +130,7 @@ class PoolWatch(Feature):
 
     def look(self) -> str:
         """The problem; empty if there is none, or none can be seen. Blocks for a moment if there seems to be one."""
-        now = self._clock()
+        now = self.clock()
         problem = self._find_problem(now)
         with self._lock:
             if now >= self._as_of:

@@ -11,13 +11,13 @@ and gets the same answer. The second cordon lasts as long as the first, from its
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
 from typing import Any
 
 from werkzeug import Request, Response
 
 from .._config import shown
 from .._core.feature import Feature
+from .._probes.endpoints import text_response
 from .cordon import LONGEST_CORDON, Control, check_name, parse_duration
 
 _PARAMETERS = {"drain": ("by",), "cordon": ("by", "for"), "uncordon": ("by",)}
@@ -38,7 +38,7 @@ class Operators(Feature):
 
 def _respond(control: Control, action: str, request: Request) -> Response:
     if request.method != "POST":
-        return _text(405, "This needs a POST request; nothing was done.", {"Allow": "POST"})
+        return text_response(405, "This needs a POST request; nothing was done.", {"Allow": "POST"})
     peer = request.remote_addr or "-"
     way = f"HTTP from {peer}"
     try:
@@ -46,23 +46,19 @@ def _respond(control: Control, action: str, request: Request) -> Response:
         by = check_name(given.get("by", "" if action == "cordon" else peer))
         seconds = parse_duration("for", given.get("for", ""), LONGEST_CORDON) if action == "cordon" else 0.0
     except ValueError as error:
-        return _text(400, str(error))
+        return text_response(400, str(error))
     try:
         if action == "cordon":
-            return _text(200, control.cordon(seconds, by, way).reason)
+            return text_response(200, control.cordon(seconds, by, way).reason)
         if action == "uncordon":
             control.uncordon(by, way)
-            return _text(200, "uncordoned")
+            return text_response(200, "uncordoned")
     except RuntimeError as error:  # a shutdown has begun
-        return _text(409, str(error))
-    response = _text(202, "draining")
+        return text_response(409, str(error))
+    response = text_response(202, "draining")
     # After the response was sent, or could not be: an idle process would be gone before.
     response.call_on_close(lambda: control.drain(by, way))
     return response
-
-
-def _text(code: int, text: str, headers: Mapping[str, str] = {}) -> Response:
-    return Response(f"{text}\n", code, headers, mimetype="text/plain")
 
 
 def _parameters(request: Request, known: tuple[str, ...]) -> dict[str, str]:

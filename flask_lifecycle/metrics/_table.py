@@ -25,7 +25,7 @@ from .._core.state import State
 from .._core.tally import Tally
 from .._core.work import WorkLedger
 from ..checks._check import STATUSES, is_number
-from ..checks._health import READY, Health
+from ..checks._health import READY
 
 PREFIX = "flask_lifecycle"
 
@@ -77,11 +77,6 @@ def _one(value: float | None) -> list[Sample]:
 # -- of one application -------------------------------------------------------------------------------------------
 
 
-def _health(app: App) -> Health:
-    health: Health = app.health
-    return health
-
-
 def _state(app: App) -> list[Sample]:
     now = app.machine.state
     return [((state.value,), float(state is now)) for state in State]
@@ -100,17 +95,17 @@ def _served(app: App) -> list[Sample]:
 def _check_status(app: App) -> list[Sample]:
     return [
         ((text(report.name), status), float(report.status == status))
-        for report in _health(app).engine.known()
+        for report in app.health.engine.known()
         for status in STATUSES
     ]
 
 
 def _check_duration(app: App) -> list[Sample]:
-    return [((text(report.name),), report.duration) for report in _health(app).engine.known()]
+    return [((text(report.name),), report.duration) for report in app.health.engine.known()]
 
 
 def _check_changed(app: App) -> list[Sample]:
-    histories = _health(app).engine.histories()
+    histories = app.health.engine.histories()
     return [((text(name),), history.changed) for name, history in histories.items() if history.changed]
 
 
@@ -192,14 +187,9 @@ def _hooks(apps: Sequence[App]) -> list[Sample]:
     return [(labels, float(count)) for labels, count in ended.items()]
 
 
-def _shutdown(apps: Sequence[App]) -> Shutdown:
-    shutdown: Shutdown = apps[0].process.shutdown
-    return shutdown
-
-
 def _phases(apps: Sequence[App]) -> list[Sample]:
     """The phases that are over, and the current one with its duration so far."""
-    stop = _shutdown(apps)
+    stop: Shutdown = apps[0].process.shutdown
     over = {record.name: record.duration for record in list(stop.progress.records)}
     current = stop.phase
     if current and current not in over and stop.report is None:
@@ -211,7 +201,7 @@ def _phases(apps: Sequence[App]) -> list[Sample]:
 METRICS = (
     Metric("state", "State of the application: 1 for the current one, 0 for the others.", _state, ("state",)),
     Metric("ready", "Readiness by the last known results: 1 if it would pass, else 0.",
-           lambda app: _one(_health(app).known_status(READY) != "fail"), workers="min"),
+           lambda app: _one(app.health.known_status(READY) != "fail"), workers="min"),
     Metric("requests_in_flight", "Requests that are not answered yet.",
            lambda app: _one(len(app.ledger)), unit="{request}"),
     Metric("oldest_request", "Age of the oldest request in flight, 0 if there is none.",
@@ -245,12 +235,12 @@ METRICS = (
     Metric("shutdown_phase", "Duration of a phase of the shutdown, or the time so far; absent before a shutdown.",
            _phases, ("phase",), unit="s", workers="max", scope="process"),
     Metric("shutdown_remaining", "Remaining grace period; absent before a shutdown.",
-           lambda apps: _one(_shutdown(apps).remaining()), unit="s", workers="min", scope="process"),
+           lambda apps: _one(apps[0].process.shutdown.remaining()), unit="s", workers="min", scope="process"),
     Metric("requests_abandoned", "Requests that the shutdown abandoned.",
-           lambda apps: _one(len(_shutdown(apps).abandoned.requests)),
+           lambda apps: _one(len(apps[0].process.shutdown.abandoned.requests)),
            kind="counter", unit="{request}", scope="process"),
     Metric("work_abandoned", "Work items that the shutdown abandoned.",
-           lambda apps: _one(len(_shutdown(apps).abandoned.work)),
+           lambda apps: _one(len(apps[0].process.shutdown.abandoned.work)),
            kind="counter", unit="{item}", scope="process"),
     Metric("previous_shutdown_exit_code", "Exit code of the previous process, according to its shutdown report.",
            _previous("exit_code"), workers="max"),

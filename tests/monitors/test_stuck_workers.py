@@ -12,13 +12,10 @@ from typing import Any
 import pytest
 
 from flask_lifecycle import Lifecycle, check_changed, health_changed
-from flask_lifecycle._core.inflight import Ledger, Load
-from flask_lifecycle._core.state import Event
-from flask_lifecycle._monitors.stuck_workers import PoolWatch
+from flask_lifecycle._core.inflight import Load
 from flask_lifecycle.checks import Check
 from tests._fakes import (
     BOUND,
-    FakeMember,
     FakeServer,
     ManualClock,
     enter,
@@ -28,27 +25,31 @@ from tests._fakes import (
     until,
 )
 
-AFTER = 60.0
-
 
 class Bench:
     """A pool of two workers that has served for a long time, and its watch."""
 
     def __init__(self, *, members: int = 1, ours: bool = True) -> None:
         self.clock = ManualClock()
-        self.server: Any = FakeServer(ours)  # or None
+        self.apps = [make_app(LIFECYCLE_STUCK_AFTER=60) for _ in range(members)]
+        self.members: list[Any] = []
+        for app in self.apps:
+            Lifecycle(app)
+            self.members.append(state_of(app))
+            self.members[-1].startup.run()
+            self.members[-1].startup.served_since = 0.0
+            self.members[-1].ledger.clock = self.clock.monotonic
+        first = self.members[0]
+        for other in self.members[1:]:
+            first.process.join(other, ())
+        self.searches: list[float] = []
+        first.serving.find = lambda: self.searches.append(self.clock.now)
+        self.shutdown = first.process.shutdown
+        self.server = FakeServer(ours)
         self.server.pool = Load(0, 2, 2)
-        self.members = [FakeMember(self.clock) for _ in range(members)]
-        for member in self.members:
-            member.machine.apply(Event.STARTED)
-            member.startup.served_since = 0.0
-        self.searches: list[bool] = []
-        self.watch = PoolWatch(AFTER, lambda: self.members, self.find, self.clock.monotonic)
-        self.ended: list[Any] = []
-
-    def find(self, search: bool) -> Any:
-        self.searches.append(search)
-        return self.server
+        self.shutdown.server = self.server
+        self.watch: Any = first.features["stuck workers"]
+        self.watch.clock = self.clock.monotonic
 
     def begin(self, *threads: int, member: int = 0) -> list[Any]:
         """Begin a request in each of these threads."""
@@ -58,15 +59,14 @@ class Bench:
             bodies[-1].thread = thread
         return bodies
 
-    def look(self, later: float = 0.0) -> str:
+    def look(self, later: float = 0.0) -> Any:
         """Look, some seconds later."""
         self.clock.advance(later)
         return self.watch.look()
 
     @property
     def pings(self) -> list[Callable[[], None]]:
-        pings: list[Callable[[], None]] = self.server.canaries
-        return pings
+        return self.shutdown.server.canaries  # type: ignore[no-any-return]
 
     def answer(self) -> None:
         """Let the ping return."""
@@ -78,10 +78,14 @@ class Bench:
 
 
 @pytest.fixture
-def bench() -> Iterator[Bench]:
-    bench = Bench()
+def bench(request: pytest.FixtureRequest) -> Iterator[Bench]:
+    bench = Bench(**getattr(request, "param", {}))
     yield bench
     bench.published()
+
+
+TWO_MEMBERS = pytest.mark.parametrize("bench", [{"members": 2}], indirect=True)
+FOUND = pytest.mark.parametrize("bench", [{"ours": False}], indirect=True)
 
 
 # -- the same requests --------------------------------------------------------------------------------------------
@@ -115,20 +119,19 @@ def test_more_old_requests_than_workers(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize("load", [None, Load(0), Load(0, 2, 1), Load(0, 3, 3)])
-def test_a_pool_that_is_not_all_busy(bench: Bench, load: Load | None) -> None:
+def test_a_pool_that_is_not_all_busy(bench: Bench, load: Any) -> None:
     """An unknown load, no pool, an idle thread, and more threads than old requests are not stuck."""
     bench.begin(1, 2)
-    bench.server.load = lambda: load
+    bench.server.pool = load
     assert bench.look(61.0) == ""
 
 
-def test_applications_that_share_a_pool() -> None:
+@TWO_MEMBERS
+def test_applications_that_share_a_pool(bench: Bench) -> None:
     """The requests of all applications in the process occupy its workers."""
-    bench = Bench(members=2)
     bench.begin(1, member=0)
     bench.begin(2, member=1)
     assert bench.look(61.0) != ""
-    bench.published()
 
 
 # -- the ping -----------------------------------------------------------------------------------------------------
@@ -184,19 +187,18 @@ def test_a_server_without_a_way_in(bench: Bench) -> None:
     assert bench.look(61.0) != ""
 
 
-def test_a_server_that_was_found() -> None:
+@FOUND
+def test_a_server_that_was_found(bench: Bench) -> None:
     """A server that a search has found may not run: its silence counts only after it has answered."""
-    bench = Bench(ours=False)
     assert [bench.look(), bench.look(61.0)] == ["", ""]
     bench.answer()
     assert [bench.look(), bench.look(61.0)] == ["", "fake has not started a task that was queued 61 s ago"]
-    bench.published()
 
 
 def test_another_server(bench: Bench) -> None:
     """A ping to a server that is gone does not count for the next one."""
     bench.look()
-    bench.server = FakeServer(ours=False)
+    bench.shutdown.server = FakeServer(ours=False)
     assert bench.look(61.0) == ""
     assert len(bench.pings) == 1
     assert bench.look(61.0) == ""
@@ -204,18 +206,19 @@ def test_another_server(bench: Bench) -> None:
 
 def test_no_server(bench: Bench) -> None:
     """Without a server nothing is judged, and the searches for one become rarer."""
-    bench.server = None
+    bench.shutdown.server = None
     bench.begin(1, 2)
+    began = bench.clock.now
     assert [bench.look(later) for later in (0.0, 29.0, 1.0, 59.0, 1.0, 119.0, 1.0)] == [""] * 7
-    assert bench.searches == [True, False, True, False, True, False, True]
+    assert bench.searches == [began, began + 30, began + 90, began + 210]
 
 
 # -- when nothing is judged ---------------------------------------------------------------------------------------
 
 
-def test_requests_that_wait_for_another_start_up() -> None:
+@TWO_MEMBERS
+def test_requests_that_wait_for_another_start_up(bench: Bench) -> None:
     """The start-up of one application may occupy the workers of another; one that never starts hides no stuck pool."""
-    bench = Bench(members=2)
     other = bench.members[1]
     other.startup.served_since = None
     bodies = bench.begin(1, 2)
@@ -239,7 +242,7 @@ def test_a_child(bench: Bench) -> None:
     bench.published()
     bench.watch._lock.acquire()
     bench.watch.after_fork()
-    assert (bench.watch.status, bench.look()) == ("pass", "")
+    assert (bench.watch.report(look=False).status, bench.look()) == ("pass", "")
     assert len(bench.pings) == 2
 
 
@@ -247,7 +250,7 @@ def test_a_child(bench: Bench) -> None:
 
 
 @contextlib.contextmanager
-def hanging(ledger: Ledger, *paths: str) -> Iterator[None]:
+def hanging(ledger: Any, *paths: str) -> Iterator[None]:
     """Have a thread hang in each of these requests."""
     gate, begun = threading.Event(), threading.Semaphore(0)
 
@@ -314,7 +317,7 @@ class Listener:
 
 def test_a_listener_that_blocks_and_fails(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
     """A listener that blocks delays no look and no record, costs one thread, and receives all changes in order."""
-    listener: Any = Listener()
+    listener = Listener()
     bench.watch.attach(listener)
     bench.look()
     bench.look(61.0)
@@ -355,16 +358,17 @@ def test_two_looks_at_once(bench: Bench) -> None:
     other order is in every other test.
     """
     one, _two = bench.begin(1, 2)
+    server: Any = bench.server
 
     def load() -> Load:
-        bench.server.load = lambda: Load(0, 2, 2)
+        del server.load
         one.close()
         assert bench.look(0.1) == ""
         return Load(0, 2, 2)
 
-    bench.server.load = load
+    server.load = load
     assert bench.look(61.0) != ""
-    assert bench.watch.status == "pass"
+    assert bench.watch.report(look=False).status == "pass"
 
 
 # -- in the application -------------------------------------------------------------------------------------------
@@ -402,9 +406,10 @@ def test_applications_share_a_watch() -> None:
     apps = [make_app(LIFECYCLE_STUCK_AFTER=after) for after in (60, 60.0, 61)]
     for app in apps:
         Lifecycle(app)
-    states = [state_of(app) for app in apps]
+    states: list[Any] = [state_of(app) for app in apps]
+    make = type(states[0].features["stuck workers"]).of
     for state in states:
         state.serving = states[0].serving
-    first, second, other = (PoolWatch.of(state) for state in states)
+    first, second, other = map(make, states)
     assert first is second
     assert first is not other
