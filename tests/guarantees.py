@@ -14,13 +14,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from flask_lifecycle._core.server import ACCEPTED, ALL_CONNECTIONS, STARTED
-from flask_lifecycle._verify import runner, trial
 from tests._pages import replaced
 from tests.catalogue.servers import results
 
 ROOT = Path(__file__).parent.parent
 PROGRAM = "python -m tests.guarantees"
+ALL_CONNECTIONS, ACCEPTED, STARTED = "all connections", "accepted requests", "started requests"
+# The levels of scenarios that each includes.
+LEVELS = {ALL_CONNECTIONS: ("started", "accepted", "all"), ACCEPTED: ("started", "accepted"), STARTED: ("started",)}
 
 # What may be guaranteed: the head of its column in the documents, and the scenarios of verify that show it.
 GUARANTEES: dict[str, tuple[str, tuple[str, ...]]] = {
@@ -244,11 +245,6 @@ def level(server: Server) -> str:
     return ALL_CONNECTIONS if kept("held") and kept("kernel") else ACCEPTED if kept("held") else STARTED
 
 
-def included(server: Server) -> tuple[str, ...]:
-    """The levels of scenarios that the guarantee of a server includes."""
-    return trial.LEVELS[: trial.LEVELS.index(runner.CLAIMS.get(server.guarantee, trial.LEVELS[0])) + 1]
-
-
 def long_tables() -> str:
     """Those of ``docs/guarantees.md``: a row for each server, in tables that fit a page."""
     start = [["server", "how it is started", "guarantee", "websockets"]]
@@ -277,7 +273,7 @@ def _of_results() -> str:
     rows = [["server", "broken", "not checked, because the server does not support it"]]
     for name, by_scenario in found.items():
         rows.append([name])
-        for result in (runner.BROKEN, runner.NOT_CHECKED):
+        for result in ("broken", "not checked"):
             rows[-1].append(", ".join(f"`{each}`" for each, was in by_scenario.items() if was == result) or "none")
     return (
         "CI runs [every scenario](verify.md#the-scenarios) of `flask lifecycle verify` on these servers."

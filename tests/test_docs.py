@@ -1,4 +1,4 @@
-"""The documentation has a place for everything."""
+"""The documents have a place for everything, name what there is, and say what the code does."""
 
 from __future__ import annotations
 
@@ -12,27 +12,34 @@ from pathlib import Path
 import pytest
 
 from flask_lifecycle import Lifecycle
-from flask_lifecycle._verify import scenarios
+from flask_lifecycle._config import KEYS, Settings
+from tests._fakes import ROOT
 
-ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 API = (DOCS / "api.md").read_text(encoding="utf-8")
 EXAMPLES = "\n".join(re.findall(r"^```pycon\n(.*?)^```$", API, re.DOTALL | re.MULTILINE))
+DOCUMENTS = sorted(
+    path.relative_to(ROOT).as_posix() for part in ("", "docs/", "benchmarks/") for path in ROOT.glob(f"{part}*.md")
+)
 MODULES = ["", ".checks", ".metrics", ".gunicorn", ".testing"]
+# The README's commands, each in one line that can be copied as it is.
+SERVE = (
+    "python3 -m venv .venv && .venv/bin/pip install '.[waitress]'"
+    " && .venv/bin/flask --app examples/quickstart.py lifecycle run -p 8000"
+)
+TEST = "python3 -m venv .venv && .venv/bin/pip install -e '.[dev]' && .venv/bin/python -m pytest"
+
+
+# -- the API reference ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("module", MODULES)
 def test_every_public_name_is_in_the_api_reference(module: str) -> None:
-    """``docs/api.md`` has a directive for each name of ``__all__``."""
-    documented = re.findall(r"^\.\. auto\w+:: (\w+)$", API, re.MULTILINE)
-    assert set(importlib.import_module(f"flask_lifecycle{module}").__all__) <= set(documented)
-
-
-@pytest.mark.parametrize("module", MODULES)
-def test_every_public_name_has_an_example(module: str) -> None:
-    """The examples of ``docs/api.md`` use each name of ``__all__``."""
-    used = set(re.findall(r"\w+", EXAMPLES))
-    assert set(importlib.import_module(f"flask_lifecycle{module}").__all__) - used == set()
+    """``docs/api.md`` has a directive for each name of ``__all__``, and its examples use it."""
+    names = set(importlib.import_module(f"flask_lifecycle{module}").__all__)
+    assert names <= set(re.findall(r"^\.\. auto\w+:: (\w+)$", API, re.MULTILINE))
+    assert names <= set(re.findall(r"\w+", EXAMPLES))
 
 
 def test_every_method_of_the_lifecycle_has_an_example() -> None:
@@ -50,6 +57,34 @@ def test_the_examples_of_the_api_reference(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+# -- settings ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_table_of_settings_is_the_code_s() -> None:
+    """``docs/settings.md`` explains every setting, in its order, with its default, which is that of ``Settings()``."""
+    page = (DOCS / "settings.md").read_text(encoding="utf-8")
+    table = page[page.index("| setting |") :].split("\n\n")[0].splitlines()[2:]
+    rows = [re.split(r"(?<!\\)\|", line.strip("|").replace("`", "")) for line in table]
+    assert [(row[0].strip(), row[1].strip()) for row in rows] == [(name, key.default) for name, key in KEYS.items()]
+    assert [row[0] for row in rows if len(row) != 3 or len(row[2].strip()) < 15] == []
+    for name, key in KEYS.items():
+        try:
+            written = ast.literal_eval(key.default)
+        except (SyntaxError, ValueError):  # it is in words
+            continue
+        assert getattr(Settings(), key.attribute) == written, name
+
+
+@pytest.mark.parametrize("document", [name for name in DOCUMENTS if name == "README.md" or name.startswith("docs/")])
+def test_no_setting_is_mentioned_that_does_not_exist(document: str) -> None:
+    """Every ``LIFECYCLE_*`` name in the documents is a setting."""
+    text = (ROOT / document).read_text(encoding="utf-8")
+    assert set(re.findall(r"(?<![A-Z_])(?:FLASK_)?(LIFECYCLE_[A-Z_]+[A-Z])", text)) <= set(KEYS)
+
+
+# -- pages and links --------------------------------------------------------------------------------------------------
+
+
 def test_every_page_is_in_the_index() -> None:
     """``docs/index.md`` links to each page in its text, and has it in a table of contents."""
     index = (DOCS / "index.md").read_text(encoding="utf-8")
@@ -57,6 +92,32 @@ def test_every_page_is_in_the_index() -> None:
     contents = "\n".join(re.findall(r"```\{toctree\}\n(.*?)```", index, re.DOTALL))
     assert set(re.findall(r"\]\((\S+)\.md\)", index)) == pages
     assert set(re.findall(r"^([a-z-]+)$", contents, re.MULTILINE)) == pages
+
+
+def prose(path: Path) -> str:
+    """The text of a document without its blocks of code, in which a ``#`` is no heading."""
+    return re.sub(r"^```.*?^```$", "", path.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+
+
+def anchors(path: Path) -> list[str]:
+    """What a document's headings may be linked by, as GitHub makes it of their text."""
+    headings = re.findall(r"^#+ (.+)$", prose(path), re.MULTILINE)
+    return [re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings]
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_every_link_leads_somewhere(document: str) -> None:
+    """The file that a relative link names is there, and has the heading that it names."""
+    path = ROOT / document
+    lost = []
+    for link in re.findall(r"\]\(([^)\s]+)\)", prose(path)):
+        if re.match(r"\w+:", link):
+            continue  # another site's
+        name, _, anchor = link.partition("#")
+        target = (path.parent / name).resolve() if name else path
+        if not target.exists() or (anchor and anchor not in anchors(target)):
+            lost.append(link)
+    assert lost == []
 
 
 def test_the_messages_that_are_explained_are_the_program_s() -> None:
@@ -74,9 +135,31 @@ def test_the_messages_that_are_explained_are_the_program_s() -> None:
 
 
 def test_the_comparison_names_scenarios_of_verify() -> None:
-    """Each scenario that ``docs/peers.md`` names is in the catalogue."""
-    page = (DOCS / "peers.md").read_text(encoding="utf-8")
-    families = {scenario.family for scenario in scenarios.CATALOGUE.values()}
-    named = re.findall(rf"`((?:{'|'.join(families)})/[\w*.-]+)`", page)
+    """Each scenario that ``docs/peers.md`` names is in ``docs/verify.md``, which is compared with the code."""
+    catalogue = re.findall(r"^\| `(\S+/\S+)` \|", (DOCS / "verify.md").read_text(encoding="utf-8"), re.MULTILINE)
+    families = "|".join({name.partition("/")[0] for name in catalogue})
+    named = re.findall(rf"`((?:{families})/[\w*.-]+)`", (DOCS / "peers.md").read_text(encoding="utf-8"))
     assert named
-    assert [name for name in named if name not in scenarios.CATALOGUE and not name.endswith("/*")] == []
+    assert [name for name in named if name not in catalogue and not name.endswith("/*")] == []
+
+
+# -- the README -------------------------------------------------------------------------------------------------------
+
+
+def test_the_two_commands_of_the_readme() -> None:
+    """They are within the first screen, and ``.ci/run`` takes that of the tests from there."""
+    blocks = re.findall(r"^```sh\n(.*?)\n```$", README, re.DOTALL | re.MULTILINE)[:2]
+    assert {SERVE, TEST} <= set(blocks)
+    assert max(README[: README.index(command)].count("\n") for command in (SERVE, TEST)) < 40
+    assert "grep -m 1 'python -m pytest' README.md" in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    assert next(line for line in README.splitlines() if "python -m pytest" in line) == TEST
+
+
+def test_the_readme_is_short_and_its_examples_are_there() -> None:
+    """It has at most 1,200 words, code and tables included; its Python is whole, and the files that it names exist."""
+    assert sum(bool(re.search(r"\w", word)) for word in README.split()) <= 1200
+    for block in re.findall(r"^```python\n(.*?)^```$", README, re.DOTALL | re.MULTILINE):
+        compile(block, "README.md", "exec")
+    named = set(re.findall(r"(?:examples|benchmarks)/\w+\.\w+", README))
+    assert named
+    assert [name for name in sorted(named) if not (ROOT / name).is_file()] == []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import functools
 import inspect
 import sys
 import types
@@ -16,64 +17,57 @@ import flask_lifecycle
 from flask_lifecycle import Lifecycle, testing
 
 PUBLIC = [
-    "Check",
-    "CheckContext",
-    "CheckReport",
-    "CheckResult",
-    "HealthCheckError",
-    "HealthReport",
-    "HookRecord",
-    "Lifecycle",
-    "PhaseRecord",
-    "ProberInfo",
-    "RequestInfo",
-    "ServerInfo",
-    "ShutdownContext",
-    "ShutdownReport",
-    "StartupTask",
-    "State",
-    "Transition",
-    "Work",
-    "WorkInfo",
-    "check_changed",
-    "health_changed",
-    "probe_refused",
-    "shutdown_complete",
-    "state_changed",
-]
+    "Check", "CheckContext", "CheckReport", "CheckResult", "HealthCheckError", "HealthReport", "HookRecord",
+    "Lifecycle", "PhaseRecord", "ProberInfo", "RequestInfo", "ServerInfo", "ShutdownContext", "ShutdownReport",
+    "StartupTask", "State", "Transition", "Work", "WorkInfo", "check_changed", "health_changed", "probe_refused",
+    "shutdown_complete", "state_changed",
+]  # fmt: skip
 
-# Of each public method of Lifecycle: its parameters with their defaults. Types are mypy's to check.
+# Of each public method: its parameters with their defaults. Types are mypy's to check.
 SIGNATURES = {
-    "__init__": "(self, app=None)",
-    "init_app": "(self, app)",
-    "check": "(self, name=None, **options)",
-    "add_check": "(self, check, **options)",
-    "group": "(self, name, *, path=None, status_codes=None, headers=None, details=None, renderer=None)",
-    "renderer": "(self, function)",
-    "transitions": "(self)",
-    "probers": "(self)",
-    "on_startup": "(self, function=None, *, name=None, timeout=None)",
-    "on_drain": "(self, function=None, *, name=None, timeout=None, hold=False)",
-    "on_shutdown": "(self, function=None, *, name=None, timeout=None, scope='process')",
-    "requests": "(self, stacks=False)",
-    "resource": "(self, function=None, *, name=None, timeout=None, close_timeout=None)",
-    "startup_task": "(self, name, *, on_failure='shutdown')",
-    "submit": "(self, executor, function, /, *arguments, **keywords)",
-    "work_items": "(self, stacks=False)",
-    "wait_ready": "(self, timeout=None)",
-    "work": "(self, name, /, **info)",
-    "remaining": "(self)",
-    "set_ready": "(self)",
-    "set_not_ready": "(self, reason='set_not_ready()')",
-    "run": "(self, app, host=None, port=None, server='waitress', **server_options)",
-    "shutdown": "(self, reason='shutdown()', wait=True)",
+    "Lifecycle.__init__": "(self, app=None)",
+    "Lifecycle.init_app": "(self, app)",
+    "Lifecycle.check": "(self, name=None, **options)",
+    "Lifecycle.add_check": "(self, check, **options)",
+    "Lifecycle.group": "(self, name, *, path=None, status_codes=None, headers=None, details=None, renderer=None)",
+    "Lifecycle.renderer": "(self, function)",
+    "Lifecycle.transitions": "(self)",
+    "Lifecycle.probers": "(self)",
+    "Lifecycle.on_startup": "(self, function=None, *, name=None, timeout=None)",
+    "Lifecycle.on_drain": "(self, function=None, *, name=None, timeout=None, hold=False)",
+    "Lifecycle.on_shutdown": "(self, function=None, *, name=None, timeout=None, scope='process')",
+    "Lifecycle.requests": "(self, stacks=False)",
+    "Lifecycle.resource": "(self, function=None, *, name=None, timeout=None, close_timeout=None)",
+    "Lifecycle.startup_task": "(self, name, *, on_failure='shutdown')",
+    "Lifecycle.submit": "(self, executor, function, /, *arguments, **keywords)",
+    "Lifecycle.work_items": "(self, stacks=False)",
+    "Lifecycle.wait_ready": "(self, timeout=None)",
+    "Lifecycle.work": "(self, name, /, **info)",
+    "Lifecycle.remaining": "(self)",
+    "Lifecycle.set_ready": "(self)",
+    "Lifecycle.set_not_ready": "(self, reason='set_not_ready()')",
+    "Lifecycle.run": "(self, app, host=None, port=None, server='waitress', **server_options)",
+    "Lifecycle.shutdown": "(self, reason='shutdown()', wait=True)",
+    "AppFactory.__call__": "(self, app, *arguments, settings=None, start=True, timeout=30.0, **keywords)",
+    "AppFactory.close": "(self)",
+    "AppUnderTest.check": "(self, name)",
+    "AppUnderTest.drain": "(self)",
+    "AppUnderTest.failing": "(self, name, reason='made to fail by the test')",
+    "AppUnderTest.start": "(self)",
+    "AppUnderTest.stop": "(self)",
+    "ServerFactory.close": "(self)",
+    "Server.get": "(self, path, headers=None, port=None)",
+    "Server.open": "(self, path, method='GET', body=None, headers=None, port=None)",
+    "Server.signal": "(self, number=<Signals.SIGTERM: 15>)",
+    "Server.start_request": "(self, path, method='GET', body=None, headers=None, port=None)",
+    "Server.stop": "(self, number=<Signals.SIGTERM: 15>)",
+    "Server.wait": "(self)",
+    "Server.wait_log": "(self, pattern)",
+    "Server.wait_status": "(self, path, status=200, port=None)",
+    "ServerFactory.__call__": (
+        "(self, app=None, *, command=None, settings=None, env=None, ready_path='/readyz', timeout=30.0)"
+    ),
 }
-
-
-def _signature(function: Any) -> str:
-    signature = inspect.signature(function)
-    bare = [parameter.replace(annotation=inspect.Parameter.empty) for parameter in signature.parameters.values()]
-    return str(inspect.Signature(bare))
 
 
 def test_all_is_sorted_and_complete() -> None:
@@ -85,51 +79,46 @@ def test_all_is_sorted_and_complete() -> None:
     ]
     assert flask_lifecycle.__all__ == PUBLIC
     assert sorted(there) == PUBLIC
+    assert sorted(testing.__all__) == testing.__all__
 
 
 @pytest.mark.parametrize("name", PUBLIC)
 def test_public_names_are_documented(name: str) -> None:
-    """Every public name has a docstring of its own, written for it and not inherited."""
+    """Every public name has a docstring of its own, and is found by pickles, tracebacks and help in the package."""
     value = getattr(flask_lifecycle, name)
     doc = value.__dict__.get("__doc__")
     assert doc
-    # What dataclasses write when nobody else did.
-    assert not doc.startswith(f"{name}(")
-
-
-@pytest.mark.parametrize("name", PUBLIC)
-def test_public_names_belong_to_the_package(name: str) -> None:
-    """A public class is found by pickles, tracebacks and help under a module of the package."""
-    value = getattr(flask_lifecycle, name)
-    assert getattr(value, "__module__", "flask_lifecycle").split(".")[0] in {
-        "flask_lifecycle",
-        "blinker",
-    }
+    assert not doc.startswith(f"{name}(")  # what dataclasses write when nobody else did
+    assert getattr(value, "__module__", "flask_lifecycle").split(".")[0] in {"flask_lifecycle", "blinker"}
 
 
 def test_public_members_of_classes_are_documented() -> None:
     """Every public method and property of a public class has a docstring."""
+    public = [getattr(flask_lifecycle, name) for name in PUBLIC] + [getattr(testing, name) for name in testing.__all__]
     bare = []
-    for name in PUBLIC:
-        value = getattr(flask_lifecycle, name)
+    for value in public:
         if not inspect.isclass(value) or issubclass(value, enum.Enum):
             continue
         ours = [base for base in value.__mro__ if base.__module__.startswith("flask_lifecycle")]
         for member, thing in (item for base in ours for item in vars(base).items()):
-            documentable = inspect.isfunction(thing) or isinstance(thing, property)
-            if documentable and not member.startswith("_") and not inspect.getdoc(thing):
-                bare.append(f"{name}.{member}")
+            documentable = inspect.isfunction(thing) or isinstance(thing, property | functools.cached_property)
+            public_name = not member.startswith("_") or member == "__call__"
+            if documentable and public_name and not inspect.getdoc(thing):
+                bare.append(f"{value.__name__}.{member}")
     assert bare == []
 
 
-def test_signatures_of_lifecycle() -> None:
-    """The methods of ``Lifecycle`` take what is written here."""
-    methods = {
-        name: _signature(value)
-        for name, value in inspect.getmembers(Lifecycle)
-        if inspect.isfunction(value) and (not name.startswith("_") or name == "__init__")
-    }
-    assert methods == SIGNATURES
+def test_signatures() -> None:
+    """The methods of ``Lifecycle`` and of what the fixtures give take what is written here."""
+    signatures = {}
+    for kind in (Lifecycle, *(getattr(testing, name) for name in testing.__all__)):
+        special = "__init__" if kind is Lifecycle else "__call__"
+        for name, value in inspect.getmembers(kind, inspect.isfunction):
+            if name == special or not name.startswith("_"):
+                signature = inspect.signature(value)
+                bare: list[Any] = [each.replace(annotation=each.empty) for each in signature.parameters.values()]
+                signatures[f"{kind.__name__}.{name}"] = str(inspect.Signature(bare))
+    assert signatures == SIGNATURES
 
 
 # Of the options of a check: their defaults.
@@ -166,51 +155,6 @@ def test_the_decorator_is_typed_with_the_options_of_a_check() -> None:
 
 def test_properties_of_lifecycle() -> None:
     """What is read without a call is a property that cannot be set."""
-    properties = {n: p for n, p in vars(Lifecycle).items() if isinstance(p, property)}
-    assert sorted(name for name in properties if not name.startswith("_")) == [
-        "draining",
-        "in_flight",
-        "probe_address",
-        "server",
-        "state",
-    ]
+    properties = {n: p for n, p in vars(Lifecycle).items() if isinstance(p, property) and not n.startswith("_")}
+    assert sorted(properties) == ["draining", "in_flight", "probe_address", "server", "state"]
     assert all(prop.fset is None for prop in properties.values())
-
-
-# Of flask_lifecycle.testing, as for Lifecycle.
-SIGNATURES_OF_TESTING = {
-    "AppFactory.__call__": "(self, app, *arguments, settings=None, start=True, timeout=30.0, **keywords)",
-    "AppFactory.close": "(self)",
-    "AppUnderTest.check": "(self, name)",
-    "AppUnderTest.drain": "(self)",
-    "AppUnderTest.failing": "(self, name, reason='made to fail by the test')",
-    "AppUnderTest.start": "(self)",
-    "AppUnderTest.stop": "(self)",
-    "ServerFactory.close": "(self)",
-    "Server.get": "(self, path, headers=None, port=None)",
-    "Server.open": "(self, path, method='GET', body=None, headers=None, port=None)",
-    "Server.signal": "(self, number=<Signals.SIGTERM: 15>)",
-    "Server.start_request": "(self, path, method='GET', body=None, headers=None, port=None)",
-    "Server.stop": "(self, number=<Signals.SIGTERM: 15>)",
-    "Server.wait": "(self)",
-    "Server.wait_log": "(self, pattern)",
-    "Server.wait_status": "(self, path, status=200, port=None)",
-    "ServerFactory.__call__": (
-        "(self, app=None, *, command=None, settings=None, env=None, ready_path='/readyz', timeout=30.0)"
-    ),
-}
-
-
-def test_signatures_of_testing() -> None:
-    """What the fixtures give has these methods, and each public member has a docstring."""
-    members = {
-        f"{name}.{member}": value
-        for name in testing.__all__
-        for member, value in vars(getattr(testing, name)).items()
-        if member == "__call__" or not member.startswith("_")
-    }
-    assert sorted(testing.__all__) == testing.__all__
-    assert {
-        name: _signature(value) for name, value in members.items() if inspect.isfunction(value)
-    } == SIGNATURES_OF_TESTING
-    assert [name for name, value in members.items() if not inspect.getdoc(value)] == []

@@ -82,12 +82,18 @@ class Connection:
             if slow:
                 self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             if sock is None:
-                self.sock.connect(address)
-                if _is_its_own_peer(self.sock):
-                    raise ConnectionRefusedError(errno.ECONNREFUSED, "connected to itself")
+                self._connect(address)
         except BaseException:
             self.sock.close()
             raise
+
+    def _connect(self, address: Address) -> None:
+        try:
+            self.sock.connect(address)
+        except ConnectionResetError:  # the listener was closed after the handshake, and nothing was sent
+            raise ConnectionRefusedError(errno.ECONNREFUSED, "reset by a listener that was closed") from None
+        if _is_its_own_peer(self.sock):
+            raise ConnectionRefusedError(errno.ECONNREFUSED, "connected to itself")
 
     def __enter__(self) -> Self:
         return self

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from flask_lifecycle._verify import runner, scenarios, trial
+from flask_lifecycle._verify import runner
 
 ROOT = Path(__file__).parent.parent.parent
 RESULTS = ROOT / "docs" / "verified.json"
@@ -57,10 +57,10 @@ COMMANDS: dict[str, tuple[str, ...]] = {
 RELOAD_ON = {name: signal.SIGHUP for name in COMMANDS if name.startswith("gunicorn")}
 
 
-def outcomes(server: str, chosen: Iterable[trial.Scenario], jobs: int = 1) -> Iterable[runner.Outcome]:
-    """Run scenarios on a server. Its process needs the environment of :func:`environment`."""
+def outcomes(server: str, *names: str, jobs: int = 1) -> Iterable[runner.Outcome]:
+    """Run scenarios, or all, on a server. Its process needs the environment of :func:`environment`."""
     plan = runner.Plan(COMMANDS[server], None, {}, signal.SIGTERM, None, PATIENCE, RELOAD_ON.get(server))
-    return runner.Runner(plan).run(chosen, jobs)
+    return runner.Runner(plan).run(runner.choose(names, ()), jobs)
 
 
 def environment() -> Mapping[str, str]:
@@ -80,11 +80,11 @@ def main(names: list[str]) -> None:
     found = results() if RESULTS.exists() else {}
     for name in names or COMMANDS:
         by_name = {}
-        for outcome in outcomes(name, scenarios.CATALOGUE.values(), jobs=4):
+        for outcome in outcomes(name, jobs=4):
             by_name[outcome.scenario] = outcome.result
             if outcome.result != "holds":
                 print(f"{name}: {outcome.scenario} {outcome.result}: {outcome.seen}", flush=True)
-        found[name] = {scenario: by_name[scenario] for scenario in scenarios.CATALOGUE}
+        found[name] = {each.name: by_name[each.name] for each in runner.choose((), ())}
     text = json.dumps({name: found[name] for name in COMMANDS if name in found}, indent=1)
     RESULTS.write_text(text + "\n", encoding="utf-8")
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 import flask_lifecycle
-from flask_lifecycle import Lifecycle, _config, checks
+from flask_lifecycle import Lifecycle, checks
+from flask_lifecycle._config import KEYS
 from tests.live._process import Running
 
 from .conftest import Own, ask, body_of, probe_address
@@ -93,7 +94,7 @@ def test_every_row_is_whole() -> None:
 
 def test_every_name_exists() -> None:
     """The settings, methods, signals and ready-made checks that the page names are there."""
-    assert set(re.findall(r"(?<![A-Z_])LIFECYCLE_[A-Z_]+", PAGE)) <= set(_config.KEYS)
+    assert set(re.findall(r"(?<![A-Z_])LIFECYCLE_[A-Z_]+", PAGE)) <= set(KEYS)
     names = set(re.findall(r"(?<![\w.])lifecycle\.(\w+)", PAGE))
     assert [name for name in sorted(names) if not hasattr(Lifecycle, name)] == []
     assert set(re.findall(r"\b(?:state|check|health)_changed|probe_refused", PAGE)) <= set(flask_lifecycle.__all__)

@@ -13,30 +13,47 @@ from xml.etree import ElementTree
 import pytest
 from click.testing import CliRunner, Result
 from flask import Flask
+from flask.cli import FlaskGroup
 
 from flask_lifecycle import Lifecycle
-from flask_lifecycle._verify import command, scenarios
+from flask_lifecycle._verify import client, runner
+from tests._fakes import ROOT
 
 from .page import PAGE, updated
 
 BREAKING = str(Path(__file__).with_name("breaking_server.py"))
 BOUND = 60.0
+# Its first process answers at once. Its child is ready after a moment, and a signal before that makes the exit fail.
+TWO_WORKERS = """
+import http.server, os, signal, sys, time
+from flask_lifecycle._verify.routes import Record
+path = os.environ["LIFECYCLE_VERIFY"].split(":", 2)[2]
+Record(path).add('settings {"ready": "/", "live": "/"}')
+if os.fork() == 0:
+    time.sleep(0.5)
+    Record(path).add("ready")
+    time.sleep(60)
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+
+signal.signal(signal.SIGTERM, lambda *_: os._exit(" ready" not in open(path).read()))
+http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
+"""
 
 
 def verify(*arguments: str) -> Result:
-    return CliRunner().invoke(command.verify, arguments)
+    return CliRunner().invoke(FlaskGroup(), ["lifecycle", "verify", *arguments])
 
 
-def test_the_list() -> None:
-    """It has every scenario and what it promises."""
+def test_the_list_and_the_page() -> None:
+    """Both have every scenario and what it promises; ``docs/verify.md`` is what the code writes."""
     listed = verify("--list").output.splitlines()
-    assert [line.split()[0] for line in listed] == list(scenarios.CATALOGUE)
+    assert [line.split()[0] for line in listed] == [each.name for each in runner.choose((), ())]
     chosen = verify("--list", "--only", "hooks").output.splitlines()
     assert chosen == [line for line in listed if line.startswith("hooks/")]
-
-
-def test_the_page() -> None:
-    """``docs/verify.md`` has the catalogue of the code."""
     text = PAGE.read_text(encoding="utf-8")
     assert updated(text) == text
 
@@ -51,6 +68,8 @@ def test_the_page() -> None:
         (("--url", "here", "--", "serve"), "--url 'here' is not of the form http://HOST:PORT."),
         (("--url", "http://localhost:x", "--", "serve"), "is not of the form http://HOST:PORT."),
         (("--url", "localhost:80", "--jobs", "2", "--", "serve"), "leave --jobs at 1."),
+        (("--json", "/no/file", "--", "/no/such/command", "{port}"), "'--json': '/no/file': No such file or directory"),
+        (("--junit", "/no/file", "--", "/no/such/command", "{port}"), "'--junit': '/no/file': No such file or"),
         (("--", "/no/such/command", "{port}"), "'/no/such/command' cannot be started: No such file"),
         (("--", "false", "{port}"), "The command ended with 1 before it answered. Its last line: it printed nothing"),
         (("--", "true", "{port}"), "The command ended with 0 before it answered; it must stay in the foreground."),
@@ -71,15 +90,6 @@ def test_an_address_that_is_taken() -> None:
         result = verify("--url", f"http://127.0.0.1:{port}", "--", sys.executable, "-m", "http.server", str(port))
     assert result.exit_code == 2
     assert f"Something listens on 127.0.0.1:{port} already; stop it first." in result.output
-
-
-@pytest.mark.parametrize("option", ["--json", "--junit"])
-def test_a_file_that_cannot_be_written(tmp_path: Path, option: str) -> None:
-    """It is noticed before anything is started."""
-    result = verify(option, str(tmp_path / "no" / "file"), "--", "/no/such/command", "{port}")
-    assert result.exit_code == 2
-    assert f"Invalid value for '{option}'" in result.output
-    assert "No such file or directory" in result.output
 
 
 def test_the_outcomes(tmp_path: Path) -> None:
@@ -111,6 +121,22 @@ def test_a_server_without_a_lifecycle() -> None:
     assert result.exit_code == 1
     assert "accept/queue                    all       broken" in result.output
     assert "no path is given for slow" in result.output
+
+
+def test_all_workers_are_waited_for() -> None:
+    """A server whose first worker answers is not stopped before the others are ready."""
+    result = verify("--only", "exit/code", "--", sys.executable, "-c", TWO_WORKERS, "{port}")
+    assert "1 holds, 0 broken" in result.output
+
+
+def test_a_client_that_is_reset_while_it_connects_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A listener that is closed between the handshake and the return of ``connect`` is seen as gone."""
+
+    def reset(*_args: object) -> None:
+        raise ConnectionResetError
+
+    monkeypatch.setattr(socket.socket, "connect", reset)
+    assert client.is_refused(("127.0.0.1", 1), BOUND)
 
 
 def test_ctrl_c_ends_all_processes(tmp_path: Path) -> None:
@@ -155,7 +181,7 @@ def test_our_own_command() -> None:
     """The promise of ``flask lifecycle run`` holds, by the claim that the server makes; ``tests/catalogue`` runs all
     scenarios, but for the hand-over.
     """
-    app = str(Path(__file__).parent.parent.parent / "examples" / "quickstart.py")
+    app = str(ROOT / "examples" / "quickstart.py")
     settings = ("env", "FLASK_LIFECYCLE_PROBE_PORT={probe_port}", "FLASK_LIFECYCLE_GRACE_PERIOD=12")
     reload = ("--reload-on", "SIGHUP")
     command = (*settings, sys.executable, "-m", "flask", "--app", app, "lifecycle", "run", *reload, "-p", "{port}")
