@@ -8,10 +8,13 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from tests._raw_server import RawServer
 
 # The default of LIFECYCLE_SHUTDOWN_DELAY depends on it, and a test may well run inside a cluster.
 os.environ.pop("KUBERNETES_SERVICE_HOST", None)
@@ -88,6 +91,20 @@ def given_back() -> Iterator[None]:
     running = [thread.name for thread in left if thread.is_alive()]
     assert not changed, f"signal handlers not restored: {', '.join(changed)}"
     assert not running, f"threads still running: {', '.join(running)}"
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[..., RawServer]]:
+    """Start raw servers, and end them."""
+    servers: list[RawServer] = []
+
+    def start(*arguments: Any, **options: Any) -> RawServer:
+        servers.append(RawServer(*arguments, **options))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.close()
 
 
 @pytest.fixture

@@ -28,20 +28,6 @@ SHORT = 0.3
 
 
 @pytest.fixture
-def serve() -> Iterator[Callable[..., RawServer]]:
-    """Start raw servers, and end them."""
-    servers: list[RawServer] = []
-
-    def start(*arguments: Any, **options: Any) -> RawServer:
-        servers.append(RawServer(*arguments, **options))
-        return servers[-1]
-
-    yield start
-    for server in servers:
-        server.close()
-
-
-@pytest.fixture
 def child(tmp_path: Path) -> Iterator[Child]:
     """A server in a process of its own."""
     process = Child(tmp_path)

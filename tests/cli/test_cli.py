@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import signal
+import socket
 import sys
 import threading
 import types
@@ -18,7 +20,6 @@ from flask import Flask
 from flask_lifecycle import HookRecord, Lifecycle, ShutdownReport
 from flask_lifecycle._cli.run import Countdown
 from flask_lifecycle._core.log import show_log
-from flask_lifecycle._servers import socket_activation
 from tests._fakes import make_app, until
 from tests.cli.test_status import Terminal
 
@@ -48,13 +49,7 @@ class FakeState:
         return 7.4 if self.draining.is_set() else None
 
     def run(
-        self,
-        app: Any,
-        host: str | None,
-        port: int | None,
-        server: str,
-        options: dict[str, Any],
-        restart_worker: Any = None,
+        self, app: Any, host: Any, port: Any, server: str, options: Any, restart_worker: Any = None
     ) -> ShutdownReport:
         self.calls.append((app, host, port, server, options))
         if self.error is not None:
@@ -71,71 +66,54 @@ def invoke(state: FakeState, *arguments: str) -> tuple[Flask, Result]:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "host", "port", "server", "options"),
+    ("arguments", "where", "options"),
     [
-        ([], None, None, "waitress", {}),
-        (["-h", "::1", "-p", "0"], "::1", 0, "waitress", {}),
-        (["--host", "0.0.0.0", "--port", "80", "--server", "werkzeug"], "0.0.0.0", 80, "werkzeug", {}),
+        ("", (None, None, "waitress"), {}),
+        ("-h ::1 -p 0", ("::1", 0, "waitress"), {}),
+        ("--host 0.0.0.0 --port 80 --server werkzeug", ("0.0.0.0", 80, "werkzeug"), {}),
         (
-            ["--threads", "8", "--connection-limit", "500"],
-            None,
-            None,
-            "waitress",
-            {"threads": 8, "connection_limit": 500},
-        ),
-        (
-            ["--listen", "127.0.0.1:1", "--listen", "[::1]:2", "--unix-socket", "/tmp/s", "--unix-socket-perms", "660"],
-            None,
-            None,
-            "waitress",
+            "--listen 127.0.0.1:1 --listen [::1]:2 --unix-socket /tmp/s --unix-socket-perms 660",
+            (None, None, "waitress"),
             {"listen": "127.0.0.1:1 [::1]:2", "unix_socket": "/tmp/s", "unix_socket_perms": "660"},
         ),
         (
-            ["-o", "max-request-header-size=1000", "--option", "ident=a=b"],
-            None,
-            None,
-            "waitress",
-            {"max_request_header_size": "1000", "ident": "a=b"},
-        ),
-        (["--fd", "7", "--fd", "8"], None, None, "waitress", {"sockets": ["socket 7", "socket 8"]}),
-        (["--threads", "2", "-o", "threads=3"], None, None, "waitress", {"threads": "3"}),
-        (
-            ["--channel-timeout", "9", "--backlog", "10", "--max-request-body-size", "11", "--url-scheme", "https"],
-            None,
-            None,
-            "waitress",
-            {"channel_timeout": 9, "backlog": 10, "max_request_body_size": 11, "url_scheme": "https"},
+            "--threads 2 -o threads=3 -o max-request-header-size=1000 --option ident=a=b",
+            (None, None, "waitress"),
+            {"threads": "3", "max_request_header_size": "1000", "ident": "a=b"},
         ),
         (
-            ["--url-prefix", "/shop", "--ident", "x", "--trusted-proxy", "*", "--trusted-proxy-count", "2"],
-            None,
-            None,
-            "waitress",
-            {"url_prefix": "/shop", "ident": "x", "trusted_proxy": "*", "trusted_proxy_count": 2},
-        ),
-        (
-            ["--trusted-proxy-headers", "x-forwarded-for forwarded"],
-            None,
-            None,
-            "waitress",
-            {"trusted_proxy_headers": "x-forwarded-for forwarded"},
+            "--threads 8 --connection-limit 500 --channel-timeout 9 --backlog 10 --max-request-body-size 11"
+            " --url-scheme https --url-prefix /shop --ident x --trusted-proxy * --trusted-proxy-count 2"
+            " --trusted-proxy-headers forwarded",
+            (None, None, "waitress"),
+            {
+                "threads": 8, "connection_limit": 500, "channel_timeout": 9, "backlog": 10, "max_request_body_size": 11,
+                "url_scheme": "https", "url_prefix": "/shop", "ident": "x", "trusted_proxy": "*",
+                "trusted_proxy_count": 2, "trusted_proxy_headers": "forwarded",
+            },
         ),
     ],
-)
-def test_options_reach_run(
-    arguments: list[str],
-    host: str | None,
-    port: int | None,
-    server: str,
-    options: dict[str, Any],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+)  # fmt: skip
+def test_options_reach_run(arguments: str, where: tuple[Any, ...], options: dict[str, Any]) -> None:
     """Options are named as in ``flask run`` and ``waitress-serve`` and reach run(); what is not given does not."""
-    monkeypatch.setattr(socket_activation, "listener", lambda number: f"socket {number}")
     state = FakeState()
-    app, result = invoke(state, *arguments)
+    app, result = invoke(state, *arguments.split())
     assert (result.exit_code, result.output) == (0, "")
-    assert state.calls == [(app, host, port, server, options)]
+    assert state.calls == [(app, *where, options)]
+
+
+def test_descriptors_reach_run() -> None:
+    """Each descriptor is a listening socket, which run() gets."""
+    state = FakeState()
+    with socket.create_server(("127.0.0.1", 0)) as one, socket.create_server(("127.0.0.1", 0)) as two:
+        numbers = [str(os.dup(each.fileno())) for each in (one, two)]
+        _app, result = invoke(state, "--fd", numbers[0], "--fd", numbers[1])
+        assert (result.exit_code, result.output) == (0, "")
+        [(*_where, options)] = state.calls
+        for given, listener in zip(options.pop("sockets"), (one, two), strict=True):
+            with given:
+                assert given.getsockname() == listener.getsockname()
+        assert options == {}
 
 
 def test_how_the_command_ends() -> None:

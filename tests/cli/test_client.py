@@ -1,70 +1,29 @@
-"""Talking to another process: one request, sent to nobody else, and errors that are one sentence."""
+"""How ``status`` and ``drain`` talk to another process: one request, sent to nobody else, errors of a sentence."""
 
 from __future__ import annotations
 
-import dataclasses
 import json
-import re
 import socket
-import threading
-from collections.abc import Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from flask_lifecycle._cli import client
-from tests._fakes import BOUND, running, whole
 from tests._raw_server import RawServer, Script, answer, repeating, resetting, saying, silent
+from tests.cli.test_operators import invoke, no_environment, refused
+
+__all__ = ["no_environment"]
 
 HEALTHY = json.dumps({"status": "pass", "state": "READY"}).encode()
+NO_DOCUMENT = "which is no health document; give the URL of a health check."
 
 
-@pytest.fixture
-def serve() -> Iterator[Any]:
-    """Start servers that follow a script; they are closed when the test is over."""
-    servers: list[RawServer] = []
-
-    def start(script: Script, *, reads: bool = True) -> tuple[RawServer, client.Url]:
-        servers.append(RawServer(script, reads=reads))
-        return servers[-1], client.Url.parse(servers[-1].url).at("/healthcheck")
-
-    yield start
-    for server in servers:
-        server.close()
-
-
-@pytest.mark.parametrize(
-    ("text", "url"),
-    [
-        ("http://127.0.0.1:9000", client.Url("http", "127.0.0.1", 9000, "")),
-        ("127.0.0.1:9000", client.Url("http", "127.0.0.1", 9000, "")),
-        ("localhost", client.Url("http", "localhost", 80, "")),
-        ("https://shop.example/ops/", client.Url("https", "shop.example", 443, "/ops")),
-        ("http://[::1]:9000/healthcheck?x=1", client.Url("http", "::1", 9000, "/healthcheck")),
-    ],
-)
-def test_urls(text: str, url: client.Url) -> None:
-    """A URL needs no scheme, and what is behind its path does not matter."""
-    assert client.Url.parse(text) == url
-    assert str(client.Url.parse(str(url))) == str(url)
-
-
-@pytest.mark.parametrize(
-    "text",
-    ["", "http://", "ftp://a", "http://a:b", "http://a:99999", "http://[::1", "http://me:secret@a", "a\nb", "\x1b[2J"],
-)
-def test_what_is_no_url(text: str) -> None:
-    """Everything else is refused in a sentence that holds nothing of it but what can be seen."""
-    message = f"'{ascii(text)[1:-1]}' is not a URL of a process; give one such as 'http://127.0.0.1:9000'."
-    with pytest.raises(ValueError, match=whole(message)):
-        client.Url.parse(text)
-
-
-def test_a_health_document(serve: Any) -> None:
-    """The request asks for details, with the token if there is one; what counts is the document, not the status."""
-    server, url = serve(answer(HEALTHY, "503 Service Unavailable"))
-    assert client.fetch_health(url, None, BOUND) == json.loads(HEALTHY)
-    client.fetch_health(url, "hüsh", BOUND)
+def test_a_health_document(serve: Callable[..., RawServer]) -> None:
+    """The request asks for details, with the token if there is one; the document counts, and not the status."""
+    server = serve(answer(HEALTHY, "503 Service Unavailable"))
+    for arguments in ([], ["--token", "hüsh"]):
+        result = invoke(None, "status", server.url, "--json", *arguments)
+        assert (result.exit_code, json.loads(result.stdout)) == (0, json.loads(HEALTHY))
     first, second = (request.decode("latin-1") for request in server.requests)
     assert first.startswith("GET /healthcheck?verbose HTTP/1.1\r\n")
     assert "Accept: application/health+json" in first
@@ -73,127 +32,104 @@ def test_a_health_document(serve: Any) -> None:
     assert "Authorization: Bearer hüsh\r\n".encode().decode("latin-1") in second
 
 
-@pytest.mark.parametrize(
-    "body",
-    [
-        b"",
-        b"ok",
-        b"[]",
-        b'{"status": "up"}',
-        b'{"status": ["pass"]}',
-        b"\xff",
-        '{"status": "pass"}'.encode("utf-16"),
-        b"[" * 100_000,
-    ],
-    ids=lambda body: repr(body[:20]),
-)
-def test_what_is_no_health_document(serve: Any, body: bytes) -> None:
-    """Anything else that is answered is none."""
-    _server, url = serve(answer(body))
-    with pytest.raises(
-        client.UnreachableError,
-        match=whole(f"{url} answered 200, which is no health document; give the URL of a health check."),
-    ):
-        client.fetch_health(url, None, BOUND)
+ANSWERS: list[tuple[Script, str]] = [
+    *(
+        (answer(body), f"answered 200, {NO_DOCUMENT}")
+        for body in (
+            b"", b"ok", b"[]", b'{"status": "up"}', b'{"status": ["pass"]}', b"\xff",
+            '{"status": "pass"}'.encode("utf-16"), b"[" * 100_000,
+        )
+    ),
+    # No more is read than any document is long, so an endless answer is cut.
+    (repeating(b"HTTP/1.1 200 OK\r\n\r\n", b"x" * 65536), f"answered 200, {NO_DOCUMENT}"),
+    (silent, "does not answer: no answer within 0.2 s."),
+    (repeating(b"HTTP/1.1 200 OK\r\n", b"X-More: 1\r\n"), "does not answer: the answer is not HTTP."),
+    (saying(b""), "does not answer: the connection was closed without an answer."),
+    (saying(b"SSH-2.0-OpenSSH\r\n\r\n"), "does not answer: the answer is not HTTP."),
+    (resetting, "does not answer: Connection reset by peer."),
+]  # fmt: skip
 
 
-def test_the_token_is_for_nobody_else(serve: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A redirect is told and not followed, and no proxy of the environment is used."""
-    other, elsewhere = serve(answer(HEALTHY))
+@pytest.mark.parametrize(("script", "sentence"), ANSWERS, ids=range(len(ANSWERS)))
+def test_no_health_document(serve: Callable[..., RawServer], script: Script, sentence: str) -> None:
+    """Anything else that is answered, or nothing in time, is one sentence."""
+    server = serve(script)
+    timeout = "0.2" if "within" in sentence else "10"
+    result = invoke(None, "status", server.url, "--timeout", timeout)
+    refused(result, f"{server.url}healthcheck {sentence}")
+
+
+def test_the_token_is_for_nobody_else(serve: Callable[..., RawServer], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A redirect is reported and not followed, and no proxy of the environment is used."""
+    other = serve(answer(HEALTHY))
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy"):
-        monkeypatch.setenv(name, str(elsewhere.at("")))
-    _server, url = serve(answer(b"", "302 Found", Location=f"{elsewhere}\x1b"))
-    message = rf"redirects to {re.escape(str(elsewhere))}\\x1b, which is not followed"
-    with pytest.raises(client.UnreachableError, match=message):
-        client.fetch_health(url, "hush", BOUND)
+        monkeypatch.setenv(name, other.url)
+    server = serve(answer(b"", "302 Found", Location=f"{other.url}\x1b"))
+    result = invoke(None, "status", server.url, "--token", "hush")
+    what = rf"redirects to {other.url}\x1b, which is not followed, {NO_DOCUMENT}"
+    refused(result, f"{server.url}healthcheck {what}")
     assert other.connections == 0
 
 
-@pytest.mark.parametrize(
-    ("script", "cause"),
-    [
-        (silent, "no answer within 0.2 s"),
-        (repeating(b"HTTP/1.1 200 OK\r\n", b"X-More: 1\r\n"), "the answer is not HTTP"),
-        (saying(b""), "the connection was closed without an answer"),
-        (saying(b"SSH-2.0-OpenSSH\r\n\r\n"), "the answer is not HTTP"),
-        (resetting, "Connection reset by peer"),
-    ],
-)  # fmt: skip
-def test_no_answer(serve: Any, script: Script, cause: str) -> None:
-    """Whatever does not answer in time and in HTTP is one sentence."""
-    _server, url = serve(script)
-    timeout = 0.2 if "within" in cause else BOUND
-    with pytest.raises(client.UnreachableError, match=whole(f"{url} does not answer: {cause}.")):
-        client.ask("GET", url, "verbose", {}, timeout)
-
-
-def test_nobody_listens() -> None:
-    """A port that nobody listens at is told as such."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    with pytest.raises(
-        client.UnreachableError, match=whole(f"http://127.0.0.1:{port}/ does not answer: the connection is refused.")
-    ):
-        client.fetch_health(client.Url("http", "127.0.0.1", port, "/"), None, BOUND)
-
-
-def test_what_cannot_be_written() -> None:
-    """A token or a host that cannot be sent is one sentence, too, and does not show the token."""
-    url = client.Url("http", "127.0.0.1", 9, "/")
-    sentence = "The token begins or ends with a blank, or contains a line break; remove it."
+def test_what_cannot_be_sent(serve: Callable[..., RawServer]) -> None:
+    """A token or a host that cannot be sent, and TLS where there is none, are one sentence, without the token."""
+    server = serve(answer(HEALTHY), reads=False)
     for token in ("secret\n", " secret", "sec\rret"):
-        with pytest.raises(client.UnreachableError, match=whole(sentence)):
-            client.fetch_health(url, token, BOUND)
-    with pytest.raises(client.UnreachableError, match="does not answer: "):
-        client.ask("GET", dataclasses.replace(url, host="x" * 64 + ".example"), "", {}, BOUND)
+        result = invoke(None, "status", server.url, "--token", token)
+        refused(result, "The token begins or ends with a blank, or contains a line break; remove it.")
+    assert server.connections == 0
+    for url in (f"http://{'x' * 64}.example", server.url.replace("http:", "https:")):
+        result = invoke(None, "status", url)
+        assert (result.exit_code, result.stdout, len(result.stderr.splitlines())) == (2, "", 1)
+        assert "/healthcheck does not answer: " in result.stderr
 
 
-def test_an_endless_answer_is_cut(serve: Any) -> None:
-    """No more is read than any document is long."""
-    _server, url = serve(repeating(b"HTTP/1.1 200 OK\r\n\r\n", b"x" * 65536))
-    assert len(client.ask("GET", url, "", {}, BOUND).body) == 8 << 20
+def test_an_action(serve: Callable[..., RawServer]) -> None:
+    """An action is a POST with the token; its answer is printed on one line, without escapes."""
+    server = serve(answer(b"cordoned\x1b by\nme\n"))
+    result = invoke(None, "cordon", server.url, "--for", "10m", "--by", "a&b", "--token", "hush")
+    assert (result.exit_code, result.stdout) == (0, "cordoned\\x1b by me\n")
+    [head] = [request.decode() for request in server.requests]
+    assert head.startswith("POST /lifecycle/cordon?for=10m&by=a%26b HTTP/1.1\r\n")
+    assert "Authorization: Bearer hush\r\n" in head
+    assert "Content-Length: 0\r\n" in head
 
 
-def test_tls_needs_a_server_that_has_it(serve: Any) -> None:
-    """A URL with https is asked by TLS, and by nothing else."""
-    _server, url = serve(answer(HEALTHY), reads=False)
-    with pytest.raises(
-        client.UnreachableError, match=r"^https://127\.0\.0\.1:\d+/healthcheck does not answer: .*(?i:ssl|version)"
-    ):
-        client.fetch_health(dataclasses.replace(url, scheme="https"), None, BOUND)
+REFUSAL = "'cordon' cannot happen in state STOPPED."
 
 
-def test_an_action(serve: Any) -> None:
-    """An action is a POST with the token, and is sent again as it was."""
-    server, url = serve(answer(b"cordoned\x1b by\nme\n"))
-    for _ in range(2):
-        found = client.send_action(url, {"for": "10m", "by": "a&b"}, "hush", BOUND)
-    assert (found.status, found.sentence) == (200, r"cordoned\x1b by me")
-    heads = [request.decode() for request in server.requests]
-    assert all(head.startswith("POST /healthcheck?for=10m&by=a%26b HTTP/1.1\r\n") for head in heads)
-    assert all("Authorization: Bearer hush\r\n" in head and "Content-Length: 0\r\n" in head for head in heads)
-    assert heads[0] == heads[1]
+@pytest.mark.parametrize(
+    ("status", "body", "code", "shown"),
+    [
+        ("409 Conflict", REFUSAL, 1, REFUSAL),
+        ("400 Bad Request", "no", 1, "no"),
+        ("500 Oops", "oh\x1b[2J\nno", 2, "oh\\x1b[2J no"),
+    ],
+)
+def test_an_action_that_is_refused(
+    serve: Callable[..., RawServer], status: str, body: str, code: int, shown: str
+) -> None:
+    """What the process refuses is reported in its words with exit code 1, and any other answer with 2."""
+    server = serve(answer(body.encode(), status))
+    result = invoke(None, "drain", server.url, "--token", "hush")
+    refused(result, f"{server.url}lifecycle/drain answered {status[:3]}: {shown}", code)
 
 
-def test_the_end_is_waited_for() -> None:
-    """Who has gone is known by nobody listening there any more."""
-    listener = socket.create_server(("127.0.0.1", 0))
-    url = client.Url("http", "127.0.0.1", listener.getsockname()[1], "")
-    assert not client.wait_gone(url, 0.1)
-    gone: list[bool] = []
-    with running(lambda: gone.append(client.wait_gone(url, BOUND))), listener.accept()[0]:
-        listener.close()
-    assert gone == [True]
+@pytest.mark.parametrize("error", [None, OSError(113, "No route to host")])
+def test_an_end_that_does_not_come(
+    serve: Callable[..., RawServer], monkeypatch: pytest.MonkeyPatch, error: OSError | None
+) -> None:
+    """A process that still listens, or of which the network says nothing, has not gone when the time is over."""
+    server = serve(answer(b"draining\n", "202 Accepted"))
+    connect: Any = socket.create_connection
 
+    def connect_once(*arguments: Any, **options: Any) -> Any:
+        if error is not None and server.connections:
+            raise error
+        return connect(*arguments, **options)
 
-def test_no_word_is_no_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A network that is down says nothing about the process."""
-    asked = threading.Event()
-
-    def fail(*arguments: Any) -> Any:
-        asked.set()
-        raise OSError(113, "No route to host")
-
-    monkeypatch.setattr(socket, "create_connection", fail)
-    assert not client.wait_gone(client.Url("http", "127.0.0.1", 9, ""), 0.1)
-    assert asked.is_set()
+    with monkeypatch.context() as patch:
+        patch.setattr(socket, "create_connection", connect_once)
+        result = invoke(None, "drain", server.url, "--token", "hush", "--wait", "--timeout", "0.2")
+    assert (result.exit_code, result.stdout) == (1, "draining\n")
+    assert result.stderr == f"{server.url.rstrip('/')} is still there after 0.2 s.\n"
