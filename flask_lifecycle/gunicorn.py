@@ -13,7 +13,7 @@ If you define one of these hooks yourself, call ours from it::
 
 from __future__ import annotations
 
-from ._servers.gunicorn.hooks import (
+from ._servers.gunicorn import (
     on_exit,
     post_fork,
     post_request,

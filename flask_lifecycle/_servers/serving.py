@@ -38,7 +38,7 @@ _RELOAD = 3
 # master distinguishes its workers by what they do at them.
 _THEIR_SIGNALS = {"gunicorn.arbiter", "mod_wsgi", "uwsgi"}
 # Seconds that a fork waits for the thread that searches for a server, which may be about to start the application.
-_UNDISTURBED = 1.0
+UNDISTURBED = 1.0
 _MOMENT = 0.02
 
 
@@ -256,7 +256,7 @@ class Serving(Servers):
     def _before_fork(self) -> None:
         if self._run_simple is not None:
             self._run_simple.await_start()
-        self._undisturbed.acquire(timeout=_UNDISTURBED)
+        self._undisturbed.acquire(timeout=UNDISTURBED)
 
     def _after_fork_in_parent(self) -> None:
         with contextlib.suppress(RuntimeError):  # not ours: the wait for it timed out

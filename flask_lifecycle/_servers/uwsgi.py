@@ -28,15 +28,15 @@ if TYPE_CHECKING:
 # The exit code of a worker that could not load its application: with need-app the master stops with the same code.
 _FAILED_APP = 22  # UWSGI_FAILED_APP_CODE in uwsgi.h
 
-_adapter: Uwsgi | None = None
+attached: Uwsgi | None = None
 
 
 def find() -> Uwsgi | None:
     """The adapter of this worker."""
-    global _adapter
-    if _adapter is None and uwsgi.worker_id():  # 0 in the master
-        _adapter = Uwsgi()
-    return _adapter
+    global attached
+    if attached is None and uwsgi.worker_id():  # 0 in the master
+        attached = Uwsgi()
+    return attached
 
 
 class Uwsgi(Adapter):

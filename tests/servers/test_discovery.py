@@ -18,10 +18,9 @@ import pytest
 from werkzeug.serving import BaseWSGIServer, make_server
 
 from flask_lifecycle._core.process import Process
-from flask_lifecycle._servers import create, discovery, sockets
+from flask_lifecycle._servers import create, discovery, serving, sockets
 from flask_lifecycle._servers.adapter import Adapter
-from flask_lifecycle._servers.serving import Serving
-from tests._fakes import BOUND, run_python, running
+from tests._fakes import BOUND, in_child, run_python, running
 
 
 def test_a_search_holds_nothing_of_other_threads() -> None:
@@ -55,7 +54,7 @@ class Asked:
         self._lock.release()
 
 
-@pytest.mark.parametrize("second", [discovery.find, lambda: Serving(Process(signals=False))._find_werkzeug()])
+@pytest.mark.parametrize("second", [discovery.find, lambda: serving.Serving(Process(signals=False))._find_werkzeug()])
 def test_two_that_search_find_one(monkeypatch: pytest.MonkeyPatch, second: Callable[[], Adapter | None]) -> None:
     """The threads that wait for a server or for ``run_simple``, and the first request, search one after the other.
 
@@ -103,28 +102,38 @@ def test_a_server_that_closes_its_listener_in_a_search(monkeypatch: pytest.Monke
         assert other.fileno() >= 0  # without it there would be no search
 
 
-FORKED_IN_A_SEARCH = """
-import os, threading
-from flask_lifecycle._servers import discovery as found
-held = threading.Event()
-def search():
-    with found.searching:
-        held.set()
-        threading.Event().wait()
-threading.Thread(target=search, daemon=True).start()
-held.wait(10)
-child = os.fork()
-if child:
-    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
-else:
-    os._exit(0 if found.searching.acquire(timeout=10) else 1)
-"""
+@contextlib.contextmanager
+def held(lock: Any, until_then: threading.Event, at_end: Callable[[], object] = lambda: None) -> Iterator[None]:
+    """Another thread holds a lock until something happens, and then calls a function first."""
+    holds = threading.Event()
+
+    def hold() -> None:
+        with lock:
+            holds.set()
+            assert until_then.wait(BOUND)
+            at_end()
+
+    with running(hold):
+        assert holds.wait(BOUND)
+        yield
+        until_then.set()
 
 
 def test_a_child_that_is_forked_in_a_search_can_search() -> None:
     """A thread that searches in the parent is not in the child, and nobody waits for it there."""
-    done = run_python(FORKED_IN_A_SEARCH, python=("-W", "ignore"))
-    assert done.stdout == "0\n", done.stderr
+    with held(discovery.searching, threading.Event()):
+        assert in_child(lambda: discovery.searching.acquire(timeout=BOUND)) == 1
+
+
+def test_a_fork_does_not_come_between(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fork waits for who looks, and may be in the middle of an import; in vain it waits for a moment only."""
+    forks, looked = threading.Event(), list[str]()
+    os.register_at_fork(before=forks.set)  # comes before ours
+    with held(serving.this_serving._undisturbed, forks, lambda: looked.append("looked")):
+        assert in_child(lambda: len(looked)) == 1
+    monkeypatch.setattr(serving, "UNDISTURBED", 0.01)
+    with held(serving.this_serving._undisturbed, threading.Event(), lambda: looked.append("looked")):
+        assert in_child(lambda: len(looked)) == 1
 
 
 @pytest.mark.parametrize(
@@ -191,36 +200,6 @@ def test_listeners_are_told_apart() -> None:
             assert len(discovery.listeners() - before) == 2
             assert first < discovery.listeners()
     assert discovery.listeners() == before
-
-
-FORKED_IN_A_LOOK = """
-import os, threading
-from flask_lifecycle._servers import serving
-forks, hold, held, done = threading.Event(), threading.Event(), threading.Event(), []
-os.register_at_fork(before=forks.set)
-def look(over):
-    with serving.this_serving._undisturbed:
-        held.set()
-        over.wait(10)
-        done.append("looked")
-for over, patience in ((forks, serving._UNDISTURBED), (hold, 0.01)):
-    serving._UNDISTURBED = patience
-    held.clear()
-    threading.Thread(target=look, args=(over,)).start()
-    held.wait(10)
-    child = os.fork()
-    if child == 0:
-        print(done, flush=True)
-        os._exit(0)
-    os.waitpid(child, 0)
-hold.set()
-"""
-
-
-def test_a_fork_does_not_come_between() -> None:
-    """A fork waits for who looks, and may be in the middle of an import; in vain it waits for a moment only."""
-    done = run_python(FORKED_IN_A_LOOK, python=("-W", "ignore"))
-    assert done.stdout == "['looked']\n['looked']\n", done.stderr
 
 
 # A server is made, all objects are frozen as gunicorn's users do it, and only then the server is searched.

@@ -21,17 +21,15 @@ from gunicorn.workers.sync import SyncWorker
 
 from flask_lifecycle._config import Settings
 from flask_lifecycle._core.process import Process
-from flask_lifecycle._servers.gunicorn import connections, hooks
-from flask_lifecycle._servers.gunicorn import master as master_module
-from flask_lifecycle._servers.gunicorn import shared as shared_module
-from flask_lifecycle._servers.gunicorn import worker as worker_module
+from flask_lifecycle._servers import gunicorn
 from flask_lifecycle._servers.serving import Serving
-from tests._fakes import BOUND, FakeMember, until
+from tests._fakes import BOUND, FakeMember, in_child, until
 
+hooks: Any = gunicorn
+states = hooks.shared
 # The file by whose time a worker of gunicorn shows that it lives.
 with tempfile.TemporaryFile() as _file:
     _LIFE = os.dup(_file.fileno())
-LIFE = SimpleNamespace(fileno=lambda: _LIFE)
 
 
 class FakeArbiter:
@@ -39,26 +37,42 @@ class FakeArbiter:
 
     def __init__(self, *listeners: socket.socket, ages: tuple[int, ...] = ()) -> None:
         self.LISTENERS = [SimpleNamespace(sock=sock, close=sock.close) for sock in listeners]
-        self.WORKERS = {100 + age: SimpleNamespace(age=age) for age in ages}
+        self.WORKERS: Any = {100 + age: SimpleNamespace(age=age) for age in ages}
         self.cfg: Any = Mock(address=[("127.0.0.1", 8000)], graceful_timeout=30)
         self.cfg.set = functools.partial(setattr, self.cfg)
-        self.log = Mock()
         self.worker_class: type = SyncWorker
         self.systemd = False
         self.reexec_pid = self.master_pid = 0
-        self.signal, self.kill_worker, self.kill_workers, self.stop = Mock(), Mock(), Mock(), Mock()
+        self.log, self.signal, self.stop, self.handle_term = Mock(), Mock(), Mock(), Mock()
+        self.kill_worker, self.kill_workers, self.reap_workers = Mock(), Mock(), Mock()
 
-    def reap_workers(self) -> None:
-        pass
 
-    def handle_term(self) -> None:
-        pass
+class FakeWorker(SimpleNamespace):
+    """gunicorn's worker, as far as we touch it."""
+
+    def __init__(self, age: int = 2, **more: Any) -> None:
+        values: dict[str, Any] = {
+            "age": age, "sockets": [], "cfg": SimpleNamespace(graceful_timeout=30), "alive": True,
+            "tmp": SimpleNamespace(fileno=lambda: _LIFE),
+            "wsgi": lambda environ, start: [], "handle": lambda *arguments: None,
+        }  # fmt: skip
+        super().__init__(**{**values, **more})
+
+    def handle_exit(self, signum: int, frame: Any) -> None:
+        self.alive = False
+
+
+class FakeServerSocket(SimpleNamespace):
+    """gunicorn's wrapper of a listening socket, as workers have it."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.sock, name)
 
 
 @pytest.fixture
-def shared() -> shared_module.SharedMemory:
+def shared() -> Any:
     """What master and workers share, with the numbers of some settings on it."""
-    shared = shared_module.SharedMemory()
+    shared = states.SharedMemory()
     shared.publish([Settings(grace_period=10.0, hook_reserve=2.0, shutdown_delay=3.0)])
     return shared
 
@@ -82,31 +96,12 @@ def no_trace() -> Iterator[None]:
     hooks.here.shared = hooks.here.master = hooks.here.worker = None
 
 
-class FakeGunicornWorker(SimpleNamespace):
-    """gunicorn's worker, as far as we touch it."""
-
-    def __init__(self, age: int = 2, **more: Any) -> None:
-        values: dict[str, Any] = {
-            "age": age, "sockets": [], "cfg": SimpleNamespace(graceful_timeout=30), "alive": True, "tmp": LIFE,
-            "wsgi": lambda environ, start: [], "handle": lambda *arguments: None,
-        }  # fmt: skip
-        super().__init__(**{**values, **more})
-
-    def handle_exit(self, signum: int, frame: Any) -> None:
-        self.alive = False
+# -- the worker -------------------------------------------------------------------------------------------------------
 
 
-class FakeServerSocket(SimpleNamespace):
-    """gunicorn's wrapper of a listening socket, as workers have it."""
-
-    def __init__(self, sock: socket.socket) -> None:
-        super().__init__(sock=sock)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.sock, name)
-
-
-# -- what is shared ---------------------------------------------------------------------------------------------------
+def adapter_of(worker: FakeWorker, shared: Any) -> Any:
+    serving: Any = SimpleNamespace(process=SimpleNamespace(shutdown=SimpleNamespace(in_flight=1)))
+    return hooks.HookedWorker(worker, shared, serving)
 
 
 def test_one_acts_for_all_in_time(shared: Any, caplog: pytest.LogCaptureFixture) -> None:
@@ -117,17 +112,9 @@ def test_one_acts_for_all_in_time(shared: Any, caplog: pytest.LogCaptureFixture)
     assert caplog.messages == ["1 other workers have not ended; the on_shutdown functions of the process group run now"]
 
 
-# -- the worker -------------------------------------------------------------------------------------------------------
-
-
-def adapter_of(worker: FakeGunicornWorker, shared: Any) -> Any:
-    serving: Any = SimpleNamespace(process=SimpleNamespace(shutdown=SimpleNamespace(in_flight=1)))
-    return worker_module.HookedWorker(worker, shared, serving)
-
-
 def test_what_a_leaving_worker_has_accepted(shared: Any) -> None:
     """Connections that are neither idle nor in the application count while it leaves, and at no other time."""
-    subject = adapter_of(FakeGunicornWorker(nr_conns=4, keepalived_conns=[object()]), shared)
+    subject = adapter_of(FakeWorker(nr_conns=4, keepalived_conns=[object()]), shared)
     assert subject.unfinished() == ()
     subject._leave()
     assert [info.stage for info in subject.unfinished()] == ["receiving"] * 2
@@ -141,8 +128,8 @@ def test_the_last_to_come_are_accepted_by_a_loop(shared: Any, listener: socket.s
     Interleaving: the master finds the queue empty; the kernel completes a handshake; the master dismisses the worker.
     """
     calls, deferred = list[Any](), list[Any]()
-    worker = FakeGunicornWorker(
-        sockets=[FakeServerSocket(listener)],
+    worker = FakeWorker(
+        sockets=[FakeServerSocket(sock=listener)],
         method_queue=SimpleNamespace(defer=lambda *call: deferred.append(call)),
         set_accept_enabled=calls.append,
         accept=lambda accepted: calls.append(accepted.accept()[0].close()),
@@ -160,16 +147,22 @@ def test_the_last_to_come_are_accepted_by_a_loop(shared: Any, listener: socket.s
     assert calls == ["exit", False, None, "exit"]
 
 
+@pytest.mark.parametrize(
+    ("delay", "timeout", "needed"), [(3.0, 22.0, None), (3.0, 21.5, 22), ("auto", 24.0, 25), ("auto", 25.0, None)]
+)
+def test_the_warning_names_the_number(
+    delay: Any, timeout: float, needed: int | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    """gunicorn waits from the end of the delay on; one that ends when it may may end at once."""
+    hooks.worker.warn_of_timeout(timeout, [Settings(grace_period=25.0, shutdown_delay=delay)])
+    expected = (
+        f"gunicorn's graceful_timeout is {timeout:g} s, but a worker may need {needed} s after the delay; set"
+        f" 'graceful_timeout' to {needed}, or a shorter 'LIFECYCLE_GRACE_PERIOD'."
+    )
+    assert caplog.messages == ([] if needed is None else [expected])
+
+
 # -- the master -------------------------------------------------------------------------------------------------------
-
-
-def test_without_our_applications_gunicorn_stops_at_once(listener: socket.socket) -> None:
-    """Where no worker has ever taken part SIGTERM does what it does without us, whoever waits."""
-    shared = shared_module.SharedMemory()
-    shared.set_state(1, shared_module.ABSENT)
-    master = master_module.Master(FakeArbiter(listener, ages=(1,)), shared)
-    with socket.create_connection(listener.getsockname()):
-        assert (master._step(0.0), master.exit_code) == (True, 0)
 
 
 def test_no_worker_is_signalled_twice(shared: Any, listener: socket.socket) -> None:
@@ -179,9 +172,9 @@ def test_no_worker_is_signalled_twice(shared: Any, listener: socket.socket) -> N
     """
     server = FakeArbiter(listener, ages=(1,))
     kill, looks = server.kill_worker, list[int]()
-    master = master_module.Master(server, shared)
+    master = hooks.Master(server, shared)
     master.install()
-    shared.set_state(1, shared_module.CLEAN)
+    shared.set_state(1, states.CLEAN)
     assert not master._step(0.0)
     master._finished = True
 
@@ -191,7 +184,7 @@ def test_no_worker_is_signalled_twice(shared: Any, listener: socket.socket) -> N
             server.WORKERS.clear()
 
     server.kill_workers.side_effect = lambda signum: server.kill_worker(101, signum)
-    server.reap_workers = look  # type: ignore[method-assign]  # a fake's
+    server.reap_workers = look  # type: ignore[assignment]  # a fake's
     server.stop()
     for signum in (signal.SIGTERM, signal.SIGKILL):
         server.kill_worker(101, signum)
@@ -201,179 +194,156 @@ def test_no_worker_is_signalled_twice(shared: Any, listener: socket.socket) -> N
     assert signal.getitimer(signal.ITIMER_REAL)[0] == 0.0
 
 
-def test_the_master_does_not_wait_for_ever(shared: Any, listener: socket.socket) -> None:
-    """A worker that never ends its delay, and a queue that nobody serves, hold the master for as long as they may."""
+def test_how_long_the_master_waits(shared: Any, listener: socket.socket) -> None:
+    """A worker that never ends its delay, and a queue that nobody serves, hold the master for as long as they may.
+
+    Before anything is loaded nobody has to notice, and what waits is waited for as long as gunicorn waits for a worker.
+    Where no worker has ever taken part SIGTERM does what it does without us.
+    """
     server = FakeArbiter(listener, ages=(1,))
-    shared.set_state(1, shared_module.DELAYING)
-    master = master_module.Master(server, shared)
-    with socket.create_connection(listener.getsockname()):
-        assert not master._step(8.9)
-        assert master._step(9.1)
-        shared.set_state(1, shared_module.DELAYED)
+    with socket.create_connection(listener.getsockname()):  # from the first look on nobody else can
+        shared.set_state(1, states.DELAYING)
+        master = hooks.Master(server, shared)
+        assert [master._step(now) for now in (8.9, 9.1)] == [False, True]
+        shared.set_state(1, states.DELAYED)
         assert not master._step(7.9)
-
-
-def test_a_tick_that_fails_stops(shared: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What goes wrong in a tick neither ends the master's loop nor holds it: gunicorn stops as ever."""
-    server = FakeArbiter()
-    master = master_module.Master(server, shared)
-    signal.signal(signal.SIGALRM, lambda signum, frame: None)
-    monkeypatch.setattr(master, "_step", lambda now: 1 / 0)
-    master._tick(signal.SIGALRM, None)
-    master._tick(signal.SIGALRM, None)  # until gunicorn has heard it
-    assert [call.args[0] for call in server.signal.call_args_list] == [signal.SIGTERM] * 2
-    master.stop()
-    assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+        absent = states.SharedMemory()
+        absent.set_state(1, states.ABSENT)
+        master = hooks.Master(server, absent)
+        assert (master._step(0.0), master.exit_code) == (True, 0)
+        master = hooks.Master(server, states.SharedMemory())
+        assert [master._step(now) for now in (0.0, 29.0, 30.0)] == [False, False, True]
+        listener.accept()[0].close()
+    assert master._step(29.0)
 
 
 @pytest.mark.parametrize("more", [{"systemd": True}, {"reexec_pid": 1}, {"master_pid": os.getppid()}, {"address": [3]}])
 def test_listeners_of_others_are_left_alone(shared: Any, listener: socket.socket, more: dict[str, Any]) -> None:
     """Given sockets, and those that another master has as well, are neither filtered nor waited for."""
     server = FakeArbiter(listener)
-    server.cfg.address = more.pop("address", server.cfg.address)
+    server.cfg.address = more.get("address", server.cfg.address)
     vars(server).update(more)
+    master = hooks.Master(server, shared)
     with socket.create_connection(listener.getsockname()):
-        assert master_module.Master(server, shared)._step(0.0)
+        assert master._step(0.0)
 
 
-def test_a_stop_before_anything_is_loaded(listener: socket.socket) -> None:
-    """Nobody has to notice; what waits is waited for as long as gunicorn waits for a worker."""
-    server = FakeArbiter(listener, ages=(1,))
-    master = master_module.Master(server, shared_module.SharedMemory())
-    with socket.create_connection(listener.getsockname()):  # from now on nobody can
-        assert [master._step(0.0), master._step(29.0), master._step(30.0)] == [False, False, True]
-        listener.accept()[0].close()
-    assert master._step(29.0)
+def test_a_tick_is_not_interrupted_by_the_next(shared: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The timer is wound up when a tick is over: on a busy machine ticks would nest otherwise, without end. What goes
+    wrong in a tick neither ends the master's loop nor holds it: gunicorn stops as ever.
+    """
+    timers, failure = list[tuple[float, float]](), list[Exception]()
+
+    def values() -> list[Any]:
+        timers.append(signal.getitimer(signal.ITIMER_REAL))
+        if failure:
+            raise failure[0]
+        return [SimpleNamespace(age=1)]
+
+    server = FakeArbiter()
+    server.WORKERS = SimpleNamespace(values=values)
+    shared.set_state(1, states.DELAYING)
+    master = hooks.Master(server, shared)
+    monkeypatch.setattr(hooks.master, "TICK", BOUND)
+    master.install()
+    master._begin()
+    signal.setitimer(signal.ITIMER_REAL, 0.0)  # it has gone off
+    master._tick(signal.SIGALRM, None)
+    assert timers == [(0.0, 0.0)]
+    left, interval = signal.getitimer(signal.ITIMER_REAL)
+    assert (0.0 < left <= BOUND, interval) == (True, 0.0)
+    server.signal.reset_mock()
+    failure.append(RuntimeError("boom"))
+    for _ in range(2):  # until gunicorn has heard it
+        master._tick(signal.SIGALRM, None)
+    assert [call.args[0] for call in server.signal.call_args_list] == [signal.SIGTERM] * 2
+    failure.clear()
+    master.stop()
+    assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
 
 
 def test_a_signal_in_a_child_that_has_no_handlers_yet(shared: Any) -> None:
     """A worker that is signalled as soon as it is forked leaves, and tells nobody to stop."""
-    master = master_module.Master(FakeArbiter(), shared)
-    child = os.fork()
-    if not child:
-        master._signalled(signal.SIGTERM, None)
-        os._exit(1)
-    assert os.waitpid(child, 0)[1] == 0
+    master = hooks.Master(FakeArbiter(), shared)
+    assert in_child(lambda: master._signalled(signal.SIGTERM, None) or 1) == 0
     assert not shared.wait_for_stop(0.0)
-
-
-def test_a_tick_is_not_interrupted_by_the_next(shared: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The timer is wound up when a tick is over: on a busy machine ticks would nest otherwise, without end."""
-    master = master_module.Master(FakeArbiter(), shared)
-    running = []
-
-    def step(now: float) -> bool:
-        running.append(signal.getitimer(signal.ITIMER_REAL))
-        return False
-
-    monkeypatch.setattr(master, "_step", step)
-    monkeypatch.setattr(master_module, "TICK", BOUND)
-    master._begin()
-    signal.setitimer(signal.ITIMER_REAL, 0.0)  # it has gone off
-    master._tick(signal.SIGALRM, None)
-    assert running == [(0.0, 0.0)]
-    assert 0.0 < signal.getitimer(signal.ITIMER_REAL)[0] <= BOUND
-    assert signal.getitimer(signal.ITIMER_REAL)[1] == 0.0
 
 
 @pytest.mark.parametrize(("age", "timeout"), [(3.2, 7), (60.0, 1), (-25.0, 30)])
 def test_the_master_waits_no_longer_than_the_grace_period(shared: Any, age: float, timeout: int) -> None:
     """A worker that hangs is killed by then, whatever gunicorn would give it."""
     server = FakeArbiter()
-    master = master_module.Master(server, shared)
+    master = hooks.Master(server, shared)
     master._finished, master._began = True, time.monotonic() - age
     master.stop()
     assert server.cfg.graceful_timeout == timeout
-
-
-# -- the warning ------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("delay", "timeout", "needed"), [(3.0, 22.0, None), (3.0, 21.5, 22), ("auto", 24.0, 25), ("auto", 25.0, None)]
-)
-def test_the_warning_names_the_number(
-    delay: Any, timeout: float, needed: int | None, caplog: pytest.LogCaptureFixture
-) -> None:
-    """gunicorn waits from the end of the delay on; one that ends when it may may end at once."""
-    worker_module.warn_of_timeout(timeout, [Settings(grace_period=25.0, shutdown_delay=delay)])
-    expected = (
-        f"gunicorn's graceful_timeout is {timeout:g} s, but a worker may need {needed} s after the delay; set"
-        f" 'graceful_timeout' to {needed}, or a shorter 'LIFECYCLE_GRACE_PERIOD'."
-    )
-    assert caplog.messages == ([] if needed is None else [expected])
 
 
 # -- the hooks --------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
-def process(monkeypatch: pytest.MonkeyPatch) -> tuple[Process, FakeMember]:
+def process(monkeypatch: pytest.MonkeyPatch) -> Process:
     """A process that touches no signals, with one application, in the place of this one."""
     process, member = Process(signals=False), FakeMember(grace_period=20.0, hook_reserve=1.0)
     process.join(member, ())
     monkeypatch.setattr(hooks, "this_process", process)
     monkeypatch.setattr(hooks, "this_serving", Serving(process))
-    return process, member
+    return process
 
 
 def test_threads_of_the_master_alone_are_named(
-    process: tuple[Process, FakeMember], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    process: Process, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, free: threading.Event
 ) -> None:
     """One warning names the threads that an application has started in the master; ours and those of none are none."""
-    free = threading.Event()
-    threads = [threading.Thread(target=free.wait, args=(BOUND,), name=name) for name in ("poller", "lifecycle-x")]
-    for thread in threads:
-        thread.start()
+    for name in ("poller", "lifecycle-x"):
+        threading.Thread(target=free.wait, args=(BOUND,), name=name).start()
     hooks.when_ready(FakeArbiter())
     monkeypatch.setattr(hooks, "this_process", Process(signals=False))
     hooks.when_ready(FakeArbiter())
-    free.set()
-    for thread in threads:
-        thread.join(BOUND)
-    assert [record.getMessage() for record in caplog.records] == [
+    assert caplog.messages == [
         "threads that were started before the fork do not exist in the workers: poller; start them in an"
         " on_startup function, or load the application without --preload."
     ]
 
 
 @pytest.mark.parametrize(
-    ("worker_class", "more", "unknown"),
+    ("worker_class", "lacks", "unknown"),
     [
-        (type("Other", (GunicornWorker,), {}), (), "workers of class Other"),
-        (SyncWorker, ("changed",), "a gunicorn without 'changed'"),
+        (type("Other", (GunicornWorker,), {}), None, "workers of class Other"),
+        (SyncWorker, "kill_worker", "a gunicorn without 'kill_worker'"),
     ],
 )
 def test_a_gunicorn_that_is_not_known_is_left_alone(
-    process: tuple[Process, FakeMember], monkeypatch: pytest.MonkeyPatch,
-    worker_class: type, more: tuple[str, ...], unknown: str,
-) -> None:  # fmt: skip
+    process: Process, worker_class: type, lacks: str | None, unknown: str
+) -> None:
     """Where the hooks do not know the class of the workers, or gunicorn lacks what they use, they do nothing."""
     before = signal.getsignal(signal.SIGTERM)
-    monkeypatch.setattr(hooks, "_OF_WORKER", more)
     arbiter = FakeArbiter()
     arbiter.worker_class = worker_class
+    if lacks:
+        delattr(arbiter, lacks)
     hooks.when_ready(arbiter)
     assert signal.getsignal(signal.SIGTERM) == before
     (text, *arguments) = arbiter.log.info.call_args.args
     assert text % tuple(arguments) == (
         f"flask_lifecycle does not know {unknown}; each worker stops as with init_app alone"
     )
-    worker = FakeGunicornWorker(age=1)
+    worker = FakeWorker(age=1)
     for hook in (hooks.post_fork, hooks.worker_exit):
         hook(arbiter, worker)
     hooks.post_worker_init(worker)
     hooks.on_exit(arbiter)
-    assert not process[0].shutdown.begun
+    assert not process.shutdown.begun
 
 
-def test_a_worker_that_is_signalled_while_it_loads(process: tuple[Process, FakeMember], shared: Any) -> None:
+def test_a_worker_that_is_signalled_while_it_loads(process: Process, shared: Any) -> None:
     """It begins nothing if the master has dismissed it alone; if all stop it serves what waits, until its turn comes.
 
     Interleaving: gunicorn's handler gets SIGTERM while the application is loaded; then our hook is called.
     """
     hooks.here.shared = shared
-    worker = FakeGunicornWorker(3, alive=False)
+    worker = FakeWorker(3, alive=False)
     shared.dismiss(3)
     hooks.post_worker_init(worker)
     assert (hooks.here.worker, shared.state(3), worker.alive) == (None, 0, False)
@@ -381,7 +351,7 @@ def test_a_worker_that_is_signalled_while_it_loads(process: tuple[Process, FakeM
     shared.request_stop()
     hooks.post_worker_init(worker)
     assert worker.alive
-    until(lambda: process[0].shutdown.begun)
+    until(lambda: process.shutdown.begun)
     shared.dismiss(3)
     os.kill(os.getpid(), signal.SIGTERM)
     assert not worker.alive
@@ -389,6 +359,15 @@ def test_a_worker_that_is_signalled_while_it_loads(process: tuple[Process, FakeM
 
 
 # -- connections that wait ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def now(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The time, which passes when a test says so."""
+    now = [100.0]
+    clock = SimpleNamespace(monotonic=lambda: now[0])
+    monkeypatch.setattr("flask_lifecycle._servers.gunicorn.connections.time", clock)
+    return now
 
 
 def at_end(sock: socket.socket) -> bool:
@@ -400,10 +379,8 @@ def at_end(sock: socket.socket) -> bool:
         return False
 
 
-def test_connections_of_gevent_that_wait_are_hung_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_connections_of_gevent_that_wait_are_hung_up(now: list[float]) -> None:
     """When a gevent worker leaves, connections without a request are read no more once they have had their patience."""
-    now = [100.0]
-    monkeypatch.setattr(connections, "time", SimpleNamespace(monotonic=lambda: now[0]))
     seen: list[Any] = []
     ours, theirs = socket.socketpair()
 
@@ -421,44 +398,23 @@ def test_connections_of_gevent_that_wait_are_hung_up(monkeypatch: pytest.MonkeyP
         worker.handle_request(None, None, client, None)
         seen.append(look(2.1))
 
-    worker = FakeGunicornWorker(
+    worker = FakeWorker(
         timeout_ctx=None, handle=handle,
         handle_request=lambda *_: seen.append(look(9.0)), handle_http2=lambda *_: seen.append(look(9.0)),
     )  # fmt: skip
-    subject = connections.Connections(worker)
+    subject = hooks.worker.Connections(worker)
     with ours, theirs:
         worker.handle(None, ours, None)
         assert seen == [False, False, False, False, False, True]
         look(0.0)  # harmless
 
 
-@pytest.mark.parametrize("sends_on", [False, True])
-def test_an_answered_connection_is_closed_when_its_client_has_the_answer(sends_on: bool) -> None:
-    """A leaving worker waits neither for a client to close nor for two seconds, unless the client sends on."""
-    before, closed = util.close_graceful, list[Any]()
-    util.close_graceful = closed.append
-    try:
-        subject = connections.Connections(FakeGunicornWorker())
-        subject.leaving = True
-        ours, theirs = socket.socketpair()
-        with ours, theirs:
-            theirs.send(b"x" * sends_on)
-            util.close_graceful(ours)
-            assert (closed == [ours], ours.fileno() == -1) == (sends_on, not sends_on)
-    finally:
-        util.close_graceful = before
-
-
-def test_a_connection_that_comes_to_a_leaving_worker_has_its_linger(
-    listener: socket.socket, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_connection_that_comes_to_a_leaving_worker_has_its_linger(listener: socket.socket, now: list[float]) -> None:
     """A gevent worker accepts for a second after it was asked to leave: its new connections are not hung up at once.
 
     Interleavings: if the request arrives between the accept and our look, the connection is not silent. If the look
     comes first, the connection is silent; it was hung up as one that had waited since the worker was asked to leave.
     """
-    now = [100.0]
-    monkeypatch.setattr(connections, "time", SimpleNamespace(monotonic=lambda: now[0]))
     ended = list[bool]()
 
     def handle(_listener: Any, client: Any, _address: Any) -> None:
@@ -467,8 +423,24 @@ def test_a_connection_that_comes_to_a_leaving_worker_has_its_linger(
             subject.hang_up(0.25, closed=99.5)
             ended.append(at_end(client))
 
-    worker = FakeGunicornWorker(timeout_ctx=None, handle=handle, handle_request=None, handle_http2=None)
-    subject = connections.Connections(worker)
+    worker = FakeWorker(timeout_ctx=None, handle=handle, handle_request=None, handle_http2=None)
+    subject = hooks.worker.Connections(worker)
     with socket.create_connection(listener.getsockname()), listener.accept()[0] as accepted:
         worker.handle(listener, accepted, None)
     assert ended == [False, False, True]
+
+
+@pytest.mark.parametrize("sends_on", [False, True])
+def test_an_answered_connection_is_closed_when_its_client_has_the_answer(
+    sends_on: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A leaving worker waits neither for a client to close nor for two seconds, unless the client sends on."""
+    closed = list[Any]()
+    monkeypatch.setattr(util, "close_graceful", closed.append)
+    subject = hooks.worker.Connections(FakeWorker())
+    subject.leaving = True
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        theirs.send(b"x" * sends_on)
+        util.close_graceful(ours)
+        assert (closed == [ours], ours.fileno() == -1) == (sends_on, not sends_on)

@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from waitress.task import ThreadedTaskDispatcher
-from werkzeug.serving import WSGIRequestHandler
+from werkzeug.serving import WSGIRequestHandler, make_server
 
 from flask_lifecycle import _servers
 from flask_lifecycle._core.inflight import Load
 from flask_lifecycle._servers import sockets
-from tests._fakes import BOUND, Served, in_child, run_python, running, served, until
+from tests._fakes import BOUND, Served, in_child, running, served, until
 from tests.live._client import Connection, get, request_head
 
 if TYPE_CHECKING:
@@ -158,38 +158,14 @@ def test_a_given_listener_is_left_to_its_giver(server: str) -> None:
             subject.runner.stop()
 
 
-FORKED = """
-import os, socket, sys, threading
-from flask_lifecycle._servers import create
-from tests._fakes import until
-
-def app(environ, start_response):
-    start_response("200 OK", [("Content-Length", "2")])
-    return [b"ok"]
-
-runner = create(sys.argv[1], app, "127.0.0.1", 0, {})
-port = int(runner.addresses()[0].rpartition(":")[2])
-threading.Thread(target=runner.serve, daemon=True).start()
-client = socket.create_connection(("127.0.0.1", port), timeout=10)
-until(lambda: len(list(runner.sockets())) == 2)
-kept = list(runner.sockets())
-child = os.fork()
-if child == 0:
-    os._exit(sum(sock.fileno() >= 0 for sock in kept))
-_, status = os.waitpid(child, 0)
-print("open in the child:", os.waitstatus_to_exitcode(status))
-client.sendall(b"GET / HTTP/1.0\\r\\n\\r\\n")
-print("answered by the parent:", client.recv(1000).split()[1].decode(), flush=True)
-os._exit(0)
-"""
-
-
 @each_runner
 def test_a_forked_child_keeps_nothing_open(server: str) -> None:
     """A child that may outlive us keeps neither the listener nor a connection open; the parent goes on serving."""
-    done = run_python(FORKED, server, python=["-W", "ignore"])
-    assert done.stdout.splitlines() == ["open in the child: 0", "answered by the parent: 200"], done.stderr
-    assert done.returncode == 0
+    with served(server, app) as subject, Connection(subject.address) as client:
+        until(lambda: len(list(subject.runner.sockets())) == 2)
+        kept = list(subject.runner.sockets())
+        assert in_child(lambda: sum(sock.fileno() >= 0 for sock in kept)) == 0
+        assert client.get("/whole").body == b"body"
 
 
 def test_a_child_of_a_process_that_stops() -> None:
@@ -208,40 +184,10 @@ def test_a_child_of_a_process_that_stops() -> None:
         assert left.fileno() >= 0
 
 
-LEFT_TO_OTHERS = """
-import os, socket, threading
-from werkzeug.serving import make_server
-from flask_lifecycle._servers import werkzeug
-shared = socket.create_server(("127.0.0.1", 0))
-asked, ask = os.pipe()
-if os.fork() == 0:
-    os.close(ask)
-    os.read(asked, 1)
-    shared.settimeout(10)
-    shared.accept()[0].sendall(b"served")
-    os._exit(0)
-server = make_server("127.0.0.1", 0, lambda environ, start: [], threaded=True, fd=shared.fileno())
-address = shared.getsockname()
-shared.close()
-threading.Thread(target=server.serve_forever, daemon=True).start()
-found = werkzeug.find()
-while not found.accepting():
-    pass
-found.stop_accepting(10)
-os.write(ask, b"x")
-print(socket.create_connection(address, 10).recv(6).decode(), flush=True)
-os._exit(0)
-"""
-
-
-def test_werkzeug_leaves_what_another_process_has_as_well() -> None:
-    """A listener that came by ``fd=`` and that another process serves as well goes on taking connections there."""
-    result = run_python(LEFT_TO_OTHERS)
-    assert result.stdout == "served\n", result.stderr
-
-
 def test_a_listener_that_another_process_has_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A fork's copy of a listener is seen; where systemd has passed one on it is taken for granted."""
+    """A fork's copy of a listener is seen, and goes on taking connections when Werkzeug, which has it by ``fd=``,
+    stops; where systemd has passed a listener on such a copy is taken for granted.
+    """
     with socket.create_server(("127.0.0.1", 0)) as sock:
         assert not sockets.has_other_owners(sock)
         read, write = os.pipe()
@@ -251,6 +197,15 @@ def test_a_listener_that_another_process_has_as_well(monkeypatch: pytest.MonkeyP
             os._exit(0)
         try:
             assert sockets.has_other_owners(sock)
+            server = make_server("127.0.0.1", 0, app, threaded=True, fd=sock.fileno())
+            with running(server.serve_forever):
+                found: Any = importlib.import_module("flask_lifecycle._servers.werkzeug").find()
+                until(lambda: bool(found.accepting()))
+                found.stop_accepting(BOUND)
+                with socket.create_connection(sock.getsockname()):
+                    until(lambda: sockets.has_input(sock))
+                server.shutdown()
+            server.server_close()
         finally:
             os.write(write, b"x")
             os.waitpid(child, 0)

@@ -12,7 +12,7 @@ import pytest
 
 from flask_lifecycle import Lifecycle, ServerInfo, State, _servers
 from flask_lifecycle._core.process import Process
-from flask_lifecycle._servers.serving import Serving, probe_worker_finder
+from flask_lifecycle._servers.serving import Serving
 from tests._fakes import BOUND, SELF_WAIT, FakeMember, FakeServer, make_app, running, until, whole
 
 
@@ -65,8 +65,7 @@ def test_run_serves_until_stopped(runner: FakeRunner, caplog: pytest.LogCaptureF
     assert (report.reason, report.clean) == ("enough", True)
     assert seen == [None, ServerInfo("fake", "made by a test", "all connections", ""), report]
     assert runner.verbs == ["announce", "stop_accepting", "wait_idle", "stop"]
-    messages = [record.getMessage() for record in caplog.records]
-    assert messages[:4] == [
+    assert caplog.messages[:4] == [
         f"listening on http://fake:1 (fake, pid {os.getpid()})",
         f"listening on unix:/fake (fake, pid {os.getpid()})",
         "server fake (made by a test): a shutdown answers every accepted connection",
@@ -87,7 +86,7 @@ def test_an_unknown_server_is_told_once(caplog: pytest.LogCaptureFixture) -> Non
     serving.attach()
     serving.attach()
     assert serving.info() == ServerInfo("unknown", "no known server detected", "started requests")
-    assert [record.getMessage() for record in caplog.records] == [
+    assert caplog.messages == [
         "server unknown (no known server detected): a shutdown answers requests that the application has started"
     ]
 
@@ -108,15 +107,6 @@ def test_run_has_probes_told_from_work(runner: FakeRunner, contained: bool) -> N
         assert [runner.probe_worker(at) for at in (f"/ops/{path}", f"/ops/{path}/", f"/{path}")] == [name, name, None]
 
 
-def test_several_applications_have_their_lanes() -> None:
-    """The probes of each application of a process are told from work, wherever it is mounted."""
-    members = [FakeMember(), FakeMember()]
-    for member, path in zip(members, ("/livez", "/second/livez"), strict=True):
-        member.probe_worker = {path: "livez"}.get  # type: ignore[method-assign,assignment]
-    probe_worker = probe_worker_finder(members)
-    assert [probe_worker(path) for path in ("/livez", "/second/livez", "/third/livez")] == ["livez", "livez", None]
-
-
 def test_shutdown_in_the_servers_loop(runner: FakeRunner) -> None:
     """Waiting for the shutdown in the thread that must serve meanwhile is an error; wait=False works."""
     lifecycle = Lifecycle(app := make_app())
@@ -132,33 +122,25 @@ def test_shutdown_in_the_servers_loop(runner: FakeRunner) -> None:
     assert lifecycle.shutdown().reason == "in the loop"
 
 
-def test_a_shutdown_while_the_server_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A shutdown that begins while the server is being made: it is drained, as it listens already."""
+@pytest.mark.parametrize(
+    ("waits", "verbs"), [(False, ["announce", "stop_accepting", "wait_idle", "stop"]), (True, ["close"])]
+)
+def test_a_shutdown_while_the_server_is_made(monkeypatch: pytest.MonkeyPatch, waits: bool, verbs: list[str]) -> None:
+    """A server that is being made when a shutdown begins is drained, as it listens already; if the shutdown has waited
+    for it in vain, it is let go without serving.
+    """
     lifecycle = Lifecycle(app := make_app())
     runner = FakeRunner()
 
     def create(*arguments: Any) -> FakeRunner:
-        lifecycle.shutdown("early", wait=False)
+        lifecycle.shutdown("early") if waits else lifecycle.shutdown("early", wait=False)
         return runner
 
+    if waits:
+        monkeypatch.setattr("flask_lifecycle._core.shutdown.MAKING", 0.0)
     monkeypatch.setattr(_servers, "create", create)
     assert lifecycle.run(app).reason == "early"
-    assert (runner.verbs, runner.serving.is_set()) == (["announce", "stop_accepting", "wait_idle", "stop"], True)
-
-
-def test_a_shutdown_before_the_server_is_attached(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A shutdown that waits for the server that is being made, but for nothing: it is let go without serving."""
-    monkeypatch.setattr("flask_lifecycle._core.shutdown.MAKING", 0.0)
-    lifecycle = Lifecycle(app := make_app())
-    runner = FakeRunner()
-
-    def create(*arguments: Any) -> FakeRunner:
-        lifecycle.shutdown("early")
-        return runner
-
-    monkeypatch.setattr(_servers, "create", create)
-    assert lifecycle.run(app).reason == "early"
-    assert (runner.verbs, runner.serving.is_set()) == (["close"], False)
+    assert (runner.verbs, runner.serving.is_set()) == (verbs, not waits)
 
 
 def test_a_server_that_fails(runner: FakeRunner, caplog: pytest.LogCaptureFixture) -> None:
@@ -174,4 +156,4 @@ def test_a_server_that_fails(runner: FakeRunner, caplog: pytest.LogCaptureFixtur
         lifecycle.run(app)
     assert ran == ["hook"]
     assert lifecycle.shutdown().reason == "server failed: ValueError"
-    assert "the server failed" in [record.getMessage() for record in caplog.records]
+    assert "the server failed" in caplog.messages

@@ -15,18 +15,12 @@ from tests._fakes import make_app
 
 
 @pytest.fixture
-def given() -> Iterator[socket.socket]:
-    """A listener that children inherit, as systemd opens it."""
+def given(monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.socket]:
+    """A listener that children inherit, as systemd opens it; the descriptors that are passed on begin with it."""
     with socket.create_server(("127.0.0.1", 0)) as sock:
         sock.set_inheritable(True)
+        monkeypatch.setattr(socket_activation, "FIRST", sock.fileno())
         yield sock
-
-
-@pytest.fixture
-def from_given(given: socket.socket, monkeypatch: pytest.MonkeyPatch) -> socket.socket:
-    """The descriptors that are passed on begin with that of the listener."""
-    monkeypatch.setattr(socket_activation, "FIRST", given.fileno())
-    return given
 
 
 def variables(count: object = 1, pid: object = None) -> dict[str, str]:
@@ -34,18 +28,22 @@ def variables(count: object = 1, pid: object = None) -> dict[str, str]:
     return {"LISTEN_FDS": str(count), "LISTEN_PID": str(pid), "LISTEN_FDNAMES": "web", "LISTEN_PIDFDID": "7", "A": "b"}
 
 
-def test_what_systemd_passes_on_is_served(from_given: socket.socket) -> None:
+def test_what_systemd_passes_on_is_served(given: socket.socket) -> None:
     """The listeners become the server's sockets; no child inherits them, nor the variables."""
     environ = variables()
     options = socket_activation.with_passed_on(None, None, {"threads": 2}, environ)
     (sock,) = options.pop("sockets")
     try:
         assert options == {"threads": 2}
-        assert sock.fileno() == from_given.fileno()
+        assert sock.fileno() == given.fileno()
         assert not sock.get_inheritable()
         assert environ == {"A": "b"}
     finally:
         sock.detach()
+    # Who names descriptors, as other servers want it of a service with a socket unit, means those of systemd.
+    environ = variables()
+    assert socket_activation.with_passed_on(None, None, {"sockets": [given]}, environ) == {"sockets": [given]}
+    assert environ == {"A": "b"}
 
 
 def test_what_is_meant_for_another_process_is_not_served(caplog: pytest.LogCaptureFixture) -> None:
@@ -58,13 +56,6 @@ def test_what_is_meant_for_another_process_is_not_served(caplog: pytest.LogCaptu
         f"LISTEN_FDS is meant for process 1, and this is {os.getpid()}: its sockets are not used;"
         " let systemd start this process itself, or a shell by 'exec'."
     ]
-
-
-def test_descriptors_that_are_named_are_not_taken_twice(from_given: socket.socket) -> None:
-    """Who names descriptors, as other servers want it of a service with a socket unit, means those of systemd."""
-    environ = variables()
-    assert socket_activation.with_passed_on(None, None, {"sockets": [from_given]}, environ) == {"sockets": [from_given]}
-    assert environ == {"A": "b"}
 
 
 @pytest.mark.parametrize("where", [("::1", None, {}), (None, 0, {}), (None, None, {"listen": ":80"})])
@@ -118,9 +109,5 @@ def test_bad_descriptors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
             with pytest.raises(ValueError, match=f"^The descriptor {number} {what}; pass on a listening socket.$"):
                 socket_activation.listeners([number])
             assert number == closed or os.fstat(number)
-
-
-def test_a_descriptor_that_is_named_twice() -> None:
-    """A descriptor that is named twice is an error."""
     with pytest.raises(ValueError, match=r"^The descriptor 7 is named twice; name each once\.$"):
         socket_activation.listeners([7, 8, 7])

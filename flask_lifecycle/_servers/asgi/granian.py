@@ -46,18 +46,18 @@ _AWAKE = 0.25
 
 _OF_RUNNER = ("callback",)  # granian's variable that holds the application
 
-_adapter: Adapter | None = None
+attached: Adapter | None = None
 
 
 def find() -> Adapter | None:
     """The adapter of this worker."""
-    global _adapter
-    if _adapter is None and multiprocessing.parent_process() is not None:
+    global attached
+    if attached is None and multiprocessing.parent_process() is not None:
         cell = _cell(signal.getsignal(signal.SIGTERM), "signal_event")
         lacking = missing((_callback_wrapper, _OF_RUNNER))
         lacking += ["signal_event"] if cell is None else []
-        _adapter = watched_only("granian", lacking) if cell is None or lacking else Granian(cell)
-    return _adapter
+        attached = watched_only("granian", lacking) if cell is None or lacking else Granian(cell)
+    return attached
 
 
 class Granian(Adapter):
@@ -79,7 +79,7 @@ class Granian(Adapter):
         self._returned = threading.Event()  # set when granian's function has returned
 
     def begin(self, process: Process) -> None:
-        warn_of_limit("granian's", "workers-kill-timeout", _kill_timeout(), process)
+        warn_of_limit("granian's", "workers-kill-timeout", kill_timeout(), process)
         self._cell.cell_contents = _Event(process)
         for code in _callback_wrapper.__code__.co_consts:
             for function in made_from(code) if isinstance(code, CodeType) else ():
@@ -136,7 +136,7 @@ def _cell(function: Any, name: str) -> CellType | None:
     return function.__closure__[names.index(name)] if name in names else None
 
 
-def _kill_timeout() -> float | None:
+def kill_timeout() -> float | None:
     """granian's option. The worker does not get it, but a child of multiprocessing has its parent's arguments."""
     option, text = "--workers-kill-timeout", os.environ.get("GRANIAN_WORKERS_KILL_TIMEOUT")
     for number, argument in enumerate(sys.argv):

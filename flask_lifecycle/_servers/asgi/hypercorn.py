@@ -35,19 +35,19 @@ if TYPE_CHECKING:
 _OF_SERVING = ("config", "loop", "servers", "shutdown_trigger")
 _OF_CONNECTION = ("run", "_initiate_server_close")
 
-_adapter: Adapter | None = None
+attached: Adapter | None = None
 
 
 def find() -> Adapter | None:
     """The adapter of this worker, as soon as it serves."""
-    global _adapter
-    for coroutine in made_from(worker_serve.__code__) if _adapter is None else ():
+    global attached
+    for coroutine in made_from(worker_serve.__code__) if attached is None else ():
         lacking = missing((worker_serve, _OF_SERVING), (TCPServer.__init__, ("writer",)), (TCPServer, _OF_CONNECTION))
         frame = getattr(coroutine, "cr_frame", None)
         if frame is not None and (lacking or frame.f_locals.get("servers")):
-            _adapter = watched_only("hypercorn", lacking) if lacking else Hypercorn(dict(frame.f_locals))
+            attached = watched_only("hypercorn", lacking) if lacking else Hypercorn(dict(frame.f_locals))
             break
-    return _adapter
+    return attached
 
 
 class Hypercorn(LoopAdapter):
