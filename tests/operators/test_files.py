@@ -73,9 +73,10 @@ def test_a_drain_is_asked_for_once(subject: Subject, caplog: pytest.LogCaptureFi
     assert (subject.path / "drain").exists()
 
 
+@pytest.mark.parametrize("how", ["touched", "moved"])
 @pytest.mark.parametrize("time", [1, 2**32])
-def test_a_stale_drain_is_ignored(path: Path, caplog: pytest.LogCaptureFixture, time: int) -> None:
-    """A file that was there before is ignored, with one line that says so, until it is touched.
+def test_a_stale_drain_is_ignored(path: Path, caplog: pytest.LogCaptureFixture, time: int, how: str) -> None:
+    """A file that was there before is ignored, with one line that says so, until it is touched or comes again.
 
     The clock is not asked whether it is new: the clocks of who writes it and of this machine differ.
     """
@@ -87,25 +88,14 @@ def test_a_stale_drain_is_ignored(path: Path, caplog: pytest.LogCaptureFixture, 
     assert warnings(caplog) == [
         f"the file '{path}/drain' was there before this process began, and is ignored; remove it, or touch it to drain"
     ]
-    (path / "drain").touch()
+    if how == "touched":
+        (path / "drain").touch()
+    else:  # it was seen to be gone, and the same file comes back
+        (path / "drain").rename(path / "away")
+        subject.look()
+        (path / "away").rename(path / "drain")
     assert subject.look() is None
     assert subject.drained_by
-
-
-@pytest.mark.parametrize("same", [True, False])
-def test_a_stale_drain_that_was_removed(path: Path, same: bool) -> None:
-    """Once it was seen to be gone, the same file counts when it comes back, and another one of any time."""
-    (path / "drain").touch()
-    subject = Subject(path)
-    subject.look()
-    (path / "drain").rename(path / "away")
-    subject.look()
-    if not same:
-        (path / "away").unlink()
-        (path / "away").touch()
-        os.utime(path / "away", (1, 1))
-    (path / "away").rename(path / "drain")
-    assert subject.look() is None
 
 
 def test_a_drain_between_init_app_and_the_first_look(path: Path) -> None:

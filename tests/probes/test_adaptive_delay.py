@@ -108,6 +108,8 @@ CASES: dict[str, tuple[dict[str, Any], Callable[[Stop], Happenings], float, str]
     "LIFECYCLE_DELAY_PROBES": ({"delay_probes": 1}, lambda stop: stop.regular(2.0, first=1.0), 2.0, "1 prober refused"),
     # Liveness and start-up decide nothing about traffic, and browsers neither.
     "liveness": ({}, lambda stop: stop.regular(2.0, first=1.9, group="live"), 1.0, NOBODY),
+    "a check of liveness": ({}, lambda stop: stop.regular(2.0, first=1.9, group="live/worker"), 1.0, NOBODY),
+    "a check of readiness": ({}, lambda stop: stop.regular(0.5, first=0.2, group="ready/db"), 2.2, THRICE),
     "start-up": ({}, lambda stop: stop.regular(2.0, first=1.9, group="startup"), 1.0, NOBODY),
     "a browser": ({}, lambda stop: stop.regular(2.0, first=1.9, agent="Mozilla/5.0 (X11)"), 1.0, NOBODY),
     "who fell silent before": ({}, lambda stop: stop.gone(1.0, before=10.0), 1.0, NOBODY),

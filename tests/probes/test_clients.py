@@ -67,25 +67,6 @@ def test_who_is_a_prober(subject: Subject, visits: list[dict[str, str]], attribu
 
 
 @pytest.mark.parametrize(
-    ("group", "agent", "decides"),
-    [
-        ("ready", "", True),
-        ("healthcheck", "ELB-HealthChecker/2.0", True),
-        ("search", "kube-probe/1.30", True),
-        ("ready/database", "", True),
-        ("live", "", False),
-        ("live/worker", "", False),
-        ("startup", "kube-probe/1.30", False),
-        ("healthcheck", "Mozilla/5.0 (X11; Linux x86_64)", False),
-    ],
-)
-def test_who_decides_about_traffic(subject: Subject, group: str, agent: str, decides: bool) -> None:
-    """A prober of liveness or start-up and a browser do not decide about traffic, others may."""
-    subject.ask(agent, group=group)
-    assert subject.first.decides is decides
-
-
-@pytest.mark.parametrize(
     ("visits", "interval"),
     [
         ([0.0], 0.0),

@@ -32,7 +32,7 @@ def serve(port: int) -> Iterator[Any]:
     apps: list[Flask] = []
 
     def start(**config: Any) -> Lifecycle:
-        app = make_app(LIFECYCLE_PROBE_HOST="127.0.0.1", LIFECYCLE_PROBE_PORT=port, **config)
+        app = make_app(**{"LIFECYCLE_PROBE_HOST": "127.0.0.1", "LIFECYCLE_PROBE_PORT": port, **config})
         apps.append(app)
         lifecycle = Lifecycle(app)
         app.test_client().get("/work", buffered=True)
@@ -98,7 +98,7 @@ def test_a_failure_is_told(serve: Any, port: int, config: dict[str, Any]) -> Non
     assert ask(port, path)[0] == config.get("LIFECYCLE_STATUS_CODES", {}).get("fail", 503)
 
 
-def test_collected_applications(port: int) -> None:
+def test_collected_applications(serve: Any, port: int) -> None:
     """Applications that were collected before their end, as in tests, leave no listener and no time for answers."""
     for number in (port, 0, 0):
         app = make_app(LIFECYCLE_PROBE_HOST="127.0.0.1", LIFECYCLE_PROBE_PORT=number)
@@ -106,14 +106,9 @@ def test_collected_applications(port: int) -> None:
         app.test_client().get("/work", buffered=True)
         del app
     gc.collect()
-    app = make_app(LIFECYCLE_PROBE_HOST="127.0.0.1", LIFECYCLE_PROBE_PORT=port)
-    Lifecycle(app)
-    app.test_client().get("/work", buffered=True)
-    try:
-        until(lambda: [thread.name for thread in threading.enumerate()].count("lifecycle-probes") == 1)
-        assert ask(port, "/readyz")[0] == 200
-    finally:
-        state_of(app).end()
+    serve()
+    until(lambda: [thread.name for thread in threading.enumerate()].count("lifecycle-probes") == 1)
+    assert ask(port, "/readyz")[0] == 200
 
 
 def test_operators_mean_all(serve: Any, port: int) -> None:
@@ -136,52 +131,17 @@ def test_the_last_closes_it(serve: Any, port: int) -> None:
     assert ask(port, "/livez")[0] == 200
 
 
-def test_port_0_is_not_shared() -> None:
+def test_port_0_is_not_shared(serve: Any) -> None:
     """With port 0 each application has a listener of its own."""
-    apps = [make_app(LIFECYCLE_PROBE_HOST="127.0.0.1", LIFECYCLE_PROBE_PORT=0) for _ in range(2)]
-    lifecycles = [Lifecycle(app) for app in apps]
-    try:
-        for app in apps:
-            app.test_client().get("/work", buffered=True)
-        addresses = {lifecycle.probe_address for lifecycle in lifecycles}
-        assert len(addresses) == 2
-        assert None not in addresses
-    finally:
-        for app in apps:
-            state_of(app).end()
-
-
-FACTORY = """
-import gc, os, sys
-from flask import Flask
-from flask_lifecycle import Lifecycle
-
-def make():
-    app = Flask("shop")
-    app.config["LIFECYCLE_PROBE_PORT"] = int(os.environ["PORT"])
-    Lifecycle(app)
-    return app
-
-for _ in range(3):
-    print(make().test_client().get("/livez").status_code)
-    gc.collect()
-kept = [make() for _ in range(3)]
-print([app.test_client().get("/readyz").status_code for app in kept])
-"""
-
-
-def test_a_factory_that_is_called_for_each_test(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A process without a server makes one application after the other with one probe port."""
-    monkeypatch.setenv("PORT", str(port))
-    done = run_python(FACTORY)
-    assert (done.returncode, done.stdout.split()) == (0, ["200"] * 3 + ["[200,", "200,", "200]"])
-    assert "Traceback" not in done.stderr
+    first, second = (serve(LIFECYCLE_PROBE_PORT=0).probe_address for _ in range(2))
+    assert None not in (first, second)
+    assert first != second
 
 
 TWO = """
-import http.client, os, signal, sys, threading, time
+import os, signal, sys, threading, urllib.error, urllib.request
 from flask import Flask
-from flask_lifecycle import Lifecycle, State
+from flask_lifecycle import Lifecycle, state_changed
 from werkzeug.middleware.dispatcher import DispatcherMiddleware
 from werkzeug.serving import run_simple
 
@@ -190,33 +150,23 @@ apps = [Flask("first"), Flask("second")]
 for app in apps:
     app.config.update(LIFECYCLE_PROBE_HOST="127.0.0.1", LIFECYCLE_PROBE_PORT=port)
 first, second = map(Lifecycle, apps)
-go = threading.Event()
+go, ready = threading.Event(), [threading.Event(), threading.Event()]
+for app, event in zip(apps, ready):
+    state_changed.connect(lambda sender, event=event, **more: event.set(), app, weak=False)
+second.on_startup(lambda: go.wait(bound))
 
-@second.on_startup
-def slow():
-    go.wait(bound)
-
-def ready():
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=bound)
+def code():
     try:
-        connection.request("GET", "/readyz")
-        return connection.getresponse().status
-    except ConnectionRefusedError:
-        return 0
-    finally:
-        connection.close()
-
-def until(seen):
-    end = time.monotonic() + bound
-    while not seen() and time.monotonic() < end:
-        time.sleep(0.01)
+        return urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=bound).status
+    except urllib.error.HTTPError as error:
+        return error.code
 
 def probe():
-    until(lambda: first.state is State.READY and ready())
-    print(ready())
+    ready[0].wait(bound)
+    print(code())
     go.set()
-    until(lambda: ready() == 200)
-    print(ready(), flush=True)
+    ready[1].wait(bound)
+    print(code(), flush=True)
     os.kill(os.getpid(), signal.SIGTERM)
 
 threading.Thread(target=probe, daemon=True).start()

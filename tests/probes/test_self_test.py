@@ -1,4 +1,4 @@
-"""The self-test: what stands in the way of a kubelet's probe is named, once, and nothing else is said."""
+"""The self-test: what answers a kubelet's probe in the place of the application is named, once."""
 
 from __future__ import annotations
 
@@ -11,9 +11,8 @@ from flask import Flask, abort
 from werkzeug.middleware.dispatcher import DispatcherMiddleware
 from werkzeug.middleware.proxy_fix import ProxyFix
 
-from flask_lifecycle import Lifecycle
-from flask_lifecycle._core.state import Event
-from flask_lifecycle._probes import self_test
+from flask_lifecycle import Lifecycle, State
+from flask_lifecycle._probes.self_test import SelfTest, obstacle
 from tests._fakes import make_app, run_python, state_of
 
 if TYPE_CHECKING:
@@ -23,34 +22,24 @@ Middleware = Callable[["WSGIApplication"], "WSGIApplication"]
 
 
 class Layer:
-    """A middleware, wrapped around the application as extensions do it."""
+    """A middleware, wrapped around the application as extensions do it; it may answer by itself."""
 
-    def __init__(self, app: WSGIApplication) -> None:
+    def __init__(self, app: Any, answer: Any = None) -> None:
         self.app = app
+        self.answer = answer or app
 
-    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        return self.app(environ, start_response)
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Any:
+        return self.answer(environ, start_response)
 
 
 class HostCheck(Layer):
     """Knows its one host."""
 
-    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Any:
         if environ["HTTP_HOST"] == "shop.example":
             return super().__call__(environ, start_response)
         start_response("400 BAD REQUEST", [])
         return [b"bad host"]
-
-
-class Answers(Layer):
-    """Answers in the place of the application."""
-
-    def __init__(self, app: WSGIApplication, answer: WSGIApplication) -> None:
-        super().__init__(app)
-        self.answer = answer
-
-    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        return self.answer(environ, start_response)
 
 
 def https_redirect(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
@@ -59,7 +48,6 @@ def https_redirect(environ: WSGIEnvironment, start_response: StartResponse) -> I
 
 
 def late(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-    """Answers when it is iterated over, and not before."""
     start_response("401 UNAUTHORIZED", [])
     yield b"who are you?"
 
@@ -70,8 +58,7 @@ def raises(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[
 
 def raises_late(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
     start_response("200 OK", [])
-    yield from ()
-    raise LookupError("a secret")
+    yield from raises(environ, start_response)
 
 
 def silent(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
@@ -79,17 +66,14 @@ def silent(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[
 
 
 def empties(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-    """Makes the environ its own."""
     environ.clear()
     start_response("500 INTERNAL SERVER ERROR", [])
     return []
 
 
-class Copies(Layer):
-    """Hands on a copy of the environ."""
-
-    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        return self.app(dict(environ), start_response)
+def copies(app: WSGIApplication) -> WSGIApplication:
+    """A middleware that hands on a copy of the environ."""
+    return lambda environ, start_response: app(dict(environ), start_response)
 
 
 def wrapped(*middlewares: Middleware, **config: Any) -> Flask:
@@ -112,102 +96,90 @@ def wrapped(*middlewares: Middleware, **config: Any) -> Flask:
         (empties, "is answered 500 INTERNAL SERVER ERROR"),
     ],
 )
-def test_what_stands_in_the_way(answer: WSGIApplication, what: str) -> None:
-    """Whatever answers in the probe's place is told with its answer, and with the layer in which it is."""
-    app = wrapped(lambda inner: Answers(inner, answer))
-    assert self_test.obstacle(app, "/livez") == f"{what} by Flask around Answers"
+def test_an_obstacle(answer: WSGIApplication, what: str) -> None:
+    """What answers in the probe's place is named with its answer, and with the layers around it."""
+    app = wrapped(lambda inner: Layer(inner, answer))
+    assert obstacle(app, "/livez") == f"{what} by Flask around Layer"
     function = wrapped(lambda inner: answer)  # which does not show what it is around
-    assert self_test.obstacle(function, "/livez") == f"{what} by Flask around {answer.__name__}"
+    assert obstacle(function, "/livez") == f"{what} by Flask around {answer.__name__}"
 
 
-@pytest.mark.parametrize("middlewares", [(), (Layer,), (ProxyFix, Layer), (Copies,)])
-def test_nothing_in_the_way(middlewares: tuple[Middleware, ...], caplog: pytest.LogCaptureFixture) -> None:
-    """Where the probe is reached nothing is told or logged, whatever is around or inside the application."""
+@pytest.mark.parametrize("middlewares", [(), (Layer,), (ProxyFix, Layer), (copies,)])
+def test_no_obstacle(middlewares: tuple[Middleware, ...], caplog: pytest.LogCaptureFixture) -> None:
+    """If the probe is reached nothing is logged, whatever is around or inside the application."""
     app = wrapped(*middlewares, TRUSTED_HOSTS=["shop.example"])
     app.before_request(lambda: abort(401))
     state_of(app).startup.run()
-    state_of(app).machine.apply(Event.SET_NOT_READY, "maintenance")
+    state_of(app).machine.state = State.NOT_READY
     caplog.clear()
-    assert self_test.obstacle(app, "/livez") == ""
-    assert self_test.obstacle(app, "/readyz") == ""
-    self_test.SelfTest(state_of(app)).run()
+    assert (obstacle(app, "/livez"), obstacle(app, "/readyz")) == ("", "")
+    SelfTest(state_of(app)).run()
     assert caplog.records == []
 
 
 def test_around_the_application() -> None:
-    """Layers are told from the outside, also those around the Flask application as a whole; at most ten of them."""
+    """Layers are named from the outside, also those around the Flask application as a whole; at most ten of them."""
     bad = "is answered 400 BAD REQUEST by"
     app = wrapped(Layer)
     inside = wrapped(HostCheck, Layer, ProxyFix)
     outer = DispatcherMiddleware(Flask("outer").wsgi_app, {"/shop": app.wsgi_app})
-    circle = Answers(Flask("inner"), silent)
+    circle = Layer(Flask("inner"), silent)
     circle.app = circle
-    assert self_test.obstacle(inside, "/livez") == f"{bad} Flask around ProxyFix around Layer around HostCheck"
-    assert self_test.obstacle(HostCheck(app), "/livez") == f"{bad} HostCheck around Flask around Layer"
-    assert (
-        self_test.obstacle(outer, "/livez") == "is answered 404 NOT FOUND by DispatcherMiddleware around Flask.wsgi_app"
-    )
-    assert self_test.obstacle(outer, "/shop/livez") == ""
-    assert self_test.obstacle(circle, "/livez").count("Answers") == 10
+    assert obstacle(inside, "/livez") == f"{bad} Flask around ProxyFix around Layer around HostCheck"
+    assert obstacle(HostCheck(app), "/livez") == f"{bad} HostCheck around Flask around Layer"
+    assert obstacle(outer, "/livez") == "is answered 404 NOT FOUND by DispatcherMiddleware around Flask.wsgi_app"
+    assert obstacle(outer, "/shop/livez") == ""
+    assert obstacle(circle, "/livez").count("Layer") == 10
 
 
-def test_the_result_is_closed() -> None:
-    """What answers is closed as a server does it, also where it fails."""
+@pytest.mark.parametrize("fails", [True, False])
+def test_the_result_is_closed(fails: bool) -> None:
+    """The answer is closed as a server does it, even if it fails."""
     closed: list[str] = []
 
     class Result:
-        def __init__(self, error: Exception | None) -> None:
-            self.error = error
-
         def __iter__(self) -> Iterator[bytes]:
-            if self.error is not None:
-                raise self.error
+            if fails:
+                raise LookupError("odd")
             return iter([b"a", b"b"])
 
         def close(self) -> None:
             closed.append("closed")
 
-    for error in (None, LookupError("odd")):
+    def app(environ: WSGIEnvironment, start_response: StartResponse) -> Result:
+        start_response("200 OK", [])(b"by the old way")
+        return Result()
 
-        def app(environ: WSGIEnvironment, start_response: StartResponse, error: Exception | None = error) -> Result:
-            start_response("200 OK", [])(b"by the old way")
-            return Result(error)
-
-        self_test.obstacle(app, "/livez")
-    assert closed == ["closed", "closed"]
+    obstacle(app, "/livez")
+    assert closed == ["closed"]
 
 
-# -- at the start-up ----------------------------------------------------------------------------------------------
+def test_one_warning(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An obstacle is one warning, which names the path, the answer, the layers and the cure; none in testing mode.
 
-WARNING = (
-    "A probe as a kubelet sends it (GET {} to an IP address, by http, without cookies) is answered 400 BAD REQUEST by"
-    " Flask around HostCheck; exempt the probes there, or wrap the application before init_app."
-)
-
-
-def test_one_warning(caplog: pytest.LogCaptureFixture) -> None:
-    """What is in the way is one warning, which names the path, the answer, the layers and the cure; none in tests."""
+    Under run() the probe goes through the whole of what is served, not through the Flask application alone.
+    """
     app = wrapped(HostCheck, LIFECYCLE_URL_PREFIX="/ops", LIFECYCLE_PATHS={"livez": "/alive"})
     state_of(app).startup.run()
     assert caplog.records == []
-    self_test.SelfTest(state_of(app)).run()
-    [record] = caplog.records
-    assert (record.levelno, record.getMessage()) == (logging.WARNING, WARNING.format("/ops/alive"))
-    assert record.__dict__["lifecycle_path"] == "/ops/alive"
-
-
-def test_what_run_is_given_is_tested(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Under run() the test goes through the whole of what is served, and not through the Flask application alone."""
+    SelfTest(state_of(app)).run()
     lifecycle = Lifecycle(app := make_app())
-    monkeypatch.setattr(state_of(app).serving, "run", lambda *arguments: self_test.SelfTest(state_of(app)).run())
+    monkeypatch.setattr(state_of(app).serving, "run", lambda *arguments: SelfTest(state_of(app)).run())
     lifecycle.run(HostCheck(app))
-    [record] = caplog.records
-    assert record.getMessage() == WARNING.format("/livez").replace("Flask around HostCheck", "HostCheck around Flask")
+    assert [(record.levelno, record.getMessage()) for record in caplog.records] == [
+        (
+            logging.WARNING,
+            f"A probe as a kubelet sends it (GET {path} to an IP address, by http, without cookies) is answered 400 BAD"
+            f" REQUEST by {layers}; exempt the probes there, or wrap the application before init_app.",
+        )
+        for path, layers in (("/ops/alive", "Flask around HostCheck"), ("/livez", "HostCheck around Flask"))
+    ]
+    assert caplog.records[0].__dict__["lifecycle_path"] == "/ops/alive"
 
 
 @pytest.mark.parametrize("wished", [True, False])
 def test_in_a_process(wished: bool) -> None:
-    """Outside of testing mode it is a feature of an application, if it is wished."""
+    """Outside of testing mode it is a feature of an application, if the setting asks for it."""
     code = (
         "from flask import Flask; from flask_lifecycle import Lifecycle; app = Flask('shop');"
         f"app.config['LIFECYCLE_SELF_TEST'] = {wished}; Lifecycle(app);"
