@@ -118,7 +118,18 @@ NOT_NEGATIVE = "must be a finite number of seconds, zero or more, not {}."
 DELAY_SUCCEEDS = "'LIFECYCLE_SHUTDOWN_DELAY' is 'auto', which waits until failing probes have been seen, but"
 NOTHING_LEFT = "leave nothing of 'LIFECYCLE_GRACE_PERIOD' (10 s) to drain in; raise the grace period or lower one of"
 
-# A setting, and values with the error that they have; {} stands for the value as Python writes it.
+
+def told(text: str, value: Any) -> str:
+    """The error for a value, which {} stands for; {last} is the last item of a list, {key} and {given} a mapping's."""
+    if isinstance(value, list):
+        text = text.replace("{last}", ascii(value[-1]))
+    elif isinstance(value, dict):
+        [(key, given)] = value.items()
+        text = text.replace("{key}", ascii(key)).replace("{given}", ascii(given))
+    return text.replace("{}", ascii(value))
+
+
+# A setting, and values with the error that they have; see told().
 REFUSED: dict[type[Exception], list[tuple[str, list[Any], str]]] = {
     TypeError: [
         ("GRACE_PERIOD", ["25", True, None], SECONDS),
@@ -160,13 +171,10 @@ REFUSED: dict[type[Exception], list[tuple[str, list[Any], str]]] = {
             ["/nowhere/report.json", "/"],
             "names {}, which is not a file in an existing directory; create the directory, or name another.",
         ),
-        *(
-            (
-                "SIGNALS",
-                [[15, name]],
-                f"names {name!r}, which is not a signal on this system; use names such as 'SIGTERM'.",
-            )
-            for name in ("SIGTREM", 999, True, None)
+        (
+            "SIGNALS",
+            [[15, name] for name in ("SIGTREM", 999, True, None)],
+            "names {last}, which is not a signal on this system; use names such as 'SIGTERM'.",
         ),
         ("SIGNALS", [["SIGKILL"], [9]], "names 'SIGKILL', which a process cannot catch; leave it out."),
         ("EXIT", ["quick"], "must be one of 'code', 'signal', not {}."),
@@ -200,33 +208,30 @@ REFUSED: dict[type[Exception], list[tuple[str, list[Any], str]]] = {
         ),
         ("PATHS", [{"livez": "/readyz"}], "gives two probes the same path; each needs its own."),
         ("STOP_ON_CRASH", ["", ["a", ""]], "contains an empty pattern, which matches no thread; use '*' for all."),
-        *(
-            (
-                "STATUS_CODES",
-                [{status: 500}],
-                f"names the status {status!r}; the statuses are 'pass', 'warn' and 'fail'.",
-            )
-            for status in ("error", 503)
+        (
+            "STATUS_CODES",
+            [{"error": 500}, {503: 500}],
+            "names the status {key}; the statuses are 'pass', 'warn' and 'fail'.",
         ),
-        *(
-            ("STATUS_CODES", [{"fail": it}], f"must give 'fail' an HTTP status from 200 to 599, not {it!r}.")
-            for it in ("500", 100, 600, True, None, 500.0)
+        (
+            "STATUS_CODES",
+            [{"fail": code} for code in ("500", 100, 600, True, None, 500.0)],
+            "must give 'fail' an HTTP status from 200 to 599, not {given}.",
         ),
-        *(
-            (
-                "HEADERS",
-                [{name: "a"}],
-                f"names the header {name!a}, which is not a header name; use one such as 'X-Node'.",
-            )
-            for name in ("", "X Node", "X-Node:", "X-Größe", 3, "X-Node\r\nX")
+        (
+            "HEADERS",
+            [{name: "a"} for name in ("", "X Node", "X-Node:", "X-Größe", 3, "X-Node\r\nX")],
+            "names the header {key}, which is not a header name; use one such as 'X-Node'.",
         ),
-        *(
-            ("HEADERS", [{"X-Node": text}], f"must give 'X-Node' one line of printable ASCII, not {text!a}.")
-            for text in ("a\r\nb", "größe", 3, None, b"a", "\x00")
+        (
+            "HEADERS",
+            [{"X-Node": text} for text in ("a\r\nb", "größe", 3, None, b"a", "\x00")],
+            "must give 'X-Node' one line of printable ASCII, not {given}.",
         ),
-        *(
-            ("HEADERS", [{it: "a"}], f"names the header '{it}', which is the server's to set; leave it out.")
-            for it in ("Content-Length", "transfer-encoding", "Connection")
+        (
+            "HEADERS",
+            [{name: "a"} for name in ("Content-Length", "transfer-encoding", "Connection")],
+            "names the header {key}, which is the server's to set; leave it out.",
         ),
     ],
 }
@@ -284,7 +289,7 @@ TOGETHER: list[tuple[dict[str, Any], str]] = [
     ("config", "kind", "message"),
     [
         *(
-            ({key: value}, kind, f"'LIFECYCLE_{key}' {text.replace('{}', ascii(value))}")
+            ({key: value}, kind, f"'LIFECYCLE_{key}' {told(text, value)}")
             for kind, rows in REFUSED.items()
             for key, values, text in rows
             for value in values

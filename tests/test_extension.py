@@ -93,41 +93,18 @@ def test_ready_before_the_first_request_is_served() -> None:
     assert ran == ["one", "two"]
 
 
-def test_a_probe_begins_the_start_up_but_does_not_wait(free: threading.Event) -> None:
-    """A probe that comes first begins the start-up and tells the truth meanwhile: starting."""
+def test_work_waits_for_the_start_up_and_probes_do_not(free: threading.Event) -> None:
+    """A probe that comes first begins the start-up and tells the truth meanwhile; requests wait until it is over."""
     app, lifecycle = serve()
-    ended = threading.Event()
-
-    @lifecycle.on_startup
-    def slow() -> None:
-        assert free.wait(BOUND)
-        ended.set()
-
-    assert get(app, "/readyz").status_code == 503
-    assert get(app, "/startupz").status_code == 503
-    assert get(app, "/livez").status_code == 200
-    free.set()
-    assert ended.wait(BOUND)
+    codes, ran = list[int](), list[bool]()
+    lifecycle.on_startup(name="slow")(lambda: ran.append(free.wait(BOUND)))
+    assert [get(app, path).status_code for path in ("/readyz", "/startupz", "/livez")] == [503, 503, 200]
+    with running(lambda: codes.append(get(app).status_code)), running(lambda: codes.append(get(app).status_code)):
+        until(lambda: lifecycle.in_flight == 2)
+        assert codes == []
+        free.set()
+    assert (codes, ran) == ([200, 200], [True])
     until(lambda: get(app, "/readyz").status_code == 200)
-
-
-def test_a_second_request_waits_for_the_start_up(free: threading.Event) -> None:
-    """A request that comes while another runs the start-up is held until it is over."""
-    app, lifecycle = serve()
-    entered, codes = threading.Event(), list[int]()
-
-    @lifecycle.on_startup
-    def slow() -> None:
-        entered.set()
-        assert free.wait(BOUND)
-
-    with running(lambda: codes.append(get(app).status_code)):
-        assert entered.wait(BOUND)
-        with running(lambda: codes.append(get(app).status_code)):
-            until(lambda: lifecycle.in_flight == 2)
-            assert codes == []
-            free.set()
-    assert codes == [200, 200]
 
 
 def test_under_run_work_waits_and_probes_do_not(free: threading.Event) -> None:
@@ -175,8 +152,9 @@ def test_a_shutdown_overtakes_the_end_of_the_start_up(free: threading.Event) -> 
     assert changes == [State.DRAINING, State.STOPPING, State.STOPPED]
 
 
-def test_state_changed_is_sent_once_for_each_change() -> None:
-    """Each change of state is sent once, with the application as its sender; a raising receiver stops nobody."""
+def test_state_changed_is_sent_once_for_each_change(caplog: pytest.LogCaptureFixture) -> None:
+    """Each change of state is sent and logged once, the last two for debugging; a raising receiver stops nobody."""
+    caplog.set_level(logging.DEBUG, "flask_lifecycle")
     app, lifecycle = serve()
     heard: list[tuple[State, State, str]] = []
 
@@ -203,6 +181,17 @@ def test_state_changed_is_sent_once_for_each_change() -> None:
         (State.DRAINING, State.STOPPING, "over"),
         (State.STOPPING, State.STOPPED, "over"),
     ]
+    logged = [record for record in caplog.records if record.getMessage().startswith("state ")]
+    assert [(record.levelname, record.getMessage()) for record in logged] == [
+        ("INFO", "state STARTING -> READY"),
+        ("INFO", "state READY -> NOT_READY: maintenance"),
+        ("INFO", "state NOT_READY -> READY"),
+        ("INFO", "state READY -> DRAINING"),
+        ("DEBUG", "state DRAINING -> STOPPING"),
+        ("DEBUG", "state STOPPING -> STOPPED"),
+    ]
+    fields = [(record.__dict__["lifecycle_state"], record.__dict__["lifecycle_reason"]) for record in logged]
+    assert fields == [(new.name, reason) for _old, new, reason in heard]
 
 
 # -- stopping -----------------------------------------------------------------------------------------------------

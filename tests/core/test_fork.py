@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-from types import ModuleType
-
 import pytest
-from gevent.events import GeventDidPatchAllEvent, subscribers
 
-from flask_lifecycle._core import fork
+from tests._fakes import run_python
 
 # A child as gunicorn makes its gevent workers, of a master that has loaded the application, or our package alone.
 PATCHED = """
@@ -79,23 +74,5 @@ except BaseException as error:
 @pytest.mark.parametrize("loaded", ["preload", "config"])
 def test_what_a_child_has_before_it_is_patched_is_made_again(loaded: str) -> None:
     """A lock from before the patch lets no greenlet hold up all others, and no thread is started before the patch."""
-    done = subprocess.run([sys.executable, "-c", PATCHED, loaded], capture_output=True, text=True, timeout=30)
+    done = run_python(PATCHED, loaded)
     assert (done.stdout, done.returncode) == ("child done\n", 0), done.stderr
-
-
-def test_only_the_whole_patch_counts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In a child of gunicorn's that gevent patches all is made anew once, and in no other."""
-    made: list[str] = []
-    monkeypatch.setattr(fork, "_in_child", [])
-    fork.renew_in_children(lambda: made.append("anew"))
-    monkeypatch.delitem(sys.modules, "gunicorn.workers.ggevent", raising=False)
-    before = list(subscribers)
-    fork._await_patch()
-    assert subscribers == before
-    monkeypatch.setitem(sys.modules, "gunicorn.workers.ggevent", ModuleType("ggevent"))
-    fork._await_patch()
-    (patched,) = (each for each in subscribers if each not in before)
-    patched(object())
-    assert made == []
-    patched(GeventDidPatchAllEvent([], {}))
-    assert (made, subscribers) == (["anew"], before)

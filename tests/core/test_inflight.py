@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import sys
@@ -16,9 +17,9 @@ import pytest
 from werkzeug.test import create_environ
 from werkzeug.wsgi import ClosingIterator
 
-from flask_lifecycle import Lifecycle, RequestInfo
+from flask_lifecycle import RequestInfo
 from flask_lifecycle._core.inflight import Ledger, count_around, count_requests
-from tests._fakes import BOUND, enter, make_app, run_python, running, state_of, until, whole
+from tests._fakes import BOUND, enter, run_python, running, until, whole
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
@@ -50,6 +51,12 @@ def call(app: WSGIApplication, path: str = "/work", wrapper: Any = None) -> Any:
     if wrapper is not None:
         environ["wsgi.file_wrapper"] = wrapper
     return app(environ, start_response)
+
+
+def begun(result: Any) -> tuple[Ledger, Any]:
+    """A ledger with a request whose application returned this, and what the server got."""
+    ledger = Ledger()
+    return ledger, call(counted(gives(result), ledger))
 
 
 class Chunks:
@@ -93,9 +100,8 @@ def test_counted_until_closed_or_iterated_to_the_end(to_the_end: bool) -> None:
 
 def test_functions_called_by_close_count() -> None:
     """What the application does when its body is closed is part of the request, though the body has come to its end."""
-    ledger = Ledger()
     during: list[int] = []
-    body = call(counted(gives(ClosingIterator([b"a"], [lambda: during.append(len(ledger))])), ledger))
+    ledger, body = begun(ClosingIterator([b"a"], [lambda: during.append(len(ledger))]))
     assert (list(body), len(ledger)) == ([b"a"], 0)
     body.close()
     assert (during, len(ledger)) == ([1], 0)
@@ -152,57 +158,40 @@ def test_what_raises_before_there_is_a_body(error: BaseException, start_up: bool
     assert len(ledger) == 0
 
 
-def test_body_raises_midway() -> None:
-    """A body that raises is in flight until the server closes it, and then no more."""
+def test_a_body_and_a_close_that_raise() -> None:
+    """A body that raises is in flight until the server closes it, and then no more, also if that raises."""
 
-    def chunks() -> Iterator[bytes]:
-        yield b"a"
-        raise ValueError("midway")
+    class Raises(Chunks):
+        __iter__ = raises(ValueError("midway"))
+        close = raises(ValueError("close"))
 
-    ledger = Ledger()
-    body = call(counted(gives(chunks()), ledger))
+    ledger, body = begun(Raises())
     with pytest.raises(ValueError, match=whole("midway")):
         list(body)
     assert len(ledger) == 1
-    body.close()
-    assert len(ledger) == 0
-
-
-def test_close_raises() -> None:
-    """An application whose close raises is counted out all the same, and the server hears of it."""
-
-    class Raises(Chunks):
-        def close(self) -> None:
-            raise ValueError("close")
-
-    ledger = Ledger()
-    body = call(counted(gives(Raises(b"x")), ledger))
     with pytest.raises(ValueError, match=whole("close")):
         body.close()
     assert len(ledger) == 0
     body.close()
 
 
-@pytest.mark.parametrize("begun", [True, False])
-def test_a_server_that_closes_early(begun: bool) -> None:
+@pytest.mark.parametrize("early", ["in the middle", "at the beginning"])
+def test_a_server_that_closes_early(early: str) -> None:
     """A server that closes a body ahead of its end, or of its beginning (HEAD), ends the request and the generator."""
     states = ["not run"]
 
     def generate() -> Iterator[bytes]:
-        states.append("begun")
         try:
-            while True:
-                yield b"x"
+            yield b"x"
         finally:
             states.append("ended")
 
-    ledger = Ledger()
-    body = call(counted(gives(generate()), ledger))
-    if begun:
+    ledger, body = begun(generate())
+    if early == "in the middle":
         assert next(iter(body)) == b"x"
     body.close()
     assert len(ledger) == 0
-    assert states[-1] == ("ended" if begun else "not run")
+    assert states[-1] == ("ended" if early == "in the middle" else "not run")
 
 
 @pytest.mark.parametrize("drop", [True, False])
@@ -239,11 +228,9 @@ def test_many_threads_leave_nothing() -> None:
             assert len(ledger) >= 1
             body.close()
 
-    threads = [threading.Thread(target=work) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(BOUND)
+    with contextlib.ExitStack() as stack:
+        for _ in range(8):
+            stack.enter_context(running(work))
     assert len(ledger) == 0
 
 
@@ -312,38 +299,20 @@ def test_requests_answered_around_the_middleware_are_counted() -> None:
 
 def test_a_body_has_its_length_or_none() -> None:
     """A result has a length behind us if it had one, so a server frames it as before."""
-    whole, stream = (call(counted(gives(result), Ledger())) for result in ([b"whole"], iter([b"a", b"b"])))
+    (_ledger, whole), (_other, stream) = begun([b"whole"]), begun(iter([b"a", b"b"]))
     assert len(whole) == 1
     assert not hasattr(stream, "__len__")
-    for body in (whole, stream):
-        body.close()
 
 
 def test_chunks_cost_no_python() -> None:
     """Between the server and the chunks of the application no Python code runs."""
-    ledger = Ledger()
-    body = call(counted(gives(ClosingIterator(iter([b"a", b"b"]))), ledger))
+    _ledger, body = begun(ClosingIterator(iter([b"a", b"b"])))
     chunks = iter(body)
     calls: list[str] = []
     sys.setprofile(lambda frame, event, _argument: calls.append(event))
     first = next(chunks)
     sys.setprofile(None)
     assert (first, calls.count("call")) == (b"a", 0)
-    body.close()
-    assert len(ledger) == 0
-
-
-class ServerWrapper:
-    """The class that a server asks isinstance for, as waitress and Werkzeug have it."""
-
-    def __init__(self, filelike: Any, block_size: int = 8192) -> None:
-        self.filelike = filelike
-
-    def __iter__(self) -> Iterator[bytes]:
-        return iter([b"file"])
-
-    def close(self) -> None:
-        self.filelike.close()
 
 
 class Closeless:
@@ -354,6 +323,13 @@ class Closeless:
 
     def __iter__(self) -> Iterator[bytes]:
         return iter([b"file"])
+
+
+class ServerWrapper(Closeless):
+    """The class that a server asks isinstance for, as waitress and Werkzeug have it."""
+
+    def close(self) -> None:
+        self.filelike.close()
 
 
 def wraps(file: Any) -> WSGIApplication:
@@ -446,7 +422,7 @@ def test_wsgiref_validate(result: Any) -> None:
 
 
 def test_requests_oldest_first() -> None:
-    """A snapshot tells method, path, age and thread, oldest first."""
+    """A snapshot tells method, path, age and thread, unless that has ended, oldest first."""
     now = [100.0]
     ledger = Ledger(lambda: now[0])
     app = counted(gives([b"x"]), ledger)
@@ -459,18 +435,11 @@ def test_requests_oldest_first() -> None:
         RequestInfo("POST", "/mounted/first", 5.0, thread, "running"),
         RequestInfo("GET", "/second", 3.0, thread, "running"),
     )
-    for body in (first, second):
-        body.close()
+    first.close()
+    second.thread = 0  # no thread's number
+    assert [info.thread for info in ledger.requests()] == [""]
+    second.close()
     assert ledger.requests() == ()
-
-
-def test_requests_names_no_thread_that_is_gone() -> None:
-    """A request whose thread has ended has no thread's name."""
-    ledger = Ledger()
-    body = enter(ledger)
-    body.thread = 0  # no thread's number
-    assert ledger.requests()[0].thread == ""
-    body.close()
 
 
 def test_a_request_writes_no_line_of_its_own() -> None:
@@ -624,15 +593,3 @@ def test_fork_empties_the_childs_ledger(held: str) -> None:
     """A forked child begins with nothing in flight, and makes a lock anew that another thread held at the fork."""
     done = run_python(FORK, held, python=["-W", "ignore"])
     assert (done.returncode, done.stdout, done.stderr) == (0, "child\nparent\n", "")
-
-
-# -- what is dropped ----------------------------------------------------------------------------------------------
-
-
-def test_a_warm_up_does_not_hold_up_a_stop() -> None:
-    """An application that the test client has warmed up stops cleanly, and has served nothing in the drain."""
-    lifecycle = Lifecycle()
-    lifecycle.init_app(app := make_app())
-    app.test_client().get("/work")
-    report = lifecycle.shutdown()
-    assert (report.clean, report.served, len(state_of(app).ledger)) == (True, 0, 0)

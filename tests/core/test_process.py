@@ -10,7 +10,6 @@ import signal
 import sys
 import textwrap
 import threading
-from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -125,14 +124,14 @@ def rest():
 """
 
 
-def program(code: str, *, warnings: Sequence[str] = (), covered: bool = True) -> tuple[int, list[str], str]:
+def program(code: str, *, covered: bool = True) -> tuple[int, list[str], str]:
     """Run a program behind HEAD; return its exit code, the lines it said and its stderr.
 
     :param covered: with coverage, which saves its data in ``os._exit``. In a thread that ends the process while the
         interpreter ends as well, that crashes.
     """
     environ = {} if covered else {"COVERAGE_PROCESS_START": "", "COVERAGE_PROCESS_CONFIG": ""}
-    done = run_python(HEAD + textwrap.dedent(code), python=warnings, environ=environ)
+    done = run_python(HEAD + textwrap.dedent(code), environ=environ)
     return done.returncode, done.stdout.splitlines(), done.stderr
 
 
@@ -161,12 +160,10 @@ def test_shutdown_in_a_thread_without_our_handler(theirs: bool) -> None:
     assert (code, said) == ((0, ["hook", "True"]) if theirs else (-signal.SIGTERM, ["hook"]))
 
 
-def test_a_main_thread_that_does_not_leave() -> None:
-    """A main thread that does not leave although it was told to is left behind at the deadline."""
-    code, said, errors = program(
+# What does not end by itself, what it says, and the last words when the grace period is over.
+HANGING: dict[str, tuple[str, list[str], str]] = {
+    "a main thread that does not leave although it was told to": (
         """
-        unhurried()
-        logging.basicConfig(format="%(message)s", level=logging.ERROR, force=True)
         lifecycle = Lifecycle(app := make(LIFECYCLE_GRACE_PERIOD=3.0))
         lifecycle.on_shutdown(name="hook")(lambda: say("hook"))
         serve(app)
@@ -177,17 +174,12 @@ def test_a_main_thread_that_does_not_leave() -> None:
             except SystemExit:
                 say("no")
                 rest()
+        """,
+        ["hook", "no"],
+        "the shutdown or the main thread has not ended",
+    ),
+    "what is closed when the server's loop has ended": (
         """
-    )
-    assert (code, said) == (1, ["hook", "no"])
-    assert errors == "grace period over, leaving at once: the shutdown or the main thread has not ended\n"
-
-
-def test_what_hangs_after_the_loop_is_left_behind() -> None:
-    """What is closed when the server's loop has ended may hang, and the process is gone within its grace period."""
-    code, _said, errors = program(
-        """
-        unhurried()
         from flask_lifecycle._core.feature import Feature
         class Hanging(Feature):
             def stop(self): rest()
@@ -198,30 +190,40 @@ def test_what_hangs_after_the_loop_is_left_behind() -> None:
             kill()
         threading.Thread(target=stop, daemon=True).start()
         lifecycle.run(app, port=0)
+        """,
+        [],
+        "the shutdown or the main thread has not ended",
+    ),
+    "non-daemon threads that hold the interpreter open": (
         """
-    )
-    assert code == 1
-    assert errors == "grace period over, leaving at once: the shutdown or the main thread has not ended\n"
-
-
-def test_threads_left_behind_are_named() -> None:
-    """Non-daemon threads that hold the interpreter open are named, and the process leaves at the deadline."""
-    code, said, errors = program(
-        """
-        unhurried()
         lifecycle = Lifecycle(app := make(LIFECYCLE_GRACE_PERIOD=3.0))
         threading.Thread(target=rest, name="stubborn").start()
         lifecycle.on_startup(name="stop")(lambda: lifecycle.shutdown(wait=False))
-        report = lifecycle.run(app, port=0)
-        say(report.exit_code)
-        sys.exit(report.exit_code)
+        sys.exit(lifecycle.run(app, port=0).exit_code)
+        """,
+        [],
+        "threads still run: stubborn",
+    ),
+    "a shutdown that hangs past its deadline as the interpreter ends": (
         """
-    )
-    assert (code, said) == (1, ["0"])
-    assert errors.splitlines() == [
-        "non-daemon threads still run: stubborn",
-        "grace period over, leaving at once: threads still run: stubborn",
-    ]
+        lifecycle = Lifecycle(app := make(LIFECYCLE_GRACE_PERIOD=0.5))
+        serve(app)
+        _serving.this_process.shutdown._finish = lambda *a: threading.Event().wait(20)
+        """,
+        [],
+        "the shutdown has not ended",
+    ),
+}
+
+
+@pytest.mark.parametrize("hanging", HANGING)
+def test_what_hangs_is_left_behind(hanging: str) -> None:
+    """Whatever hangs, the process is gone within its grace period, with 1 and the reason."""
+    code, expected, words = HANGING[hanging]
+    errors_only = 'unhurried()\nlogging.basicConfig(format="%(message)s", level=logging.ERROR, force=True)\n'
+    exit_code, said, errors = program(errors_only + textwrap.dedent(code))
+    assert (exit_code, said) == (1, expected)
+    assert errors.splitlines()[-1] == f"grace period over, leaving at once: {words}"
 
 
 def test_a_signal_while_the_interpreter_waits_for_its_threads() -> None:
@@ -249,9 +251,9 @@ def test_a_signal_while_the_interpreter_waits_for_its_threads() -> None:
     assert "SystemExit" not in errors
 
 
-def test_interpreter_exit_waits_for_a_shutdown_under_way() -> None:
-    """An interpreter that leaves while a shutdown is under way waits for it."""
-    code, said, errors = program(
+# What leaves as it would, its exit code, and what it says.
+LEAVING: dict[str, tuple[str, int, list[str]]] = {
+    "an interpreter that leaves while a shutdown is under way waits for it": (
         """
         lifecycle = Lifecycle(app := make())
         begun = threading.Event()
@@ -263,42 +265,22 @@ def test_interpreter_exit_waits_for_a_shutdown_under_way() -> None:
         serve(app)
         lifecycle.shutdown(wait=False)
         begun.wait(10)
+        """,
+        0,
+        ["hook"],
+    ),
+    "a process that has imported us and serves another application": (
         """
-    )
-    assert (code, said, errors) == (0, ["hook"], "")
-
-
-def test_interpreter_exit_is_bounded() -> None:
-    """A shutdown that hangs past its deadline does not hold the interpreter open."""
-    code, said, errors = program(
-        """
-        unhurried()
-        logging.basicConfig(format="%(message)s", level=logging.ERROR, force=True)
-        lifecycle = Lifecycle(app := make(LIFECYCLE_GRACE_PERIOD=0.5))
-        serve(app)
-        _serving.this_process.shutdown._finish = lambda *a: threading.Event().wait(20)
-        """
-    )
-    assert (code, said) == (1, [])
-    assert errors == "grace period over, leaving at once: the shutdown has not ended\n"
-
-
-def test_a_process_without_applications_is_left_alone() -> None:
-    """A process that has imported us, has no application of ours and serves another leaves as it would."""
-    code, said, errors = program(
-        """
+        import warnings
+        warnings.simplefilter("ignore")
         from waitress.server import create_server
         server = create_server(lambda environ, start_response: [], host="127.0.0.1", port=0)
         sys.exit(3)
         """,
-        warnings=["-W", "ignore"],
-    )
-    assert (code, said, errors) == (3, [], "")
-
-
-def test_the_caller_of_run_may_go_on() -> None:
-    """Once run() has returned, its caller may do other things for longer than the grace period."""
-    code, said, errors = program(
+        3,
+        [],
+    ),
+    "once run() has returned, its caller may go on for longer than the grace period": (
         """
         lifecycle = Lifecycle(app := make(LIFECYCLE_GRACE_PERIOD=2))
         lifecycle.on_startup(name="stop")(lambda: lifecycle.shutdown(wait=False))
@@ -306,9 +288,18 @@ def test_the_caller_of_run_may_go_on() -> None:
         [watchdog] = [thread for thread in threading.enumerate() if thread.name == "lifecycle-watchdog"]
         watchdog.join(10)
         say("still here" if not watchdog.is_alive() else "watched")
-        """
-    )
-    assert (code, said, errors) == (0, ["still here"], "")
+        """,
+        0,
+        ["still here"],
+    ),
+}
+
+
+@pytest.mark.parametrize("leaving", LEAVING)
+def test_what_leaves_as_it_would(leaving: str) -> None:
+    """Nothing is forced, nothing said."""
+    code, *expected = LEAVING[leaving]
+    assert program(code) == (*expected, "")
 
 
 def test_pid_1_under_a_foreign_server_leaves_by_the_code(monkeypatch: pytest.MonkeyPatch) -> None:

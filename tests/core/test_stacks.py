@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
-import os
-import subprocess
-import sys
 import threading
 import warnings
 
 from flask_lifecycle._core import stacks
-
-BOUND = 20.0
+from tests._fakes import BOUND, in_child, run_python, running
 
 # Threads start and end all the time, and each collection has finalizers that let them run. Where a collection begins
 # inside ``sys._current_frames()``, which holds the lock of the list of threads, a thread that starts waits for it with
@@ -55,7 +52,7 @@ print("done")
 
 def test_looks_let_threads_start_and_end() -> None:
     """No look at the threads stops the process, whatever finalizers do."""
-    ran = subprocess.run([sys.executable, "-c", LOOKS], capture_output=True, text=True, timeout=60, check=False)
+    ran = run_python(LOOKS, timeout=60.0)
     assert (ran.returncode, ran.stdout) == (0, "done\n"), ran.stderr
 
 
@@ -63,22 +60,18 @@ def test_calls_have_the_variables_of_the_moment() -> None:
     """A call is found in its thread, with the values that it had, and not in others."""
     inside, leave = threading.Event(), threading.Event()
 
-    def call(argument: str) -> None:
+    def call(argument: str = "one") -> None:
         inside.set()
         leave.wait(BOUND)
 
-    thread = threading.Thread(target=call, args=("one",))
-    thread.start()
-    try:
+    with running(call) as thread:
         assert inside.wait(BOUND)
         (found,) = stacks.calls_of(call.__code__)
         assert found == stacks.Call(thread.ident or 0, found.variables)
         assert found.variables["argument"] == "one"
         assert stacks.calls_of(call.__code__, thread.ident) == [found]
         assert stacks.calls_of(call.__code__, threading.get_ident()) == []
-    finally:
         leave.set()
-        thread.join()
     assert stacks.calls_of(call.__code__) == []
 
 
@@ -109,12 +102,10 @@ def test_a_second_thread_waits_for_the_first_pause() -> None:
             seen.append(gc.isenabled())
         seen.append(gc.isenabled())
 
-    with stacks.collector_paused():
-        thread = threading.Thread(target=pause)
-        thread.start()
+    with contextlib.ExitStack() as stack, stacks.collector_paused():
+        thread = stack.enter_context(running(pause))
         thread.join(0.2)
         assert seen == []
-    thread.join(BOUND)
     assert seen == [False, True]
 
 
@@ -127,18 +118,15 @@ def test_a_child_that_is_forked_in_a_pause_collects_garbage() -> None:
             paused.set()
             leave.wait(BOUND)
 
-    thread = threading.Thread(target=pause)
-    thread.start()
-    assert paused.wait(BOUND)
-    timer = threading.Timer(0.2, leave.set)
-    timer.start()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of forks beside threads, since Python 3.12
-        child = os.fork()
-    if child == 0:  # pragma: no cover  another process
+    def child() -> int:
         with stacks.collector_paused():
             pass
-        os._exit(0 if gc.isenabled() else 1)
-    thread.join(BOUND)
-    timer.join(BOUND)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        return not gc.isenabled()
+
+    with running(pause), warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of forks beside threads, since Python 3.12
+        assert paused.wait(BOUND)
+        timer = threading.Timer(0.2, leave.set)
+        timer.start()
+        assert in_child(child) == 0
+        timer.join(BOUND)

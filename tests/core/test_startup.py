@@ -15,7 +15,7 @@ from flask import Flask
 
 from flask_lifecycle import Lifecycle, ShutdownReport, State
 from flask_lifecycle._core import startup
-from tests._fakes import BOUND, make_app, running, state_of, until, whole
+from tests._fakes import BOUND, in_child, make_app, running, state_of, until, whole
 
 
 def started(lifecycle: Lifecycle, **config: Any) -> Flask:
@@ -56,53 +56,37 @@ def test_a_request_that_waits_for_a_hung_start_is_answered_when_the_process_stop
 
 
 def test_a_task_holds_readiness() -> None:
-    """Until the last task has ended the state is STARTING; requests are served, and a second end does no harm."""
+    """Until the last task has ended the state is STARTING; a second end does no harm, nor the end of an application."""
     lifecycle = Lifecycle()
     first, second = lifecycle.startup_task("cache"), lifecycle.startup_task("model")
     with lifecycle.startup_task("over before the functions are"):
         pass
+    started(lifecycle)
+    vars(lifecycle)["kept"] = None
+    gc.collect()
     app, other = started(lifecycle), started(lifecycle)
-    client = app.test_client()
-    paths = ("/readyz", "/startupz", "/livez", "/work")
-    assert [client.get(path).status_code for path in paths] == [503, 503, 200, 200]
+    assert app.test_client().get("/work", buffered=True).status_code == 200
     first.done()
     first.done()
     first.fail("too late to fail")
     assert [state_of(each).machine.state for each in (app, other)] == [State.STARTING] * 2
     second.done()
     assert [state_of(each).machine.state for each in (app, other)] == [State.READY] * 2
-    assert client.get("/readyz").status_code == 200
-
-
-def test_a_task_outlives_an_application() -> None:
-    """The end of a task is told to the applications that are still there."""
-    lifecycle = Lifecycle()
-    task = lifecycle.startup_task("cache")
-    started(lifecycle)
-    vars(lifecycle)["kept"] = None
-    gc.collect()
-    started(lifecycle)
-    task.done()
-    assert lifecycle.state is State.READY
 
 
 def test_a_decorated_task_is_over_with_its_first_call() -> None:
     """A decorated function is the task: readiness waits for its first call, and later calls change nothing."""
     lifecycle = Lifecycle()
-    calls = []
 
     @lifecycle.startup_task("warm")
-    def warm(number: int) -> int:
-        calls.append(lifecycle.state)
-        return number
+    def warm(number: int) -> tuple[int, State]:
+        return number, lifecycle.state
 
-    started(lifecycle)
+    app = started(lifecycle)
     assert lifecycle.state.name == "STARTING"
-    with running(lambda: warm(1)):
-        pass
+    assert warm(1) == (1, State.STARTING)
     assert lifecycle.state.name == "READY"
-    assert warm(2) == 2
-    assert calls == [State.STARTING, State.READY]
+    assert (warm(2), app.name) == ((2, State.READY), "testing")
 
 
 @pytest.mark.parametrize("begun", [True, False], ids=["serving", "not yet"])
@@ -162,55 +146,46 @@ def test_a_task_that_ends_in_a_forked_child() -> None:
     """A task of the thread that forks holds the child's readiness too."""
     lifecycle = Lifecycle()
     task = lifecycle.startup_task("model")
-    app = make_app()
-    lifecycle.init_app(app)
-    child = os.fork()
-    if child == 0:
+    lifecycle.init_app(app := make_app())
+
+    def child() -> int:
         state_of(app).startup.run()
         before = lifecycle.state
         task.done()
-        os._exit((before, lifecycle.state) != (State.STARTING, State.READY))
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        return (before, lifecycle.state) != (State.STARTING, State.READY)
+
+    assert in_child(child) == 0
 
 
-@pytest.mark.parametrize("on_failure", ["shutdown", "not_ready"])
-def test_a_task_that_is_lost_in_a_fork(on_failure: str, caplog: pytest.LogCaptureFixture) -> None:
-    """A task whose thread is left behind fails in the child that serves, and goes on in the parent."""
+@pytest.mark.parametrize("then", ["shutdown", "not_ready", "begun anew"])
+def test_a_task_that_is_lost_in_a_fork(then: str, caplog: pytest.LogCaptureFixture) -> None:
+    """A task whose thread is left behind fails in the child, unless it is begun anew, and goes on in the parent."""
     lifecycle = Lifecycle()
+    on_failure: Any = "shutdown" if then == "begun anew" else then
     tasks: list[Any] = []
-    thread = threading.Thread(target=lambda: tasks.append(lifecycle.startup_task("cache", on_failure=on_failure)))
-    thread.name = "warmer"
-    thread.start()
-    thread.join(BOUND)
-    app = make_app()
-    lifecycle.init_app(app)
-    child = os.fork()
-    if child == 0:
+    with running(lambda: tasks.append(lifecycle.startup_task("cache", on_failure=on_failure)), "warmer"):
+        pass
+    parent = os.getpid()
+
+    @lifecycle.on_startup
+    def again() -> None:
+        if then == "begun anew" and os.getpid() != parent:
+            lifecycle.startup_task("cache").done()
+
+    lifecycle.init_app(app := make_app())
+
+    def child() -> int:
         tasks[0].done()  # by whoever: it is lost
         state_of(app).startup.run()
-        said = [record.getMessage() for record in caplog.records if "failed after" in record.getMessage()]
-        told = len(said) == 1 and "the thread 'warmer' that began it is not in this process" in said[0]
+        told = "the thread 'warmer' that began it is not in this process" in caplog.text
         stops = state_of(app).process.shutdown.begun
-        os._exit(not (told and lifecycle.state is not State.READY and stops is (on_failure == "shutdown")))
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        ready = lifecycle.state is State.READY
+        return (told, stops, ready) != (then != "begun anew", then == "shutdown", then == "begun anew")
+
+    assert in_child(child) == 0
     state_of(app).startup.run()
     tasks[0].done()
     assert lifecycle.state is State.READY
-
-
-def test_a_lost_task_that_is_begun_anew() -> None:
-    """The start-up of the child may begin a lost task for itself."""
-    lifecycle = Lifecycle()
-    with running(lambda: lifecycle.startup_task("cache")):
-        pass
-    lifecycle.on_startup(name="cache")(lambda: lifecycle.startup_task("cache").done())
-    app = make_app()
-    lifecycle.init_app(app)
-    child = os.fork()
-    if child == 0:
-        state_of(app).startup.run()
-        os._exit(lifecycle.state is not State.READY)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 def test_a_task_that_a_signal_handler_ends() -> None:
@@ -475,30 +450,18 @@ def test_a_resource_that_opens_after_its_timeout_is_closed(in_time: bool) -> Non
     slow.close()  # it has been closed, and that is that
 
 
-def test_the_twin_of_a_failed_function_is_skipped(caplog: pytest.LogCaptureFixture) -> None:
-    """An ``on_shutdown`` function is skipped if the ``on_startup`` function of its name failed; others run."""
+def test_a_skipped_function_does_not_spoil_a_stop(caplog: pytest.LogCaptureFixture) -> None:
+    """A process that is stopped before it has started skips what it has not opened, runs the rest, and is clean."""
     caplog.set_level(logging.INFO, "flask_lifecycle")
-    lifecycle, course = Lifecycle(), list[str]()
-    lifecycle.on_startup(name="pool")(lambda: 1 / 0)
-    lifecycle.on_shutdown(name="pool")(lambda: course.append("pool"))
-    lifecycle.on_shutdown(name="other")(lambda: course.append("other"))
-    ended(started(lifecycle))
-    assert course == ["other"]
-    assert "on_shutdown 'pool' skipped: its start did not succeed" in caplog.messages
-
-
-def test_a_skipped_function_does_not_spoil_a_stop() -> None:
-    """A process that is stopped before it has started skips what it has not opened, and that is clean."""
     lifecycle = Lifecycle()
-
-    @lifecycle.resource
-    def pool() -> Iterator[None]:
-        yield
-
+    lifecycle.on_startup(name="pool")(lambda: None)
+    for name in ("pool", "other"):
+        lifecycle.on_shutdown(name=name)(lambda: None)
     lifecycle.init_app(app := make_app())
     report = lifecycle.shutdown()
     assert state_of(app).process.shutdown.report is report  # and the application lives until then
-    assert [(r.name, r.outcome) for r in report.hooks] == [("pool", "skipped")]
+    assert [(r.name, r.outcome) for r in report.hooks] == [("other", "ok"), ("pool", "skipped")]
+    assert "on_shutdown 'pool' skipped: its start did not succeed" in caplog.messages
     assert (report.clean, report.exit_code) == (True, 0)
 
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import itertools
-import logging
 import threading
 
 import pytest
 
 from flask_lifecycle import State
-from flask_lifecycle._core.state import Event, StateMachine, announce_change
+from flask_lifecycle._core.state import Event, StateMachine
 from tests._fakes import BOUND, running, whole
 
 ENDING = (State.DRAINING, State.STOPPING, State.STOPPED)
@@ -215,23 +214,6 @@ def test_changes_out_of_order_tell_both_ends() -> None:
         subject.apply(Event.SET_NOT_READY, "quick")
         go_on.set()
     assert told == [(State.READY, State.NOT_READY), (State.STARTING, State.READY)]
-
-
-@pytest.mark.parametrize(
-    ("new", "level", "shown"),
-    [(State.DRAINING, "INFO", ""), (State.STOPPING, "DEBUG", ""), (State.NOT_READY, "INFO", ": why")],
-)
-def test_announce_logs_a_change_once(caplog: pytest.LogCaptureFixture, new: State, level: str, shown: str) -> None:
-    """A change is logged once, with the new state and the reason as extra fields; the last two for debugging.
-
-    NOT_READY is logged with its reason.
-    """
-    caplog.set_level(logging.DEBUG, "flask_lifecycle")
-    announce_change("app", State.READY, new, "why")
-    [record] = caplog.records
-    assert (record.levelname, record.getMessage()) == (level, f"state READY -> {new.name}{shown}")
-    assert record.__dict__["lifecycle_state"] == new.name
-    assert record.__dict__["lifecycle_reason"] == "why"
 
 
 def test_a_forked_child_is_before_its_start() -> None:

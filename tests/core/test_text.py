@@ -10,9 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from flask_lifecycle import HealthCheckError, Lifecycle
-from flask_lifecycle._cli.operators import remove_file
 from flask_lifecycle._core.state import logger
-from flask_lifecycle._core.text import visible
 from tests._fakes import make_app, state_of
 
 FORGED = "x\n2026-01-01 INFO shutdown complete\r\x1b[2J\u202e\x9b1m\u2028y"
@@ -36,13 +34,6 @@ def log() -> Iterator[io.StringIO]:
 def harmless(text: str) -> bool:
     """Whether a text has nothing but printed signs and line ends."""
     return all(each.isprintable() or each == "\n" for each in text)
-
-
-def test_a_text_is_one_visible_line() -> None:
-    """Everything that is no sign is escaped, and a long text is cut if that is wanted."""
-    assert visible(FORGED) == r"x\n2026-01-01 INFO shutdown complete\r\x1b[2J\u202e\x9b1m\u2028y"
-    assert visible("größe 世") == "größe 世"
-    assert visible("x" * 100, 10) == "xxxxxxx..."
 
 
 def test_the_log_cannot_be_forged(log: io.StringIO) -> None:
@@ -78,8 +69,8 @@ def test_an_object_that_cannot_tell_what_it_is(log: io.StringIO) -> None:
             raise ValueError("no words")
 
     logger.info("%s", Mute())
-    logger.info("after %d and %.1f", 3, 0.5)
-    assert log.getvalue().endswith("RECORD INFO after 3 and 0.5\n")
+    logger.info("after %d and %.1f %s", 3, 0.5, "größe 世")
+    assert log.getvalue().endswith("RECORD INFO after 3 and 0.5 größe 世\n")
 
 
 def test_plain_text_is_visible() -> None:
@@ -99,11 +90,12 @@ def test_plain_text_is_visible() -> None:
     assert r"\x1b[2J" in body
 
 
-def test_what_the_command_line_prints_is_visible(capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_the_command_line_prints_is_visible() -> None:
     """A name on the command line is shown as it is."""
+    app = make_app()
+    Lifecycle(app)
     for directory in (f"/nowhere/{FORGED}", f"{__file__}/{FORGED}"):
-        with pytest.raises(SystemExit):
-            remove_file(directory, "cordon")
-        error = capsys.readouterr().err
-        assert r"\x1b[2J" in error
-        assert harmless(error)
+        done = app.test_cli_runner().invoke(args=["lifecycle", "uncordon", "--dir", directory])
+        assert done.exit_code == 2
+        assert r"\x1b[2J" in done.output
+        assert harmless(done.output)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import threading
 from collections.abc import Generator
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
@@ -12,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from flask_lifecycle import Lifecycle, State, Work, WorkInfo
+from flask_lifecycle import Lifecycle, Work, WorkInfo
 from flask_lifecycle._core.work import WorkLedger
-from tests._fakes import BOUND, FakeMember, ManualClock, coordinate, make_app, running, state_of, stop, until, whole
+from tests._fakes import BOUND, FakeMember, ManualClock, coordinate, in_child, running, stop, until, whole
 
 
 @pytest.fixture
@@ -199,6 +198,19 @@ def test_how_submitted_work_may_end(lifecycle: Lifecycle) -> None:
 # -- the drain ----------------------------------------------------------------------------------------------------
 
 
+class StuckWork(WorkLedger):
+    """Work items that never end: waiting for them takes all the time there is."""
+
+    def __init__(self, clock: ManualClock) -> None:
+        super().__init__(clock.monotonic)
+        self._manual = clock
+
+    def wait_idle(self, timeout: float) -> bool:
+        if self.active:
+            self._manual.advance(timeout)
+        return not self.active
+
+
 def test_work_that_does_not_end_is_abandoned(caplog: pytest.LogCaptureFixture) -> None:
     """At the deadline work is logged with its age and its stack, once for each name, and the exit code is 1."""
     clock = ManualClock()
@@ -238,43 +250,10 @@ def test_applications_of_one_lifecycle_wait_for_its_work_once() -> None:
     assert [info.name for info in coordinate(None, *members).live_work()] == ["shared"]
 
 
-class StuckWork(WorkLedger):
-    """Work items that never end: waiting for them takes all the time there is."""
-
-    def __init__(self, clock: ManualClock) -> None:
-        super().__init__(clock.monotonic)
-        self._manual = clock
-
-    def wait_idle(self, timeout: float) -> bool:
-        if self.active:
-            self._manual.advance(timeout)
-        return not self.active
-
-
-def test_a_shutdown_of_an_application_waits_for_work() -> None:
-    """By way of the extension: ``shutdown()`` returns when the work is done, and the work sees the drain."""
-    app = make_app()
-    lifecycle = Lifecycle(app)
-    begun, seen = threading.Event(), []
-
-    def job() -> None:
-        with lifecycle.work("job"):
-            begun.set()
-            seen.append(lifecycle.draining.wait(BOUND))
-
-    with running(job):
-        assert begun.wait(BOUND)
-        report = lifecycle.shutdown()
-    assert (seen, report.clean, state_of(app).machine.state) == ([True], True, State.STOPPED)
-
-
 def test_a_forked_child_has_no_work(lifecycle: Lifecycle) -> None:
     """The items of a process are no work of its children."""
     with lifecycle.work("parent's"):
-        child = os.fork()
-        if child == 0:
-            os._exit(len(lifecycle.work_items()) + lifecycle._registered.work.working)
-        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        assert in_child(lambda: len(lifecycle.work_items()) + lifecycle._registered.work.working) == 0
         assert names(lifecycle) == ["parent's"]
 
 
