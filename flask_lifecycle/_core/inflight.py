@@ -56,7 +56,8 @@ class RequestInfo(NamedTuple):
     :param path: the path, without the query string.
     :param age: seconds since it arrived.
     :param thread: the name of the thread that runs it; empty if none does.
-    :param stage: ``running``, ``queued``, ``receiving`` or ``sending``.
+    :param stage: ``running``, ``queued``, ``receiving`` or ``sending``; ``uncounted`` if it runs without having gone
+        through the application.
     :param route: the URL rule that it was matched to; empty if none.
     :param remote: the client's address, if ``LIFECYCLE_LOG_REMOTE_ADDR`` allows it; otherwise empty.
     :param stack: the stack of its thread, if you asked for it; otherwise empty.

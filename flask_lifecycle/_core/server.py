@@ -252,7 +252,7 @@ class Server(Protocol):
         """Hang up connections idle for ``linger`` seconds and block until none is left; ``False`` after the timeout."""
 
     def unfinished(self) -> Sequence[RequestInfo]:
-        """The requests that have not reached an application yet, and those whose response is not sent."""
+        """Its requests that it has not answered, of every stage: the applications have counted the ``running`` ones."""
 
     def load(self) -> Load | None:
         """The load now; ``None`` if unknown. A shutdown does not use this, nor the next method."""

@@ -16,6 +16,8 @@ from .work import WorkInfo, WorkLedger
 
 T = TypeVar("T")
 
+# The stage of a request that the server runs and no ledger has.
+UNCOUNTED = "uncounted"
 # At most this many requests and work items are logged one by one, with their stacks.
 _MOST_LOGGED = 50
 
@@ -49,6 +51,13 @@ class Unfinished:
         if len(entries) > _MOST_LOGGED:
             more = sum(1 + others for _info, others in entries[_MOST_LOGGED:])
             logger.log(level, "%s %d more", words, more, extra={"lifecycle_more": more})
+        uncounted = sum(info.stage == UNCOUNTED for info in self.requests)
+        if uncounted:
+            logger.warning(
+                "%d of these requests did not go through the application, so they are not counted and readiness does"
+                " not see them. Put what answers them inside, as in app.wsgi_app = Dispatcher(app.wsgi_app, ...).",
+                uncounted, extra={"lifecycle_uncounted": uncounted},
+            )  # fmt: skip
 
     def with_late_work(self, applications: Sequence[Application]) -> Unfinished:
         """These, and the work items that began after the drain; log them."""
@@ -64,8 +73,21 @@ def requests_now(
     applications: Iterable[Application], server: Server | None, stacks: bool = False
 ) -> tuple[RequestInfo, ...]:
     """Every request in flight, of the applications and of the server."""
-    running = (info for application in applications for info in application.ledger.requests(stacks))
-    return (*running, *(server.unfinished() if server is not None else ()))
+    counted = [info for application in applications for info in application.ledger.requests(stacks)]
+    return (*counted, *_not_counted(counted, server.unfinished() if server is not None else ()))
+
+
+def _not_counted(counted: Sequence[RequestInfo], server: Sequence[RequestInfo]) -> list[RequestInfo]:
+    """The requests of the server that no ledger has.
+
+    A server cannot see which of its running requests the ledgers have. Running ones beyond their number are
+    ``uncounted``: something around the application answers them, such as a dispatcher.
+    """
+    paths = {info.path for info in counted}
+    others = [info for info in server if info.stage != "running"]
+    running = sorted((info for info in server if info.stage == "running"), key=lambda info: info.path in paths)
+    uncounted = running[: max(0, len(running) - len(counted))]
+    return [*others, *(info._replace(stage=UNCOUNTED) for info in uncounted)]
 
 
 def work_now(applications: Iterable[Application], stacks: bool = False) -> tuple[WorkInfo, ...]:

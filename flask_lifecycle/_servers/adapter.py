@@ -193,7 +193,6 @@ class ConnectionAdapter(Adapter):
             info._replace(age=max(info.age, now - looks.get(connection, (now,))[0]))
             for connection in self.connections()
             for info in self.under_way(connection)
-            if info.stage != "running"  # the application's ledger has these
         ]
 
     # -- of a server that ``run`` has started ----------------------------------------------------------------------

@@ -18,6 +18,7 @@ from typing import Any
 
 from .._core.inflight import RequestInfo, _quoted
 from .._core.shutdown import Shutdown
+from .._core.unfinished import UNCOUNTED
 from .._core.work import WorkInfo
 from .._probes.render import component_of, iso, plain, transition_of
 from ..checks import CheckReport, HealthReport
@@ -106,6 +107,7 @@ def _requests(app: Any) -> Sequence[RequestInfo]:
     """The requests in flight, oldest first, with those in the server unless they may be another application's."""
     alone = len(app.process.applications()) == 1
     requests: Sequence[RequestInfo] = app.process.shutdown.unfinished() if alone else app.ledger.requests()
+    requests = [request for request in requests if request.stage != UNCOUNTED]  # one is this very probe
     return sorted(requests, key=lambda request: -request.age)
 
 

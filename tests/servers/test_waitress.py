@@ -204,8 +204,9 @@ def test_two_loops(app: App) -> None:
         subject.announce()
         subject.stop_accepting(BOUND)
         assert all(app.begun.acquire(timeout=BOUND) for _ in both)
-        until(lambda: bool(subject.unfinished()))
-        assert len(subject.unfinished()) == 1  # one runs in each loop, and the last one waits
+        # One runs in each loop, and the last one waits.
+        stages = sorted(["running", "running", "queued"])
+        until(lambda: sorted(info.stage for info in subject.unfinished()) == stages)
         app.gate.release(3)
         assert [connection.answer().says_close for connection in connections] == [True] * 3
         assert subject.wait_idle(BOUND, 0.0)

@@ -124,10 +124,10 @@ class LoopAdapter(ConnectionAdapter):
             self.close_idle(connection)
 
     def unfinished(self) -> Sequence[RequestInfo]:
-        # The in-flight set has the requests that the application runs. We cannot see which of the server's requests
-        # these are, but they are not being sent yet.
+        # We cannot see which of the server's requests the application runs, but they are not being sent yet.
         busy = sorted(super().unfinished(), key=lambda info: _STAGES.index(info.stage))
-        return busy[len(self.wrapper.running) :]
+        running = len(self.wrapper.running)
+        return [*(info._replace(stage="running") for info in busy[:running]), *busy[running:]]
 
 
 def is_child() -> bool:

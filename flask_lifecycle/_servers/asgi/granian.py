@@ -24,6 +24,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Sequence
 from multiprocessing import util
 from types import CellType, CodeType
@@ -74,7 +75,7 @@ class Granian(Adapter):
     def __init__(self, cell: CellType) -> None:
         self._cell = cell
         self._event = cell.cell_contents  # granian's own class, which has no is_set()
-        self._stopping = False
+        self._stopping_since: float | None = None
         self._wrapper = WSGIWrapper()
         self._returned = threading.Event()  # set when granian's function has returned
 
@@ -104,16 +105,18 @@ class Granian(Adapter):
 
     def stop_accepting(self, timeout: float) -> None:
         """Start granian's own stop, which completes all its requests."""
-        self._stopping = True
+        self._stopping_since = time.monotonic()
         self._event.set()
 
     def wait_idle(self, timeout: float, linger: float) -> bool:
         return self._returned.wait(timeout)
 
     def unfinished(self) -> Sequence[RequestInfo]:
-        """One entry while granian stops and the application runs nothing; we cannot see more."""
-        waiting = self._stopping and not self._returned.is_set() and not self._wrapper.running
-        return [RequestInfo("-", "-", 0.0, stage="receiving")] if waiting else []
+        """What the application runs; if that is nothing, one entry while granian stops. We cannot see more."""
+        if self._stopping_since is None or self._returned.is_set():
+            return []
+        running, age = len(self._wrapper.running), time.monotonic() - self._stopping_since
+        return [RequestInfo("-", "-", age, stage="running" if running else "receiving")] * max(1, running)
 
     def end(self) -> bool:
         """Return ``True``: granian ends its loop itself."""
