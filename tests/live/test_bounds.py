@@ -41,33 +41,6 @@ def test_queue_longer_than_the_grace_period(live: Starter) -> None:
     assert running.hooks() == ["last", "first"]
 
 
-def test_drain_hook_hangs(live: Starter) -> None:
-    """An on_drain function that hangs keeps neither a request from its answer nor, past its timeout, the process."""
-    hooks = {"drain": [["bad", "hang", 0.5], ["good", "ok", None]]}
-    running = live.serve("waitress", plan={"hooks": hooks}, settings={"LIFECYCLE_GRACE_PERIOD": 60.0})
-    with Connection(running.address) as connection:
-        connection.ask("/gate/a")
-        running.wait_event("begin live a")
-        running.begin_stop()
-        running.wait_event("drain bad")
-        running.open_gate("a")
-        assert connection.answer().body == b"passed a"
-        assert running.wait_gone() == 1
-    assert "on_drain 'bad' hung: it did not return within" in running.log
-    assert sorted(running.hooks("drain")) == ["bad", "good"]
-    assert running.hooks() == ["last", "first"]
-
-
-def test_second_signal_while_a_hook_hangs(live: Starter) -> None:
-    """A second signal forces the exit also while a hook hangs."""
-    plan = {"hooks": {"shutdown": [["bad", "hang", None]]}}
-    running = live.serve("waitress", plan=plan, settings={"LIFECYCLE_GRACE_PERIOD": 60.0})
-    running.send(signal.SIGTERM)
-    running.wait_event("shutdown bad")
-    assert not running.gone.wait(0.2)
-    assert running.stop() == 128 + signal.SIGTERM
-
-
 def test_second_signal_in_the_delay(live: Starter) -> None:
     """A second signal during the delay forces the exit, and the log names what was abandoned."""
     settings = {"LIFECYCLE_GRACE_PERIOD": 60.0, "LIFECYCLE_SHUTDOWN_DELAY": 30.0}

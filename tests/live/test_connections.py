@@ -6,13 +6,11 @@ import contextlib
 import os
 import resource
 import signal
-import socket
-import sys
 from pathlib import Path
 
 import pytest
 
-from ._client import Address, Connection, Response, get, refuses
+from ._client import Connection, get, refuses
 from ._process import BIG, UNTIL_ASKED, Starter
 from ._traffic import fill_accept_queue, in_flight
 from .conftest import each_lossless_server
@@ -181,29 +179,3 @@ def test_listeners_of_all_families(live: Starter, server: str, families: str, tm
     assert running.wait_gone() == 0
     assert running.hooks() == ["last", "first"]
     assert not os.path.exists(path)
-
-
-def test_given_socket_is_left_to_its_giver(live: Starter) -> None:
-    """A listening socket that was given is neither drained nor closed for others: the next process takes its queue."""
-    with socket.socket() as giver:
-        giver.bind(("127.0.0.1", 0))
-        giver.listen()
-        giver.settimeout(10.0)
-        plan = {"descriptor": giver.fileno(), "logging": True}
-        running = live.start(sys.executable, "live_app.py", plan=plan, fds=[giver.fileno()])
-        running.wait_log("STARTING -> READY")
-        address: Address = giver.getsockname()
-        with Connection(address) as connection:
-            connection.ask("/gate/a")
-            running.wait_event("begin live a")
-            running.begin_stop()
-            running.wait_log(r"\(left to the process that opened it\)")
-            with Connection(address) as later:
-                later.ask("/fast")
-                accepted, _ = giver.accept()
-                with accepted:
-                    assert accepted.recv(3) == b"GET"
-            running.open_gate("a")
-            answer: Response = connection.answer()
-        assert answer.body == b"passed a"
-        assert running.wait_gone() == 0

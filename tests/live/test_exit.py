@@ -61,13 +61,11 @@ def test_exit_functions_run_and_buffers_are_written(
     assert (running.home / "kept").read_text() == "kept"
 
 
-@pytest.mark.parametrize(
-    ("server", "how", "code"), [("waitress", "signal", -signal.SIGTERM), ("app_run", "code", 1), ("run", "code", 1)]
-)
+@pytest.mark.parametrize(("server", "how", "code"), [("waitress", "signal", -signal.SIGTERM), ("run", "code", 1)])
 def test_an_exit_function_that_hangs(live: Starter, server: str, how: str, code: int) -> None:
     """A function of atexit that hangs is named at the deadline, and the process leaves as it was told."""
     # A part of the grace period is for the last line, in proportion.
-    running = serve(live, server, "hang", LIFECYCLE_EXIT=how, LIFECYCLE_GRACE_PERIOD=5.0)
+    running = serve(live, server, "hang", LIFECYCLE_EXIT=how, LIFECYCLE_GRACE_PERIOD=3.0)
     assert running.stop() == code
     assert running.told("exit before")
     assert "leaving at once: an atexit function has not returned: 'telemetry' (<string>, line " in running.log

@@ -92,10 +92,12 @@ def serve(
     bind: str = "127.0.0.1:0",
     app: str = "live_app:app",
     plan: dict[str, Any] | None = None,
-    ready: bool = True,
+    ready: bool | None = True,
     **more: Any,
 ) -> Running:
-    """Start gunicorn and wait until all its workers are ready, or with ``ready=False`` have loaded the application."""
+    """Start gunicorn and wait until all its workers are ready, or with ``ready=False`` have loaded the application, or
+    with ``None`` not at all.
+    """
     running = live.start(
         sys.executable, "-m", "gunicorn", "--no-control-socket", *KINDS[kind],
         *(("--config", config) if config else ()),
@@ -106,10 +108,17 @@ def serve(
     )  # fmt: skip
     if ready:
         wait_ready(running, workers)
-    else:
+    elif ready is False:
         running.wait_for(lambda: len(pids(running)) == workers, "all workers")
         running.wait_event("ready live", 1 if "--preload" in options else workers)
     return running
+
+
+def configuration(live: Starter, text: str) -> str:
+    """Write another configuration than the example's."""
+    path = live.home / "gunicorn.conf.py"
+    path.write_text(text)
+    return str(path)
 
 
 def wait_ready(running: Running, times: int) -> None:
@@ -223,11 +232,9 @@ def test_all_workers_leave_together(live: Starter, kind: str, preload: tuple[str
 
 
 @pytest.mark.parametrize(("kind", "fallback"), [("sync", False), ("gthread", True), ("gevent", False)])
-def test_the_accept_queue_is_served(live: Starter, kind: str, fallback: bool, tmp_path: Path) -> None:
+def test_the_accept_queue_is_served(live: Starter, kind: str, fallback: bool) -> None:
     """What waits in the kernel's queue when the signal comes is answered, whether its listener becomes deaf or not."""
-    config = tmp_path / "fallback.conf.py"
-    config.write_text(FALLBACK)
-    running = serve(live, kind, workers=1, config=str(config) if fallback else CONFIG)
+    running = serve(live, kind, workers=1, config=configuration(live, FALLBACK) if fallback else CONFIG)
     address, (worker,) = address_of(running), pids(running)
     with standing_still(running, worker):
         connections = [Connection(address) for _ in range(8)]
@@ -297,11 +304,9 @@ def test_a_unix_socket(live: Starter, kind: str, tmp_path: Path) -> None:
     assert not os.path.exists(path)
 
 
-def test_a_storm_on_a_listener_that_is_not_deaf_ends(live: Starter, kind: str, tmp_path: Path) -> None:
+def test_a_storm_on_a_listener_that_is_not_deaf_ends(live: Starter, kind: str) -> None:
     """Where it cannot be made deaf clients that come without end hold it for two seconds, not for the grace period."""
-    config = tmp_path / "fallback.conf.py"
-    config.write_text(FALLBACK)
-    running = serve(live, kind, config=str(config), settings={"LIFECYCLE_GRACE_PERIOD": 60.0})
+    running = serve(live, kind, config=configuration(live, FALLBACK), settings={"LIFECYCLE_GRACE_PERIOD": 60.0})
     with load(running) as clients:
         assert running.stop() == 0
     assert len(clients.lost) <= 1  # best effort; each of the four lost one before
@@ -310,24 +315,17 @@ def test_a_storm_on_a_listener_that_is_not_deaf_ends(live: Starter, kind: str, t
 
 def test_a_task_of_a_thread_of_the_master(live: Starter) -> None:
     """With ``--preload`` the workers fail for a startup task that only the master would end, and say why."""
-    running = live.start(
-        sys.executable, "-m", "gunicorn", "--no-control-socket", *KINDS["gthread"], "--config", CONFIG, "--preload",
-        "--bind", "127.0.0.1:0", "live_app:app", plan={"logging": True, "tasks": [["cache", "gate", "shutdown"]]},
-    )  # fmt: skip
+    plan = {"tasks": [["cache", "gate", "shutdown"]]}
+    running = serve(live, "gthread", "--preload", workers=1, plan=plan, ready=None)
     assert running.wait_gone() == 3
     assert running.log.count("threads that were started before the fork do not exist in the workers: task-cache;") == 1
     assert "startup task 'cache' failed" in running.log
     assert "the thread 'task-cache' that began it is not in this process" in running.log
 
 
-def test_a_stop_while_workers_load(live: Starter, kind: str, tmp_path: Path) -> None:
+def test_a_stop_while_workers_load(live: Starter, kind: str) -> None:
     """What has come before any worker has loaded the application is answered, whoever gets the signal."""
-    config = tmp_path / "slow.conf.py"
-    config.write_text(SLOW_TO_LOAD)
-    running = live.start(
-        sys.executable, "-m", "gunicorn", "--no-control-socket", *KINDS[kind], "--config", str(config),
-        "--bind", "127.0.0.1:0", "live_app:app", plan={"logging": True},
-    )  # fmt: skip
+    running = serve(live, kind, workers=1, config=configuration(live, SLOW_TO_LOAD), ready=None)
     running.wait_event("loading")
     with Connection(address_of(running)) as connection:
         connection.ask("/fast")
@@ -340,16 +338,13 @@ def test_a_stop_while_workers_load(live: Starter, kind: str, tmp_path: Path) -> 
     assert len(pids(running)) == 1
 
 
-def test_a_stop_while_a_worker_has_nearly_loaded(live: Starter, kind: str, tmp_path: Path) -> None:
+def test_a_stop_while_a_worker_has_nearly_loaded(live: Starter, kind: str) -> None:
     """A worker that is signalled between ``init_app`` and our hook, as one may that replaces another, stops at once."""
     # The hook that waits holds both interleavings that post_fork() describes: the shutdown, if it has begun while the
     # application was loaded, is not over when our hook takes the worker over.
-    config = tmp_path / "late.conf.py"
-    config.write_text(NEARLY_LOADED)
-    running = live.start(
-        sys.executable, "-m", "gunicorn", "--no-control-socket", *KINDS[kind], "--config", str(config),
-        "--bind", "127.0.0.1:0", "live_app:app",
-        plan={"logging": True, "hooks": {"shutdown": [["slow", "gate", None]]}},
+    running = serve(
+        live, kind, workers=1, config=configuration(live, NEARLY_LOADED), ready=None,
+        plan={"hooks": {"shutdown": [["slow", "gate", None]]}},
         settings={"LIFECYCLE_GRACE_PERIOD": 100.0},  # for all of which, or half, the worker stays that missed it
     )  # fmt: skip
     running.wait_event("loaded")
@@ -573,7 +568,7 @@ def test_without_hooks_readiness_turns_first(live: Starter) -> None:
 
 def test_without_hooks_a_late_request_is_refused(live: Starter) -> None:
     """Without a configuration what a worker with threads gets whole after the delay is answered 503."""
-    running = serve(live, "gthread", config=None, workers=1, ready=False, plan={"logging": "debug"})
+    running = serve(live, "gthread", config=None, workers=1, ready=False, plan={"logging": True})
     address = address_of(running)
     with Connection(address) as work, Connection(address) as head:
         head.send(b"GET /fast HTTP/1.1\r\nHo")

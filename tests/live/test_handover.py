@@ -74,10 +74,3 @@ def test_socket_activation(live: Starter, server: str, given: list[socket.socket
         with each:
             assert each.answer().body == b"fast"
     assert second.stop() == 0
-
-
-def test_an_address_beside_a_socket_unit(live: Starter, given: list[socket.socket]) -> None:
-    """An address beside listeners that were passed on is an error, in one sentence."""
-    running = activated(live, "waitress", given, "-p", "0")
-    assert running.wait_gone() == 2
-    assert running.log.splitlines()[-1].startswith("Error: LISTEN_FDS is 3, so there are listening sockets already")

@@ -218,9 +218,7 @@ def test_probe_listener_under_attack(live: Starter) -> None:
 
 
 def test_uploads_do_not_fill_the_memory(live: Starter) -> None:
-    """What clients send to the probe listener behind their requests is neither kept nor read to its end. No answer of
-    the listener says by what it is answered, errors of its server included.
-    """
+    """What clients send to the probe listener behind their requests is neither kept nor read to its end."""
     running = live.serve("waitress", settings=PROBE_LISTENER)
     probes = probe_address(running)
     get(probes, "/livez")
@@ -234,12 +232,6 @@ def test_uploads_do_not_fill_the_memory(live: Starter) -> None:
                     connection.sock.send(b"x" * 100_000)
         assert get(probes, "/livez").status == 200
         assert running.resources().peak - before.peak < 30_000
-    for said in (FAST, request_head("/livez"), b"rubbish\r\n\r\n", REFUSED_HEADS["version"][1]):
-        with Connection(probes) as connection:
-            connection.send(said)
-            answer = connection.rest().lower()
-        assert answer
-        assert not any(name in answer for name in (b"server:", b"werkzeug", b"python", b"flask"))
     assert running.stop() == 0
 
 

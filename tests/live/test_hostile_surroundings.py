@@ -81,7 +81,10 @@ STUCK: dict[str, dict[str, Any]] = {
     "stderr stalls": {"stderr": "stall"},
     "log handler hangs": {"log_handler": "hang"},
     "receiver hangs": {"receiver": "hang"},
+    "hook hangs": {"hooks": {"shutdown": [["bad", "hang", None]]}},
 }
+# Which event says that it hangs, by the key of the plan.
+HANGS = {"receiver": "rude receiver", "log_handler": "rude handler", "hooks": "shutdown bad"}
 each_stuck = pytest.mark.parametrize("plan", STUCK.values(), ids=STUCK.keys())
 
 
@@ -104,7 +107,7 @@ def test_second_signal_while_something_hangs(live: Starter, plan: dict[str, Any]
     if "stderr" in plan:
         running.wait_for(lambda: get(running.address, "/readyz").status == 503, "a readiness that fails")
     else:
-        running.wait_event(f"rude {'receiver' if 'receiver' in plan else 'handler'}")
+        running.wait_event(HANGS[next(iter(plan))])
     # It tells two signals from one that comes twice, which it does by the time when it reads them.
     assert not running.gone.wait(1.0)
     assert running.stop(signal.SIGINT) == 128 + signal.SIGINT
@@ -171,7 +174,7 @@ def test_view_that_raises_system_exit(live: Starter, server: str) -> None:
 
 
 def test_readiness_probe_that_waits_for_a_hung_check(live: Starter, server: str) -> None:
-    """A readiness probe that waits for a hung check is answered 503 when the drain begins, holds no
+    """A readiness probe that waits for hung checks, one of them async, is answered 503 when the drain begins, holds no
     stop, and liveness is answered meanwhile.
     """
     settings = {**LONG_GRACE, **PROBE_LISTENER}

@@ -16,7 +16,6 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from ._client import Address, Connection, get
 from ._process import Running, Starter, wait_until
-from ._traffic import in_flight
 
 LIVE_APPS = Path(__file__).parent.parent / "live_apps"
 
@@ -34,34 +33,6 @@ def scrape(address: Address, path: str = "/metrics") -> dict[str, float]:
     answer = get(address, path)
     assert answer.status == 200
     return flat(text_string_to_metric_families(answer.body.decode()))
-
-
-def test_scrapes_of_a_whole_stop(live: Starter, server: str) -> None:
-    """Before a stop, in its drain and in its hooks a scrape tells where it is, and what it has served."""
-    settings = {"LIFECYCLE_METRICS": True, "LIFECYCLE_PROBE_PORT": 0, "LIFECYCLE_PROBE_HOST": "127.0.0.1"}
-    plan = {"hooks": {"shutdown": [["last", "gate", None]]}}
-    running = live.serve(server, app="metrics_app.py", settings=settings, plan=plan)
-    probes = ("127.0.0.1", int(running.wait_log(r"probe listener on http://127\.0\.0\.1:(\d+)")[1]))
-    assert get(running.address, "/readyz").status == 200
-    assert get(running.address, "/metrics").status == 404
-    with in_flight(running, gate="work"):
-        found = scrape(probes)
-        assert (found["state{state=READY}"], found["ready"], found["requests_in_flight"]) == (1, 1, 1)
-        assert found["check_status{check=disk,status=pass}"] == 1
-        assert found["probes_total{code=200,probe=ready}"] >= 1
-        assert any(name.startswith("python_info") for name in found)
-        running.begin_stop()
-        wait_until(lambda: "shutdown_phase_seconds{phase=drain}" in scrape(probes), "the drain")
-        found = scrape(probes)
-        assert (found["state{state=DRAINING}"], found["ready"], found["requests_in_flight"]) == (1, 0, 1)
-        assert 0 < found["shutdown_remaining_seconds"] <= 25
-    wait_until(lambda: scrape(probes)["state{state=STOPPING}"] == 1, "the hooks")
-    found = scrape(probes)
-    assert (found["requests_served_in_drain_total"], found["requests_abandoned_total"]) == (1, 0)
-    phases = re.findall(r"shutdown_phase_seconds{phase=([\w ]+)}", " ".join(found))
-    assert phases == ["announce", "delay", "stop accepting", "drain", "hooks"]
-    running.open_gate("last")
-    assert running.wait_gone() == 0
 
 
 def test_workers_of_gunicorn(live: Starter, tmp_path: Path) -> None:

@@ -104,3 +104,17 @@ def test_waiting_clients_of_the_probe_listener(live: Starter) -> None:
         assert [statuses(address) for address in (probes, running.address)] == [[200] * 4] * 2
         assert running.stop() == 0
     assert "queue depth" not in running.log
+
+
+def test_readiness_kept_until_the_listener_closes(live: Starter) -> None:
+    """With LIFECYCLE_READINESS_ON_DRAIN=keep readiness fails from the moment when the listener is closed on."""
+    settings = {**PROBE_LISTENER, "LIFECYCLE_READINESS_ON_DRAIN": "keep"}
+    running = live.serve("waitress", settings=settings, plan=UNTIL_ASKED)
+    probes = probe_address(running)
+    with in_flight(running):
+        running.begin_stop()
+        assert get(probes, "/readyz").status == 200
+        running.open_gate("asked")
+        running.wait_log("listener closed")
+        running.wait_for(lambda: get(probes, "/readyz").status == 503, "readiness to fail")
+    assert running.wait_gone() == 0

@@ -65,26 +65,9 @@ def test_interpreter_exit(live: Starter) -> None:
     assert running.hooks() == ["last", "first"]
 
 
-# Each keeps a response of the test client to its end, in a variable, a class or a traceback.
+# Each keeps a response of the test client to its end, in a variable or a traceback.
 HELD: dict[str, tuple[str, int]] = {
-    "script": ("response = client.get('/fast')", 0),
     "work": ("work = live_app.lifecycle.work('import')", 0),
-    "unittest": (
-        """
-import unittest
-
-class Test(unittest.TestCase):
-    @classmethod
-    def setUpClass(cls):
-        cls.response = client.get("/fast")
-
-    def test(self):
-        self.assertEqual(self.response.status_code, 200)
-
-unittest.main()
-""",
-        0,
-    ),
     "pytest": (
         """
 import pytest, sys

@@ -95,6 +95,12 @@ class Service:
         self.running.send(signal.SIGHUP)
         self.running.wait_for(lambda: len(SERVES.findall(self.running.log)) > before, "the next process serves")
 
+    def begin_reload(self) -> None:
+        """Have the next process start up, which lasts until the gate "warm" is opened."""
+        self.deploy("two", SLOW)
+        self.running.send(signal.SIGHUP)
+        self.running.wait_for(lambda: self.running.log.count("probes at") == 2, "it starts up")
+
     def wait_alone(self) -> None:
         self.running.wait_for(lambda: len(self.pids) == 1, "the process before has gone")
 
@@ -367,10 +373,7 @@ def test_a_supervisor_that_dies(service: Service) -> None:
 
 def test_a_stop_while_the_next_one_starts(service: Service) -> None:
     """A stop in the middle of a reload stops both processes."""
-    service.deploy("two", SLOW)
-    service.running.send(signal.SIGHUP)
-    service.running.wait_for(lambda: len(service.pids) == 2, "the next process")
-    service.running.wait_for(lambda: service.running.log.count("probes at") == 2, "it starts up")
+    service.begin_reload()
     service.running.send(signal.SIGHUP)  # once more, after this one: it never comes
     service.running.send(signal.SIGTERM)
     service.running.wait_log("shutdown begins: SIGTERM(?s:.*)shutdown begins: SIGTERM")
@@ -386,9 +389,7 @@ def test_a_stop_as_the_next_one_takes_over(service: Service) -> None:
     The one before is held up between the signal and its word ``stopping``; meanwhile the next one says ``ready``.
     """
     (first,) = service.pids
-    service.deploy("two", SLOW)
-    service.running.send(signal.SIGHUP)
-    service.running.wait_for(lambda: service.running.log.count("probes at") == 2, "it starts up")
+    service.begin_reload()
     service.stop_process(first)
     service.running.send(signal.SIGTERM)
     service.running.open_gate("warm")
@@ -400,10 +401,8 @@ def test_a_stop_as_the_next_one_takes_over(service: Service) -> None:
 
 def test_a_stop_while_nobody_serves(service: Service) -> None:
     """Where the process before has died, a stop is for the next one, however far its start is."""
-    service.deploy("two", SLOW)
     (first,) = service.pids
-    service.running.send(signal.SIGHUP)
-    service.running.wait_for(lambda: service.running.log.count("probes at") == 2, "it starts up")
+    service.begin_reload()
     os.kill(first, signal.SIGKILL)
     service.running.wait_log(f"process {first} was killed by SIGKILL unexpectedly")
     service.running.send(signal.SIGTERM)
@@ -415,9 +414,7 @@ def test_a_stop_while_nobody_serves(service: Service) -> None:
 
 def test_a_reload_that_is_asked_for_twice(service: Service) -> None:
     """Who asks for a reload in the middle of one gets another one after it."""
-    service.deploy("two", SLOW)
-    service.running.send(signal.SIGHUP)
-    service.running.wait_for(lambda: service.running.log.count("probes at") == 2, "it starts up")
+    service.begin_reload()
     service.running.send(signal.SIGHUP)
     service.deploy("three")
     service.running.open_gate("warm")
@@ -488,15 +485,6 @@ def children_of(pid: int) -> list[int]:
     """Of all of its threads."""
     tasks = Path(f"/proc/{pid}/task").glob("*/children")
     return [int(child) for children in tasks for child in children.read_text().split()]
-
-
-def test_an_address_that_is_taken(live: Starter) -> None:
-    """What the server would refuse is refused before any process is started, in one sentence."""
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = str(taken.getsockname()[1])
-        running = live.serve("waitress", "--reload-on", "SIGHUP", "-p", port, listeners=0)
-        assert running.wait_gone() == 1
-    assert running.log.splitlines()[-1].startswith(f"Error: Cannot listen on 127.0.0.1:{port}: it is in use")
 
 
 def test_the_environment_and_the_directory_of_then(live: Starter) -> None:

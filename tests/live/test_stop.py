@@ -119,3 +119,18 @@ def test_report_of_run(live: Starter, server: str) -> None:
     assert 0 < report["duration"] < running.lasted
     assert len(report["phases"]) == len(set(report["phases"])) > 1
     assert running.told("restored True")
+
+
+def test_background_checks_end_before_the_hooks(live: Starter) -> None:
+    """When the hooks run no background check is started any more: what it needs may be torn down already."""
+    plan = {"background": 0.02, "hooks": {"shutdown": [["slow", "gate", None]]}}
+    running = live.serve("waitress", plan=plan)
+    running.wait_event("background", 2)
+    running.send(signal.SIGTERM)
+    running.wait_event("shutdown slow")
+    assert not running.gone.wait(0.2)
+    running.open_gate("slow")
+    assert running.wait_gone() == 0
+    # One that was under way when the hooks began may have told its event a moment after.
+    begun = running.told("shutdown slow")[0]
+    assert len([when for when in running.told("background") if when > begun]) <= 1

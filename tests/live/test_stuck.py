@@ -96,9 +96,11 @@ def test_all_workers_hang(live: Starter) -> None:
     assert running.log.count("in pass_gate") >= 2
 
 
-def test_a_long_queue(live: Starter) -> None:
-    """A pool that is never idle and has a queue of quick requests is busy, and not stuck."""
-    running = live.serve("waitress", threads=2, settings=WATCHED)
+def test_a_pool_that_has_much_to_do(live: Starter) -> None:
+    """A pool that is never idle and has a queue of quick requests is busy, and not stuck; clients that send or read
+    slowly, more of them than workers, hold none of them.
+    """
+    running = live.serve("waitress", threads=2, settings={**WATCHED, "LIFECYCLE_GRACE_PERIOD": 1})
     enough = threading.Event()
 
     def ask() -> None:
@@ -106,20 +108,6 @@ def test_a_long_queue(live: Starter) -> None:
             while not enough.is_set():
                 assert connection.get("/sleep/0.05").status == 200
 
-    clients = [threading.Thread(target=ask, daemon=True) for _ in range(12)]
-    for client in clients:
-        client.start()
-    running.wait_for(lambda: len(running.events) > 30, "a queue")
-    stays_alive(running.address, probe_address(running))
-    enough.set()
-    for client in clients:
-        client.join(20)
-    assert running.stop() == 0
-
-
-def test_slow_clients(live: Starter) -> None:
-    """Clients that send or read slowly, more of them than workers, hold none of them."""
-    running = live.serve("waitress", threads=2, settings={**WATCHED, "LIFECYCLE_GRACE_PERIOD": 1})
     with contextlib.ExitStack() as stack:
         slow = [stack.enter_context(Connection(running.address, slow=True)) for _ in range(6)]
         for connection in slow[:2]:
@@ -127,7 +115,14 @@ def test_slow_clients(live: Starter) -> None:
         for connection, path in zip(slow[2:], ("/file", "/file", "/big", "/big"), strict=True):
             connection.ask(path)
             assert connection.head()[0] == 200
-        stays_alive(running.address, probe_address(running), look=lambda: get(running.address, "/fast"))
+        clients = [threading.Thread(target=ask, daemon=True) for _ in range(12)]
+        for client in clients:
+            client.start()
+        running.wait_for(lambda: len(running.events) > 30, "a queue")
+        stays_alive(running.address, probe_address(running))
+        enough.set()
+        for client in clients:
+            client.join(20)
     running.stop()
 
 
@@ -164,16 +159,6 @@ def test_a_server_that_stands_still(live: Starter, server: str, path: str) -> No
         wait_until(lambda: alive(probes), "a liveness that passes")
     assert running.stop() == 0
     assert running.log.count(FAILS) == 1
-
-
-def test_werkzeug_has_no_pool(live: Starter) -> None:
-    """Where each connection has a thread, any number of hanging requests leaves room for the next."""
-    running = live.serve("werkzeug", settings=WATCHED)
-    with hanging(running, *["/gate/all"] * 5) as busy:
-        stays_alive(running.address, probe_address(running), look=lambda: get(running.address, "/fast"))
-        running.open_gate("all")
-        assert answered(busy) == [200] * 5
-    assert running.stop() == 0
 
 
 def test_the_start_up(live: Starter) -> None:

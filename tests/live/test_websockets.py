@@ -169,7 +169,7 @@ def test_an_event_of_flask_socketio_is_waited_for(live: Starter, kind: str) -> N
 
 def test_an_event_of_flask_socketio_that_hangs_is_no_clean_stop(live: Starter) -> None:
     """An event that does not end is reported by its name and its stack, though it is neither a request nor work."""
-    running, _client = begin_event(live, disconnect=True, kind="copy", grace_period=3.0)
+    running, _client = begin_event(live, disconnect=True, kind="copy", grace_period=2.0)
     assert running.stop() == 1
     assert "abandoned work 'Socket.IO event copy'" in running.log
     assert "in copy_file" in running.log
@@ -177,7 +177,7 @@ def test_an_event_of_flask_socketio_that_hangs_is_no_clean_stop(live: Starter) -
 
 def test_a_client_of_flask_socketio_that_stays_is_no_clean_stop(live: Starter) -> None:
     """A client that nothing disconnects is in flight, though Flask-SocketIO stands around the application."""
-    running, _client = begin_event(live, disconnect=False, grace_period=4.0)
+    running, _client = begin_event(live, disconnect=False, grace_period=2.0)
     running.open_gate("file")
     running.wait_event("end file")
     assert running.stop() == 1

@@ -88,13 +88,6 @@ def test_a_stop_that_hangs_leaves_a_report(live: Starter, settings: dict[str, An
     assert (told["forced"], [phase["name"] for phase in told["phases"]]) == (True, ["announce"])
 
 
-def test_a_report_that_cannot_be_written(live: Starter) -> None:
-    """A directory that is gone when the process stops costs one warning, and the stop is as good as ever."""
-    running = live.serve("waitress", settings={"LIFECYCLE_REPORT_FILE": "/proc/self/task/report.json"})
-    assert_clean(running, running.stop())
-    assert "the report could not be written to '/proc/self/task/report.json'" in running.log
-
-
 # -- without a server ---------------------------------------------------------------------------------------------
 
 WORKED = "from live_app import event, lifecycle, pass_gate\nwith lifecycle.work('job'): "
@@ -191,13 +184,3 @@ def test_a_task_that_fails_stops_the_process(live: Starter, settings: dict[str, 
     told = report(running)
     (task,) = [hook for hook in told["hooks"] if hook["kind"] == "task"]
     assert (task["name"], task["outcome"], task["error"]) == ("model", "failed", "ValueError")
-
-
-def test_a_task_that_fails_may_leave_the_process_not_ready(live: Starter) -> None:
-    """With ``on_failure="not_ready"`` the process goes on, alive and not ready, and says so."""
-    plan = {"tasks": [["cache", "raise", "not_ready"]]}
-    running = live.serve("waitress", plan=plan, listeners=0, excuse=r"startup task 'cache' failed.*\nTraceback")
-    running.wait_log("STARTING -> NOT_READY")
-    running.wait_for(lambda: running.addresses, "its listener")
-    assert [get(running.address, path).status for path in ("/livez", "/readyz", "/fast")] == [200, 503, 200]
-    assert_clean(running, running.stop())

@@ -8,7 +8,9 @@ there are and how they behave, and what else of the process misbehaves.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import functools
 import json
 import logging
 import os
@@ -335,8 +337,12 @@ def add_rude_surroundings(lifecycle: Lifecycle) -> None:
         threading.Thread(target=stall_stderr, daemon=True).start()
     if PLAN.get("observed"):
         lifecycle.check("observed", ttl=0)(lambda: {"at": time.monotonic()})
+    if "background" in PLAN:
+        lifecycle.check("background", interval=PLAN["background"])(lambda: event("background"))
     if "check" in PLAN:
         lifecycle.check("rude", timeout=LONGEST)(lambda: misbehave(PLAN["check"], "rude check"))
+    if PLAN.get("check") == "hang":
+        lifecycle.check("async", timeout=LONGEST)(functools.partial(asyncio.sleep, LONGEST))
 
 
 def create_app(name: str = "live") -> tuple[Flask, Lifecycle]:
@@ -383,18 +389,13 @@ def write_report(report: ShutdownReport) -> None:
 
 
 def run_by_script() -> int:
-    """Serve by ``Lifecycle.run``, with the options of the plan or on a socket of the test; return the exit code."""
+    """Serve by ``Lifecycle.run``, with the options of the plan; return the exit code."""
 
     def before(_number: int, _frame: object) -> None:
         """Stand for a handler that the program had before."""
 
-    options: dict[str, Any] = dict(PLAN.get("run", {}))
-    if "descriptor" in PLAN:
-        options["sockets"] = [socket.socket(fileno=PLAN["descriptor"])]
-    else:
-        options["port"] = 0
     signal.signal(signal.SIGINT, before)
-    report = lifecycle.run(app, **options)
+    report = lifecycle.run(app, port=0, **PLAN.get("run", {}))
     write_report(report)
     event(f"restored {signal.getsignal(signal.SIGINT) is before}")
     return report.exit_code
@@ -403,8 +404,6 @@ def run_by_script() -> int:
 if PLAN.get("logging"):
     logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
     logging.getLogger("flask_lifecycle").setLevel(logging.DEBUG)  # the phases as well
-if PLAN.get("logging") == "debug":
-    logging.getLogger("flask_lifecycle").setLevel(logging.DEBUG)
 if PLAN.get("fallback"):
     force_fallback()
 app, lifecycle = create_app()

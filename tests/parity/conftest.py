@@ -127,15 +127,15 @@ class Own:
     def __init__(self, starter: Starter) -> None:
         self._starter = starter
 
-    def serve(self, *, listeners: int = 1, plan: dict[str, Any] | None = None, **root: Any) -> Running:
-        """Serve, and wait until it is ready, or with no ``listeners`` do not wait.
+    def serve(self, *, plan: dict[str, Any] | None = None, **root: Any) -> Running:
+        """Serve, and wait until it is ready.
 
         :param plan: of the whole process.
         :param root: what ``make_app`` takes.
         """
         settings = {"LIFECYCLE_PROBE_PORT": 0, "LIFECYCLE_PROBE_HOST": "127.0.0.1", **root.pop("settings", {})}
         whole = {"root": {**root, "settings": settings}, **(plan or {})}
-        return self._starter.serve("waitress", app="parity_app.py", listeners=listeners, plan=whole, excuse=PROVOKED)
+        return self._starter.serve("waitress", app="parity_app.py", plan=whole, excuse=PROVOKED)
 
     def serve_file(self, path: Path, env: dict[str, str]) -> Running:
         """Serve an application that says all of its settings itself."""

@@ -48,29 +48,20 @@ def heads(mounted: Mounted) -> list[tuple[int, bytes]]:
 
 
 @BY_HAND
-def test_case_1_not_ready_at_first(mounted: Mounted) -> None:
-    """With LIFECYCLE_READY "manual" an application is alive and not ready until it says so; it has started, though."""
+def test_cases_1_2_not_ready_at_first(mounted: Mounted) -> None:
+    """With LIFECYCLE_READY "manual" an application is alive and not ready until it says so; it has started, though.
+    HEAD has the same statuses.
+    """
     assert answers(mounted) == NOT_READY
+    assert heads(mounted) == [(status, b"") for status, _ in NOT_READY]
     assert mounted.ask("/startupz").status == 200
 
 
 @BY_HAND
-def test_case_2_not_ready_at_first_to_head(mounted: Mounted) -> None:
-    """HEAD has the same statuses as GET, and no body."""
-    assert heads(mounted) == [(status, b"") for status, _ in NOT_READY]
-
-
-@BY_HAND
-def test_case_3_ready_when_told(mounted: Mounted) -> None:
-    """After set_ready all three probes are 200."""
+def test_cases_3_4_ready_when_told(mounted: Mounted) -> None:
+    """After set_ready all three probes are 200, to HEAD too."""
     mounted.ask("/ready", "POST")
     assert answers(mounted) == READY
-
-
-@BY_HAND
-def test_case_4_ready_when_told_to_head(mounted: Mounted) -> None:
-    """After set_ready all three probes are 200 to HEAD."""
-    mounted.ask("/ready", "POST")
     assert heads(mounted) == [(200, b"")] * 3
 
 

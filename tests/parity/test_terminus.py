@@ -39,9 +39,10 @@ def status_codes(**codes: int) -> dict[str, Any]:
 UP_OR_DOWN = {"renderer": "up_or_down"}
 AWAY = {"response": {"status": "NO DATABASE"}}
 CAUSES = {"message": "not for you", "causes": {"db": "nor this"}}
+Rows = dict[int, tuple[dict[str, Any], int, dict[str, str]]]
 # The application of a case, and the status and the body that /readyz answers with. The words are pass and fail, where
 # Terminus says ok and error; the status of an error beats that of the settings, and its body that of a renderer.
-ANSWERS: dict[int, tuple[dict[str, Any], int, dict[str, str]]] = {
+ANSWERS: Rows = {
     3: (status_codes(**{"pass": 201}), 201, {"status": "pass"}),
     4: ({}, 200, {"status": "pass"}),
     5: (UP_OR_DOWN, 200, {"status": "UP"}),
@@ -58,10 +59,11 @@ ANSWERS: dict[int, tuple[dict[str, Any], int, dict[str, str]]] = {
 }
 
 
-@pytest.mark.parametrize(
-    ("status", "body"),
-    [pytest.param(*row[1:], marks=pytest.mark.app(**row[0]), id=str(case)) for case, row in ANSWERS.items()],
-)
+def rows(table: Rows) -> list[Any]:
+    return [pytest.param(*row[1:], marks=pytest.mark.app(**row[0]), id=str(case)) for case, row in table.items()]
+
+
+@pytest.mark.parametrize(("status", "body"), rows(ANSWERS))
 def test_cases_3_to_28_answers(mounted: Mounted, status: int, body: dict[str, str]) -> None:
     """Statuses and bodies are those of the settings, of a renderer, or of the error."""
     answer = mounted.ask("/readyz")
@@ -109,17 +111,11 @@ def test_case_6_case_matters(mounted: Mounted) -> None:
 
 
 @pytest.mark.app(settings={"LIFECYCLE_CASE_INSENSITIVE": True, "LIFECYCLE_PATHS": {"readyz": "/Health/Ready"}})
-def test_case_7_lower_case(mounted: Mounted) -> None:
-    """LIFECYCLE_CASE_INSENSITIVE lets a path in lower case run the check."""
-    assert mounted.ask("/health/ready").status == 200
-    assert mounted.told("check") == ["database"]
-
-
-@pytest.mark.app(settings={"LIFECYCLE_CASE_INSENSITIVE": True, "LIFECYCLE_PATHS": {"readyz": "/Health/Ready"}})
-def test_case_8_the_case_it_was_written_in(mounted: Mounted) -> None:
-    """LIFECYCLE_CASE_INSENSITIVE still knows the path as it was written, and in any other case."""
-    assert [mounted.ask(path).status for path in ("/Health/Ready", "/HEALTH/READY")] == [200, 200]
-    assert mounted.told("check") == ["database"] * 2
+def test_cases_7_8_any_case(mounted: Mounted) -> None:
+    """LIFECYCLE_CASE_INSENSITIVE knows the path as it was written, in lower case, and in any other."""
+    paths = ("/Health/Ready", "/health/ready", "/HEALTH/READY")
+    assert [mounted.ask(path).status for path in paths] == [200] * 3
+    assert mounted.told("check") == ["database"] * 3
 
 
 def test_case_9_a_check_runs_once_a_probe(mounted: Mounted) -> None:
@@ -172,24 +168,29 @@ def test_case_21_a_check_may_see_the_stop(in_drain: Mounted) -> None:
 
 # -- causes ----------------------------------------------------------------------------------------------------------
 
+# The error of the check, and the causes that are sent.
+CAUSES_SENT: dict[int, tuple[dict[str, Any], dict[str, str]]] = {
+    22: ({"causes": {"db": "away", "mq": "full"}}, {"db": "away", "mq": "full"}),
+    23: ({"errors": [["HealthCheckError", "disk full"], ["ValueError", "secret dsn"]]},
+         {"1": "disk full", "2": "ValueError"}),
+    25: (LIST["fails"], {"1": "disk full", "2": "queue long"}),
+}  # fmt: skip
 
-@pytest.mark.app(
-    settings=SHOWN, checks={"database": {"fails": {"message": "no", "causes": {"db": "away", "mq": "full"}}}}
+
+@pytest.mark.parametrize(
+    "causes",
+    [
+        pytest.param(causes, marks=pytest.mark.app(settings=SHOWN, **failing(**error)), id=str(case))
+        for case, (error, causes) in CAUSES_SENT.items()
+    ],
 )
-def test_case_22_causes_by_name(mounted: Mounted) -> None:
-    """Causes by name are sent; under the check's name, so that those of several checks do not mix."""
-    (entry,) = body_of(mounted.ask("/readyz"))["checks"]["database"]
-    assert (entry["output"], entry["causes"]) == ("no", {"db": "away", "mq": "full"})
-
-
-@pytest.mark.app(
-    settings=SHOWN,
-    checks={"database": {"fails": {"errors": [["HealthCheckError", "disk full"], ["ValueError", "secret dsn"]]}}},
-)
-def test_case_23_causes_as_errors(mounted: Mounted) -> None:
-    """Of a list of errors the messages are sent and no stacks; of errors that are not meant for it the type alone."""
+def test_cases_22_23_25_causes(mounted: Mounted, causes: dict[str, str]) -> None:
+    """Causes are sent with 503, under the check's name, so that those of several checks do not mix. Of a list of errors
+    the messages are sent and no stacks; of errors that are not meant for it the type alone.
+    """
     answer = mounted.ask("/readyz")
-    assert body_of(answer)["checks"]["database"][0]["causes"] == {"1": "disk full", "2": "ValueError"}
+    assert answer.status == 503
+    assert body_of(answer)["checks"]["database"][0]["causes"] == causes
     assert b"Traceback" not in answer.body
     assert b"secret" not in answer.body
 
@@ -199,14 +200,6 @@ def test_case_24_stacks(mounted: Mounted) -> None:
     """Stacks are sent by a renderer that does so; there is no flag for it."""
     (stack,) = body_of(mounted.ask("/readyz"))["stacks"]
     assert stack.startswith("Traceback (most recent call last)")
-
-
-@pytest.mark.app(settings=SHOWN, checks={"database": LIST})
-def test_case_25_default_status_of_causes(mounted: Mounted) -> None:
-    """A failure with causes is 503 by default."""
-    answer = mounted.ask("/readyz")
-    assert answer.status == 503
-    assert body_of(answer)["checks"]["database"][0]["causes"] == {"1": "disk full", "2": "queue long"}
 
 
 # -- answers after the signal ----------------------------------------------------------------------------------------
@@ -220,21 +213,19 @@ def test_case_29_failing_in_the_delay(in_drain: Mounted) -> None:
     assert in_drain.told("check") == []
 
 
-@pytest.mark.app(settings={"LIFECYCLE_STATUS_CODES": {"fail": 501}})
-def test_case_30_status_after_the_signal(in_drain: Mounted) -> None:
-    """The configured status of failure holds after the signal."""
-    assert in_drain.ask("/readyz").status == 501
+# The application of a case, and the status and the body after the signal.
+AFTER_THE_SIGNAL: Rows = {
+    30: (status_codes(fail=501), 501, {"status": "fail"}),
+    31: ({}, 503, {"status": "fail"}),
+    32: (UP_OR_DOWN, 503, {"status": "DOWN"}),
+}
 
 
-def test_case_31_default_body_after_the_signal(in_drain: Mounted) -> None:
-    """After the signal the body is that of a failure."""
-    assert body_of(in_drain.ask("/readyz")) == {"status": "fail"}
-
-
-@pytest.mark.app(renderer="up_or_down")
-def test_case_32_own_body_after_the_signal(in_drain: Mounted) -> None:
-    """After the signal a renderer makes the body."""
-    assert body_of(in_drain.ask("/readyz")) == {"status": "DOWN"}
+@pytest.mark.parametrize(("status", "body"), rows(AFTER_THE_SIGNAL))
+def test_cases_30_31_32_answers_after_the_signal(in_drain: Mounted, status: int, body: dict[str, str]) -> None:
+    """Status and body of a failure hold after the signal, also those of the settings and of a renderer."""
+    answer = in_drain.ask("/readyz")
+    assert (answer.status, body_of(answer)) == (status, body)
 
 
 def test_case_33_refused_probes_are_told(in_drain: Mounted) -> None:
