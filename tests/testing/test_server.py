@@ -7,15 +7,14 @@ import http.client
 import os
 import signal
 import sys
-from collections.abc import Callable
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from flask_lifecycle._config import TEST_SETTINGS
 from flask_lifecycle.testing import ServerFactory
-from tests._fakes import until
+from tests._fakes import until, whole
 
 pytestmark = pytest.mark.live
 
@@ -151,18 +150,6 @@ def test_waits_are_bounded(lifecycle_server: ServerFactory, shop: str) -> None:
         slow.result()
 
 
-def test_a_forced_exit_has_a_report(lifecycle_server: ServerFactory, shop: str) -> None:
-    """The report of a process that was forced to exit names the abandoned request."""
-    server = lifecycle_server(shop)
-    server.start_request("/slow?seconds=60")
-    server.wait_log("slow has begun")
-    server.signal()
-    server.wait_log("-> DRAINING")
-    assert not server._process.gone.wait(0.3)  # two signals within a tenth of a second count as one
-    assert server.stop() == 128 + signal.SIGTERM
-    assert (server.report["forced"], server.report["abandoned"][0]["route"]) == (True, "/slow")
-
-
 def test_settings_override_those_of_the_application(
     lifecycle_server: ServerFactory, shop: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -178,19 +165,15 @@ def test_settings_override_those_of_the_application(
     assert environ is not None
     assert (environ["SHOP_MODE"], "KUBERNETES_SERVICE_HOST" in environ) == ("test", False)
     server.wait_status("/readyz", port=server.probe_port)
-    assert TEST_SETTINGS not in os.environ
-
-
-def test_an_unknown_setting_is_named(lifecycle_server: ServerFactory, shop: str) -> None:
-    """A misspelled setting fails the start, and the error has the log with the nearest name."""
-    with pytest.raises(AssertionError, match="did you mean 'LIFECYCLE_GRACE_PERIOD'"):
-        lifecycle_server(shop, settings={"LIFECYCLE_GRACE_PERIO": 4})
+    assert "LIFECYCLE_TEST_SETTINGS" not in os.environ
 
 
 def test_a_server_that_does_not_become_ready(lifecycle_server: ServerFactory, shop: str) -> None:
-    """The error says how the process ended; with ready_path=None there is no wait."""
+    """The error says how the process ended, with its log; with ready_path=None there is no wait."""
     with pytest.raises(AssertionError, match=r"^'/readyz' was not answered .*; it ended with 2\. The log of"):
         lifecycle_server("nowhere:app")
+    with pytest.raises(AssertionError, match="did you mean 'LIFECYCLE_GRACE_PERIOD'"):
+        lifecycle_server(shop, settings={"LIFECYCLE_GRACE_PERIO": 4})
     with pytest.raises(AssertionError, match=r"^'/readyz' was not answered with 200, but with \w+\. The log of"):
         lifecycle_server(shop, settings={"LIFECYCLE_READY": "manual"}, timeout=2)
     server = lifecycle_server(shop, settings={"LIFECYCLE_READY": "manual"}, ready_path=None)
@@ -222,36 +205,34 @@ def test_every_process_has_its_report(lifecycle_server: ServerFactory) -> None:
 
 
 @pytest.mark.parametrize(
-    ("call", "message"),
+    ("arguments", "error", "message"),
     [
-        (lambda start: start(), "Give lifecycle_server either an application, as 'shop:create_app', or command=[...]."),
+        ({}, ValueError, "Give lifecycle_server either an application, as 'shop:create_app', or command=[...]."),
         (
-            lambda start: start("shop:app", command=["x", "{port}"]),
+            {"app": "shop:app", "command": ["x", "{port}"]}, ValueError,
             "Give lifecycle_server either an application, as 'shop:create_app', or command=[...].",
         ),
         (
-            lambda start: start(command="waitress-serve --port={port}"),
+            {"command": "waitress-serve --port={port}"}, ValueError,
             "The command must be a list of words, such as ['waitress-serve', '--port={port}', ...].",
         ),
         (
-            lambda start: start(command=["waitress-serve", "shop:app"]),
+            {"command": ["waitress-serve", "shop:app"]}, ValueError,
             "The command has no '{port}', which is replaced by a free port; write it there.",
         ),
+        (
+            {"command": ["no-such-server", "{port}"]}, AssertionError,
+            "The command 'no-such-server' cannot be started: No such file or directory.",
+        ),
     ],
-    ids=["nothing", "both", "a string", "no port"],
-)
-def test_misuse(lifecycle_server: ServerFactory, call: Callable[[ServerFactory], object], message: str) -> None:
+    ids=["nothing", "both", "a string", "no port", "no command"],
+)  # fmt: skip
+def test_misuse(
+    lifecycle_server: ServerFactory, arguments: dict[str, Any], error: type[Exception], message: str
+) -> None:
     """An error says in one sentence what to give."""
-    with pytest.raises(ValueError) as caught:
-        call(lifecycle_server)
-    assert str(caught.value) == message
-
-
-def test_a_command_that_does_not_exist(lifecycle_server: ServerFactory) -> None:
-    """The error names the command."""
-    message = r"^The command 'no-such-server' cannot be started: No such file or directory\.$"
-    with pytest.raises(AssertionError, match=message):
-        lifecycle_server(command=["no-such-server", "{port}"])
+    with pytest.raises(error, match=whole(message)):
+        lifecycle_server(**arguments)
 
 
 def test_nothing_outlives_the_test(shop: str, tmp_path: Path) -> None:
