@@ -8,7 +8,6 @@ import gc
 import os
 import socket
 import sys
-import textwrap
 import threading
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
@@ -17,10 +16,15 @@ from typing import Any
 import pytest
 from werkzeug.serving import BaseWSGIServer, make_server
 
+from flask_lifecycle import _servers
 from flask_lifecycle._core.process import Process
-from flask_lifecycle._servers import create, discovery, serving, sockets
+from flask_lifecycle._servers import discovery, serving, sockets
 from flask_lifecycle._servers.adapter import Adapter
 from tests._fakes import BOUND, in_child, run_python, running
+
+
+def wsgi(environ: Any, start_response: Any) -> list[bytes]:
+    return []
 
 
 def test_a_search_holds_nothing_of_other_threads() -> None:
@@ -93,7 +97,7 @@ def test_a_server_that_closes_its_listener_in_a_search(monkeypatch: pytest.Monke
     with socket.create_server(("127.0.0.1", 0)) as other, contextlib.closing(Closing()) as sock:
         sock.bind(("127.0.0.1", 0))
         sock.listen()
-        server = make_server("127.0.0.1", 0, lambda environ, start_response: [])
+        server = make_server("127.0.0.1", 0, wsgi)
         server.socket.close()
         server.socket = sock
         monkeypatch.setattr(discovery, "KINDS", (("werkzeug.serving", "werkzeug"),))
@@ -151,11 +155,8 @@ def test_a_fork_does_not_come_between(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_when_a_server_is_searched(
     monkeypatch: pytest.MonkeyPatch,
-    listening: list[int],
-    servers: list[Any],
-    waits: list[bool],
-    outcome: tuple[bool, int, int],
-) -> None:
+    listening: list[int], servers: list[Any], waits: list[bool], outcome: tuple[bool, int, int],
+) -> None:  # fmt: skip
     """Sockets that listen are looked at again and again, and a server is searched where there is a new one."""
     looks, searches, serving = list[int](), list[Any](), iter(waits)
 
@@ -202,51 +203,48 @@ def test_listeners_are_told_apart() -> None:
     assert discovery.listeners() == before
 
 
-# A server is made, all objects are frozen as gunicorn's users do it, and only then the server is searched.
+# Each makes a server, which is frozen as gunicorn's users do it, and searched only then.
 FROZEN = {
     "waitress": """
-        from waitress.server import create_server
-        server = create_server(app, host="127.0.0.1", port=0)
-        serve = server.run
-        """,
+from waitress import create_server
+server = create_server(app, host="127.0.0.1", port=0)
+serve = server.run
+""",
     "cheroot": """
-        from cheroot.wsgi import Server
-        server = Server(("127.0.0.1", 0), app)
-        server.prepare()
-        serve = server.serve
-        """,
+from cheroot.wsgi import Server
+server = Server(where, app)
+server.prepare()
+serve = server.serve
+""",
     "werkzeug": """
-        from werkzeug.serving import BaseWSGIServer, make_server
-        server = make_server("127.0.0.1", 0, app)
-        serve = server.serve_forever
-        """,
+from werkzeug.serving import make_server
+server = make_server(*where, app)
+serve = server.serve_forever
+""",
     "gevent": """
-        from gevent.pywsgi import WSGIServer
-        server = WSGIServer(("127.0.0.1", 0), app)
-        server.start()
-        serve = lambda: None
-        """,
+from gevent.pywsgi import WSGIServer
+server = WSGIServer(where, app)
+server.start()
+serve = lambda: None
+""",
     "gunicorn": """
-        from gunicorn.workers.gthread import ThreadWorker
-        import gunicorn.config, socket
-        listener = socket.create_server(("127.0.0.1", 0))
-        worker = ThreadWorker(0, 0, [], None, 0, gunicorn.config.Config(), None)
-        worker.pid, worker.booted = os.getpid(), True
-        serve = lambda: None
-        """,
+import gunicorn.config, socket
+from gunicorn.workers.gthread import ThreadWorker
+listener, serve = socket.create_server(where), lambda: None
+worker = ThreadWorker(0, 0, [], None, 0, gunicorn.config.Config(), None)
+worker.pid, worker.booted = os.getpid(), True
+""",
     "uvicorn": """
-        import uvicorn
-        server = uvicorn.Server(uvicorn.Config(app, interface="wsgi", port=0, log_level="warning"))
-        serve = server.run
-        """,
+import uvicorn
+server = uvicorn.Server(uvicorn.Config(app, interface="wsgi", port=0, log_level="warning"))
+serve = server.run
+""",
 }
-
-
 HEAD = """
 import gc, os, threading
 from flask_lifecycle._servers import discovery
 from tests._fakes import until
-app = lambda environ, start_response: []
+app, where = lambda environ, start_response: [], ("127.0.0.1", 0)
 """
 FREEZE = """
 gc.freeze()
@@ -261,7 +259,7 @@ os._exit(0)
 @pytest.mark.parametrize("server", FROZEN)
 def test_a_frozen_server_is_found(server: str) -> None:
     """A server is found although ``gc.freeze`` hides it from the garbage collector, and what was frozen stays so."""
-    done = run_python(HEAD + textwrap.dedent(FROZEN[server]) + FREEZE, python=["-W", "ignore"])
+    done = run_python(HEAD + FROZEN[server] + FREEZE, python=["-W", "ignore"])
     assert (done.returncode, done.stdout) == (0, f"{server} True True\n"), done.stderr
 
 
@@ -284,7 +282,7 @@ def test_a_server_is_found_without_a_list_of_descriptors(monkeypatch: pytest.Mon
         raise FileNotFoundError(errno.ENOENT, "No such file or directory", path)
 
     gc.collect()  # servers of other tests: without a list of descriptors any of them is a candidate
-    server = make_server("127.0.0.1", 0, lambda environ, start_response: [], threaded=True)
+    server = make_server("127.0.0.1", 0, wsgi, threaded=True)
     with monkeypatch.context() as patch:
         patch.setattr(os, "listdir", refuse)
         found = discovery.find()
@@ -314,7 +312,7 @@ def test_a_closed_or_half_made_server_is_no_server() -> None:
     gc.collect()  # servers of other tests
     half = object.__new__(BaseWSGIServer)
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        runner: Any = create("waitress", lambda environ, start_response: [], None, None, {"sockets": [listener.dup()]})
+        runner: Any = _servers.create("waitress", wsgi, None, None, {"sockets": [listener.dup()]})
         assert isinstance(discovery.find(), type(runner))
         runner.close()
         for sock in runner.listeners():

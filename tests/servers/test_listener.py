@@ -71,17 +71,6 @@ def test_what_a_connection_has(kind: str, reset: bool) -> None:
     assert (sockets.unsent(one), sockets.half_close(one)) == (0, False)  # it has gone
 
 
-def test_describe(tmp_path: Path, listener: socket.socket) -> None:
-    """An address is written as a user would type it."""
-    assert sockets.describe(listener) == f"http://127.0.0.1:{listener.getsockname()[1]}"
-    with socket.socket(socket.AF_UNIX) as unix:
-        unix.bind(str(tmp_path / "s"))
-        assert sockets.describe(unix) == f"unix:{tmp_path}/s"
-    # Also where this machine has none of it.
-    ipv6: Any = types.SimpleNamespace(family=socket.AF_INET6, getsockname=lambda: ("::1", 5000, 0, 0))
-    assert sockets.describe(ipv6) == "http://[::1]:5000"
-
-
 def test_unlink_only_what_was_bound(tmp_path: Path) -> None:
     """A Unix socket's path is removed only if it still is the one that was bound."""
     path = str(tmp_path / "s")
@@ -96,35 +85,27 @@ def test_unlink_only_what_was_bound(tmp_path: Path) -> None:
             assert os.path.exists(path)
         sockets.unlink(f"{path}.old", identity)
         assert not os.path.exists(f"{path}.old")
-    sockets.unlink(None, None)
     (tmp_path / "file").write_text("no socket")
-    assert sockets.socket_identity(str(tmp_path / "file")) is None
-    assert sockets.socket_identity(str(tmp_path / "nothing")) is None
+    assert [sockets.socket_identity(str(tmp_path / name)) for name in ("file", "nothing")] == [None, None]
+
+
+NO_NAME = socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 
 
 @pytest.mark.parametrize(
-    ("error", "rest"),
+    ("error", "cause", "cure"),
     [
-        (
-            OSError(errno.EADDRINUSE, "x"),
-            "it is in use by another program; stop that program or choose another port.",
-        ),
-        (
-            PermissionError(errno.EACCES, "x"),
-            "permission is denied; choose a port above 1023 or a path that may be written.",
-        ),
-        (OSError(errno.EADDRNOTAVAIL, "x"), "Cannot assign requested address; choose another address."),
-        (OSError("told"), "told; choose another address."),
-        (
-            socket.gaierror(socket.EAI_NONAME, "Name or service not known"),
-            "Name or service not known; choose another address.",
-        ),
+        (OSError(errno.EADDRINUSE, "x"), "it is in use by another program", "stop that program or choose another port"),
+        (OSError(errno.EACCES, "x"), "permission is denied", "choose a port above 1023 or a path that may be written"),
+        (OSError(errno.EADDRNOTAVAIL, "x"), "Cannot assign requested address", "choose another address"),
+        (OSError("told"), "told", "choose another address"),
+        (NO_NAME, "Name or service not known", "choose another address"),
     ],
 )
-def test_bind_errors(error: OSError, rest: str) -> None:
+def test_bind_errors(error: OSError, cause: str, cure: str) -> None:
     """Each way in which an address cannot be listened on is one sentence with a cure."""
     made = sockets.bind_error(error, "here")
-    assert (made.errno, made.strerror) == (error.errno, f"Cannot listen on here: {rest}")
+    assert (made.errno, made.strerror) == (error.errno, f"Cannot listen on here: {cause}; {cure}.")
 
 
 # -- closing a listener -------------------------------------------------------------------------------------------
