@@ -9,22 +9,25 @@ import re
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from tests._fakes import running
 from tests._needs import program
 from tests.live._client import Connection, LostError, get
 from tests.live._process import ROOT, Running, Starter
 
-from ._haproxy import Clients
 from .test_pid_1 import UNSHARE, child_of, pid_namespace
 
 __all__ = ["pid_namespace"]
 EXAMPLES = ROOT / "examples"
 # That of the examples, by which their balancers' checks are chosen.
 DELAY = {"LIFECYCLE_SHUTDOWN_DELAY": 2}
+AUTO = {"LIFECYCLE_SHUTDOWN_DELAY": "auto", "LIFECYCLE_GRACE_PERIOD": 60.0}
 HOSTS = ("127.0.0.1", "127.0.0.2")
 FILES = {"haproxy": "haproxy.cfg", "nginx": "nginx.conf", "envoy": "envoy.yaml"}
 
@@ -38,12 +41,13 @@ def port() -> Iterator[int]:
         yield int(sock.getsockname()[1])
 
 
-def moved(kind: str, home: Path, back: int, front: int) -> Path:
-    """The example's configuration on other ports."""
+def moved(kind: str, home: Path, back: int, front: int, retries: int) -> Path:
+    """The example's configuration on other ports, and for HAProxy with so many retries."""
     text = (EXAMPLES / kind / FILES[kind]).read_text()
     for old, new in (("8000", back), ("8080", front)):
         assert re.search(rf"\b{old}\b", text)
         text = re.sub(rf"\b{old}\b", str(new), text)
+    text = text.replace("retries 3", f"retries {retries}")
     if kind == "nginx":  # where it may write is a matter of the machine
         kinds = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
         own = "".join(f"{each}_temp_path {home}/{each};\n" for each in kinds)
@@ -64,15 +68,14 @@ def commands(kind: str, file: Path) -> tuple[list[str], list[str]]:
     return [*envoy, "--mode", "validate"], [*envoy, "--use-dynamic-base-id", "--concurrency", "1"]
 
 
-def start(live: Starter, kind: str, back: int, front: int) -> Running:
+def start(live: Starter, kind: str, back: int, front: int, retries: int) -> None:
     """Check the example's configuration and run it, until it answers."""
-    check, run = commands(kind, moved(kind, live.home, back, front))
+    check, run = commands(kind, moved(kind, live.home, back, front, retries))
     path = {"PATH": f"{os.environ['PATH']}:/usr/sbin"}
     done = subprocess.run(check, env={**os.environ, **path}, capture_output=True, text=True, timeout=30)
     assert done.returncode == 0, done.stderr
-    running = live.start(*run, env=path)
-    running.wait_for(lambda: answers(front), f"the first answer of {kind}")
-    return running
+    balancer = live.start(*run, env=path)
+    balancer.wait_for(lambda: answers(front), f"the first answer of {kind}")
 
 
 def answers(front: int) -> bool:
@@ -82,12 +85,42 @@ def answers(front: int) -> bool:
         return False
 
 
-@pytest.mark.parametrize("kind", FILES)
-def test_a_stop_behind_the_example_s_balancer_loses_nothing(live: Starter, kind: str) -> None:
-    """The configuration is right, sends to both instances, and goes on with one while the other one stops."""
+class Clients:
+    """Clients that ask for ``/fast`` all the time, each on a new connection, and note what was not answered."""
+
+    def __init__(self, address: tuple[str, int], count: int) -> None:
+        self.address = address
+        self.answered = 0
+        self.lost: list[str] = []
+        self._over = threading.Event()
+        self._count = count
+
+    def __enter__(self) -> Clients:
+        self._running = contextlib.ExitStack()
+        for _ in range(self._count):
+            self._running.enter_context(running(self._ask))
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self._over.set()
+        self._running.close()
+
+    def _ask(self) -> None:
+        while not self._over.wait(0.01):
+            try:
+                answer = get(self.address, "/fast")
+                if (answer.status, answer.body) != (200, b"fast"):
+                    self.lost.append(f"answer {answer.status} {answer.body!r}")
+                self.answered += 1
+            except (OSError, LostError) as error:
+                self.lost.append(repr(error))
+
+
+def stop_one_of_two(live: Starter, server: str, kind: str, settings: dict[str, Any], retries: int = 3) -> Running:
+    """Stop one of two instances behind the example's balancer, which goes on with the other one and loses nothing."""
     with port() as back, port() as front:
-        instances = [live.serve("waitress", "-h", host, "-p", str(back), settings=DELAY) for host in HOSTS]
-        start(live, kind, back, front)
+        instances = [live.serve(server, "-h", host, "-p", str(back), settings=settings) for host in HOSTS]
+        start(live, kind, back, front, retries)
         if kind != "nginx":  # which asks for nothing
             for instance in instances:
                 instance.wait_for(lambda one=instance: int(get(one.address, "/visits").body) >= 3, "three checks")  # type: ignore[misc]
@@ -99,6 +132,24 @@ def test_a_stop_behind_the_example_s_balancer_loses_nothing(live: Starter, kind:
         assert clients.lost == []
         assert int(re.findall(r"(\d+) served", instances[0].log)[-1]) > 0
         assert instances[1].stop() == 0
+    return instances[0]
+
+
+@pytest.mark.parametrize("kind", FILES)
+def test_a_stop_behind_the_example_s_balancer_loses_nothing(live: Starter, kind: str) -> None:
+    """The configuration is right, sends to both instances, and goes on with one while the other one stops."""
+    stop_one_of_two(live, "waitress", kind, DELAY)
+
+
+def test_an_adaptive_delay_behind_haproxy(live: Starter, server: str) -> None:
+    """HAProxy is refused three times and then sends nothing more, so nothing is lost without a second try.
+
+    The delay is over long before its maximum.
+    """
+    stopped = stop_one_of_two(live, server, "haproxy", AUTO, retries=0)
+    assert "delay auto, at most 15.0 s" in stopped.log
+    ended = stopped.wait_log(r"delay ended after ([\d.]+) s: 1 prober refused 3 times, no new work for 1\.\d s")
+    assert float(ended[1]) < 15.0
 
 
 def image_command() -> list[str]:
@@ -114,17 +165,17 @@ def test_the_command_of_the_image_as_pid_1(live: Starter) -> None:
     with port() as free:
         words = [str(free) if word == "8000" else word for word in image_command()]
         tools = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-        running = live.start(*UNSHARE, "--wd", str(EXAMPLES), *words, env={"PATH": tools})
-        running.wait_log("STARTING -> READY")
-        running.target = child_of(running)
+        started = live.start(*UNSHARE, "--wd", str(EXAMPLES), *words, env={"PATH": tools})
+        started.wait_log("STARTING -> READY")
+        started.target = child_of(started)
         with Connection(("127.0.0.1", free)) as connection:
             connection.send(b"GET / HTTP/1.1\r\nHost: local")
-            running.begin_stop()
+            started.begin_stop()
             connection.send(b"host\r\n\r\n")
             answer = connection.answer()
         assert (answer.status, answer.body) == (200, b"hello\n")
-        assert running.wait_gone() == 0
-        assert "clean, exit 0" in running.log
+        assert started.wait_gone() == 0
+        assert "clean, exit 0" in started.log
 
 
 def test_what_the_image_copies_is_there() -> None:
@@ -167,8 +218,8 @@ def test_the_service_serves_the_listener_of_the_socket_unit(live: Starter) -> No
         (address,) = re.findall("^ListenStream=(.*)$", unit, re.MULTILINE)
         python_path = f"--setenv=PYTHONPATH={ROOT}"  # it keeps little of the environment
         activate = (program("systemd-socket-activate"), python_path, "-l", address)
-        running = live.start("env", "--chdir", str(EXAMPLES), *activate, *command.split())
-        running.wait_log("Listening on")
+        started = live.start("env", "--chdir", str(EXAMPLES), *activate, *command.split())
+        started.wait_log("Listening on")
         assert get(("127.0.0.1", free), "/").body == b"hello\n"
-        assert running.stop() == 0
-        assert "clean, exit 0" in running.log
+        assert started.stop() == 0
+        assert "clean, exit 0" in started.log
