@@ -52,13 +52,11 @@ from typing import Any, TypeVar
 
 from .deadline import Clock, Deadline
 from .delay import Delay, Plan
-from .hook_runner import HookRunner
-from .hooks import HookRecord, ShutdownContext, inside_a_hook
+from .hooks import HookRecord, HookRunner, ShutdownContext, inside_a_hook
 from .inflight import RequestInfo
-from .report import PhaseRecord, ShutdownReport
+from .report import PhaseRecord, ShutdownReport, Unfinished, each_once, ledgers, requests_now, work_ledgers, work_now
 from .server import Application, Peers, Server
 from .state import Event, logger
-from .unfinished import Unfinished, each_once, ledgers, requests_now, work_ledgers, work_now
 from .work import WorkInfo
 
 # Seconds before the drain waits once more, if new work has begun meanwhile.

@@ -17,8 +17,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from .._core.inflight import RequestInfo, _quoted
+from .._core.report import UNCOUNTED
 from .._core.shutdown import Shutdown
-from .._core.unfinished import UNCOUNTED
 from .._core.work import WorkInfo
 from .._probes.render import component_of, iso, plain, transition_of
 from ..checks import CheckReport, HealthReport
