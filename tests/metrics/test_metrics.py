@@ -26,7 +26,6 @@ from prometheus_client.parser import text_string_to_metric_families as read_text
 from werkzeug.test import Client, TestResponse
 
 from flask_lifecycle import Lifecycle, State
-from flask_lifecycle._app import Application
 from flask_lifecycle._core.inflight import Load
 from flask_lifecycle._core.shutdown import StopRequest
 from flask_lifecycle.metrics import MOST_SCRAPES, LifecycleCollector, Metrics, _table, instrument
@@ -132,54 +131,63 @@ def test_the_page_lists_the_table() -> None:
 # -- values ------------------------------------------------------------------------------------------------------
 
 
-def test_the_state_and_readiness() -> None:
-    """The current state is 1, the others are 0; ready depends on it and on the last results of the checks."""
+def test_state_readiness_and_checks() -> None:
+    """The current state is 1, the others are 0; ready depends on it and on the last results of the checks.
+
+    A check that has run has a status, a duration and the time of its last change; another has none.
+    """
     app, lifecycle = serve()
     broken: list[bool] = []
     lifecycle.check("db", ttl=0)(lambda: not broken)
+    lifecycle.check("cache", critical=False)(lambda: False)
+    lifecycle.check("idle", groups=("live",))(lambda: None)
     for state in State:
         state_of(app).machine.state = state
-        expected = {f"{{state={each.value}}}": float(each is state) for each in State}
-        assert some(metrics_of(lifecycle), "state") == expected
-        assert metrics_of(lifecycle)["ready"] == (state is State.READY)
+        found = metrics_of(lifecycle)
+        assert some(found, "state") == {f"{{state={each.value}}}": float(each is state) for each in State}
+        assert found["ready"] == (state is State.READY)
     state_of(app).machine.state = State.READY
     broken.append(True)
     get(app, "/readyz")
-    assert metrics_of(lifecycle)["ready"] == 0
+    found = metrics_of(lifecycle)
+    assert found["ready"] == 0
+    statuses = some(found, "check_status")
+    assert {name for name, value in statuses.items() if value} == {
+        "{check=db,status=fail}",
+        "{check=cache,status=warn}",
+    }
+    assert len(statuses) == 6
+    assert set(some(found, "check_duration_seconds")) == {"{check=db}", "{check=cache}"}
+    histories = state_of(app).health.engine.histories()
+    changed = {f"{{check={name}}}": histories[name].changed for name in ("db", "cache")}
+    assert some(found, "check_last_change_timestamp_seconds") == changed
 
 
-def test_requests_in_flight_and_their_age() -> None:
-    """A request counts until its body is closed, and the oldest has its age."""
+def test_requests(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A request counts until its body is closed, and the oldest has its age; in a drain it is served or refused."""
     app, lifecycle = serve()
     clock = ManualClock()
-    state_of(app).ledger.clock = clock.monotonic
-    assert some(metrics_of(lifecycle), "oldest_request") == {"_seconds": 0}
-    first = enter(state_of(app).ledger)
+    ledger = state_of(app).ledger
+    ledger.clock = clock.monotonic
+    get(app, "/work")
+    assert metrics_of(lifecycle)["oldest_request_seconds"] == 0
+    first = enter(ledger)
     clock.advance(3)
-    second = enter(state_of(app).ledger)
+    second = enter(ledger)
     found = metrics_of(lifecycle)
     assert (found["requests_in_flight"], found["oldest_request_seconds"]) == (2, 3)
     first.close()
+    state_of(app).begin_drain(StopRequest("test"))
     second.close()
-    assert metrics_of(lifecycle)["requests_in_flight"] == 0
-
-
-def test_checks_as_they_stand() -> None:
-    """A check that has run has a status, a duration and the time of its last change; another has none."""
-    app, lifecycle = serve()
-    lifecycle.check("db")(lambda: False)
-    lifecycle.check("cache", critical=False)(lambda: False)
-    lifecycle.check("idle", groups=("live",))(lambda: None)
-    get(app, "/work")
-    get(app, "/readyz")
-    found = some(metrics_of(lifecycle), "check_")
-    statuses = {name for name, value in some(found, "status").items() if value}
-    assert statuses == {"{check=db,status=fail}", "{check=cache,status=warn}"}
-    assert len(some(found, "status")) == 6
-    assert set(some(found, "duration_seconds")) == {"{check=db}", "{check=cache}"}
-    changed = some(found, "last_change_timestamp_seconds")
-    histories = state_of(app).health.engine.histories()
-    assert changed == {f"{{check={name}}}": histories[name].changed for name in ("db", "cache")}
+    state_of(app).refuse()
+    assert get(app, "/work").status_code == 503
+    found = metrics_of(lifecycle)
+    names = ("requests_in_flight", "requests_served_in_drain_total", "requests_refused_total")
+    assert [found[name] for name in names] == [0, 1, 1]
+    # Between a refusal and its end the difference of the two counts is one less; the counter keeps its value.
+    for served, shown in ((5, 5), (4, 5), (6, 6)):
+        monkeypatch.setattr(type(state_of(app)), "served", served)
+        assert metrics_of(lifecycle)["requests_served_in_drain_total"] == shown
 
 
 def test_a_scrape_runs_no_check_and_waits_for_none() -> None:
@@ -291,30 +299,6 @@ def test_the_metrics_of_a_shutdown() -> None:
     assert (found["requests_abandoned_total"], found["work_abandoned_total"]) == (1, 1)
     held.close()
     assert some(found, "hooks_total") == {"{kind=shutdown,outcome=ok}": 1, "{kind=shutdown,outcome=failed}": 1}
-
-
-def test_refused_and_served_in_a_drain() -> None:
-    """A request that is answered during a drain counts as served, or as refused if the guard has answered it."""
-    app, lifecycle = serve()
-    get(app, "/work")
-    request = enter(state_of(app).ledger)
-    state_of(app).begin_drain(StopRequest("test"))
-    request.close()
-    state_of(app).refuse()
-    assert get(app, "/work").status_code == 503
-    found = metrics_of(lifecycle)
-    assert (found["requests_served_in_drain_total"], found["requests_refused_total"]) == (1, 1)
-
-
-def test_served_requests_never_fall(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Between a refusal and its end the difference of the two counts is one less; the counter keeps its value."""
-    app, lifecycle = serve()
-    found = []
-    for served in (5, 4, 5, 6):
-        monkeypatch.setattr(Application, "served", served)
-        found.append(metrics_of(lifecycle)["requests_served_in_drain_total"])
-    assert found == [5, 5, 5, 6]
-    assert state_of(app).served == 6
 
 
 @pytest.mark.parametrize(
@@ -496,10 +480,7 @@ def test_a_collector_that_hangs(registered: Any) -> None:
     assert scrape(app).status_code == 200
 
 
-# -- missing packages --------------------------------------------------------------------------------------------
-
-
-# -- multiprocess mode --------------------------------------------------------------------------------------------
+# -- missing packages, and multiprocess mode ----------------------------------------------------------------------
 
 
 def test_missing_packages(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -560,27 +541,25 @@ def threads() -> list[str]:
 
 
 def test_metrics_of_all_workers_are_served(multiprocess: Path) -> None:
-    """/metrics shows what all workers have written, also from a worker that has not started its own writer."""
+    """/metrics shows what all workers have written, also from a worker that has not started its own writer.
+
+    A gauge that is gone is 0 in the files, and a counter keeps its value.
+    """
     app, _ = with_metrics()
     Gauge("orders_open", "Orders.", registry=None, multiprocess_mode="livesum").set(7)
     assert flat(read_text(scrape(app).get_data(as_text=True))) == {"orders_open": 7}
     for _ in range(2):
         metrics_feature(app).begin()
         assert len(threads()) == 1
-    request = enter(state_of(app).ledger)
-    text = scrape(app).get_data(as_text=True)
-    assert flat(read_text(text))["requests_in_flight"] == 1
-    assert "python_info" not in text
-    request.close()
-
-
-def test_a_gauge_that_is_gone(multiprocess: Path) -> None:
-    """A gauge that is gone is 0 in the files, and a counter keeps its value."""
-    app, _ = begin()
     server = state_of(app).process.shutdown.server = FakeServer()
     server.pool = Load(3, 8)
     get(app, "/livez")
-    assert merged(app)["server_threads"] == 8
+    request = enter(state_of(app).ledger)
+    text = scrape(app).get_data(as_text=True)
+    found = flat(read_text(text))
+    assert (found["requests_in_flight"], found["server_threads"]) == (1, 8)
+    assert "python_info" not in text
+    request.close()
     server.pool = Load(0)
     get(app, "/livez")
     for _ in range(2):

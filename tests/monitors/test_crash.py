@@ -195,9 +195,6 @@ def test_a_forked_child(called: list[str], monkeypatch: pytest.MonkeyPatch) -> N
     watching.stop()
 
 
-# -- the shutdown that it begins ----------------------------------------------------------------------------------
-
-
 def test_a_crash_makes_the_report_unclean() -> None:
     """The crash is the first record of the report, which counts it apart from hooks."""
     shutdown = coordinate(None, FakeMember())
@@ -208,9 +205,6 @@ def test_a_crash_makes_the_report_unclean() -> None:
     assert str(report) == "a thread crashed, exit 1"
     report = ShutdownReport("x", None, (), (), (RECORD, HookRecord("pool", "shutdown", "hung", 1.0)), 0.0)
     assert str(report) == "a thread crashed, 1 hook hung, exit 1"
-
-
-# -- real interpreters --------------------------------------------------------------------------------------------
 
 
 def test_a_shell_is_left_alone() -> None:

@@ -88,9 +88,6 @@ TWO_MEMBERS = pytest.mark.parametrize("bench", [{"members": 2}], indirect=True)
 FOUND = pytest.mark.parametrize("bench", [{"ours": False}], indirect=True)
 
 
-# -- the same requests --------------------------------------------------------------------------------------------
-
-
 def test_all_workers_with_the_same_requests(bench: Bench) -> None:
     """Once every worker has been busy with its request for longer than the limit, the pool is stuck."""
     bench.begin(1)
@@ -132,9 +129,6 @@ def test_applications_that_share_a_pool(bench: Bench) -> None:
     bench.begin(1, member=0)
     bench.begin(2, member=1)
     assert bench.look(61.0) != ""
-
-
-# -- the ping -----------------------------------------------------------------------------------------------------
 
 
 def test_a_ping_that_does_not_return(bench: Bench) -> None:
@@ -213,9 +207,6 @@ def test_no_server(bench: Bench) -> None:
     assert bench.searches == [began, began + 30, began + 90, began + 210]
 
 
-# -- when nothing is judged ---------------------------------------------------------------------------------------
-
-
 @TWO_MEMBERS
 def test_requests_that_wait_for_another_start_up(bench: Bench) -> None:
     """The start-up of one application may occupy the workers of another; one that never starts hides no stuck pool."""
@@ -244,9 +235,6 @@ def test_a_child(bench: Bench) -> None:
     bench.watch.after_fork()
     assert (bench.watch.report(look=False).status, bench.look()) == ("pass", "")
     assert len(bench.pings) == 2
-
-
-# -- publishing---------------------------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
@@ -369,9 +357,6 @@ def test_two_looks_at_once(bench: Bench) -> None:
     server.load = load
     assert bench.look(61.0) != ""
     assert bench.watch.report(look=False).status == "pass"
-
-
-# -- in the application -------------------------------------------------------------------------------------------
 
 
 def test_a_stuck_pool_in_an_application() -> None:

@@ -140,9 +140,6 @@ def subject(receiver: Receiver) -> Iterator[Subject]:
     subject.notifier.stop()
 
 
-# -- ready, and the status ----------------------------------------------------------------------------------------
-
-
 def test_ready_comes_with_readiness(subject: Subject) -> None:
     """READY=1 is sent once, when the application is ready; after it only what is new."""
     assert subject.look() == [["STATUS=STARTING, 0 in flight"]]
@@ -196,9 +193,6 @@ def test_the_status_counts(subject: Subject) -> None:
     requests.pop().close()
 
 
-# -- the stop -----------------------------------------------------------------------------------------------------
-
-
 def test_a_stop_is_sent_at_once(subject: Subject) -> None:
     """STOPPING=1 comes at once with a status and an extension, and a service that has not started is never ready."""
     subject.start()
@@ -224,9 +218,6 @@ def test_time_is_asked_for_as_long_as_it_is_needed(subject: Subject) -> None:
         asked += [(second, int(x.partition("=")[2]) / 1e6) for x in lines if x.startswith("EXTEND_TIMEOUT_USEC")]
         subject.clock.advance(1)
     assert asked == [(0, 10.0), (5, 10.0), (10, 10.0), (15, 10.0), (20, 6.0)]  # until 26: a second for the exit
-
-
-# -- the start ----------------------------------------------------------------------------------------------------
 
 
 def test_the_start_may_take_what_its_functions_may(subject: Subject) -> None:
@@ -255,9 +246,6 @@ def test_the_start_may_take_what_its_functions_may(subject: Subject) -> None:
     assert asked() == []
     subject.process.begin_stop()
     assert asked() == [10.0]
-
-
-# -- the watchdog -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -347,9 +335,6 @@ def test_heartbeats_of_a_stop(receiver: Receiver) -> None:
     subject.notifier.stop()
 
 
-# -- the socket ---------------------------------------------------------------------------------------------------
-
-
 def test_a_full_queue_is_tried_again(subject: Subject, caplog: pytest.LogCaptureFixture) -> None:
     """If the queue is full the messages are sent later, in order, without a log line; the end does not wait for it."""
     subject.receiver.fill()
@@ -386,9 +371,6 @@ def test_a_process_without_descriptors(
         assert subject.notifier._tick() == 1.0
         subject.notifier.stop()
     assert caplog.messages == [f"cannot notify systemd at '{subject.receiver.name}': Too many open files"]
-
-
-# -- which process sends------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -440,9 +422,6 @@ def test_which_process_sends(
     assert left == (["SYSTEMD_EXEC_PID"] if sends else list(environ))
     notifier.stop()
     assert bool(receiver.datagrams()) is sends
-
-
-# -- the threads --------------------------------------------------------------------------------------------------
 
 
 def test_a_log_that_hangs(name: str) -> None:

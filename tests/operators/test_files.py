@@ -59,9 +59,6 @@ def subject(path: Path) -> Iterator[Subject]:
     subject.directory.stop()
 
 
-# -- the drain ----------------------------------------------------------------------------------------------------
-
-
 def test_a_drain_is_asked_for_once(subject: Subject, caplog: pytest.LogCaptureFixture) -> None:
     """A file 'drain' that comes begins the shutdown, stays where it is, and is not looked at again."""
     assert subject.look(3) == 1.0
@@ -119,9 +116,6 @@ def test_a_process_that_was_forked_since_begins_anew(path: Path, caplog: pytest.
         return 0 if subject.look() is None else 1
 
     assert in_child(forked) == 0
-
-
-# -- the cordon ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("text", ["10m by alice", "for 10m by alice\n", "for\t10m  by alice \r\n", "600 by alice"])
@@ -198,9 +192,6 @@ def test_files_that_come_too_late(subject: Subject, caplog: pytest.LogCaptureFix
     assert len(warnings(caplog)) == 3
 
 
-# -- bad content --------------------------------------------------------------------------------------------------
-
-
 def line(given: str) -> str:
     return f"must hold one line such as '10m by alice', not {given!a}"
 
@@ -248,9 +239,6 @@ def test_a_file_that_is_half_written_is_read_again(subject: Subject) -> None:
     os.utime(file, ns=(changed, changed))  # as it is where times are coarse
     subject.look()
     assert subject.reason == "cordoned by alice for 10m"
-
-
-# -- attacks ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["drain", "cordon"])
@@ -376,9 +364,6 @@ def test_a_file_system_that_fails(
     assert warnings(caplog)[-1] == f"{what} cannot be opened (Input/output error); it changes nothing"
 
 
-# -- the thread ---------------------------------------------------------------------------------------------------
-
-
 def test_a_file_system_that_hangs_holds_up_nobody(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither the start, but for a moment, nor the end waits for a look that does not come back."""
     subject = Subject(path)
@@ -398,9 +383,6 @@ def test_a_file_system_that_hangs_holds_up_nobody(path: Path, monkeypatch: pytes
         assert "lifecycle-control" in {thread.name for thread in threading.enumerate()}
         go_on.set()
         until(lambda: "lifecycle-control" not in {thread.name for thread in threading.enumerate()})
-
-
-# -- the setting --------------------------------------------------------------------------------------------------
 
 
 def refused(path: Path, reason: str) -> None:

@@ -55,9 +55,6 @@ def unchanged(app: Flask) -> bool:
 ACTIONS = ["/lifecycle/drain?by=alice", "/lifecycle/cordon?by=alice&for=10m", "/lifecycle/uncordon?by=alice"]
 
 
-# -- what is done -------------------------------------------------------------------------------------------------
-
-
 def test_cordon_and_uncordon(caplog: pytest.LogCaptureFixture) -> None:
     """A cordon says what it is, readiness fails for it until it is taken back, and each use is logged once.
 
@@ -100,9 +97,6 @@ def test_prefix_and_case() -> None:
     assert ask(app, "/lifecycle/UNCORDON").status_code == 404
 
 
-# -- who may ------------------------------------------------------------------------------------------------------
-
-
 def not_found(response: TestResponse) -> bool:
     """Whether an answer is the one of any path that does not exist."""
     assert "Allow" not in response.headers
@@ -136,9 +130,6 @@ def test_only_the_probe_listener_has_it() -> None:
     app = serve(LIFECYCLE_PROBE_PORT=None)
     assert state_of(app).control is None
     assert not_found(ask(app, ACTIONS[0]))
-
-
-# -- what is refused ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("path", ACTIONS)

@@ -45,9 +45,6 @@ class Broken(dict[str, int]):
         return "broken"
 
 
-# -- JSON ---------------------------------------------------------------------------------------------------------
-
-
 def test_json() -> None:
     """A check has the shape of the IETF draft: its own figure, also zero, or its duration; text, causes and effects."""
     app, lifecycle = serve()
@@ -166,9 +163,6 @@ def test_values_that_are_hard_to_write() -> None:
 
     live.update(a=Grows(), b=Grows())
     assert rendered(live) == {"a": "grown", "b": "grown"}
-
-
-# -- text and HTML ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", [HEALTH_JSON, TEXT, HTML])

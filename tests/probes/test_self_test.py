@@ -12,7 +12,7 @@ from werkzeug.middleware.dispatcher import DispatcherMiddleware
 from werkzeug.middleware.proxy_fix import ProxyFix
 
 from flask_lifecycle import Lifecycle, State
-from flask_lifecycle._probes.self_test import SelfTest, obstacle
+from flask_lifecycle._probes import self_test
 from tests._fakes import make_app, run_python, state_of
 
 if TYPE_CHECKING:
@@ -99,9 +99,9 @@ def wrapped(*middlewares: Middleware, **config: Any) -> Flask:
 def test_an_obstacle(answer: WSGIApplication, what: str) -> None:
     """What answers in the probe's place is named with its answer, and with the layers around it."""
     app = wrapped(lambda inner: Layer(inner, answer))
-    assert obstacle(app, "/livez") == f"{what} by Flask around Layer"
+    assert self_test.obstacle(app, "/livez") == f"{what} by Flask around Layer"
     function = wrapped(lambda inner: answer)  # which does not show what it is around
-    assert obstacle(function, "/livez") == f"{what} by Flask around {answer.__name__}"
+    assert self_test.obstacle(function, "/livez") == f"{what} by Flask around {answer.__name__}"
 
 
 @pytest.mark.parametrize("middlewares", [(), (Layer,), (ProxyFix, Layer), (copies,)])
@@ -112,8 +112,8 @@ def test_no_obstacle(middlewares: tuple[Middleware, ...], caplog: pytest.LogCapt
     state_of(app).startup.run()
     state_of(app).machine.state = State.NOT_READY
     caplog.clear()
-    assert (obstacle(app, "/livez"), obstacle(app, "/readyz")) == ("", "")
-    SelfTest(state_of(app)).run()
+    assert (self_test.obstacle(app, "/livez"), self_test.obstacle(app, "/readyz")) == ("", "")
+    self_test.SelfTest(state_of(app)).run()
     assert caplog.records == []
 
 
@@ -125,11 +125,13 @@ def test_around_the_application() -> None:
     outer = DispatcherMiddleware(Flask("outer").wsgi_app, {"/shop": app.wsgi_app})
     circle = Layer(Flask("inner"), silent)
     circle.app = circle
-    assert obstacle(inside, "/livez") == f"{bad} Flask around ProxyFix around Layer around HostCheck"
-    assert obstacle(HostCheck(app), "/livez") == f"{bad} HostCheck around Flask around Layer"
-    assert obstacle(outer, "/livez") == "is answered 404 NOT FOUND by DispatcherMiddleware around Flask.wsgi_app"
-    assert obstacle(outer, "/shop/livez") == ""
-    assert obstacle(circle, "/livez").count("Layer") == 10
+    assert self_test.obstacle(inside, "/livez") == f"{bad} Flask around ProxyFix around Layer around HostCheck"
+    assert self_test.obstacle(HostCheck(app), "/livez") == f"{bad} HostCheck around Flask around Layer"
+    assert (
+        self_test.obstacle(outer, "/livez") == "is answered 404 NOT FOUND by DispatcherMiddleware around Flask.wsgi_app"
+    )
+    assert self_test.obstacle(outer, "/shop/livez") == ""
+    assert self_test.obstacle(circle, "/livez").count("Layer") == 10
 
 
 @pytest.mark.parametrize("fails", [True, False])
@@ -150,7 +152,7 @@ def test_the_result_is_closed(fails: bool) -> None:
         start_response("200 OK", [])(b"by the old way")
         return Result()
 
-    obstacle(app, "/livez")
+    self_test.obstacle(app, "/livez")
     assert closed == ["closed"]
 
 
@@ -162,9 +164,9 @@ def test_one_warning(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.Monke
     app = wrapped(HostCheck, LIFECYCLE_URL_PREFIX="/ops", LIFECYCLE_PATHS={"livez": "/alive"})
     state_of(app).startup.run()
     assert caplog.records == []
-    SelfTest(state_of(app)).run()
+    self_test.SelfTest(state_of(app)).run()
     lifecycle = Lifecycle(app := make_app())
-    monkeypatch.setattr(state_of(app).serving, "run", lambda *arguments: SelfTest(state_of(app)).run())
+    monkeypatch.setattr(state_of(app).serving, "run", lambda *arguments: self_test.SelfTest(state_of(app)).run())
     lifecycle.run(HostCheck(app))
     assert [(record.levelno, record.getMessage()) for record in caplog.records] == [
         (

@@ -78,9 +78,6 @@ def test_the_document_of_an_idle_application() -> None:
     }
 
 
-# -- checks -------------------------------------------------------------------------------------------------------
-
-
 def test_the_past_of_a_check() -> None:
     """A check has the durations of its last thirty runs, oldest first, and the time of its last change."""
     app, lifecycle = serve()
@@ -136,9 +133,6 @@ def test_a_check_that_hangs() -> None:
         free.set()
 
 
-# -- requests and work --------------------------------------------------------------------------------------------
-
-
 def test_what_is_under_way() -> None:
     """Of many requests and work items the oldest fifty are listed, the others counted; startup tasks are listed."""
     app, lifecycle = serve()
@@ -180,9 +174,6 @@ def test_what_the_server_holds() -> None:
     assert [request["path"] for request in document_of(app)["requests"]] == ["/running"]
 
 
-# -- operators and shutdowns --------------------------------------------------------------------------------------
-
-
 def test_the_report_of_the_last_shutdown() -> None:
     """The report of the last shutdown has no stacks, and its lists are short."""
     app, _lifecycle = serve()
@@ -204,9 +195,6 @@ def test_a_cordon(tmp_path: Path) -> None:
     assert 500 < cordon.pop("remaining") <= 600
     assert cordon == {"by": "alice", "seconds": 600}
     assert control.uncordon("bob", "test")
-
-
-# -- the schema ---------------------------------------------------------------------------------------------------
 
 
 def with_all_checks(**config: Any) -> tuple[Flask, Lifecycle]:

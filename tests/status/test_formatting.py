@@ -109,8 +109,6 @@ def test_no_spark(durations: Any) -> None:
     assert formatting.spark(durations) is None
 
 
-# -- the first sentence of the status -------------------------------------------------------------------------------
-
 CHECKS = {
     "disk": [{"status": "pass"}],
     "cache": [{"status": "warn", "output": "slow"}],

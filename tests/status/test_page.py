@@ -102,9 +102,6 @@ def full() -> tuple[Flask, Lifecycle]:
     return app, lifecycle
 
 
-# -- what it shows ------------------------------------------------------------------------------------------------
-
-
 def test_the_page_of_an_idle_application() -> None:
     """The page says what the application is and how it is, and that there is nothing else to see."""
     page = page_of(serve()[0])
@@ -212,9 +209,6 @@ def test_other_probes_have_the_small_page(path: str) -> None:
     assert "Content-Security-Policy" not in response.headers
 
 
-# -- structure ----------------------------------------------------------------------------------------------------
-
-
 def _headings(page: Page) -> list[int]:
     return [int(tag[1]) for tag, _ in page.elements if re.fullmatch("h[1-6]", tag)]
 
@@ -237,9 +231,6 @@ def test_structure(make: Callable[[], tuple[Flask, Lifecycle]]) -> None:
     for bars in page.all("svg"):
         assert (bars["role"], bool(bars["aria-label"])) == ("img", True)
     assert len(page.all("title")) == 1 + len(page.all("svg"))
-
-
-# -- headers ------------------------------------------------------------------------------------------------------
 
 
 def test_headers() -> None:
@@ -290,9 +281,6 @@ def test_a_page_that_cannot_be_made(monkeypatch: pytest.MonkeyPatch, caplog: pyt
     assert caplog.messages == ["the body of 'the status page' could not be made; the default one is sent in its place"]
 
 
-# -- files --------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("name", ASSETS)
 def test_files(name: str) -> None:
     """A file that is asked for as the page does may be kept for ever, and otherwise has to be asked for again."""
@@ -329,9 +317,6 @@ def test_a_check_of_that_name() -> None:
     assert Client(app.wsgi_app).get("/readyz/-/feed", headers=accept).status_code == 200
 
 
-# -- where --------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("config", "path", "beside"),
     [
@@ -351,9 +336,6 @@ def test_where_its_files_are(config: dict[str, Any], path: str, beside: str) -> 
     assert page.one("body")["data-feed"] == f"{beside}feed"
     at = path.rpartition("/")[0] + beside.removeprefix(".")
     assert [get(app, f"{at}{part}").status_code for part in ("feed", *ASSETS)] == [200] * 3
-
-
-# -- who ----------------------------------------------------------------------------------------------------------
 
 
 def basic(password: str, user: str = "anybody") -> str:
