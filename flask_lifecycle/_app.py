@@ -89,7 +89,9 @@ class Application:
         self.ledger = Ledger()
         self.ledger.remote = settings.log_remote_addr
         self.machine = StateMachine(
-            ready=settings.ready == "auto", record=self._record_state, notify=self._state_changed
+            ready=settings.ready == "auto",
+            record=lambda *change: self.health.record_state(*change),
+            notify=self._state_changed,
         )
         self.health = Health(
             self, registered.checks.checks, app, self.machine, settings.probe_timeout,
@@ -293,9 +295,6 @@ class Application:
             self.tasks.records.clear()
 
     # -- changes of the state, and the shutdown -----------------------------------------------------------------------
-
-    def _record_state(self, old: State, new: State, reason: str) -> None:
-        self.health.record_state(old, new, reason)
 
     def _state_changed(self, old: State, new: State, reason: str) -> None:
         announce_change(self.flask, old, new, reason)

@@ -32,14 +32,11 @@ TOGETHER = "flask_lifecycle.together"
 GRACE_PERIOD = 25.0
 # Five seconds is what endpoint removal usually takes to reach every kube-proxy; outside a cluster there is none.
 KUBERNETES_DELAY = 5.0
-# The failureThreshold of Kubernetes and the fall of HAProxy.
-DELAY_PROBES = 3
 # Longer than a load balancer takes to stop sending after it has seen that an instance is not ready.
 DELAY_QUIET = 1.0
 # Three probes at intervals of four seconds, and the quiet second. It leaves ten of the default grace period.
 DELAY_MAX = 15.0
 HOOK_RESERVE = 5.0
-KEEPALIVE_LINGER = 0.25
 # Twice the default timeout of a check, and a second for the rest.
 PROBE_TIMEOUT = 5.0
 
@@ -57,12 +54,7 @@ _PATH_MAX = 4096
 # If the token can stop the process: 16 random letters and digits have 95 bits, 16 hexadecimal digits still 64.
 SHORTEST_TOKEN = 16
 
-PATHS = {
-    "healthcheck": "/healthcheck",
-    "livez": "/livez",
-    "readyz": "/readyz",
-    "startupz": "/startupz",
-}
+PATHS = {name: f"/{name}" for name in ("healthcheck", "livez", "readyz", "startupz")}
 
 # Both are compiled on first use, which is rare. Paths exclude characters with a meaning in URLs or in Flask's rules,
 # and those that would have to be quoted.
@@ -81,11 +73,11 @@ class Settings:
 
     grace_period: float = GRACE_PERIOD
     shutdown_delay: float | str = 0.0
-    delay_probes: int = DELAY_PROBES
+    delay_probes: int = 3  # the failureThreshold of Kubernetes and the fall of HAProxy
     delay_min: float = 0.0
     delay_max: float = DELAY_MAX
     hook_reserve: float = HOOK_RESERVE
-    keepalive_linger: float = KEEPALIVE_LINGER
+    keepalive_linger: float = 0.25
     signals: tuple[signal.Signals, ...] | None = None
     exit: str = "code"
     ready: str = "auto"
@@ -143,19 +135,23 @@ class Settings:
             if key not in KEYS:
                 raise ValueError(_unknown(key))
         values = {KEYS[key].attribute: KEYS[key].read(key, value) for key, value in given.items()}
-        values.setdefault("shutdown_delay", default_delay(os.environ))
-        values.setdefault("report_file", default_report_file(os.environ))
-        values.setdefault("probe_host", default_probe_host(os.environ))
+        # In a cluster something has to notice that this process leaves, the kubelet asks the pod's address, and it
+        # keeps what is in the termination log. Elsewhere the probes are as reachable as the application.
+        in_cluster = bool(os.environ.get("KUBERNETES_SERVICE_HOST"))
+        delay = KUBERNETES_DELAY if in_cluster else 0.0
+        values.setdefault("shutdown_delay", delay)
+        values.setdefault("report_file", TERMINATION_LOG if in_cluster else None)
+        values.setdefault("probe_host", "0.0.0.0" if in_cluster else None)
         grace: float = values.setdefault("grace_period", GRACE_PERIOD)
         values.setdefault("hook_reserve", min(HOOK_RESERVE, grace / 5))
         longest: float = values.setdefault("delay_max", min(DELAY_MAX, grace * 3 / 5))
-        values.setdefault("delay_min", min(default_delay(os.environ), longest))
+        values.setdefault("delay_min", min(delay, longest))
         settings = cls(**values)
         settings._check_budget()
         settings._check_auto()
         settings._check_token()
         settings._check_case()
-        settings._check_metrics(os.environ)
+        settings._check_metrics()
         return settings
 
     def _check_budget(self) -> None:
@@ -213,11 +209,11 @@ class Settings:
                 " 'LIFECYCLE_CASE_INSENSITIVE' ignores; give each its own."
             )
 
-    def _check_metrics(self, environ: Mapping[str, str]) -> None:
+    def _check_metrics(self) -> None:
         """Refuse metrics that no client could read."""
         if not self.metrics:
             return
-        if self.probe_port is None and MULTIPROC_DIR not in environ:
+        if self.probe_port is None and MULTIPROC_DIR not in os.environ:
             raise ValueError(
                 "'LIFECYCLE_METRICS' is True but 'LIFECYCLE_PROBE_PORT' is not set, and only the probe listener serves"
                 " metrics; set it to a port, or register flask_lifecycle.metrics.LifecycleCollector in a registry that"
@@ -286,21 +282,6 @@ def shown(value: Any) -> str:
     except Exception:  # an integer with more digits than Python converts, or an object whose __repr__ fails
         text = f"this {type(value).__name__}"
     return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-def default_delay(environ: Mapping[str, str]) -> float:
-    """The default delay: only in a cluster something has to notice that this process leaves."""
-    return KUBERNETES_DELAY if environ.get("KUBERNETES_SERVICE_HOST") else 0.0
-
-
-def default_report_file(environ: Mapping[str, str]) -> str | None:
-    """The file whose content Kubernetes keeps after a container has exited, if it exists."""
-    return TERMINATION_LOG if environ.get("KUBERNETES_SERVICE_HOST") else None
-
-
-def default_probe_host(environ: Mapping[str, str]) -> str | None:
-    """A kubelet asks the pod's address; elsewhere the probes are as reachable as the application."""
-    return "0.0.0.0" if environ.get("KUBERNETES_SERVICE_HOST") else None
 
 
 def parse_signal(value: Any) -> signal.Signals:

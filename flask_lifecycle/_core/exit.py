@@ -38,7 +38,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .report import ShutdownReport, signal_name
 from .shutdown import End, StopRequest
@@ -321,19 +321,12 @@ class Exit(End):
 
         self.exit_now(128 + signum, more=abandoned)
 
-    def exit_now(
-        self,
-        code: int,
-        *lines: str,
-        more: Callable[[], Iterable[str]] = tuple,
-        limit: float = 0.5,
-        signum: int = 0,
-    ) -> None:
-        """Exit without finalizing the interpreter; write the report if the shutdown has not."""
-        shutdown, keep = self.process.shutdown, None
+    def exit_now(self, code: int, *lines: str, **how: Any) -> None:
+        """Exit without finalizing the interpreter, see :func:`exit_now`; write the report if the shutdown has not."""
+        shutdown = self.process.shutdown
         if shutdown.begun and shutdown.report is None:
-            keep = lambda: self.keep(shutdown.report_so_far(code))  # noqa: E731
-        exit_now(code, *lines, more=more, keep=keep, limit=limit, signum=signum)
+            how["keep"] = lambda: self.keep(shutdown.report_so_far(code))
+        exit_now(code, *lines, **how)
 
 
 def exit_now(

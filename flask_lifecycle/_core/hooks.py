@@ -292,7 +292,7 @@ def run_hook(
             faulthandler.dump_traceback_later(max(0.1, limit), exit=True)
         call()
         faulthandler.cancel_dump_traceback_later()
-    back = _wait(ended, limit, clock)
+    back = ended.wait() if limit is None else clock.wait(ended, limit)
     duration = clock.monotonic() - began
     error = raised[0] if back and raised else None
     what = error_text(error) if error is not None else ""
@@ -317,12 +317,6 @@ def _log_end(label: str, record: HookRecord, error: BaseException | None) -> Non
         logger.warning("%s hung: it did not return within %.1f s", label, record.duration, extra=extra)
     else:
         logger.warning("%s failed after %.1f s: %s", label, record.duration, record.error, exc_info=error, extra=extra)
-
-
-def _wait(ended: threading.Event, limit: float | None, clock: Clock) -> bool:
-    if limit is None:
-        return ended.wait()
-    return clock.wait(ended, limit)
 
 
 class Resource:
