@@ -52,7 +52,7 @@ from typing import Any
 
 from .._core.feature import Feature
 from .._core.fork import renew_in_children
-from .._core.inflight import Ledger, RequestInfo
+from .._core.inflight import Ledger
 from .._core.server import Server
 from .._core.state import logger
 from .._core.text import Lines
@@ -230,17 +230,8 @@ class PoolWatch(Feature):
             "liveness fails: %s", problem, extra={"lifecycle_check": self.check.name, "lifecycle_stuck": len(held)}
         )
         for info in held:
-            _log_request(info)
-
-
-def _log_request(info: RequestInfo) -> None:
-    logger.error(
-        "a worker is busy with %s in thread %s%s", info, info.thread, Lines.of(f"\n{info.stack}"),
-        extra={
-            "lifecycle_path": info.path,
-            "lifecycle_route": info.route,
-            "lifecycle_age": info.age,
-            "lifecycle_thread": info.thread,
-            "lifecycle_stack": info.stack,
-        },
-    )  # fmt: skip
+            fields = ("path", "route", "age", "thread", "stack")
+            logger.error(
+                "a worker is busy with %s in thread %s%s", info, info.thread, Lines.of(f"\n{info.stack}"),
+                extra={f"lifecycle_{name}": getattr(info, name) for name in fields},
+            )  # fmt: skip

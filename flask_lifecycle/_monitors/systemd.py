@@ -213,11 +213,8 @@ class Notifier(Feature):
                 )  # fmt: skip
             return False
 
-    def _applications(self) -> Sequence[Any]:
-        return self._process.applications()
-
     def _all_ready(self) -> bool:
-        applications = self._applications()
+        applications = self._process.applications()
         return bool(applications) and all(each.machine.reached_ready for each in applications)
 
     # -- the status -----------------------------------------------------------------------------------------------
@@ -228,7 +225,9 @@ class Notifier(Feature):
         parts = [self._state()]
         if shutdown.report is None:
             parts.append(f"{shutdown.in_flight} in flight")
-            items = sum(len(work) for work in {id(each.work): each.work for each in self._applications()}.values())
+            items = sum(
+                len(work) for work in {id(each.work): each.work for each in self._process.applications()}.values()
+            )
             parts += [f"{items} work item{'s' if items > 1 else ''}"] if items else []
             left = shutdown.remaining()
             parts += [f"{left:.0f} s left"] if left is not None else []
@@ -238,7 +237,7 @@ class Notifier(Feature):
         return text[:_LONGEST]
 
     def _state(self) -> str:
-        shutdown, applications = self._process.shutdown, self._applications()
+        shutdown, applications = self._process.shutdown, self._process.applications()
         if shutdown.report is not None:
             return f"STOPPED: {shutdown.report}"
         if shutdown.begun:
@@ -268,7 +267,7 @@ class Notifier(Feature):
             return shutdown.deadline.at + _MARGIN
         if self._ready:
             return 0.0
-        return max((self._start_needs(each.hooks, now) for each in self._applications()), default=0.0)
+        return max((self._start_needs(each.hooks, now) for each in self._process.applications()), default=0.0)
 
     def _start_needs(self, hooks: Hooks, now: float) -> float:
         """Until when the current ``on_startup`` function may take; 0 without one, or without a timeout."""
@@ -282,10 +281,8 @@ class Notifier(Feature):
     # -- the watchdog ---------------------------------------------------------------------------------------------
 
     def _heartbeat_due(self, now: float) -> bool:
-        due = (
-            self._process.shutdown.begun and self._interval is not None and now - self._last_heartbeat >= self._interval
-        )
-        return self._due or due
+        due = self._interval is not None and now - self._last_heartbeat >= self._interval
+        return self._due or (due and self._process.shutdown.begun)
 
     def _look(self) -> float | None:
         """Run the liveness checks; return in how many seconds to do so again."""
@@ -303,7 +300,8 @@ class Notifier(Feature):
 
     def _problem(self) -> str:
         """Why liveness fails; empty if it passes. Blocks for its checks."""
-        for each in self._applications():
+        applications: Sequence[Any] = self._process.applications()
+        for each in applications:
             report = each.health.report(LIVE)
             if report.status == "fail":
                 failing = (check.name for check in report.checks if check.status == "fail")

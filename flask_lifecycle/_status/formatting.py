@@ -6,9 +6,8 @@ function returns a value that it does not understand as text. The caller makes t
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import quote
 
 from ..checks._check import is_number
@@ -41,8 +40,7 @@ _BAR, _GAP, _HEIGHT = 2, 1, 16
 _BARS = 30
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Phase:
+class Phase(NamedTuple):
     """A phase of a shutdown: ``over``, ``now`` or ``ahead``."""
 
     name: str
@@ -51,8 +49,7 @@ class Phase:
     seconds: Any
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Spark:
+class Spark(NamedTuple):
     """A line of bars: its shape, and its description."""
 
     path: str

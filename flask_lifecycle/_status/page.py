@@ -10,12 +10,11 @@ always 200, because a browser writes any other status into its console as an err
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from werkzeug import Response
 
@@ -34,8 +33,7 @@ HEADERS = {
 ASSETS = {"status.css": "text/css; charset=utf-8", "status.js": "text/javascript; charset=utf-8"}
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Asset:
+class Asset(NamedTuple):
     """A file of the page; its URL ends with ``version``, so that browsers may cache it forever."""
 
     kind: str

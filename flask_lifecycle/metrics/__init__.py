@@ -53,19 +53,21 @@ def _applications_of(subjects: Sequence[Any]) -> Callable[[], list[App]]:
     :raises TypeError: one is neither.
     """
 
-    def source(subject: Any) -> Callable[[], Sequence[App]]:
-        if hasattr(subject, "extensions") and "lifecycle" in subject.extensions:
-            return lambda: [subject.extensions["lifecycle"]]
+    def applications(subject: Any) -> Sequence[App]:
+        if "lifecycle" in getattr(subject, "extensions", ()):
+            return [subject.extensions["lifecycle"]]
         if not hasattr(subject, "_states"):
             raise TypeError(
                 f"Metrics need a lifecycle, which {subject!r} does not have; give a Lifecycle, or an application after"
                 " init_app."
             )
-        states: Callable[[], Sequence[App]] = subject._states
-        return states
+        return list(subject._states())
 
-    sources = [source(subject) for subject in subjects]
-    return lambda: list({id(app): app for each in sources for app in each()}.values())
+    def found() -> list[App]:
+        return list({id(app): app for subject in subjects for app in applications(subject)}.values())
+
+    found()  # a subject without a lifecycle is an error now
+    return found
 
 
 # -- Prometheus ---------------------------------------------------------------------------------------------------
@@ -149,13 +151,11 @@ class Metrics(Feature):
             _Writer.begin(self._members)
 
     def state_changed(self, new: State, reason: str) -> None:
-        writer = _Writer.here()
-        if writer is not None:
+        if (writer := _Writer.here()) is not None:
             writer.wake()
 
     def stop(self) -> None:
-        writer = _Writer.here()
-        if writer is not None:
+        if (writer := _Writer.here()) is not None:
             writer.end()
 
     # -- a scrape -------------------------------------------------------------------------------------------------
@@ -183,8 +183,7 @@ class Metrics(Feature):
         from prometheus_client.multiprocess import MultiProcessCollector
 
         if self._directory is not None:
-            writer = _Writer.here()
-            if writer is not None:
+            if (writer := _Writer.here()) is not None:
                 writer.write()
             workers: Any = MultiProcessCollector(CollectorRegistry(), self._directory)  # type: ignore[no-untyped-call]
             yield from _collect_files(workers)
