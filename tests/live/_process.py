@@ -55,8 +55,8 @@ _HYPERCORN = ("--workers", "0", "--bind", "127.0.0.1:{port}", "--keep-alive", "6
 # Those that do not, with ``init_app`` alone. By default some close a connection that was idle for less than PATIENCE.
 ALONE = {
     "flask-run": ("-m", "flask", "--app", "live_app.py", "run", "--no-reload", "-p", "{port}"),
-    "cheroot-alone": ("started_by_others.py", "cheroot", "{port}"),
-    "gevent-alone": ("started_by_others.py", "gevent", "{port}"),
+    "cheroot-alone": ("serve_elsewhere.py", "main", "cheroot", "{port}"),
+    "gevent-alone": ("-m", "gevent.monkey", "serve_elsewhere.py", "main", "gevent", "{port}"),
     "uvicorn": ("-m", "uvicorn", *_UVICORN),
     "uvicorn-native": ("-c", "import sys; sys.modules['a2wsgi'] = None; import uvicorn; uvicorn.main()", *_UVICORN),
     "hypercorn": ("-m", "hypercorn", *_HYPERCORN),

@@ -117,10 +117,14 @@ class Traffic:
         for each in self.queued:
             each.ask("/gate/work")
 
-    def queue_in_kernel(self, number: int) -> None:
-        """Have clients come while the process is stopped, and send SIGTERM."""
+    def wait_accepted(self) -> None:
+        """Wait until the server has accepted what :meth:`hold` has made."""
         mine = [self.head, self.body, self.chunks, self.piped, *self.queued]
         wait_until(lambda: all(map(is_accepted, mine)), f"accepted {[is_accepted(m) for m in mine]}")
+
+    def queue_in_kernel(self, number: int) -> None:
+        """Have clients come while the process is stopped, and send SIGTERM."""
+        self.wait_accepted()
         self.kernel = fill_accept_queue(self.running, [self.address] * number)
         for connection in self.kernel:
             self._stack.enter_context(connection)

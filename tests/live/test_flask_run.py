@@ -16,8 +16,8 @@ import pytest
 from tests._tls import Authority
 
 from ._client import PATIENCE, Connection, LostError, get, refuses, request_head, storm
-from ._process import APPS, BIG, ROOT, Starter, parse_address, wait_until
-from ._traffic import hung_request, in_flight, is_accepted
+from ._process import APPS, ROOT, Starter, parse_address, wait_until
+from ._traffic import Kind, Traffic, hung_request, in_flight, is_accepted
 
 APP = """
 from live_app import app, lifecycle
@@ -144,48 +144,32 @@ def frozen(pid: int) -> Iterator[None]:
 
 
 @pytest.mark.parametrize(("options", "target"), FORMS.values(), ids=FORMS.keys())
-def test_whatever_is_accepted_is_answered(live: Starter, options: Sequence[str], target: str) -> None:
+def test_whatever_is_accepted_is_answered(
+    live: Starter, stack: contextlib.ExitStack, options: Sequence[str], target: str
+) -> None:
     """A stop answers what runs, streams, is half received, or accepted by the kernel; a silent client holds up
     nothing; the hooks run once, after it, in the process that serves.
     """
     flask = Flask(live, *options, target=target)
-    address, running = flask.address, flask.running
-    with contextlib.ExitStack() as opened:
-        one, stream, head, line, body, silent, slow = (
-            opened.enter_context(Connection(address, slow=number == 6)) for number in range(7)
-        )
-        one.ask("/pool/a")
-        running.wait_event("begin live a")
-        stream.ask("/stream?gate=b")
-        running.wait_event("begin stream")
-        head.send(b"GET /fast HTTP/1.1\r\nHost: lo")
-        line.send(b"GET /fa")
-        body.send(request_head("/echo", "POST", 10) + b"12345")
-        running.wait_event("begin echo")
-        slow.ask("/big")
-        status, headers = slow.head()
-        with frozen(flask.serving):
-            waiting = [opened.enter_context(Connection(address)) for _ in range(4)]
-            for connection in waiting:
-                connection.ask("/fast")
-            flask.signal()
-        running.wait_log("listener closed")
-        assert [connection.answer().body for connection in waiting] == [b"fast"] * 4
-        assert silent.receive() == b""
-        assert refuses(address)
-        assert running.hooks() == []
-        head.send(b"calhost\r\n\r\n")
-        line.send(b"st HTTP/1.1\r\nHost: localhost\r\n\r\n")
-        body.send(b"67890")
-        running.open_gate("a")
-        running.open_gate("b")
-        bodies = [each.answer().body for each in (one, head, line, body)]
-        assert bodies == [b"from the pool", b"fast", b"fast", b"10 bytes"]
-        assert stream.answer().body.endswith(b"chunk 11\n")
-        assert running.hooks() == []
-        assert (status, slow.body(headers)) == (200, BIG)
-    flask.clean()
-    assert "clean, exit 0" in running.log
+    traffic = Traffic(flask.running, stack, Kind(keeps=False, pipelines=False), address=flask.address)
+    traffic.hold()
+    traffic.wait_accepted()
+    silent = traffic.connect()
+    with frozen(flask.serving):
+        traffic.kernel = [traffic.connect() for _ in range(4)]
+        for connection in traffic.kernel:
+            connection.ask("/fast")
+        flask.signal()
+    flask.running.wait_log("listener closed")
+    assert silent.receive() == b""
+    assert refuses(flask.address)
+    assert flask.running.hooks() == []
+    traffic.finish()
+    traffic.check_started()
+    traffic.check_accepted()
+    traffic.check_kernel()
+    traffic.check_hooks()
+    assert "clean, exit 0" in flask.running.log
 
 
 @pytest.mark.parametrize("fallback", [False, True])

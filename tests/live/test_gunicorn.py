@@ -313,16 +313,6 @@ def test_a_storm_on_a_listener_that_is_not_deaf_ends(live: Starter, kind: str) -
     assert "listener closed (quiet period)" in running.log
 
 
-def test_a_task_of_a_thread_of_the_master(live: Starter) -> None:
-    """With ``--preload`` the workers fail for a startup task that only the master would end, and say why."""
-    plan = {"tasks": [["cache", "gate", "shutdown"]]}
-    running = serve(live, "gthread", "--preload", workers=1, plan=plan, ready=None)
-    assert running.wait_gone() == 3
-    assert running.log.count("threads that were started before the fork do not exist in the workers: task-cache;") == 1
-    assert "startup task 'cache' failed" in running.log
-    assert "the thread 'task-cache' that began it is not in this process" in running.log
-
-
 def test_a_stop_while_workers_load(live: Starter, kind: str) -> None:
     """What has come before any worker has loaded the application is answered, whoever gets the signal."""
     running = serve(live, kind, workers=1, config=configuration(live, SLOW_TO_LOAD), ready=None)
@@ -627,23 +617,6 @@ def test_without_hooks_workers_start_by_themselves(live: Starter, preload: tuple
     assert running.stop() == 0
     assert running.hooks("startup") == ["open"] * 2
     assert sorted(running.hooks()) == ["bad", "bad", "good", "good"]
-
-
-@pytest.mark.parametrize(("kind", "preload"), [("sync", ()), ("gthread", PRELOAD)])
-def test_without_hooks_half_a_request(live: Starter, kind: str, preload: tuple[str, ...]) -> None:
-    """Without a configuration what is half received when the signal comes is refused once the drain has begun;
-    preloaded it is answered.
-    """
-    running = serve(live, kind, *preload, config=None, workers=1, ready=False)
-    wait_ready(running, 1)
-    with Connection(address_of(running)) as connection:
-        connection.send(b"GET /fast HTTP/1.1\r\nHo")
-        wait_until(lambda: is_accepted(connection), "the connection is accepted")
-        running.send(signal.SIGTERM)
-        running.wait_log("Handling signal: term" if preload else "shutdown complete")
-        connection.send(b"st: a\r\n\r\n")
-        assert connection.answer().status == (200 if preload else 503)
-    assert running.wait_gone() == 0
 
 
 @each_loading

@@ -244,7 +244,7 @@ LOGGING = {
     "uvicorn": ("-m", "uvicorn", *UVICORN),
     "hypercorn": ("-m", "hypercorn", "--access-logfile", "-", "--bind", "127.0.0.1:0", "wsgi:live_app:app"),
     "granian": ("-m", "granian", "--interface", "wsgi", "--access-log", "--port", "{port}", "live_app:app"),
-    "pywsgi": ("started_by_others.py", "gevent", "{port}", "log"),
+    "pywsgi": ("-m", "gevent.monkey", "serve_elsewhere.py", "main", "gevent_with_log", "{port}"),
 }
 
 

@@ -16,25 +16,6 @@ from ._client import free_port, get
 from ._process import APPS, ROOT, Running, Starter
 
 HOOKS = "from flask_lifecycle.gunicorn import *\n"
-PYWSGI = """
-from gevent import monkey; monkey.patch_all()
-import sys
-from gevent.pywsgi import WSGIServer
-from live_app import app
-WSGIServer((sys.argv[1], int(sys.argv[2])), app, log=None).serve_forever()
-"""
-CHEROOT = """
-import sys
-from cheroot.wsgi import Server
-from live_app import app
-Server((sys.argv[1], int(sys.argv[2])), app).start()
-"""
-WSGIREF = """
-import sys
-from wsgiref.simple_server import make_server
-from live_app import app
-make_server(sys.argv[1], int(sys.argv[2]), app).serve_forever()
-"""
 UWSGI = ("--master", "--need-app", "--lazy-apps", "--enable-threads", "--wsgi-file", "live_app.py", "--callable", "app")
 
 
@@ -47,8 +28,8 @@ COMMANDS: dict[str, Callable[[str, int], tuple[str, ...]]] = {
     "waitress-serve": lambda host, port: ("-m", "waitress", f"--listen={url_host(host)}:{port}", "live_app:app"),
     "flask run": lambda host, port: ("-m", "flask", "--app", "live_app.py", "run", "-h", host, "-p", str(port)),
     "flask run --debug": lambda host, port: (*COMMANDS["flask run"](host, port), "--debug"),
-    "cheroot": lambda host, port: ("-c", CHEROOT, host, str(port)),
-    "pywsgi": lambda host, port: ("-c", PYWSGI, host, str(port)),
+    "cheroot": lambda host, port: ("serve_elsewhere.py", "main", "cheroot", str(port), host),
+    "pywsgi": lambda host, port: ("-m", "gevent.monkey", "serve_elsewhere.py", "main", "gevent", str(port), host),
     "uvicorn": lambda host, port: (
         "-m", "uvicorn", "--interface", "wsgi", "--host", host, "--port", str(port), "live_app:app",
     ),
@@ -59,7 +40,7 @@ COMMANDS: dict[str, Callable[[str, int], tuple[str, ...]]] = {
         "-m", "granian", "--interface", "wsgi", "--host", host, "--port", str(port), "live_app:app",
     ),
     "gunicorn": lambda host, port: ("-m", "gunicorn", "--bind", f"{url_host(host)}:{port}", "live_app:app"),
-    "wsgiref": lambda host, port: ("-c", WSGIREF, host, str(port)),
+    "wsgiref": lambda host, port: ("serve_elsewhere.py", "main", "wsgiref", str(port), host),
 }  # fmt: skip
 for _name in ("waitress", "werkzeug", "cheroot", "gevent"):
     COMMANDS[f"run {_name}"] = lambda host, port, name=_name: (  # type: ignore[misc]  # the name is bound here

@@ -1,8 +1,8 @@
-"""The live app, served where a program of its own puts the server: ``serve_elsewhere.py WHERE SERVER PORT``.
+"""The live app, served where a program of its own puts the server: ``serve_elsewhere.py WHERE SERVER PORT [HOST]``.
 
-``WHERE`` is ``child`` (of multiprocessing), ``grandchild`` (of two forks), or what the main thread does beside a thread
-that serves and is no daemon: ``join``, ``end``, ``sleep``. The pid of the process that serves goes to the event file,
-and so does the exit code of one that is not this process.
+``WHERE`` is ``main`` (thread), ``child`` (of multiprocessing), ``grandchild`` (of two forks), or what the main thread
+does beside a thread that serves and is no daemon: ``join``, ``end``, ``sleep``. The pid of the process that serves goes
+to the event file, unless it is ``main``, and so does the exit code of one that is not this process.
 """
 
 from __future__ import annotations
@@ -32,16 +32,20 @@ def make_server(port: int) -> None:
     make_server("127.0.0.1", port, app, threaded=True).serve_forever()
 
 
-def cheroot(port: int) -> None:
+def cheroot(port: int, host: str = "127.0.0.1") -> None:
     from cheroot.wsgi import Server
 
-    Server(("127.0.0.1", port), app).start()
+    Server((host, port), app, numthreads=4, timeout=60).start()
 
 
-def gevent(port: int) -> None:
+def gevent(port: int, host: str = "127.0.0.1", log: str | None = None) -> None:
     from gevent.pywsgi import WSGIServer
 
-    WSGIServer(("127.0.0.1", port), app, log=None).serve_forever()
+    WSGIServer((host, port), app, log=log).serve_forever()
+
+
+def gevent_with_log(port: int) -> None:
+    gevent(port, log="default")
 
 
 def uvicorn(port: int) -> None:
@@ -59,10 +63,10 @@ def hypercorn(port: int) -> None:
     asyncio.run(serve(app, config, mode="wsgi"))
 
 
-def wsgiref(port: int) -> None:
+def wsgiref(port: int, host: str = "127.0.0.1") -> None:
     from wsgiref.simple_server import make_server
 
-    make_server("127.0.0.1", port, app).serve_forever()
+    make_server(host, port, app).serve_forever()
 
 
 def run(port: int) -> None:
@@ -83,7 +87,9 @@ def fork(function: object, *arguments: object) -> int:
 if __name__ == "__main__":
     where, name, port = sys.argv[1], sys.argv[2], int(sys.argv[3])
     serve = globals()[name]
-    if where == "child":
+    if where == "main":
+        serve(port, *sys.argv[4:])
+    elif where == "child":
         process = multiprocessing.get_context("fork").Process(target=serve, args=(port,))
         process.start()
         event(f"pid {process.pid}")
