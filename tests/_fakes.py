@@ -16,11 +16,12 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+import pytest
 from flask import Flask
 from werkzeug import Request
 from werkzeug.test import TestResponse, create_environ
 
-from flask_lifecycle import Lifecycle, RequestInfo, ShutdownReport, State, _servers
+from flask_lifecycle import HealthCheckError, Lifecycle, RequestInfo, ShutdownReport, State, _servers
 from flask_lifecycle._app import Application
 from flask_lifecycle._config import Settings
 from flask_lifecycle._core.deadline import Clock
@@ -51,6 +52,13 @@ SELF_WAIT = (
 def whole(text: str) -> str:
     """A pattern that matches this text and nothing around it."""
     return f"^{re.escape(text)}$"
+
+
+def fails(check: Callable[[], Any], output: str) -> HealthCheckError:
+    """Run a check that fails by raising, compare the whole public sentence, and return the error."""
+    with pytest.raises(HealthCheckError, match=whole(output)) as caught:
+        check()
+    return caught.value
 
 
 def until(condition: Callable[[], bool]) -> None:

@@ -340,17 +340,6 @@ def test_making_a_check() -> None:
 # -- side by side, one thread each --------------------------------------------------------------------------------
 
 
-def test_checks_run_side_by_side() -> None:
-    """All the checks that a probe asks for run at the same time: they meet at a barrier."""
-    barrier = threading.Barrier(3, timeout=BOUND)
-
-    def meet() -> None:
-        barrier.wait()
-
-    reports = Engineered(*(Check(name, meet, timeout=BOUND) for name in "abc")).probe()
-    assert [report.status for report in reports] == ["pass"] * 3
-
-
 def real_time(*checks: Check) -> Engineered:
     """An engine on the system's clock, for what really waits."""
     import time
@@ -555,19 +544,22 @@ def test_results_are_cached(down: bool, options: dict[str, Any], seconds: float)
 
 
 def test_fifty_probes_at_once_run_each_check_once() -> None:
-    """Fifty probes of ten checks at the same moment are ten runs."""
-    switches = [Switch() for _ in range(10)]
-    made = Engineered(*(Check(str(number), switch) for number, switch in enumerate(switches)))
-    barrier = threading.Barrier(50, timeout=BOUND)
+    """Fifty probes of ten checks at the same moment are ten runs, side by side: the checks meet at a barrier."""
+    checks, probes, runs = threading.Barrier(10, timeout=BOUND), threading.Barrier(50, timeout=BOUND), list[int]()
+
+    def check() -> None:
+        runs.append(checks.wait())
+
+    made = Engineered(*(Check(str(number), check, timeout=BOUND) for number in range(10)))
 
     def probe() -> None:
-        barrier.wait()
+        probes.wait()
         assert [report.status for report in made.probe()] == ["pass"] * 10
 
     with contextlib.ExitStack() as stack:
         for _ in range(50):
             stack.enter_context(running(probe))
-    assert [switch.calls for switch in switches] == [1] * 10
+    assert len(runs) == 10
 
 
 # -- what counts --------------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from sqlalchemy.pool import StaticPool
 
 from flask_lifecycle import CheckResult, HealthCheckError, Lifecycle
 from flask_lifecycle.checks import MigrationsCheck
-from tests._fakes import make_app, whole
+from tests._fakes import fails, make_app, whole
 
 UNREADABLE = "The migrations of this release cannot be read; the log has the reason."
 REVISION = """
@@ -204,14 +204,12 @@ def test_what_is_read(scripts: Scripts, engine: Engine) -> None:
 @pytest.mark.parametrize("source", ["raise OSError('at 10.0.0.1')", "this is not Python", "down_revision = 'gone'"])
 def test_unreadable_scripts(scripts: Scripts, engine: Engine, source: str) -> None:
     """Scripts that are missing or broken fail with one public sentence, and are read anew at the next run."""
-    with pytest.raises(HealthCheckError, match=whole(UNREADABLE)):
-        MigrationsCheck(engine, directory=scripts.path / "none")()
+    fails(MigrationsCheck(engine, directory=scripts.path / "none"), UNREADABLE)
     bad = scripts.path / "versions" / "bad.py"
     bad.write_text(source)
     check = MigrationsCheck(engine, directory=scripts.path)
-    with pytest.raises(HealthCheckError, match=whole(UNREADABLE)) as caught:
-        check()
-    assert caught.value.__cause__ is not None
+    error = fails(check, UNREADABLE)
+    assert error.__cause__ is not None
     bad.unlink()
     assert check() == pending(3, 3, [], ["a3"])
 

@@ -19,7 +19,7 @@ import pytest
 
 from flask_lifecycle import Check, CheckResult, HealthCheckError, Lifecycle
 from flask_lifecycle.checks import CertificateCheck, DNSCheck, HTTPCheck, TCPCheck
-from tests._fakes import BOUND, whole
+from tests._fakes import BOUND, fails
 from tests._raw_server import Child, RawServer, answer, repeating, resetting, saying, silent
 from tests._tls import Authority, from_now, serving
 
@@ -64,13 +64,6 @@ def black_hole() -> Iterator[int]:
         yield port
         for sock in waiting:
             sock.close()
-
-
-def fails(check: Callable[[], Any], output: str) -> HealthCheckError:
-    """Run a check that fails by raising, and compare the whole public sentence."""
-    with pytest.raises(HealthCheckError, match=whole(output)) as caught:
-        check()
-    return caught.value
 
 
 # -- HTTP: well, dead, hung, back ---------------------------------------------------------------------------------

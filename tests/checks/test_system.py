@@ -11,18 +11,11 @@ from typing import Any
 
 import pytest
 
-from flask_lifecycle import CheckResult, HealthCheckError
+from flask_lifecycle import CheckResult
 from flask_lifecycle.checks import DiskCheck, MaintenanceFileCheck, MemoryCheck, PathCheck
-from tests._fakes import whole
+from tests._fakes import fails
 
 MIB = 1 << 20
-
-
-def fails(check: Callable[[], Any], output: str) -> HealthCheckError:
-    """Run a check that fails by raising, and compare the public sentence whole."""
-    with pytest.raises(HealthCheckError, match=whole(output)) as caught:
-        check()
-    return caught.value
 
 
 def said(result: CheckResult) -> tuple[str, str]:

@@ -13,8 +13,9 @@ import pytest
 
 from flask_lifecycle import Check, Lifecycle
 from flask_lifecycle.checks import DiskCheck, MaintenanceFileCheck, MemoryCheck, PathCheck
+from tests._fakes import fails
 from tests._needs import missing
-from tests.checks.test_system import MIB, fails, said
+from tests.checks.test_system import MIB, said
 
 
 def run(*command: str) -> None:
