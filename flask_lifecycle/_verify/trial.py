@@ -135,6 +135,11 @@ class Trial:
         if self.records(kind) and response.body != _BODIES.get(kind, response.body):
             raise BrokenError(f"a body of {len(response.body)} bytes which is not that of the application")
 
+    def stop_and_wait(self) -> int:
+        """Stop the process, wait for the exit and return the code."""
+        self.stop()
+        return self.exit()
+
     def exit(self, within: float | None = None) -> int:
         """Wait for the exit and return the code.
 

@@ -20,6 +20,8 @@ from flask_lifecycle._restart import supervisor as supervisor_module
 from flask_lifecycle._restart import worker as worker_module
 from tests._fakes import FakeMember, run_python
 
+Ends = tuple[Any, Any]
+
 
 @pytest.fixture
 def ends() -> Iterator[tuple[worker_module.Channel, worker_module.Channel]]:
@@ -32,7 +34,7 @@ def ends() -> Iterator[tuple[worker_module.Channel, worker_module.Channel]]:
 # -- the channel --------------------------------------------------------------------------------------------------
 
 
-def test_messages(ends: tuple[Any, Any], tmp_path: Any) -> None:
+def test_messages(ends: Ends, tmp_path: Any) -> None:
     """Words, texts and descriptors arrive in order, also in two parts, and no child inherits the descriptors."""
     one, two = ends
     with (tmp_path / "a").open("wb") as a, (tmp_path / "b").open("wb") as b:
@@ -58,7 +60,7 @@ def test_messages(ends: tuple[Any, Any], tmp_path: Any) -> None:
 
 
 @pytest.mark.parametrize("unread", [False, True])
-def test_the_other_end_is_gone(ends: tuple[Any, Any], unread: bool) -> None:
+def test_the_other_end_is_gone(ends: Ends, unread: bool) -> None:
     """An end that is gone, with or without unread messages, is ``None``, and sending to it does nothing."""
     one, two = ends
     if unread:
@@ -71,24 +73,15 @@ def test_the_other_end_is_gone(ends: tuple[Any, Any], unread: bool) -> None:
 # -- a worker ---------------------------------------------------------------------------------------------------
 
 
-class Health:
-    """Readiness as the test sets it."""
-
-    def __init__(self) -> None:
-        self.status = "pass"
-        self.checks: list[Any] = []
-
-    def report(self, group: str) -> HealthReport:
-        return HealthReport(group, None, self.status, State.READY, "for a reason", tuple(self.checks))
-
-
-def test_when_a_worker_is_ready(ends: tuple[Any, Any]) -> None:
+def test_when_a_worker_is_ready(ends: Ends) -> None:
     """A worker is ready when it has started and readiness passes, or an operator has cordoned the service."""
     ends[0].send("serve", "next 0 0")
     worker = worker_module.RestartWorker(ends[1])
-    app: Any = FakeMember()
-    app.health = health = Health()
-    worker._app = app
+    health = SimpleNamespace(status="pass", checks=[])
+    worker._app = app = FakeMember()
+    app.health = SimpleNamespace(
+        report=lambda group: HealthReport(group, None, health.status, State.READY, "for a reason", tuple(health.checks))
+    )
     assert worker._not_ready() == "STARTING: starting"
     app.startup.run()
     assert worker._not_ready() == ""
@@ -107,33 +100,35 @@ def test_when_a_worker_is_ready(ends: tuple[Any, Any]) -> None:
 
 
 @pytest.fixture
-def worker(ends: tuple[Any, Any]) -> Any:
-    return supervisor_module._Worker(SimpleNamespace(pid=4711), ends[0])  # type: ignore[arg-type]
+def worker(ends: Ends) -> Any:
+    process: Any = SimpleNamespace(pid=4711)
+    return supervisor_module._Worker(process, ends[0])
+
+
+@pytest.fixture
+def supervisor() -> Any:
+    return supervisor_module.Supervisor([], [], signal.SIGHUP, 5.0)
 
 
 def test_a_process_that_cannot_be_started(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, worker: Any
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, supervisor: Any, worker: Any
 ) -> None:
     """If no process can be started, the log says so and which one continues to serve, if one does."""
-    supervisor = supervisor_module.Supervisor([], [], signal.SIGHUP, 5.0)
-    supervisor._current = worker
 
     def fail(*arguments: Any, **options: Any) -> None:
         raise BlockingIOError(11, "Resource temporarily unavailable")
 
     monkeypatch.setattr(subprocess, "Popen", fail)
-    supervisor._reload()
-    supervisor._current = None
-    supervisor._reload()
+    for supervisor._current in (worker, None):
+        supervisor._reload()
     assert caplog.messages == [
         "reload failed: no process could be started: Resource temporarily unavailable; process 4711 continues to serve",
         "reload failed: no process could be started: Resource temporarily unavailable; no process serves",
     ]
 
 
-def test_the_next_worker_fails_too(worker: Any, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_next_worker_fails_too(supervisor: Any, worker: Any, caplog: pytest.LogCaptureFixture) -> None:
     """If the current worker has died and the next one fails, its exit code is the one of the supervisor."""
-    supervisor = supervisor_module.Supervisor([], [], signal.SIGHUP, 5.0)
     supervisor._next = worker
     supervisor._gone(worker, 7)
     assert (supervisor._code, supervisor._next, caplog.messages) == (7, None, [])
@@ -149,12 +144,7 @@ def test_the_next_worker_fails_too(worker: Any, caplog: pytest.LogCaptureFixture
     ],
 )
 def test_which_worker_closes_the_listeners(
-    worker: Any,
-    ends: tuple[Any, Any],
-    serves: str,
-    ending: bool,
-    answer: str,
-    ends_all: bool,
+    worker: Any, ends: Ends, serves: str, ending: bool, answer: str, ends_all: bool
 ) -> None:
     """A worker that stops closes the listeners only if no other one serves or will serve."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -170,9 +160,8 @@ def test_which_worker_closes_the_listeners(
         assert (listener.fileno() == -1) == (ends_all and not ending)
 
 
-def test_descriptors_that_come_too_late_are_closed(worker: Any, ends: tuple[Any, Any]) -> None:
+def test_descriptors_that_come_too_late_are_closed(supervisor: Any, worker: Any, ends: Ends) -> None:
     """The probe listener of a worker that is not the next one is closed."""
-    supervisor = supervisor_module.Supervisor([], [], signal.SIGHUP, 5.0)
     with socket.create_server(("127.0.0.1", 0)) as probes:
         port = probes.getsockname()[1]
         ends[1].send("ready", "", [probes.fileno()])
@@ -199,27 +188,16 @@ def test_messages_to_systemd() -> None:
     supervisor_module._Systemd("").send("STATUS=d")
 
 
-ENVIRONMENT = """
-import os
-from flask_lifecycle._restart.supervisor import _first_environment
+AS_IT_STARTS = """
+import os, signal
+from flask_lifecycle._restart.supervisor import _catch, _first_environment
+
 os.environ["FROM_A_FILE"] = "set later"
 found = _first_environment()
 print(sorted(os.fsdecode(name) for name in found if name.startswith((b"LISTEN_", b"FROM_", b"KEPT", b"WATCHDOG_"))))
 os.environ["WATCHDOG_PID"] = str(os.getpid())
 print(b"WATCHDOG_PID" in _first_environment())
-"""
 
-
-def test_the_environment_of_the_start() -> None:
-    """Variables that were set later, as from ``.env`` files, or meant for this process, go to no worker."""
-    environ = {"LISTEN_PID": "1", "LISTEN_FDS": "1", "LISTEN_FDNAMES": "a", "KEPT": "1", "WATCHDOG_PID": "1"}
-    done = run_python(ENVIRONMENT, environ=environ)
-    assert done.stdout.splitlines() == ["['KEPT', 'WATCHDOG_PID']", "False"], done.stderr
-
-
-CAUGHT = """
-import os, signal
-from flask_lifecycle._restart.supervisor import _catch
 signal.signal(signal.SIGHUP, signal.SIG_IGN)
 signal.signal(signal.SIGUSR1, signal.SIG_IGN)
 wake = _catch(signal.SIGUSR1)
@@ -229,7 +207,10 @@ print([signal.Signals(number).name for number in os.read(wake, 10)])
 """
 
 
-def test_ignored_signals_stay_ignored() -> None:
-    """A signal that was ignored at the start is not caught, except the reload signal."""
-    done = run_python(CAUGHT)
-    assert done.stdout == "['SIGUSR1', 'SIGTERM']\n", done.stderr
+def test_the_environment_and_the_signals_of_the_start() -> None:
+    """Variables that were set later, as from ``.env`` files, or meant for this process, go to no worker. A signal that
+    was ignored at the start is not caught, except the reload signal.
+    """
+    environ = {"LISTEN_PID": "1", "LISTEN_FDS": "1", "LISTEN_FDNAMES": "a", "KEPT": "1", "WATCHDOG_PID": "1"}
+    done = run_python(AS_IT_STARTS, environ=environ)
+    assert done.stdout.splitlines() == ["['KEPT', 'WATCHDOG_PID']", "False", "['SIGUSR1', 'SIGTERM']"], done.stderr

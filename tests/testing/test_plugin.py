@@ -51,7 +51,9 @@ def test_the_fixtures_are_listed_with_what_they_do(project: pytest.Pytester) -> 
 
 
 def test_both_fixtures_without_any_configuration(project: pytest.Pytester) -> None:
-    """A user's test that asks for them gets them, and leaves no warning."""
+    """A user's test that asks for them gets them, and leaves no warning. The report of a failed test has the log of its
+    server; that of a passed one has not.
+    """
     project.makepyfile(
         """
         import shop
@@ -63,9 +65,15 @@ def test_both_fixtures_without_any_configuration(project: pytest.Pytester) -> No
 
         def test_app(lifecycle_app):
             assert lifecycle_app(shop.create_app).stop().clean
+
+        def test_fails(lifecycle_server):
+            assert lifecycle_server("shop:create_app").stop() == 3
         """
     )
-    project.runpytest_subprocess().assert_outcomes(passed=2, warnings=0)
+    result = project.runpytest_subprocess("-rN")
+    result.assert_outcomes(passed=2, failed=1, warnings=0)
+    result.stdout.fnmatch_lines(["*Captured log of * lifecycle run -p * teardown*", "*shutdown complete in *"])
+    assert result.stdout.str().count("Captured log of") == 1
 
 
 def test_a_program_that_runs_pytest(project: pytest.Pytester) -> None:
@@ -79,20 +87,3 @@ def test_a_program_that_runs_pytest(project: pytest.Pytester) -> None:
     project.makepyfile(other="", test_shop="def test_shop(lifecycle_app): ...")
     program = "import shop, sys, pytest; sys.exit(pytest.main())"
     project.run(sys.executable, "-W", "error", "-c", program).assert_outcomes(passed=1, warnings=0)
-
-
-def test_a_failed_test_shows_the_log(project: pytest.Pytester) -> None:
-    """The report of a failed test has the log of its server; that of a passed one has not."""
-    project.makepyfile(
-        """
-        def test_fails(lifecycle_server):
-            assert lifecycle_server("shop:create_app").stop() == 3
-
-        def test_passes(lifecycle_server):
-            lifecycle_server("shop:create_app", env={"FLASK_APP": "other"})
-        """
-    )
-    result = project.runpytest_subprocess("-rN")
-    result.assert_outcomes(passed=1, failed=1)
-    result.stdout.fnmatch_lines(["*Captured log of * lifecycle run -p * teardown*", "*shutdown complete in *"])
-    assert result.stdout.str().count("Captured log of") == 1

@@ -24,7 +24,7 @@ import subprocess
 import sys
 import time
 
-from flask import Flask, Response, jsonify, request
+from flask import Flask, Response, request
 from flask_lifecycle import Lifecycle
 
 lifecycle = Lifecycle()
@@ -35,13 +35,10 @@ def create_app():
     app.config["LIFECYCLE_GRACE_PERIOD"] = 9
     lifecycle.init_app(app)
 
-    @app.get("/settings")
-    def settings():
-        return jsonify({key: value for key, value in app.config.items() if key.startswith("LIFECYCLE_")})
-
-    @app.get("/environ")
-    def environ():
-        return jsonify(dict(os.environ))
+    @app.get("/about")
+    def about():
+        settings = {key: value for key, value in app.config.items() if key.startswith("LIFECYCLE_")}
+        return {**settings, **os.environ}
 
     @app.post("/echo")
     def echo():
@@ -158,12 +155,10 @@ def test_settings_override_those_of_the_application(
     server = lifecycle_server(
         shop, settings={"LIFECYCLE_GRACE_PERIOD": 4, "LIFECYCLE_PROBE_PORT": 0}, env={"SHOP_MODE": "test"}
     )
-    settings = server.get("/settings").json
-    assert settings is not None
-    assert (settings["LIFECYCLE_GRACE_PERIOD"], settings["LIFECYCLE_PROBE_PORT"]) == (4, server.probe_port)
-    environ = server.get("/environ").json
-    assert environ is not None
-    assert (environ["SHOP_MODE"], "KUBERNETES_SERVICE_HOST" in environ) == ("test", False)
+    about = server.get("/about").json
+    assert about is not None
+    assert (about["LIFECYCLE_GRACE_PERIOD"], about["LIFECYCLE_PROBE_PORT"]) == (4, server.probe_port)
+    assert (about["SHOP_MODE"], "KUBERNETES_SERVICE_HOST" in about) == ("test", False)
     server.wait_status("/readyz", port=server.probe_port)
     assert "LIFECYCLE_TEST_SETTINGS" not in os.environ
 

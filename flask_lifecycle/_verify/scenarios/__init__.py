@@ -1,4 +1,4 @@
-"""The catalogue: what is tried, what it promises, and why that matters. A module has one or two families of scenarios.
+"""The catalogue: what is tried, what it promises, and why that matters. A module has some families of scenarios.
 
 Where the application has the routes of ``verify``, a scenario orders things by what they record, not by the clock.
 """
@@ -6,10 +6,9 @@ Where the application has the routes of ``verify``, a scenario orders things by 
 from __future__ import annotations
 
 from ..trial import Scenario
-from . import connections, exits, hooks, in_flight, probes
-
-_MODULES = (connections, in_flight, probes, hooks, exits)
+from . import exits, probes, requests
 
 CATALOGUE = {
-    each.name: each for module in _MODULES for each in vars(module).values() if isinstance(each, Scenario)
+    each.name: each for module in (requests, probes, exits) for each in vars(module).values()
+    if isinstance(each, Scenario)
 }  # fmt: skip

@@ -1,12 +1,88 @@
-"""The exit of the process, what it leaves behind, and its replacement by the next one."""
+"""The ``on_shutdown`` functions, the exit, what the process leaves behind, and its replacement by the next one."""
 
 from __future__ import annotations
 
 import socket
 import time
+from collections import Counter
 
 from ..client import is_refused
 from ..trial import ALL, BEYOND, SLACK, STARTED, BrokenError, NotCheckedError, Trial, check_storms, scenario
+
+
+@scenario(
+    "hooks/run", STARTED, "slow", own=True,
+    promise="The on_shutdown functions run.",
+    why="They flush buffers, close pools and leave registries.",
+)  # fmt: skip
+def hooks_run(trial: Trial) -> str:
+    trial.begin("slow", 0.1)
+    trial.stop_and_wait()
+    if not (runs := trial.subject.recorded("shutdown")):
+        raise BrokenError("the process has gone and no on_shutdown function has run")
+    return f"ran in {len(runs)} process{'es' * (len(runs) > 1)}"
+
+
+@scenario(
+    "hooks/after-the-last-response", STARTED, "slow", own=True,
+    promise="The on_shutdown functions run after the last request has ended.",
+    why="A request breaks if its connection pool is closed while it runs.",
+)  # fmt: skip
+def hooks_after(trial: Trial) -> str:
+    client = trial.begin("slow", 1.5)
+    trial.stop()
+    trial.expect(client, "slow")
+    trial.exit()
+    runs, ends = trial.subject.recorded("shutdown"), trial.subject.recorded("end")
+    # Of several workers those without a request may close theirs earlier.
+    if not runs or not ends or max(runs) < max(ends):
+        raise BrokenError("an on_shutdown function ran before the last request had ended")
+    return f"{max(runs).when - max(ends).when:.2f} s after it"
+
+
+@scenario(
+    "hooks/once", STARTED, "slow", own=True,
+    promise="The on_shutdown functions run once in each process that has run a request.",
+    why="A message that is sent twice, or a job that is given back twice, is a bug that only a deploy shows.",
+)  # fmt: skip
+def hooks_once(trial: Trial) -> str:
+    trial.begin("slow", 1)
+    for _ in range(7):  # of several workers each gets some
+        trial.connect().ask(trial.path("slow", 1))
+    trial.settle()
+    trial.stop_and_wait()
+    served = {each.pid for each in trial.subject.recorded("begin")}
+    runs = Counter(each.pid for each in trial.subject.recorded("shutdown"))
+    if wrong := [runs[pid] for pid in served | set(runs) if runs[pid] != 1]:
+        raise BrokenError(f"they ran {', '.join(map(str, wrong))} times in {len(wrong)} of {len(served)} processes")
+    return "once" if len(served) == 1 else f"once in each of {len(served)} processes"
+
+
+def _others_run(trial: Trial, hook: str) -> str:
+    trial.stop_and_wait()
+    if not trial.subject.recorded(hook):
+        raise BrokenError("the process has gone and no on_shutdown function has run")
+    if not trial.subject.recorded("shutdown"):
+        raise BrokenError(f"one on_shutdown function {hook}, and the other has not run")
+    return f"the other ran; gone after {trial.subject.lasted:.1f} s"
+
+
+@scenario(
+    "hooks/one-raises", STARTED, "fast", hook="raises",
+    promise="If an on_shutdown function raises, the others run.",
+    why="A cache that cannot be reached must not keep the database's pool from being closed.",
+)  # fmt: skip
+def one_raises(trial: Trial) -> str:
+    return _others_run(trial, "raises")
+
+
+@scenario(
+    "hooks/one-hangs", STARTED, "fast", hook="hangs",
+    promise="If an on_shutdown function hangs, the others run, and the process exits within the grace period.",
+    why="A broker that does not answer must not keep the other functions from running.",
+)  # fmt: skip
+def one_hangs(trial: Trial) -> str:
+    return _others_run(trial, "hangs")
 
 
 @scenario(
@@ -15,9 +91,7 @@ from ..trial import ALL, BEYOND, SLACK, STARTED, BrokenError, NotCheckedError, T
     why="A supervisor treats any other code as a crash: it alerts, restarts, or marks the deploy as failed.",
 )  # fmt: skip
 def exit_code(trial: Trial) -> str:
-    trial.stop()
-    code = trial.exit()
-    if code:
+    if code := trial.stop_and_wait():
         raise BrokenError(f"exit code {code}")
     return f"0 after {trial.subject.lasted:.1f} s"
 
@@ -28,15 +102,13 @@ def exit_code(trial: Trial) -> str:
     why="If something could not be closed or flushed, the deploy should show it, not an incident weeks later.",
 )  # fmt: skip
 def failed_hook(trial: Trial) -> str:
-    trial.stop()
-    if (code := trial.exit()) == 0:
+    if (code := trial.stop_and_wait()) == 0:
         raise BrokenError("exit code 0")
     return f"exit code {code}"
 
 
 def _gone_in_time(trial: Trial) -> str:
-    trial.stop()
-    code = trial.exit()
+    code = trial.stop_and_wait()
     return f"exit code {code} after {trial.subject.lasted:.1f} s"
 
 
@@ -86,9 +158,7 @@ def second_signal(trial: Trial) -> str:
     why="A deploy may be rolled back at any moment; if the signal is lost then, the rollback hangs.",
 )  # fmt: skip
 def during_start(trial: Trial) -> str:
-    trial.stop()
-    code = trial.exit()
-    return f"exit code {code}"
+    return f"exit code {trial.stop_and_wait()}"
 
 
 @scenario(
@@ -97,8 +167,7 @@ def during_start(trial: Trial) -> str:
     why="Otherwise the next process cannot listen on the port.",
 )  # fmt: skip
 def address_free(trial: Trial) -> str:
-    trial.stop()
-    trial.exit()
+    trial.stop_and_wait()
     address = trial.subject.address
     if not is_refused(address, trial.subject.patience):
         raise BrokenError("something still listens after the exit")
@@ -112,8 +181,7 @@ def address_free(trial: Trial) -> str:
     why="An orphan keeps memory, locks and connections until the machine restarts.",
 )  # fmt: skip
 def no_process_left(trial: Trial) -> str:
-    trial.stop()
-    trial.exit()
+    trial.stop_and_wait()
     end = time.monotonic() + SLACK
     while (left := trial.subject.children()) and time.monotonic() < end:
         time.sleep(0.05)  # some notice the end of the first process, and follow

@@ -1,4 +1,4 @@
-"""Requests in every stage at the moment of the shutdown."""
+"""Connections and requests in every stage at the moment of the shutdown."""
 
 from __future__ import annotations
 
@@ -8,7 +8,129 @@ import time
 from collections.abc import Callable
 
 from ..client import Connection, LostError, Response, request_head
-from ..trial import ACCEPTED, STARTED, BrokenError, NotCheckedError, Trial, scenario
+from ..trial import ACCEPTED, ALL, STARTED, BrokenError, NotCheckedError, Trial, check_storms, scenario
+
+
+@scenario(
+    "accept/queue", ALL, "fast",
+    promise="Connections that are in the kernel's accept queue when the signal arrives are answered.",
+    why="The kernel completes handshakes while a server is busy. Closing the listener resets these connections.",
+)  # fmt: skip
+def accept_queue(trial: Trial) -> str:
+    with trial.subject.stopped():
+        clients = [trial.connect() for _ in range(4)]  # the smallest default of a server's backlog is 5
+        for client in clients:
+            client.ask(trial.path("fast"))
+        trial.stop()
+    for client in clients:
+        trial.expect(client, "fast")
+    return f"{len(clients)} of {len(clients)} answered"
+
+
+@scenario(
+    "accept/flood", ALL, "fast",
+    promise="Many connections arrive at once, just before and after the signal. Each is answered or refused.",
+    why="Clients may reconnect all at once. Each needs an answer, or a refusal after which it can try another server.",
+)  # fmt: skip
+def accept_flood(trial: Trial) -> str:
+    clients = []
+    for number in range(200):
+        if number == 100:
+            trial.stop()
+        if (client := trial.connect_unless_gone()) is not None:
+            client.ask(trial.path("fast"))
+            clients.append(client)
+    answered = 0
+    for client in clients:
+        try:
+            trial.expect(client, "fast")
+            answered += 1
+        except LostError:
+            if not client.held_up:
+                raise
+    return f"{answered} answered, {200 - len(clients)} refused"
+
+
+def _storm(trial: Trial, keep: bool) -> str:
+    with trial.storm(clients=6, keep=keep) as storm:
+        trial.stop_and_wait()
+    return f"{check_storms(storm)} answered, none lost"
+
+
+@scenario(
+    "accept/storm", ALL, "fast",
+    promise="Clients that open a connection for each request, without a pause, lose none.",
+    why="A load balancer without keep-alive does this during a deploy.",
+)  # fmt: skip
+def accept_storm(trial: Trial) -> str:
+    return _storm(trial, keep=False)
+
+
+@scenario(
+    "accept/storm-kept", ALL, "fast",
+    promise="Clients that send one request after another on keep-alive connections lose none.",
+    why="Load balancers and connection pools do this during a deploy, and most cannot repeat a POST.",
+)  # fmt: skip
+def accept_storm_kept(trial: Trial) -> str:
+    return _storm(trial, keep=True)
+
+
+def _hold_connections(trial: Trial, count: int, *, asked: bool) -> str:
+    clients = [trial.connect() for _ in range(count)]
+    if asked:
+        for client in clients:
+            client.get(trial.path("fast"))
+    trial.stop()
+    trial.exit(trial.grace / 2)
+    return f"gone after {trial.subject.lasted:.1f} s"
+
+
+@scenario(
+    "connections/idle", ACCEPTED, "fast",
+    promise="An idle keep-alive connection does not use up the grace period.",
+    why="Every load balancer keeps some, so each deploy would take as long as the grace period.",
+)  # fmt: skip
+def idle_connection(trial: Trial) -> str:
+    return _hold_connections(trial, 1, asked=True)
+
+
+@scenario(
+    "connections/silent", ACCEPTED, "fast",
+    promise="A connection that never sends anything does not use up the grace period.",
+    why="Browsers and load balancers open connections in advance.",
+)  # fmt: skip
+def silent_connection(trial: Trial) -> str:
+    return _hold_connections(trial, 1, asked=False)
+
+
+@scenario(
+    "connections/many-idle", ACCEPTED, "fast",
+    promise="Fifty connections without a request do not use up the grace period.",
+    why="A wait that is harmless for one connection adds up if the server waits for one after another.",
+)  # fmt: skip
+def many_idle(trial: Trial) -> str:
+    return _hold_connections(trial, 50, asked=False)
+
+
+@scenario(
+    "connections/close", ACCEPTED, "slow",
+    promise="A response that ends during the shutdown has Connection: close.",
+    why="Otherwise the client sends its next request on a connection that is about to close.",
+)  # fmt: skip
+def says_close(trial: Trial) -> str:
+    client = trial.begin("slow", 1.5)
+    trial.stop()
+    response = client.response()
+    if response.status != 200 or not response.says_close:
+        raise BrokenError(f"status {response.status}, Connection: {response.headers.get('connection', '(none)')}")
+    return "Connection: close"
+
+
+def _answered(trial: Trial, version: str) -> str:
+    client = trial.begin("slow", 1.5, version=version)
+    trial.stop()
+    trial.expect(client, "slow")
+    return "answered"
 
 
 @scenario(
@@ -17,10 +139,7 @@ from ..trial import ACCEPTED, STARTED, BrokenError, NotCheckedError, Trial, scen
     why="It may already have changed the database; its client should not have to guess.",
 )  # fmt: skip
 def running(trial: Trial) -> str:
-    client = trial.begin("slow", 1.5)
-    trial.stop()
-    trial.expect(client, "slow")
-    return "answered"
+    return _answered(trial, "1.1")
 
 
 @scenario(
@@ -40,7 +159,7 @@ def queued(trial: Trial) -> str:
     return f"{len(clients)} of {len(clients)} answered"
 
 
-def _in_parts(trial: Trial, kind: str, *parts: bytes, pause: float = 0.0) -> None:
+def _in_parts(trial: Trial, kind: str, *parts: bytes, pause: float = 0.0) -> str:
     """Send a first part, stop in the middle, send the others, and expect the response."""
     client = trial.connect()
     client.send(parts[0])
@@ -54,6 +173,7 @@ def _in_parts(trial: Trial, kind: str, *parts: bytes, pause: float = 0.0) -> Non
     trial.expect(client, kind)
     if hold is not None:
         trial.expect(hold, "slow")
+    return "answered"
 
 
 @scenario(
@@ -63,8 +183,7 @@ def _in_parts(trial: Trial, kind: str, *parts: bytes, pause: float = 0.0) -> Non
 )  # fmt: skip
 def half_head(trial: Trial) -> str:
     head = request_head(trial.path("fast"))
-    _in_parts(trial, "fast", head[:20], head[20:])
-    return "answered"
+    return _in_parts(trial, "fast", head[:20], head[20:])
 
 
 @scenario(
@@ -74,8 +193,7 @@ def half_head(trial: Trial) -> str:
 )  # fmt: skip
 def half_body(trial: Trial) -> str:
     head = request_head(trial.path("upload"), "POST", 10)
-    _in_parts(trial, "upload", head + b"half-", b"other")
-    return "answered"
+    return _in_parts(trial, "upload", head + b"half-", b"other")
 
 
 @scenario(
@@ -85,8 +203,7 @@ def half_body(trial: Trial) -> str:
 )  # fmt: skip
 def trickled(trial: Trial) -> str:
     head = request_head(trial.path("upload"), "POST", 10)
-    _in_parts(trial, "upload", head, *(b"%d" % number for number in range(10)), pause=0.05)
-    return "answered"
+    return _in_parts(trial, "upload", head, *(b"%d" % number for number in range(10)), pause=0.05)
 
 
 def _must_work(trial: Trial, what: str, act: Callable[[Connection], int]) -> None:
@@ -114,8 +231,7 @@ def chunked(trial: Trial) -> str:
         return client.response().status
 
     _must_work(trial, "a chunked request", act)
-    _in_parts(trial, "upload", *parts)
-    return "answered"
+    return _in_parts(trial, "upload", *parts)
 
 
 @scenario(
@@ -134,8 +250,7 @@ def expect_continue(trial: Trial) -> str:
         return client.response().status
 
     _must_work(trial, "Expect: 100-continue", act)
-    _in_parts(trial, "upload", head, b"other")
-    return "answered"
+    return _in_parts(trial, "upload", head, b"other")
 
 
 @scenario(
@@ -248,10 +363,7 @@ def websocket(trial: Trial) -> str:
     why="nginx speaks HTTP/1.0 to its upstreams unless it is configured otherwise.",
 )  # fmt: skip
 def http_10(trial: Trial) -> str:
-    client = trial.begin("slow", 1.5, version="1.0")
-    trial.stop()
-    trial.expect(client, "slow")
-    return "answered"
+    return _answered(trial, "1.0")
 
 
 @scenario(
