@@ -7,8 +7,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import socket
-import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -196,38 +194,3 @@ def test_readiness_probe_that_waits_for_a_hung_check(live: Starter, server: str)
         running.open_gate("a")
         assert work.answer().body == b"passed a"
     assert running.wait_gone() == 0
-
-
-RUN_THAT_FAILS = """
-import signal, sys, threading, live_app
-
-def before(number, frame):
-    pass
-
-signal.signal(signal.SIGINT, before)
-handlers = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
-threads = set(threading.enumerate())
-try:
-    live_app.lifecycle.run(live_app.app, port=int(sys.argv[2]), server=sys.argv[1])
-except OSError as error:
-    live_app.event(error.strerror)
-after = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
-live_app.event(f"handlers given back: {after == handlers}")
-live_app.event(f"threads ended: {set(threading.enumerate()) <= threads}")
-"""
-
-
-@pytest.mark.parametrize(("server", "which"), [("waitress", "main"), ("werkzeug", "main"), ("waitress", "probe")])
-def test_run_that_fails_gives_everything_back(live: Starter, server: str, which: str) -> None:
-    """A run that fails, because a port is taken, leaves the handlers of before, and no thread."""
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        port = taken.getsockname()[1]
-        settings = {**PROBE_LISTENER, "LIFECYCLE_PROBE_PORT": port} if which == "probe" else {}
-        argv = [server, str(port) if which == "main" else "0"]
-        running = live.start(sys.executable, "-c", RUN_THAT_FAILS, *argv, settings=settings)
-        assert running.wait_gone() == 0
-    told = [event.text for event in running.events]
-    assert str(port) in told[-3]
-    assert told[-2:] == ["handlers given back: True", "threads ended: True"]

@@ -129,11 +129,11 @@ def test_requests_whose_body_is_not_closed_end(live: Starter, server: str) -> No
 # -- uWSGI --------------------------------------------------------------------------------------------------------
 
 
-def uwsgi(live: Starter, *options: str, processes: int = 1, ini: bool = True, **more: Any) -> Running:
+def uwsgi(live: Starter, *options: str, ini: bool = True, **more: Any) -> Running:
     """Start uWSGI with the configuration of the example, or without one."""
     command = [str(Path(sys.executable).with_name("uwsgi")), "--http-socket", "127.0.0.1:0", "--module", "live_app:app"]
     if ini:
-        command += ["--ini", str(ROOT / "examples" / "uwsgi" / "uwsgi.ini"), "--processes", str(processes)]
+        command += ["--ini", str(ROOT / "examples" / "uwsgi" / "uwsgi.ini"), "--processes", "1"]
     return start(live, *command, *options, **more)
 
 

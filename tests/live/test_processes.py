@@ -46,25 +46,6 @@ def test_foreign_server_is_ready_unasked(live: Starter, command: tuple[str, ...]
     assert running.hooks() == ["last", "first"]
 
 
-SERVE_THEN_LEAVE = """
-import threading, live_app, waitress
-server = waitress.create_server(live_app.app, host="127.0.0.1", port=0)
-threading.Thread(target=server.run, daemon=True).start()
-print(f"Serving on http://127.0.0.1:{server.effective_port}", flush=True)
-live_app.pass_gate("leave")
-"""
-
-
-def test_interpreter_exit(live: Starter) -> None:
-    """When the interpreter of a process that has served just ends, the hooks run once, and the exit code stays 0."""
-    running = live.start(sys.executable, "-c", SERVE_THEN_LEAVE, plan={"logging": True})
-    running.wait_log("Serving on")
-    assert get(running.address, "/fast").body == b"fast"
-    running.open_gate("leave")
-    assert running.wait_gone() == 0
-    assert running.hooks() == ["last", "first"]
-
-
 # Each keeps a response of the test client to its end, in a variable or a traceback.
 HELD: dict[str, tuple[str, int]] = {
     "work": ("work = live_app.lifecycle.work('import')", 0),
@@ -104,27 +85,6 @@ def test_interpreter_exit_does_not_wait_for_itself(live: Starter, tmp_path: Path
     assert running.wait_gone() == expected, running.log
     assert running.hooks() == ["last", "first"]
     assert ("abandoned" in running.log) == (kept == "work")
-
-
-def test_interpreter_exit_waits_for_threads_that_work(live: Starter) -> None:
-    """Work that a thread of the application is going to end is waited for at the exit."""
-    code = """
-import threading, live_app
-def work():
-    with live_app.lifecycle.work("import"):
-        live_app.event("begin work")
-        live_app.pass_gate("work")
-        live_app.event("end work")
-threading.Thread(target=work, daemon=True).start()
-live_app.pass_gate("leave")
-"""
-    running = live.start(sys.executable, "-c", code, plan={"logging": True})
-    running.wait_event("begin work")
-    running.open_gate("leave")
-    running.wait_log("-> DRAINING")
-    running.open_gate("work")
-    assert running.wait_gone() == 0
-    assert running.told("end work") < running.told("shutdown last")
 
 
 @pytest.mark.parametrize("server", ["waitress", "waitress-serve", "flask-run"])

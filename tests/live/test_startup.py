@@ -51,7 +51,9 @@ def test_signal_at_any_moment_of_the_start(live: Starter, server: str) -> None:
 
 @pytest.mark.parametrize("server", ["waitress", "werkzeug", "cheroot", "gevent"])
 def test_signal_before_the_server_serves(live: Starter, server: str) -> None:
-    """Who has connected to a listener before its server was in place is answered."""
+    """Who has connected to a listener before its server was in place is answered; the program of ``run`` has its own
+    handlers back.
+    """
     running = live.start(sys.executable, "-c", LISTENS_EARLY, plan={"run": {"server": server}})
     running.wait_for(lambda: running.addresses, "its listener")
     connections = [Connection(running.address) for _ in range(3)]
@@ -62,6 +64,7 @@ def test_signal_before_the_server_serves(live: Starter, server: str) -> None:
         with connection:
             assert connection.answer().status in (200, 503)
     assert running.wait_gone() == 0, running.log_tail
+    assert running.told("restored True")
 
 
 @pytest.mark.parametrize(("server", "number"), [("waitress", signal.SIGTERM), ("werkzeug", signal.SIGINT)])

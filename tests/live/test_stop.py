@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import re
 import signal
-import sys
 
 import pytest
 
@@ -101,24 +99,6 @@ def test_what_notices_the_drain(live: Starter, lossless_server: str) -> None:
         running.open_gate("a")
         assert connection.answer().body == b"from the pool"
     assert_clean(running, running.wait_gone())
-
-
-def test_report_of_run(live: Starter, server: str) -> None:
-    """`run` returns a report of the whole stop; the program has its own handlers back."""
-    plan = {"run": {"server": server}, "logging": True}
-    running = live.start(sys.executable, "live_app.py", plan=plan)
-    running.wait_log("STARTING -> READY")
-    assert get(running.address, "/fast").body == b"fast"
-    assert running.stop() == 0
-    report = json.loads((running.home / "report.json").read_text())
-    assert report["signal"] == signal.SIGTERM
-    assert report["clean"] is True
-    assert report["exit_code"] == 0
-    assert report["abandoned"] == []
-    assert report["hooks"] == [["last", "shutdown", "ok"], ["first", "shutdown", "ok"]]
-    assert 0 < report["duration"] < running.lasted
-    assert len(report["phases"]) == len(set(report["phases"])) > 1
-    assert running.told("restored True")
 
 
 def test_background_checks_end_before_the_hooks(live: Starter) -> None:

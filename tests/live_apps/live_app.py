@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 from flask import Flask, Response, request, send_file
 from werkzeug.middleware.dispatcher import DispatcherMiddleware
 
-from flask_lifecycle import Lifecycle, ShutdownReport, State, state_changed
+from flask_lifecycle import Lifecycle, State, state_changed
 
 HOME = Path(os.environ["LIVE_HOME"])
 PLAN: dict[str, Any] = json.loads(os.environ.get("LIVE_PLAN", "{}"))
@@ -374,20 +374,6 @@ def force_fallback() -> None:
     listener.refuse_connections = refuse
 
 
-def write_report(report: ShutdownReport) -> None:
-    """Leave what a test wants to know of the report in the file ``report.json``."""
-    told = {
-        "signal": report.signal,
-        "clean": report.clean,
-        "exit_code": report.exit_code,
-        "duration": report.duration,
-        "phases": [record.name for record in report.phases],
-        "hooks": [[record.name, record.kind, record.outcome] for record in report.hooks],
-        "abandoned": [[info.method, info.path] for info in report.abandoned],
-    }
-    (HOME / "report.json").write_text(json.dumps(told))
-
-
 def run_by_script() -> int:
     """Serve by ``Lifecycle.run``, with the options of the plan; return the exit code."""
 
@@ -396,7 +382,6 @@ def run_by_script() -> int:
 
     signal.signal(signal.SIGINT, before)
     report = lifecycle.run(app, port=0, **PLAN.get("run", {}))
-    write_report(report)
     event(f"restored {signal.getsignal(signal.SIGINT) is before}")
     return report.exit_code
 

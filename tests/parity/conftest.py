@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from tests.live._client import Address, Connection, Response
-from tests.live._process import Running, Starter, parse_address
+from tests.live._process import Running, Starter
 
 HERE = Path(__file__).parent
 # The checks and hooks of the plans fail on purpose, and the log has each failure with its traceback.
@@ -34,11 +34,6 @@ def ask(address: Address, path: str, method: str = "GET", **headers: str) -> Res
             return connection.answer()
         status, received = connection.head()
         return Response(status, received, connection.rest())
-
-
-def probe_address(running: Running) -> Address:
-    """Where a process says that its probe listener is."""
-    return parse_address(running.wait_log(r"probe listener on (http://\S+)")[1])
 
 
 def body_of(answer: Response) -> Any:

@@ -11,12 +11,12 @@ import flask_lifecycle
 from flask_lifecycle import Lifecycle, checks
 from flask_lifecycle._config import KEYS
 from tests.live._process import Running
+from tests.live.test_probes import probe_address
 
-from .conftest import Own, ask, body_of, probe_address
+from .conftest import Own, ask, body_of
 
 ROOT = Path(__file__).parent.parent.parent
 PAGE = (ROOT / "docs" / "coming-from.md").read_text(encoding="utf-8")
-PEERS = ["Terminus", "Lightship", "Spring Boot Actuator", "django-health-check"]
 SECRET = "a secret of some length"
 # A delay would only be waited for, and the port may be taken.
 HERE = {'"LIFECYCLE_SHUTDOWN_DELAY"] = 5.0': '"LIFECYCLE_SHUTDOWN_DELAY"] = 0.0', "= 9000": "= 0"}
@@ -74,22 +74,6 @@ def test_coming_from_django(own: Own, tmp_path: Path) -> None:
     assert body_of(ask(running.address, "/health/")) == {"status": "pass"}
     assert (tmp_path / "database").exists()  # it has been asked
     assert running.stop() == 0
-
-
-def test_every_peer_has_its_section() -> None:
-    """Each peer has a section, which is linked at the top."""
-    assert re.findall(r"^## (.*)$", PAGE, re.MULTILINE) == PEERS
-    links = re.findall(r"\[([^]]+)\]\(#([^)]+)\)", PAGE)
-    assert links == [(peer, peer.lower().replace(" ", "-")) for peer in PEERS]
-
-
-def test_every_row_is_whole() -> None:
-    """Each row of a table says all three: theirs, ours and the difference."""
-    rows = [line for line in PAGE.splitlines() if line.startswith("|")]
-    cells = [re.split(r"(?<!\\)\|", row.strip("|")) for row in rows]
-    assert [
-        row for row, parts in zip(rows, cells, strict=True) if len(parts) != 3 or not all(map(str.strip, parts))
-    ] == []
 
 
 def test_every_name_exists() -> None:

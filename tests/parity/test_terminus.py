@@ -13,7 +13,9 @@ from typing import Any
 
 import pytest
 
-from .conftest import Mounted, Own, ask, body_of, probe_address
+from tests.live.test_probes import probe_address
+
+from .conftest import Mounted, Own, ask, body_of
 
 NOT_TESTED = {
     53: "the export of HealthCheckError is a matter of names in a module; tests/test_public_api.py lists ours",

@@ -20,10 +20,10 @@ import pytest
 from waitress.task import ThreadedTaskDispatcher
 from werkzeug.serving import WSGIRequestHandler, make_server
 
-from flask_lifecycle import _servers
+from flask_lifecycle import Lifecycle, _servers
 from flask_lifecycle._core.inflight import Load
 from flask_lifecycle._servers import sockets
-from tests._fakes import BOUND, Served, in_child, running, served, until
+from tests._fakes import BOUND, Served, in_child, make_app, running, served, until
 from tests.live._client import Connection, get, request_head
 
 if TYPE_CHECKING:
@@ -121,6 +121,17 @@ def test_an_error_lets_the_others_go(server: str) -> None:
         with pytest.raises(OSError, match="it is in use by another program"):
             made(server, listen=f"127.0.0.1:{port} 127.0.0.1:{taken}")
         socket.create_server(("127.0.0.1", port)).close()
+
+
+@pytest.mark.parametrize(("server", "which"), [("waitress", "main"), ("werkzeug", "main"), ("waitress", "probe")])
+def test_a_run_that_fails_gives_everything_back(server: str, which: str) -> None:
+    """If a port is taken, ``run`` raises, and leaves no thread and the handlers of before, as ``given_back`` checks."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        probes = {"LIFECYCLE_PROBE_PORT": port, "LIFECYCLE_PROBE_HOST": "127.0.0.1"} if which == "probe" else {}
+        lifecycle = Lifecycle(application := make_app(**probes))
+        with pytest.raises(OSError, match=f"127.0.0.1:{port}"):
+            lifecycle.run(application, server=server, port=port if which == "main" else 0)
 
 
 def test_held_back_listeners_are_let_go_of(tmp_path: Path) -> None:
