@@ -13,7 +13,6 @@ import pytest
 
 from flask_lifecycle import Lifecycle, check_changed, health_changed
 from flask_lifecycle._core.inflight import Load
-from flask_lifecycle.checks import Check
 from tests._fakes import (
     BOUND,
     FakeServer,
@@ -31,10 +30,10 @@ class Bench:
 
     def __init__(self, *, members: int = 1, ours: bool = True) -> None:
         self.clock = ManualClock()
-        self.apps = [make_app(LIFECYCLE_STUCK_AFTER=60) for _ in range(members)]
+        self.apps = [make_app(LIFECYCLE_STUCK_AFTER=60, LIFECYCLE_DETAILS="always") for _ in range(members)]
         self.members: list[Any] = []
         for app in self.apps:
-            Lifecycle(app)
+            self.lifecycle = Lifecycle(app)
             self.members.append(state_of(app))
             self.members[-1].startup.run()
             self.members[-1].startup.served_since = 0.0
@@ -282,41 +281,39 @@ def test_the_stacks_are_logged_once(bench: Bench, caplog: pytest.LogCaptureFixtu
         assert sorted(record.__dict__["lifecycle_thread"] for record in workers) == ["worker-1", "worker-2"]
 
 
-class Listener:
-    """Stands for the health of an application; blocks until the gate is open."""
+def test_a_receiver_that_blocks(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    """A receiver that blocks delays no look and no record, costs one thread, and receives all changes in order.
 
-    pool: Any
+    A change that cannot be published is logged, and the next one is published.
+    """
+    health = bench.members[0].health
+    publish = health.check_changed
 
-    def __init__(self) -> None:
-        self.recorded: list[str] = []
-        self.received: list[tuple[str, ...]] = []
-        self.entered = threading.Event()
-        self.gate = threading.Event()
-
-    def record_check(self, check: Check, old: str, new: str, reason: str) -> None:
-        self.recorded.append(new)
-
-    def check_changed(self, check: Check, old: str, new: str, reason: str) -> None:
-        self.received.append((check.name, old, new, reason))
-        self.entered.set()
-        assert self.gate.wait(BOUND)
+    def fail(*change: Any) -> None:
+        publish(*change)
         raise ValueError("boom")
 
+    health.check_changed = fail
+    heard: list[tuple[str, ...]] = []
+    entered, gate = threading.Event(), threading.Event()
 
-def test_a_listener_that_blocks_and_fails(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
-    """A listener that blocks delays no look and no record, costs one thread, and receives all changes in order."""
-    listener = Listener()
-    bench.watch.attach(listener)
-    bench.look()
-    bench.look(61.0)
-    assert listener.entered.wait(BOUND)
-    bench.answer()
-    assert bench.look() == ""
-    assert listener.recorded == ["fail", "pass"]
-    assert sum(thread.name == "lifecycle-stuck-workers" for thread in threading.enumerate()) == 1
-    listener.gate.set()
-    bench.published()
-    assert listener.received == [
+    def receive(_sender: Any, **values: str) -> None:
+        heard.append(tuple(values.values()))
+        entered.set()
+        assert gate.wait(BOUND)
+
+    with check_changed.connected_to(receive, bench.apps[0]):
+        bench.look()
+        bench.look(61.0)
+        assert entered.wait(BOUND)
+        bench.answer()
+        assert bench.look() == ""
+        changes = [change.new for change in bench.lifecycle.transitions() if change.subject == "check stuck-workers"]
+        assert changes == ["fail", "pass"]
+        assert sum(thread.name == "lifecycle-stuck-workers" for thread in threading.enumerate()) == 1
+        gate.set()
+        bench.published()
+    assert heard == [
         ("stuck-workers", "pass", "fail", "fake has not started a task that was queued 61 s ago"),
         ("stuck-workers", "fail", "pass", "the workers make progress again"),
     ]
@@ -359,31 +356,23 @@ def test_two_looks_at_once(bench: Bench) -> None:
     assert bench.watch.report(look=False).status == "pass"
 
 
-def test_a_stuck_pool_in_an_application() -> None:
+def test_a_stuck_pool_in_an_application(bench: Bench) -> None:
     """A stuck pool fails liveness and ``/healthcheck`` alone; the change is sent and listed, and details have it."""
-    app = make_app(LIFECYCLE_STUCK_AFTER=60, LIFECYCLE_DETAILS="always")
-    lifecycle = Lifecycle(app)
-    lifecycle.check("mine", groups=("live",))(lambda: None)
-    client = app.test_client()
+    bench.lifecycle.check("mine", groups=("live",))(lambda: None)
+    client = bench.apps[0].test_client()
     paths = ("/livez", "/readyz", "/startupz", "/healthcheck", "/livez/mine", "/livez/stuck-workers")
     assert [client.get(path).status_code for path in paths] == [200, 200, 200, 200, 200, 404]
     heard: list[tuple[str, ...]] = []
-
-    def receive(_sender: Any, **values: str) -> None:
-        heard.append(tuple(values.values()))
-
-    watch: Any = state_of(app).features["stuck workers"]
-    watch._find_problem = lambda now: "it is stuck"
-    with check_changed.connected_to(receive, app), health_changed.connected_to(receive, app):
+    bench.clock.advance(61.0)
+    with health_changed.connected_to(lambda _sender, **values: heard.append(tuple(values.values())), bench.apps[0]):
         assert [client.get(path).status_code for path in paths] == [503, 200, 200, 503, 200, 404]
-        until(lambda: len(heard) == 2)
-    assert heard == [("stuck-workers", "pass", "fail", "it is stuck"), ("pass", "fail", "check stuck-workers")]
-    with app.app_context():
-        assert [change.subject for change in lifecycle.transitions()][-2:] == ["check stuck-workers", "health"]
+        until(lambda: len(heard) == 1)
+    assert heard == [("pass", "fail", "check stuck-workers")]
+    assert [change.subject for change in bench.lifecycle.transitions()][-2:] == ["check stuck-workers", "health"]
+    problem = "fake has not started a task that was queued 61 s ago"
     (entry,) = json.loads(client.get("/livez").data)["checks"]["stuck-workers"]
-    assert (entry["status"], entry["output"]) == ("fail", "it is stuck")
-    assert "[-]stuck-workers failed: it is stuck" in client.get("/livez?verbose").text
-    until(lambda: not any(thread.name == "lifecycle-stuck-workers" for thread in threading.enumerate()))
+    assert (entry["status"], entry["output"]) == ("fail", problem)
+    assert f"[-]stuck-workers failed: {problem}" in client.get("/livez?verbose").text
 
 
 def test_applications_share_a_watch() -> None:

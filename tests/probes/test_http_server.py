@@ -55,7 +55,13 @@ class Blocked:
 
 
 def test_the_listener_of_another_process(started: Any) -> None:
-    """One that has the address is used, port 0 being any; else another is bound, and that one is left alone."""
+    """One that has the address is used, port 0 being any; else another is bound, and that one is left alone.
+
+    Workers of one server listen on the same port, and a client reaches any of them.
+    """
+    one = started(shared=True)
+    started(port=one.port, shared=True)
+    assert [get(one) for _ in range(10)] == [(200, b"alive\n")] * 10
     before = started()
     for port, same in [(0, True), (before.port, True), (0, False)]:
         host = "127.0.0.1" if same else "127.0.0.2"
@@ -136,13 +142,6 @@ def test_addresses_that_cannot_be_listened_on(monkeypatch: pytest.MonkeyPatch) -
         " set 'LIFECYCLE_PROBE_HOST' to an address of this machine, or to '0.0.0.0' for all."
         for host in hosts
     }
-
-
-def test_workers_of_one_server_share_a_port(started: Any) -> None:
-    """Those that are told so listen on one port, and who connects gets to one of them."""
-    one = started(shared=True)
-    started(port=one.port, shared=True)
-    assert [get(one) for _ in range(10)] == [(200, b"alive\n")] * 10
 
 
 @pytest.mark.parametrize("answers", [True, False])

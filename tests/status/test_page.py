@@ -150,14 +150,10 @@ def test_everything_there_is() -> None:
     assert page.all("style") == []
     assert str(page.one("link", rel="icon")["href"]).startswith("data:image/svg+xml,")
     assert page.one("button")["hidden"] is None  # without the script there is nothing to pause
-
-
-def test_keys() -> None:
-    """Rows are told apart by keys that do not change while they are there."""
-    app, _lifecycle = full()
-    keys = [[row["data-key"] for row in page_of(app).all("tr") if "data-key" in row] for _ in range(2)]
-    assert keys[0] == keys[1]
-    assert len([key for key in keys[0] if key and "running|GET" in key]) == 1
+    # The script tells rows apart by keys that do not change while they are there.
+    keys, again = ([row["data-key"] for row in each.all("tr") if "data-key" in row] for each in (page, page_of(app)))
+    assert keys == again
+    assert len([key for key in keys if key and "running|GET" in key]) == 1
 
 
 def test_a_stop() -> None:
@@ -198,28 +194,14 @@ def test_what_the_start_up_waits_for_and_what_has_changed() -> None:
     assert re.search(r"\d+ earlier", page.text)
 
 
-@pytest.mark.parametrize("path", ["/readyz", "/healthcheck/db", "/own"])
-def test_other_probes_have_the_small_page(path: str) -> None:
-    """Other groups, and single checks, have the page that they had."""
-    app, lifecycle = serve()
-    lifecycle.group("own", path="/own")
-    lifecycle.check("db", groups=("ready", "own"))(lambda: None)
-    response = get(app, path)
-    assert "<h1>pass</h1>" in response.text
-    assert "Content-Security-Policy" not in response.headers
-
-
-def _headings(page: Page) -> list[int]:
-    return [int(tag[1]) for tag, _ in page.elements if re.fullmatch("h[1-6]", tag)]
-
-
 @pytest.mark.parametrize("make", [serve, full])
 def test_structure(make: Callable[[], tuple[Flask, Lifecycle]]) -> None:
     """Landmarks, headings in order, captions, headers with a scope, one live region for the state, unique ids."""
     page = page_of(make()[0])
     assert page.one("html") == {"lang": "en"}
     assert [len(page.all(tag)) for tag in ("header", "main", "footer", "h1")] == [1] * 4
-    assert _headings(page) == [1] + [2] * (len(_headings(page)) - 1)
+    headings = [tag for tag, _ in page.elements if re.fullmatch("h[1-6]", tag)]
+    assert headings == ["h1"] + ["h2"] * (len(headings) - 1)
     assert len(page.all("caption")) == len(page.all("table"))
     assert all(each.get("scope") in ("col", "row") for each in page.all("th"))
     assert [each for _, each in page.elements if "aria-live" in each] == [{"id": "state", "aria-live": "polite"}]
@@ -252,23 +234,25 @@ def test_headers() -> None:
         assert get(app, path).headers.getlist("Content-Security-Policy") == ["default-src 'self'"]
 
 
-@pytest.mark.parametrize("path", ["/healthcheck", "/healthcheck/-/status.js", "/healthcheck/-/feed"])
-def test_head(path: str) -> None:
-    """HEAD is answered with the headers of GET and without a body."""
-    app, _lifecycle = serve()
-    response = get(app, path, method="HEAD")
-    assert (response.status_code, response.data) == (200, b"")
-    assert int(response.headers["Content-Length"]) > 1000
-
-
 @pytest.mark.parametrize("failing", [True, False])
 def test_status_codes(failing: bool) -> None:
-    """The page has the status of the health check, because somebody may look at that alone; the feed is always 200."""
+    """The page has the status of the health check, the feed is always 200; HEAD is answered without a body.
+
+    Other groups, and single checks, have the small page.
+    """
     app, lifecycle = serve()
-    lifecycle.check("db")(lambda: CheckResult("fail" if failing else "pass"))
-    assert get(app).status_code == (503 if failing else 200)
-    assert get(app, "/healthcheck/-/feed").status_code == 200
-    assert state_of(app).probes.counts() == {("healthcheck", 503 if failing else 200): 1}
+    lifecycle.group("own", path="/own")
+    lifecycle.check("db", groups=("ready", "own"))(lambda: CheckResult("fail" if failing else "pass"))
+    status, code = ("fail", 503) if failing else ("pass", 200)
+    for path, expected in (("/healthcheck", code), ("/healthcheck/-/feed", 200), ("/healthcheck/-/status.js", 200)):
+        response = get(app, path, method="HEAD")
+        assert (response.status_code, response.data) == (expected, b"")
+        assert int(response.headers["Content-Length"]) > 1000
+    assert state_of(app).probes.counts() == {("healthcheck", code): 1}
+    for path in ("/readyz", "/healthcheck/db", "/own"):
+        response = get(app, path)
+        assert f"<h1>{status}</h1>" in response.text
+        assert "Content-Security-Policy" not in response.headers
 
 
 def test_a_page_that_cannot_be_made(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
@@ -399,16 +383,11 @@ def test_not_signed_in(authorization: str | None) -> None:
 @pytest.mark.parametrize(
     ("config", "path", "method", "accept"),
     [
-        (KEYED, "/healthcheck?login", "GET", "*/*"),  # what a kubelet sends
-        (KEYED, "/healthcheck?login", "GET", ""),
-        (KEYED, "/healthcheck?login", "GET", "application/json"),
+        *((KEYED, "/healthcheck?login", "GET", accept) for accept in ("*/*", "", "application/json")),  # as a kubelet
         (KEYED, "/healthcheck?login", "HEAD", HTML["Accept"]),
-        (KEYED, "/readyz?login", "GET", HTML["Accept"]),
-        (KEYED, "/livez?login", "GET", HTML["Accept"]),
-        (KEYED, "/healthcheck/-/feed?login", "GET", HTML["Accept"]),
-        ({"LIFECYCLE_DETAILS": "never"}, "/healthcheck?login", "GET", HTML["Accept"]),
+        *((KEYED, f"{path}?login", "GET", HTML["Accept"]) for path in ("/readyz", "/livez", "/healthcheck/-/feed")),
         ({"LIFECYCLE_DETAILS": "never", "LIFECYCLE_TOKEN": "hush"}, "/healthcheck?login", "GET", HTML["Accept"]),
-        ({"LIFECYCLE_DETAILS": "always"}, "/healthcheck?login", "GET", HTML["Accept"]),
+        *(({"LIFECYCLE_DETAILS": who}, "/healthcheck?login", "GET", HTML["Accept"]) for who in ("never", "always")),
     ],
 )
 def test_no_prober_is_asked_to_sign_in(config: dict[str, Any], path: str, method: str, accept: str) -> None:
