@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import importlib.util
 import math
 import socket
 import subprocess
@@ -16,7 +15,7 @@ from typing import Any
 import pytest
 from flask import Flask
 
-from flask_lifecycle import Check, HealthCheckError, Lifecycle, _servers, checks
+from flask_lifecycle import Check, HealthCheckError, Lifecycle, checks
 from flask_lifecycle._config import KEYS
 from tests._fakes import BOUND, make_app, run_python, running, state_of, whole
 
@@ -698,15 +697,6 @@ def test_port_taken(server: str) -> None:
     assert caught.value.strerror == (
         f"Cannot listen on 127.0.0.1:{port}: it is in use by another program; stop that program or choose another port."
     )
-
-
-def test_waitress_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A server whose package is missing names the extra to install."""
-    real = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "waitress" else real(name))
-    message = "The server 'waitress' is not installed; install it with: pip install 'flask-lifecycle[waitress]'"
-    with pytest.raises(RuntimeError, match=whole(message)):
-        _servers.create("waitress", wsgi, None, None, {})
 
 
 # -- the command line ---------------------------------------------------------------------------------------------

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import gc
 import logging
 import threading
@@ -79,18 +78,6 @@ def test_decorators_return_the_function() -> None:
 
 
 # -- the start-up -------------------------------------------------------------------------------------------------
-
-
-def test_ready_before_the_first_request_is_served() -> None:
-    """Without run() the start-up runs before the first request is served, once and in order."""
-    app, lifecycle = serve()
-    ran: list[str] = []
-    for name in ("one", "two"):
-        lifecycle.on_startup(name=name)(functools.partial(ran.append, name))
-    assert lifecycle.state is State.STARTING
-    assert (get(app).status_code, ran, lifecycle.state) == (200, ["one", "two"], State.READY)
-    get(app)
-    assert ran == ["one", "two"]
 
 
 def test_work_waits_for_the_start_up_and_probes_do_not(free: threading.Event) -> None:

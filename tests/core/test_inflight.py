@@ -249,23 +249,6 @@ def test_before_first_is_called_until_it_succeeds() -> None:
     assert asked == [False, True]
 
 
-def test_probes_are_answered_ahead_and_not_counted() -> None:
-    """A probe is answered instead of the application, is not counted and does not begin the start-up."""
-    ledger = Ledger()
-    seen: list[int] = []
-
-    def probe(environ: WSGIEnvironment, start: StartResponse) -> Iterable[bytes]:
-        seen.append(len(ledger))
-        return [b"alive"]
-
-    def before_first() -> bool:
-        raise AssertionError("a probe is no work")
-
-    app = counted(gives([b"work"]), ledger, probes={"/livez": probe}, before_first=before_first)
-    assert list(call(app, "/livez")) == [b"alive"]
-    assert seen == [0]
-
-
 def test_requests_answered_around_the_middleware_are_counted() -> None:
     """What something around the middleware answers is in flight until it is closed; what it lets in counts once."""
     now = [100.0]
@@ -548,8 +531,6 @@ def test_a_leaver_finds_a_newcomer() -> None:
         second.close()
     assert woken == [True]
 
-
-# -- fork ---------------------------------------------------------------------------------------------------------
 
 FORK = """
 import os, sys, threading

@@ -22,9 +22,6 @@ from tests._fakes import BOUND, FakeMember, finish, run_python, whole
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals are the subject")
 
 
-# -- signals as they are received, in a process that touches none -------------------------------------------------
-
-
 def test_an_application_after_a_shutdown_begins_anew() -> None:
     """After a shutdown is over a new application gets a new shutdown."""
     process = Process(signals=False)

@@ -151,20 +151,6 @@ def test_what_fails_does_not_end_the_shutdown(clock: ManualClock, caplog: pytest
 # -- announce and delay -------------------------------------------------------------------------------------------
 
 
-def test_the_delay_serves_and_then_stops_accepting(clock: ManualClock) -> None:
-    """During the delay nothing is refused and the listener stays open; after it, it is closed."""
-    member, server = ready(clock, grace_period=20.0, shutdown_delay=5.0, hook_reserve=1.0), FakeServer()
-    shutdown = begin(clock, member, server=server)
-    assert clock.waits.get(timeout=BOUND) == 5.0
-    assert (server.verbs, member.refused, member.machine.state) == (["announce"], 0, State.DRAINING)
-    assert (shutdown.phase, member.machine.draining.is_set(), shutdown.remaining()) == ("delay", True, 20.0)
-    clock.advance(5.0)
-    result = finish(shutdown)
-    assert server.calls[1] == ("stop_accepting", 14.0)
-    assert {phase.name: phase.duration for phase in result.phases}["delay"] == 5.0
-    assert result.duration == 5.0
-
-
 def test_the_delay_leaves_the_reserve_alone(clock: ManualClock) -> None:
     """The delay counts into the grace period and ends where the reserve of the hooks begins."""
     first, second = ready(clock, grace_period=30.0, shutdown_delay=20.0), ready(clock, grace_period=8.0)
@@ -283,9 +269,6 @@ def test_the_way_out_is_kept(free: threading.Event, grace: float, kept: float) -
     assert shutdown.remaining() == pytest.approx(kept)
 
 
-# -- refusing -----------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("policy", ["auto", "serve", "reject"])
 @pytest.mark.parametrize("server", ["ours", "foreign", None])
 def test_policies(clock: ManualClock, policy: str, server: str | None) -> None:
@@ -307,9 +290,6 @@ def test_policies(clock: ManualClock, policy: str, server: str | None) -> None:
     member.ledger = Ledger(clock)
     stop(member, clock=clock, server=None if server is None else Server(ours=server == "ours"))
     assert seen[-1] == int(refuses)
-
-
-# -- drain --------------------------------------------------------------------------------------------------------
 
 
 def test_two_stuck_applications_share_the_deadline(clock: ManualClock) -> None:
@@ -349,57 +329,38 @@ class Speechless(Exception):
         raise ValueError("no words")
 
 
-@pytest.mark.parametrize(
-    ("error", "text"),
-    [
-        (ValueError("boom"), "ValueError: boom"),
-        (SystemExit(7), "SystemExit: 7"),
-        (Speechless(), "Speechless: (its __str__ fails)"),
-    ],
-    ids=lambda value: type(value).__name__,
-)
-def test_a_raising_hook_is_named_and_the_rest_run(
-    clock: ManualClock, caplog: pytest.LogCaptureFixture, error: BaseException, text: str
+def test_hooks_that_raise_or_hang_are_named_and_the_rest_run(
+    clock: ManualClock, free: threading.Event, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A hook that raises, or exits, is logged with its name and traceback, and the rest still run."""
-    member = FakeMember(clock)
-    ran: list[str] = []
+    """A hook that raises, or exits, is logged with its traceback; one that hangs is left behind after its timeout."""
+    member, ran = FakeMember(clock, grace_period=10.0), list[str]()
 
-    def boom() -> None:
+    def fail(error: BaseException) -> None:
         raise error
 
     member.hooks.add("shutdown", lambda: ran.append("pool"), "pool", None)
-    member.hooks.add("shutdown", boom, None, None)
-    result = stop(member, clock=clock)
-    assert ran == ["pool"]
-    assert result.hooks == (
-        HookRecord("boom", "shutdown", "failed", 0.0, text),
-        HookRecord("pool", "shutdown", "ok", 0.0, ""),
-    )
-    [record] = [record for record in caplog.records if record.levelno == logging.WARNING]
-    assert record.getMessage() == f"on_shutdown 'boom' failed after 0.0 s: {text}"
-    assert record.exc_info is not None
-    assert record.__dict__["lifecycle_hook"] == "boom"
-    assert (result.clean, result.exit_code) == (False, 1)
-
-
-def test_a_hanging_hook_is_left_behind(
-    clock: ManualClock, free: threading.Event, caplog: pytest.LogCaptureFixture
-) -> None:
-    """A hook that hangs is named after its timeout, left behind, and the rest still run."""
-    member = FakeMember(clock, grace_period=10.0)
-    ran: list[str] = []
-    member.hooks.add("shutdown", lambda: ran.append("pool"), "pool", None)
     member.hooks.add("shutdown", lambda: free.wait(BOUND), "hangs", 1.5)
+    for error in (ValueError("boom"), SystemExit(7), Speechless()):
+        member.hooks.add("shutdown", functools.partial(fail, error), type(error).__name__, None)
     shutdown = begin(clock, member)
     assert clock.pass_wait() == 1.5
     result = finish(shutdown)
     assert ran == ["pool"]
-    assert result.hooks[0] == HookRecord("hangs", "shutdown", "hung", 1.5, "")
-    assert [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING] == [
-        "on_shutdown 'hangs' hung: it did not return within 1.5 s"
+    failed = [
+        HookRecord("Speechless", "shutdown", "failed", 0.0, "Speechless: (its __str__ fails)"),
+        HookRecord("SystemExit", "shutdown", "failed", 0.0, "SystemExit: 7"),
+        HookRecord("ValueError", "shutdown", "failed", 0.0, "ValueError: boom"),
     ]
-    assert not result.clean
+    hung = HookRecord("hangs", "shutdown", "hung", 1.5, "")
+    assert result.hooks == (*failed, hung, HookRecord("pool", "shutdown", "ok", 0.0, ""))
+    assert (result.clean, result.exit_code) == (False, 1)
+    warnings = [record for record in caplog.records if record.levelno == logging.WARNING]
+    assert [record.getMessage() for record in warnings] == [
+        *(f"on_shutdown '{hook.name}' failed after 0.0 s: {hook.error}" for hook in failed),
+        "on_shutdown 'hangs' hung: it did not return within 1.5 s",
+    ]
+    assert [bool(record.exc_info) for record in warnings] == [True, True, True, False]
+    assert warnings[0].__dict__["lifecycle_hook"] == "Speechless"
 
 
 @pytest.mark.parametrize("timeout", [None, 100.0])
@@ -523,9 +484,6 @@ def test_what_the_context_says(clock: ManualClock) -> None:
     shutdown.begin(StopRequest("SIGTERM", 15))
     assert finish(shutdown).clean
     assert seen == [("SIGTERM", 15, 10.0, 2), 0]
-
-
-# -- start-up -----------------------------------------------------------------------------------------------------
 
 
 def test_the_drain_waits_for_a_startup_under_way(clock: ManualClock, free: threading.Event) -> None:

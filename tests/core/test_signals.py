@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import queue
 import signal
-import subprocess
 import sys
 import threading
 from collections.abc import Iterator
@@ -264,13 +263,3 @@ def test_a_forked_child_has_the_handlers_from_before() -> None:
     """A child gets back what was there before us, but for what has replaced ours, and writes no byte to its parent."""
     done = run_python(FORK, python=["-W", "ignore"])
     assert (done.returncode, done.stderr) == (0, "")
-
-
-def test_die_by_a_signal() -> None:
-    """Dying by a signal looks to the parent as if nobody had ever handled it."""
-    code = (
-        "import signal; from flask_lifecycle._core.signals import die_by;"
-        "signal.signal(signal.SIGTERM, signal.SIG_IGN); die_by(signal.SIGTERM)"
-    )
-    done: subprocess.CompletedProcess[str] = run_python(code)
-    assert (done.returncode, done.stderr) == (-signal.SIGTERM, "")

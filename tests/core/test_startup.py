@@ -34,9 +34,6 @@ def ended(app: Flask) -> ShutdownReport:
     return shutdown.wait()
 
 
-# -- who sees to it -----------------------------------------------------------------------------------------------
-
-
 def test_a_request_that_waits_for_a_hung_start_is_answered_when_the_process_stops() -> None:
     """Under a server of somebody else's, too, a stop answers the requests that a start-up which hangs holds."""
     lifecycle = Lifecycle()

@@ -117,9 +117,6 @@ def test_last_wish_before_the_start_is_remembered(ready: bool) -> None:
     assert subject.reason == "last"
 
 
-# -- the cordon ---------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("before", "wish", "after", "reason"),
     [

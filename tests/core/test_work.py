@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import threading
+import traceback
 from collections.abc import Generator
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from typing import Any
@@ -13,7 +15,7 @@ import pytest
 
 from flask_lifecycle import Lifecycle, Work, WorkInfo
 from flask_lifecycle._core.work import WorkLedger
-from tests._fakes import BOUND, FakeMember, ManualClock, coordinate, in_child, running, stop, until, whole
+from tests._fakes import BOUND, FakeMember, ManualClock, in_child, running, stop, until, whole
 
 
 @pytest.fixture
@@ -23,9 +25,6 @@ def lifecycle() -> Lifecycle:
 
 def names(lifecycle: Lifecycle) -> list[str]:
     return [item.name for item in lifecycle.work_items()]
-
-
-# -- items -------------------------------------------------------------------------------------------------------
 
 
 def test_an_item_counts_inside_its_block(lifecycle: Lifecycle) -> None:
@@ -99,9 +98,6 @@ def test_work_reads_as_logged(info: WorkInfo, text: str) -> None:
 # -- decorated functions ------------------------------------------------------------------------------------------
 
 
-# -- decorated functions ------------------------------------------------------------------------------------------
-
-
 def test_each_call_of_a_decorated_function_is_work(lifecycle: Lifecycle) -> None:
     """A decorated function is no work, each of its calls is, and it keeps its name and its result."""
 
@@ -117,17 +113,6 @@ def test_each_call_of_a_decorated_function_is_work(lifecycle: Lifecycle) -> None
     assert double.__name__ == "double"
 
 
-class AsyncCall:
-    """An object whose call is a coroutine."""
-
-    def __init__(self, function: Any) -> None:
-        self.function = function
-
-    async def __call__(self) -> list[str]:
-        result: list[str] = self.function()
-        return result
-
-
 def test_a_decorated_coroutine_function_is_work_until_it_ends(lifecycle: Lifecycle) -> None:
     """An async function, or object, is work while it is awaited, not only while its coroutine is made."""
 
@@ -135,8 +120,12 @@ def test_a_decorated_coroutine_function_is_work_until_it_ends(lifecycle: Lifecyc
         await asyncio.sleep(0)
         return names(lifecycle)
 
-    for function in (fetch, AsyncCall(lambda: names(lifecycle))):
-        coroutine = lifecycle.work("fetch")(function)()
+    class Fetches:
+        async def __call__(self) -> list[str]:
+            return names(lifecycle)
+
+    for function in (fetch, Fetches()):
+        coroutine: Any = lifecycle.work("fetch")(function)()
         assert lifecycle.work_items() == ()
         assert asyncio.run(coroutine) == ["fetch"]
         assert lifecycle.work_items() == ()
@@ -234,20 +223,13 @@ def test_work_that_does_not_end_is_abandoned(caplog: pytest.LogCaptureFixture) -
 
 
 def test_work_that_begins_after_the_drain_is_told(caplog: pytest.LogCaptureFixture) -> None:
-    """A loop that does not look at the drain and begins another job behind its back has lost that one too."""
-    member = FakeMember()
-    member.hooks.add("shutdown", lambda: Work(member.work, "late", {}), "starts work", None)
-    report = stop(member)
+    """A loop that does not look at the drain has lost what it begins, once for all applications of one Lifecycle."""
+    members = FakeMember(), FakeMember()
+    members[1].work = work = members[0].work
+    members[0].hooks.add("shutdown", lambda: Work(work, "late", {}), "starts work", None)
+    report = stop(*members)
     assert [info.name for info in report.work] == ["late"]
-    assert any(record.getMessage().startswith("abandoned work 'late'") for record in caplog.records)
-
-
-def test_applications_of_one_lifecycle_wait_for_its_work_once() -> None:
-    """Work belongs to the Lifecycle, so several applications of one tell it once."""
-    members = [FakeMember() for _ in range(2)]
-    members[1].work = members[0].work
-    Work(members[0].work, "shared", {})
-    assert [info.name for info in coordinate(None, *members).live_work()] == ["shared"]
+    assert sum(message.startswith("abandoned work 'late'") for message in caplog.messages) == 1
 
 
 def test_a_forked_child_has_no_work(lifecycle: Lifecycle) -> None:
@@ -257,68 +239,56 @@ def test_a_forked_child_has_no_work(lifecycle: Lifecycle) -> None:
         assert names(lifecycle) == ["parent's"]
 
 
-# -- what has been tried to break it ------------------------------------------------------------------------------
+def test_an_item_tells_the_thread_that_has_entered_it(lifecycle: Lifecycle, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An item entered in another thread has its name and stack, which is looked at once; until then it has no stack."""
+    items, entered, end = [lifecycle.work("job") for _ in range(100)], threading.Event(), threading.Event()
+    assert {(info.thread, info.stack) for info in lifecycle.work_items(stacks=True)} == {("MainThread", "")}
+    looks, format_stack = list[Any](), traceback.format_stack
 
-
-def test_an_item_tells_the_thread_that_has_entered_it(lifecycle: Lifecycle) -> None:
-    """An item that is entered in another thread has that thread's name and stack, and until then no stack."""
-    item, entered, end = lifecycle.work("job"), threading.Event(), threading.Event()
-    (info,) = lifecycle.work_items(stacks=True)
-    assert (info.thread, info.stack) == (threading.current_thread().name, "")
+    def look(*arguments: Any) -> list[str]:
+        looks.append(arguments)
+        return format_stack(*arguments)
 
     def carry_out() -> None:
-        with item:
+        with contextlib.ExitStack() as stack:
+            for item in items:
+                stack.enter_context(item)
             entered.set()
             end.wait(BOUND)
 
+    monkeypatch.setattr("traceback.format_stack", look)
     with running(carry_out, "worker"):
         assert entered.wait(BOUND)
-        (info,) = lifecycle.work_items(stacks=True)
+        infos = lifecycle.work_items(stacks=True)
         end.set()
-    assert info.thread == "worker"
-    assert "in carry_out" in info.stack
+    assert {info.thread for info in infos} == {"worker"}
+    assert all("in carry_out" in info.stack for info in infos)
+    assert len(looks) == 1
 
 
-def test_a_stack_is_looked_at_once(lifecycle: Lifecycle, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Thousands of items of one thread cost one look at its stack: a stop has no time for more."""
-    looks: list[Any] = []
-
-    def format_stack(frame: Any, limit: int) -> list[str]:
-        looks.append(frame)
-        return ["a line"]
-
-    monkeypatch.setattr("traceback.format_stack", format_stack)
-    items = [lifecycle.work("job").__enter__() for _ in range(100)]
-    assert {info.stack for info in lifecycle.work_items(stacks=True)} == {"a line"}
-    assert (len(looks), len(items)) == (1, 100)
-
-
-class Passing(WorkLedger):
-    """A ledger whose work ends when it is waited for, and begins as much in another ledger, so many times."""
-
-    other: WorkLedger
-    times = 12
-
-    def wait_idle(self, timeout: float) -> bool:
-        for item in list(self.active):
-            if Passing.times:
-                Passing.times -= 1
-                Work(self.other, "job", {})
-            item.done()
-        return super().wait_idle(timeout)
-
-
-def test_work_that_begins_other_work_is_waited_for_to_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_work_that_begins_other_work_is_waited_for_to_its_end() -> None:
     """However often work goes over from one application to the other, the drain waits for the last of it."""
     # The first ledger is waited for and found idle, then the second; what ends there begins work in the first.
-    monkeypatch.setattr(Passing, "times", 12)
+    left = list(range(12))
+
+    class Passing(WorkLedger):
+        other: WorkLedger
+
+        def wait_idle(self, timeout: float) -> bool:
+            for item in list(self.active):
+                if left:
+                    left.pop()
+                    Work(self.other, "job", {})
+                item.done()
+            return super().wait_idle(timeout)
+
     members = FakeMember(), FakeMember()
     ledgers = Passing(), Passing()
     for member, ledger, other in zip(members, ledgers, reversed(ledgers), strict=True):
         member.work, ledger.other = ledger, other
     Work(ledgers[0], "job", {})
     report = stop(*members)
-    assert (Passing.times, report.work, report.clean) == (0, (), True)
+    assert (left, report.work, report.clean) == ([], (), True)
 
 
 class LeavingWhenLookedAt(dict[Any, None]):
