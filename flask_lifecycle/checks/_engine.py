@@ -323,14 +323,14 @@ class Engine:
         app: Any,
         checks: Callable[[], Iterable[Check]],
         changed: Callable[[Check, str, str, str], None],
-        record: Callable[[Check, str, str, str], None] = lambda check, old, new, reason: None,
+        record: Callable[[Check, str, str, str], None],
         now: Callable[[], float] = time.monotonic,
     ) -> None:
         self.app = app
         self.changed = changed
         self.record = record
         self.now = now
-        self.checks = checks  # called each time; tests replace it
+        self.checks = checks
         # Seeded with what distinguishes this process from its siblings, which may have been forked a moment later.
         self._random = random.Random(f"{socket.gethostname()} {os.getpid()}")
         self._resume = False  # whether a forked child has to start the background checks at its first probe

@@ -9,42 +9,30 @@ import http
 import logging
 import threading
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from typing import Any
 
 import pytest
 from flask import Response
 
-from flask_lifecycle import Check, CheckContext, CheckResult, HealthCheckError, State
-from flask_lifecycle.checks import CheckReport, _engine
-from tests._fakes import BOUND, in_child, running, until
-
-
-class FakeApp:
-    """An application as the engine sees it."""
-
-    def __init__(self) -> None:
-        self.context: Callable[[], AbstractContextManager[Any]] = contextlib.nullcontext
-
-    def ensure_sync(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        import asyncio
-
-        return lambda *arguments: asyncio.run(function(*arguments))
-
-    def check_context(self) -> CheckContext:
-        return CheckContext(State.READY, "started", 3, None)
+from flask_lifecycle import Check, CheckContext, CheckResult, HealthCheckError, Lifecycle, State
+from flask_lifecycle.checks import CheckReport
+from tests._fakes import BOUND, in_child, make_app, running, state_of, until
 
 
 class Engineered:
-    """An engine with a manual clock, and the changes that it published."""
+    """The engine of an application, with a manual clock, and the changes that it published."""
 
     def __init__(self, *checks: Check) -> None:
-        self.app = FakeApp()
-        self.checks = list(checks)
+        self.lifecycle = Lifecycle(app := make_app())
+        for check in checks:
+            self.lifecycle.add_check(check)
         self.changes: list[tuple[str, str, str, str]] = []
         self.clock = 1000.0
-        self.engine = _engine.Engine(self.app, lambda: self.checks, self.changed, now=lambda: self.clock)
+        self.engine = state_of(app).health.engine
+        self.engine.changed = self.changed
+        self.engine.now = lambda: self.clock
 
     def changed(self, check: Check, old: str, new: str, reason: str) -> None:
         self.changes.append((check.name, old, new, reason))
@@ -113,6 +101,10 @@ class Switch:
 
 def lifecycle_threads() -> list[str]:
     return [thread.name for thread in threading.enumerate() if thread.name.startswith("lifecycle-check")]
+
+
+# Give or take which share an interval lasts.
+JITTER = 0.1
 
 
 # -- results ------------------------------------------------------------------------------------------------------
@@ -288,18 +280,18 @@ def test_checks_of_all_kinds() -> None:
     """A function and an object may take the context and be coroutine functions, which are awaited."""
     given: list[CheckContext] = []
 
-    async def function() -> dict[str, int]:
+    async def function() -> dict[str, Any]:
         return {"seen": 1}
 
     class Object:
-        async def __call__(self, context: CheckContext) -> dict[str, int]:
-            return {"seen": context.in_flight}
+        async def __call__(self, context: CheckContext) -> dict[str, Any]:
+            return {"seen": context.reason}
 
     checks: dict[str, Any] = {"one": given.append, "two": lambda context: given.append(context)}
     checks |= {"function": function, "object": Object()}
     reports = Engineered(*(Check(name, check) for name, check in checks.items())).probe()
-    assert given == [CheckContext(State.READY, "started", 3, None)] * 2
-    assert [report.result.observed for report in reports] == [{}, {}, {"seen": 1}, {"seen": 3}]
+    assert given == [CheckContext(State.STARTING, "starting", 0, None)] * 2
+    assert [report.result.observed for report in reports] == [{}, {}, {"seen": 1}, {"seen": "starting"}]
 
 
 def test_a_context_that_fails() -> None:
@@ -309,7 +301,7 @@ def test_a_context_that_fails() -> None:
         raise LookupError("no context")
 
     made = Engineered(Check("db", passes))
-    made.app.context = broken
+    made.engine.app = types.SimpleNamespace(context=broken)
     assert (made.one().status, made.one().output) == ("fail", "LookupError")
 
 
@@ -386,7 +378,7 @@ def test_a_check_that_is_still_well_stays_so_until_its_timeout() -> None:
 
 def test_a_flood_of_probes_does_not_wait(hanging: Hanging, monkeypatch: pytest.MonkeyPatch) -> None:
     """Beyond a number of waiting probes, here none, further ones get the last known status at once."""
-    monkeypatch.setattr(_engine, "MOST_WAITING", 0)
+    monkeypatch.setattr("flask_lifecycle.checks._engine.MOST_WAITING", 0)
     made = Engineered(Check("slow", hanging, timeout=BOUND))
     assert (made.one().status, made.one().output) == ("fail", "no answer yet after 0.0 s")
     hanging.free.set()
@@ -409,8 +401,8 @@ def test_back_again_after_it_returned(hanging: Hanging) -> None:
 def test_a_check_may_ask_the_checks() -> None:
     """A check may probe another one: no lock is held while it runs."""
     made = Engineered()
-    made.checks.append(Check("b", passes))
-    made.checks.append(
+    made.lifecycle.add_check(Check("b", passes))
+    made.lifecycle.add_check(
         Check("a", lambda: {"b": made.engine.run(lambda check: check.name == "b", BOUND)}, timeout=BOUND)
     )
     assert [report.status for report in made.probe()] == ["pass", "pass"]
@@ -581,8 +573,10 @@ def test_fifty_probes_at_once_run_each_check_once() -> None:
 )
 def test_debouncing(options: tuple[int, int, float], results: str, counted: str) -> None:
     """A check fails and recovers only after the results that it needs for it."""
-    debounce = _engine.Debounce(*options)
-    found = [debounce.add(status, 5.0 * number) for number, status in enumerate(results.split())]
+    left = results.split()
+    needs = dict(zip(("fail_after", "recover_after", "fail_for"), options, strict=True))
+    made = Engineered(Check("db", lambda: CheckResult(left.pop(0)), ttl=0, **needs))  # type: ignore[arg-type]
+    found = [made.later(5.0).one().status for _ in results.split()]
     runs = (run.split("*") for run in counted.split())
     assert found == [status for count, status in runs for _ in range(int(count))]
 
@@ -672,7 +666,7 @@ def test_a_slow_check_is_warned_about_once(caplog: pytest.LogCaptureFixture) -> 
     def check() -> None:
         made.later(1.5)
 
-    made.checks.append(Check("db", check, timeout=2.0, ttl=0))
+    made.lifecycle.add_check(Check("db", check, timeout=2.0, ttl=0))
     for _ in range(3):
         assert made.settled().status == "pass"
     assert [record.getMessage() for record in caplog.records] == [
@@ -716,11 +710,11 @@ def test_another_interval_while_failing(fail_interval: float) -> None:
     switch.down = True
     made = background(switch, fail_interval=fail_interval)
     tick(made)
-    assert tick(made) == pytest.approx(fail_interval, rel=_engine.JITTER)
+    assert tick(made) == pytest.approx(fail_interval, rel=JITTER)
     assert (made.later(0.8 * fail_interval).one().status, switch.calls) == ("fail", 1)
     switch.down = False
     tick(made.later(0.4 * fail_interval))
-    assert tick(made) == pytest.approx(10.0, rel=_engine.JITTER)
+    assert tick(made) == pytest.approx(10.0, rel=JITTER)
     assert switch.calls == 2
 
 
@@ -730,14 +724,15 @@ def test_background_checks_run_at_their_interval() -> None:
     made = background(switch)
     assert tick(made) == 2.0  # when it would hang
     pause = tick(made) or 0.0
-    assert pause == pytest.approx(10.0, rel=_engine.JITTER)
+    assert pause == pytest.approx(10.0, rel=JITTER)
     assert (made.one().status, switch.calls) == ("pass", 1)
     tick(made.later(pause - 0.1))
     made.one()
     assert switch.calls == 1
     tick(made.later(0.1))
     assert switch.calls == 2
-    assert len({made.engine.pause(made.checks[0], "pass") for _ in range(10)}) == 10
+    [check] = made.engine.checks()
+    assert len({made.engine.pause(check, "pass") for _ in range(10)}) == 10
 
 
 def test_a_hung_background_check_is_seen_without_a_probe(hanging: Hanging) -> None:
@@ -766,7 +761,7 @@ def test_nothing_in_the_background() -> None:
     assert made.engine.tick() is None
     assert "lifecycle-checks" not in lifecycle_threads()
     switch = Switch()
-    made.checks.append(Check("later", switch, interval=60.0))
+    made.lifecycle.add_check(Check("later", switch, interval=60.0))
     made.engine.wake()
     until(lambda: switch.calls == 1)
     made.engine.start()

@@ -25,10 +25,8 @@ from flask_lifecycle import (
     health_changed,
     state_changed,
 )
-from flask_lifecycle._core.state import Event, StateMachine
-from flask_lifecycle.checks._health import Health
+from flask_lifecycle._core.state import Event
 from tests._fakes import BOUND, in_child, make_app, running, state_of, until
-from tests.checks.test_checks import FakeApp
 
 
 class Switch:
@@ -44,16 +42,15 @@ class Switch:
 
 
 class Healthy:
-    """The health of an application without Flask, READY by default."""
+    """The health of an application, READY by default, with a group of its own."""
 
     def __init__(self, *checks: Check, keep: bool = False, start: bool = True) -> None:
-        self.checks = list(checks)
-        self.machine = StateMachine(
-            ready=True,
-            notify=lambda old, new, reason: self.health.state_changed(new),
-            record=lambda *change: self.health.record_state(*change),
-        )
-        self.health = Health(FakeApp(), lambda: self.checks, self, self.machine, BOUND, keep=keep)
+        config = {"LIFECYCLE_READINESS_ON_DRAIN": "keep" if keep else "fail", "LIFECYCLE_PROBE_TIMEOUT": BOUND}
+        self.lifecycle = Lifecycle(app := make_app(**config))
+        self.lifecycle.group("own", path="/own")
+        for check in checks:
+            self.lifecycle.add_check(check)
+        self.app, self.machine, self.health = app, state_of(app).machine, state_of(app).health
         if start:
             self.machine.apply(Event.STARTED)
 
@@ -210,7 +207,7 @@ def test_a_check_that_ends_the_readiness() -> None:
     Interleaving: the probe finds READY and runs the check; the check sets the application not ready, and passes.
     """
     made = Healthy()
-    made.checks.append(Check("db", lambda: made.machine.apply(Event.SET_NOT_READY, "by the check")))
+    made.lifecycle.add_check(Check("db", lambda: made.machine.apply(Event.SET_NOT_READY, "by the check")))
     report = made.health.report("ready")
     assert (report.status, report.state, report.reason) == ("fail", State.NOT_READY, "by the check")
     assert not report.draining
@@ -229,7 +226,7 @@ def test_changes_are_published_once(scope: str, whole: str) -> None:
             raise HealthCheckError("down")
 
     made = Healthy(Check("db", check, ttl=0, fail_after=2, scope=scope), start=False)
-    with heard(made) as told:
+    with heard(made.app) as told:
         made.machine.apply(Event.STARTED)
         for down[0] in (False, False, True, True, True, False):
             made.said("ready")
@@ -248,7 +245,7 @@ def test_changes_are_published_once(scope: str, whole: str) -> None:
 def test_the_state_changes_the_whole(keep: bool) -> None:
     """The health follows the state: with "keep" it fails when readiness ends, else at the drain."""
     made = Healthy(keep=keep)
-    with heard(made) as told:
+    with heard(made.app) as told:
         made.machine.apply(Event.SET_NOT_READY, "maintenance")
         made.machine.apply(Event.SET_READY)
         made.machine.apply(Event.DRAIN, "SIGTERM")
@@ -275,7 +272,7 @@ def test_receivers_that_raise(caplog: pytest.LogCaptureFixture) -> None:
     with contextlib.ExitStack() as stack:
         for signal in (check_changed, health_changed):
             for receiver in (broken, hears):
-                stack.enter_context(signal.connected_to(receiver, made))
+                stack.enter_context(signal.connected_to(receiver, made.app))
         assert made.said("ready") == ["fail"]
         made.ended()
     assert told == ["fail", "fail"]
@@ -292,7 +289,7 @@ def test_no_lock_is_held_while_a_change_is_sent() -> None:
         if made.machine.state is State.READY:
             made.machine.apply(Event.SET_NOT_READY, "by the receiver")
 
-    with health_changed.connected_to(receiver, made):
+    with health_changed.connected_to(receiver, made.app):
         made.said("ready")
         made.ended()
     assert seen == [(["fail"], 4)]
@@ -346,7 +343,7 @@ def test_each_change_of_the_health_names_its_check() -> None:
         entered[check].set()
         assert go_on.wait(BOUND)
 
-    with heard(made) as told, check_changed.connected_to(hold, made):
+    with heard(made.app) as told, check_changed.connected_to(hold, made.app):
         for group, check in (("live", "slow"), ("ready", "dead")):
             made.said(group)
             assert entered[check].wait(BOUND)
@@ -420,7 +417,7 @@ def test_changes_of_the_health_are_sent_in_order() -> None:
         held.set()
         assert go_on.wait(BOUND)
 
-    with health_changed.connected_to(hold, made):
+    with health_changed.connected_to(hold, made.app):
         made.said("ready")
         assert held.wait(BOUND)
         made.machine.apply(Event.SET_NOT_READY, "by hand")
