@@ -37,11 +37,9 @@ class Seen:
     trouble: str = ""
 
 
-def show_status(
-    url: Url, token: str | None, timeout: float, *, as_json: bool, interval: float | None, stream: TextIO | None = None
-) -> int:
+def show_status(url: Url, token: str | None, timeout: float, *, as_json: bool, interval: float | None) -> int:
     """Show the status of a process once, or until Ctrl-C; return the exit code."""
-    out = stream or sys.stdout or io.StringIO()  # stdout may be closed; the exit code counts all the same
+    out: TextIO = sys.stdout or io.StringIO()  # stdout may be closed; the exit code counts all the same
     if isinstance(out, io.TextIOWrapper):
         out.reconfigure(errors="backslashreplace")  # the terminal may not know "é"
 
