@@ -405,7 +405,7 @@ def test_a_feature_that_fails(caplog: pytest.LogCaptureFixture) -> None:
         def state_changed(self, new: State, reason: str) -> None:
             told.append(new)
 
-    state.features |= {"broken": Broken(), "sound": Sound()}
+    state.features |= {"broken": Broken(state), "sound": Sound(state)}
     state.startup.run()
     assert told == [State.READY]
     assert "broken failed" in caplog.messages

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from .state import State
 
 
 class Feature:
     """One feature of an application. Its module is imported only if a setting asks for it; see ``_app.FEATURES``."""
+
+    def __init__(self, application: Any) -> None:
+        self._application = application
+
+    @classmethod
+    def of(cls, application: Any) -> Feature:
+        """The feature of an application: a new one, unless the applications of the process share one."""
+        return cls(application)
 
     def open(self) -> None:
         """Bind the sockets it needs, before the application is ready. Idempotent.

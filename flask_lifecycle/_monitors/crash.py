@@ -85,12 +85,10 @@ class CrashWatch(Feature):
                 threading.excepthook, self._thread_next = self._thread_next, None
 
     def _in_main(self, kind: type[BaseException], error: BaseException, trace: Any) -> None:
-        """Our ``sys.excepthook``."""
         show = functools.partial(self._main_next or sys.__excepthook__, kind, error, trace)
         self._show(show, functools.partial(self._handle, threading.main_thread().name, kind, error, main=True))
 
     def _in_thread(self, arguments: threading.ExceptHookArgs) -> None:
-        """Our ``threading.excepthook``."""
         show = functools.partial(self._thread_next or threading.__excepthook__, arguments)
         name = "" if arguments.thread is None else arguments.thread.name
         self._show(show, functools.partial(self._handle, name, arguments.exc_type, arguments.exc_value, main=False))

@@ -99,7 +99,6 @@ class PoolWatch(Feature):
 
     @classmethod
     def of(cls, application: Any) -> PoolWatch:
-        """The one of the process for this number of seconds."""
         after, search = application.settings.stuck_after, application.serving.current
         watch: PoolWatch = application.process.share(lambda p: cls(after, p.applications, search), (cls, after))
         watch.attach(application.health)

@@ -100,7 +100,6 @@ class Notifier(Feature):
 
     @classmethod
     def of(cls, application: Any) -> Notifier:
-        """The one of the process."""
         notifier: Notifier = application.process.share(cls)
         return notifier
 
@@ -182,7 +181,6 @@ class Notifier(Feature):
         return _PERIOD if self._complained and not self._process.shutdown.begun else _RETRY
 
     def _record(self, lines: Iterable[str], status: str, now: float) -> None:
-        """Record what was sent."""
         for line in lines:
             name, _, value = line.partition("=")
             if name == "STOPPING":

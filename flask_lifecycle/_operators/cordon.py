@@ -16,7 +16,6 @@ import contextlib
 import math
 import re
 import threading
-from collections.abc import Callable
 from typing import Any
 
 from .._config import shown
@@ -62,19 +61,12 @@ class Lease:
 
 
 class Control(Feature):
-    """Operators' actions on one application. Any thread may call them; none blocks.
+    """Operators' actions on one application. Any thread may call them; none blocks."""
 
-    :param shutdown: begins the shutdown of the process for a reason, without blocking.
-    """
-
-    def __init__(self, machine: StateMachine, shutdown: Callable[[str], object]) -> None:
-        self._machine = machine
-        self._shutdown = shutdown
+    def __init__(self, application: Any) -> None:
+        super().__init__(application)
+        self._machine: StateMachine = application.machine
         self.clock = Clock()
-
-    @classmethod
-    def of(cls, application: Any) -> Control:
-        return cls(application.machine, application.process.drain)
 
     @property
     def lease(self) -> Lease | None:
@@ -119,7 +111,7 @@ class Control(Feature):
 
     def drain(self, by: str, way: str) -> None:
         """Begin the shutdown of the process, as a signal would."""
-        self._shutdown(f"drain requested by {by}")
+        self._application.process.drain(f"drain requested by {by}")
         _log("drain", by, way)
 
     def _wait(self, lease: Lease) -> None:

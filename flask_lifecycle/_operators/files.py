@@ -54,9 +54,9 @@ class ControlDirectory(Feature):
     :raises ValueError: the directory does not exist, or others may write to it.
     """
 
-    def __init__(self, path: str, control: Control) -> None:
-        self._path = os.path.abspath(path)  # the process may change its directory
-        self._control = control
+    def __init__(self, application: Any) -> None:
+        self._path = os.path.abspath(application.settings.control_dir)  # the process may change its directory
+        self._control: Control = application.control
         self._first = True
         self._drain: Identity = None
         self._cordon: Identity = None  # the last one that was read
@@ -74,10 +74,6 @@ class ControlDirectory(Feature):
         self._known_in = os.getpid()
         self._looked = threading.Event()
         self._scheduler = Scheduler(self.look, "lifecycle-control", "control directory")
-
-    @classmethod
-    def of(cls, application: Any) -> ControlDirectory:
-        return cls(application.settings.control_dir, application.control)
 
     def begin(self) -> None:
         self._scheduler.wake()

@@ -27,13 +27,11 @@ _LONGEST_QUERY = 2048  # characters; a query has a name and a duration
 class Operators(Feature):
     """Adds the handlers to the probe listener of an application."""
 
-    @classmethod
-    def of(cls, application: Any) -> Operators:
+    def __init__(self, application: Any) -> None:
         probes, prefix = application.probes, application.probes.fold(application.settings.url_prefix)
         for action in _PARAMETERS:
             answer = functools.partial(_respond, application.control, action)
             probes.operators[f"{prefix}/lifecycle/{action}"] = answer
-        return cls()
 
 
 def _respond(control: Control, action: str, request: Request) -> Response:

@@ -55,16 +55,13 @@ _TICK = 0.05
 
 
 class AdaptiveDelay(Feature):
-    """Decides when the delay of one application ends. For the shutdown's thread alone.
+    """Decides when the delay of one application ends. For the shutdown's thread alone."""
 
-    :param kubernetes: whether the process runs there.
-    """
-
-    def __init__(self, settings: Settings, probers: Probers, ledger: Ledger, kubernetes: bool) -> None:
-        self._settings = settings
-        self._probers = probers
-        self._ledger = ledger
-        self._kubernetes = kubernetes
+    def __init__(self, application: Any) -> None:
+        self._settings: Settings = application.settings
+        self._probers: Probers = application.probes.probers
+        self._ledger: Ledger = application.ledger
+        self._kubernetes = bool(os.environ.get("KUBERNETES_SERVICE_HOST"))
         self._waited_for: list[Prober] = []
         self._seldom: list[Prober] = []
         self._began = self._latest = self._quiet_since = self._now = 0.0
@@ -72,11 +69,6 @@ class AdaptiveDelay(Feature):
         self._refused: threading.Event | None = None
         self._waited = False  # whether the last look found a prober to wait for
         self._cut = False  # whether the maximum ended the delay
-
-    @classmethod
-    def of(cls, application: Any) -> AdaptiveDelay:
-        kubernetes = bool(os.environ.get("KUBERNETES_SERVICE_HOST"))
-        return cls(application.settings, application.probes.probers, application.ledger, kubernetes)
 
     def start(self, now: float, latest: float, refused: threading.Event) -> None:
         self._began = self._now = self._quiet_since = now
@@ -93,7 +85,7 @@ class AdaptiveDelay(Feature):
         return now - prober.last <= self._settings.delay_max if prober.count == 1 else not prober.silent(now)
 
     def _is_local_kubelet(self, prober: Prober) -> bool:
-        return self._kubernetes and prober.is_kubelet
+        return self._kubernetes and prober.agent.startswith("kube-probe/")
 
     def pause(self, now: float, queued: Callable[[], int]) -> float:
         """Return the seconds until the next look; 0 ends the delay."""

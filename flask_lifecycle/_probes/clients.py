@@ -40,7 +40,6 @@ _ADDRESS, _PORT = 64, 8
 _OURS = "flask-lifecycle"
 # In the user agent of every browser, of no load balancer, and of some monitoring services.
 _BROWSER = "Mozilla/"
-_KUBELET = "kube-probe/"
 # Each is added by a proxy.
 _FORWARDED = ("HTTP_X_FORWARDED_FOR", "HTTP_FORWARDED", "HTTP_VIA")
 
@@ -110,18 +109,12 @@ class Prober:
         return now > self.silent_at()
 
     def silent_at(self) -> float:
-        """When it will be silent."""
         return self.last + 3 * self.interval + 1.0
 
     @property
     def decides(self) -> bool:
         """Whether traffic may depend on its answers: not for liveness or start-up, and not for a browser."""
         return self.group.partition("/")[0] not in ("live", "startup") and not self.agent.startswith(_BROWSER)
-
-    @property
-    def is_kubelet(self) -> bool:
-        """Whether its user agent is a kubelet's."""
-        return self.agent.startswith(_KUBELET)
 
     def __str__(self) -> str:
         return f"'{_quoted(self.agent)}' at {_quoted(self.address)}" if self.agent else f"at {_quoted(self.address)}"
@@ -174,7 +167,6 @@ class Probers:
             return list(self._probers.values())
 
     def snapshot(self) -> tuple[ProberInfo, ...]:
-        """A record of each."""
         now = self.clock()
         return tuple(
             ProberInfo(
@@ -190,7 +182,6 @@ def _least(entries: Iterable[tuple[tuple[str, str, str, str], Prober]], now: flo
 
 
 def _address_of(environ: WSGIEnvironment) -> str:
-    """The address that a probe comes from."""
     # A listener of both families has IPv4 addresses in this form.
     address = str(environ.get("REMOTE_ADDR") or "unknown")[:_ADDRESS].removeprefix("::ffff:")
     return f"relayed by {address}" if any(header in environ for header in _FORWARDED) else address

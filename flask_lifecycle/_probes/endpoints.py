@@ -166,7 +166,6 @@ class Probes:
         return None if endpoint is None else endpoint.worker
 
     def is_probe(self, path: str) -> bool:
-        """Whether a request path is a probe's, wherever the application is mounted."""
         return self._find_mounted(path) is not None
 
     def _find_mounted(self, path: str) -> Endpoint | None:
@@ -293,7 +292,6 @@ class Probes:
         return page
 
     def _report(self, endpoint: Endpoint, how: Group, request: Request, details: bool) -> Response:
-        """Answer with the health of a group or of a component."""
         environ = request.environ
         self._learn_mount(environ)
         self._application.startup.ensure()

@@ -116,16 +116,14 @@ class ProbeServer:
 
     @property
     def listener(self) -> socket.socket:
-        """Its listening socket."""
         return self._server.socket
 
     def sockets(self) -> list[socket.socket]:
-        """The sockets that a forked child must close."""
-        return [self._server.socket, *self._server.connections()]
+        """The sockets that a forked child must close. Takes no lock, which might stay locked there."""
+        return [self._server.socket, *self._server.open.copy()]
 
     @property
     def url(self) -> str:
-        """The URL of the listener."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"http://{host}:{self.port}"
 
@@ -134,7 +132,6 @@ class ProbeServer:
         self._server.answering.seconds = seconds + self._server.limits.sending
 
     def start(self) -> None:
-        """Begin to answer."""
         self._thread.start()
         logger.info("probe listener on %s", self.url, extra={"lifecycle_port": self.port})
 
@@ -209,18 +206,18 @@ class _Server(ThreadedWSGIServer):
             _Stage(PROBE_TIMEOUT + limits.sending),
             _Stage(limits.lingering),
         )
-        self._open: set[socket.socket] = set()  # in any stage or in none, until their threads have ended
+        self.open: set[socket.socket] = set()  # in any stage or in none, until their threads have ended
 
     def accept_one(self) -> bool:
         """Accept a connection; ``False`` if that cannot succeed for a moment."""
-        if len(self._open) >= self.limits.threads:
+        if len(self.open) >= self.limits.threads:
             return False
         try:
             sock, address = self.get_request()
         except OSError as error:
             return error.errno not in _EXHAUSTED
         with self._lock:
-            self._open.add(sock)
+            self.open.add(sock)
         self.enter(self.reading, sock)
         try:
             self.process_request(sock, address)
@@ -228,10 +225,6 @@ class _Server(ThreadedWSGIServer):
             self.forget(sock)
             self.shutdown_request(sock)
         return True
-
-    def connections(self) -> list[socket.socket]:
-        """The open ones. Takes no lock, which might stay locked in a forked child."""
-        return list(self._open.copy())
 
     def hang_up_late(self) -> float | None:
         """Close the connections whose time is over; return the milliseconds until the next is due."""
@@ -261,7 +254,7 @@ class _Server(ThreadedWSGIServer):
         with self._lock:
             for stage in self._stages:
                 stage.pop(sock, None)
-            self._open.discard(sock)
+            self.open.discard(sock)
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
         try:

@@ -40,13 +40,11 @@ class ProbeListener(ProbeServer):
         super().__init__(self._answer, host, port, **options)
 
     def start(self) -> None:
-        """Begin to answer. Idempotent."""
         if not self._started:
             self._started = True
             super().start()
 
     def members(self) -> list[Probes]:
-        """The applications that are left."""
         return [probes for each, _timeout in self._members if (probes := each()) is not None]
 
     def add(self, probes: Probes, timeout: float) -> None:
@@ -138,12 +136,8 @@ class ProbePort(Feature):
     """``LIFECYCLE_PROBE_PORT``: the probe listener of one application, which it may share with others."""
 
     def __init__(self, application: Any) -> None:
-        self._application = application
+        super().__init__(application)
         self.after_fork()
-
-    @classmethod
-    def of(cls, application: Any) -> ProbePort:
-        return cls(application)
 
     def after_fork(self) -> None:
         """The listener's socket is closed in a forked child."""

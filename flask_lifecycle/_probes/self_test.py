@@ -73,13 +73,7 @@ def layers(app: Any) -> list[str]:
 class SelfTest(Feature):
     """``LIFECYCLE_SELF_TEST``: sends itself a probe when the start-up is over, and warns if something else answers."""
 
-    def __init__(self, application: Any) -> None:
-        self._application = application
-        self._due = False
-
-    @classmethod
-    def of(cls, application: Any) -> SelfTest:
-        return cls(application)
+    _due = False
 
     def begin(self) -> None:
         self._due = True
@@ -91,7 +85,6 @@ class SelfTest(Feature):
                 threading.Thread(target=self.run, name="lifecycle-self-test", daemon=True).start()
 
     def run(self) -> None:
-        """Send the probe."""
         path = self._application.settings.probe_paths()["livez"]
         found = obstacle(self._application.outermost, path)
         if found:

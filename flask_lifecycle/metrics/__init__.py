@@ -21,7 +21,7 @@ import contextlib
 import os
 import struct
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, cast
 
 from werkzeug import Request, Response
@@ -125,10 +125,10 @@ class Metrics(Feature):
     :raises ValueError: the directory of multiprocess mode does not exist.
     """
 
-    def __init__(self, members: Callable[[], Sequence[Any]], environ: Mapping[str, str] = os.environ) -> None:
+    def __init__(self, application: Any) -> None:
         require_prometheus()
-        self._members = members
-        self._directory = environ.get(MULTIPROC_DIR)
+        self._members: Callable[[], Sequence[Any]] = application.process.applications
+        self._directory = os.environ.get(MULTIPROC_DIR)
         if self._directory is not None and not os.path.isdir(self._directory):
             raise ValueError(
                 f"'{MULTIPROC_DIR}' is {self._directory!r}, which is not a directory; create an empty one before the"
@@ -136,14 +136,7 @@ class Metrics(Feature):
             )
         self._complained = False
         self._room = threading.Semaphore(MOST_SCRAPES)
-
-    # -- as a feature ---------------------------------------------------------------------------------------------
-
-    @classmethod
-    def of(cls, application: Any) -> Metrics:
-        metrics = cls(application.process.applications)
-        application.probes.listener_only |= {METRICS_PATH: metrics.respond, f"{METRICS_PATH}/": metrics.respond}
-        return metrics
+        application.probes.listener_only |= {METRICS_PATH: self.respond, f"{METRICS_PATH}/": self.respond}
 
     def begin(self) -> None:
         self._room = threading.Semaphore(MOST_SCRAPES)  # a forked child has none of the parent's scrapes

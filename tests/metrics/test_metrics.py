@@ -513,7 +513,7 @@ def multiprocess(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Pa
     monkeypatch.setattr(prometheus_client.values, "MmapedDict", keep)
     monkeypatch.setattr(prometheus_client.values, "ValueClass", MultiProcessValue())
     yield tmp_path
-    Metrics(list).stop()  # the writer of this process
+    Metrics(state_of(serve()[0])).stop()  # the writer of this process
     for file in files:
         file.close()
 

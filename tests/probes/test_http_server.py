@@ -162,7 +162,7 @@ def test_the_oldest_silent_connection_makes_room(started: Any) -> None:
     before = threading.active_count()
     with connect(server) as first:
         until(lambda: open_connections(server) == 1)
-        (pushed_out,) = server._server.connections()
+        (pushed_out,) = server.sockets()[1:]
         with connect(server) as second:
             until(lambda: open_connections(server) == 2)
             assert get(server) == (200, b"alive\n")
