@@ -29,6 +29,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from flask_lifecycle._verify.subject import free_port
+
 if TYPE_CHECKING:
     from flask import Flask
 
@@ -121,12 +123,6 @@ class Instance:
     def end(self) -> None:
         self.process.kill()
         self.process.wait()
-
-
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
 
 
 class Balancer:

@@ -19,7 +19,9 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from .processes import FleetError, Instance, Process, ask, find, free_port, wait_until
+from flask_lifecycle._verify.subject import free_port
+
+from .processes import FleetError, Instance, Process, ask, find, wait_until
 
 INTERVAL = 200  # milliseconds between two checks
 TIMEOUT = 2  # seconds that a check may take; without it HAProxy allows one interval, too short on a busy machine

@@ -5,36 +5,24 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import random
 import shutil
 import signal
-import socket
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+
+from flask_lifecycle._verify.subject import free_port
 
 from .client import Connection, LostError
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 PATIENCE = 60.0  # seconds: the bound of every wait
 _LOOK = 0.02  # seconds between two looks
-# The kernel takes the near ends of connections from 32768 on: none of those may sit on the port of an instance that
-# is being restarted, nor connect to itself there.
-_PORTS = range(15000, 32000)
 
 
 class FleetError(Exception):
     """A part of the fleet does not do what it should, so that nothing can be measured."""
-
-
-def free_port() -> int:
-    """A port without a listener, which the kernel gives to no other process."""
-    while True:
-        port = random.choice(_PORTS)
-        with contextlib.suppress(OSError), socket.socket() as sock:
-            sock.bind(("127.0.0.1", port))
-            return port
 
 
 async def wait_until(true: Callable[[], bool], what: str, patience: float = PATIENCE) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import os
@@ -9,7 +10,6 @@ import re
 import secrets
 import sys
 import threading
-import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
@@ -26,7 +26,6 @@ from .._verify.subject import MisuseError, ServerProcess, free_port, replaced, s
 _HOST = "127.0.0.1"
 _MARK = "LIFECYCLE_TEST_PROCESS"
 _LOG_END = 6000  # characters of the log in an error
-_LOOK = 0.02  # seconds between two requests for a status
 # Where a test runs is not where the application will run.
 _NOT_INHERITED = ("KUBERNETES_SERVICE_HOST", "LISTEN_FDS", "LISTEN_PID", "NOTIFY_SOCKET")
 
@@ -76,8 +75,7 @@ class Server:
             f"{_MARK}={mark}",
             timeout,
         )
-        self._connections: list[http.client.HTTPConnection] = []
-        self._responses: list[http.client.HTTPResponse] = []
+        self._opened = contextlib.ExitStack()  # connections and responses
         self._threads: list[threading.Thread] = []
 
     # -- requests -----------------------------------------------------------------------------------------------------
@@ -120,10 +118,8 @@ class Server:
                 last = type(error).__name__
             return last == status
 
-        end = time.monotonic() + self.timeout
-        while not answered():
-            if self._process.gone.wait(_LOOK) or time.monotonic() > end:
-                raise self._error(f"'{path}' was not answered with {status}, but with {last}")
+        if not self._process.wait_for(answered, self.timeout):
+            raise self._error(f"'{path}' was not answered with {status}, but with {last}")
 
     def start_request(
         self,
@@ -156,13 +152,13 @@ class Server:
         self, path: str, method: str, body: bytes | None, headers: Mapping[str, str] | None, port: int | None
     ) -> http.client.HTTPConnection:
         connection = http.client.HTTPConnection(_HOST, port or self.port, timeout=self.timeout)
-        self._connections.append(connection)
+        self._opened.callback(connection.close)
         connection.request(method, path, body, {"Connection": "close", **(headers or {})})
         return connection
 
     def _respond(self, connection: http.client.HTTPConnection) -> http.client.HTTPResponse:
         response = connection.getresponse()
-        self._responses.append(response)
+        self._opened.callback(response.close)
         return response
 
     # -- the process --------------------------------------------------------------------------------------------------
@@ -235,10 +231,7 @@ class Server:
         self._process.end()
         for thread in self._threads:
             thread.join(self.timeout)
-        for response in self._responses:
-            response.close()
-        for connection in self._connections:
-            connection.close()
+        self._opened.close()
 
 
 def _whole(response: http.client.HTTPResponse, path: str) -> TestResponse:
@@ -251,19 +244,10 @@ def _whole(response: http.client.HTTPResponse, path: str) -> TestResponse:
 def _environment() -> dict[str, str]:
     """That of the tests, with what they import from and with the commands of their virtual environment."""
     environment = {key: value for key, value in os.environ.items() if key not in _NOT_INHERITED}
-    library = os.path.dirname(os.__file__)
-    commands = os.path.dirname(sys.executable)
-    paths = [os.path.abspath(path) for path in sys.path]
-    own = [
-        path
-        for path in paths
-        if os.path.isdir(path) and not path.startswith((library, commands)) and not path.endswith("-packages")
-    ]
-    return {
-        **environment,
-        "PYTHONPATH": os.pathsep.join(own),
-        "PATH": search_path(),
-    }
+    installed = (os.path.dirname(os.__file__), os.path.dirname(sys.executable))
+    paths = [path for path in map(os.path.abspath, sys.path) if os.path.isdir(path) and not path.startswith(installed)]
+    own = [path for path in paths if not path.endswith("-packages")]
+    return {**environment, "PYTHONPATH": os.pathsep.join(own), "PATH": search_path()}
 
 
 class ServerFactory:

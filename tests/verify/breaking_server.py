@@ -9,6 +9,7 @@ SIGHUP it starts another process with the descriptor of its listener, which serv
 from __future__ import annotations
 
 import contextlib
+import http.server
 import json
 import os
 import select
@@ -18,17 +19,15 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 
 from flask_lifecycle._servers import listener as listeners
-from flask_lifecycle._verify import routes
 
 PORT, BREAKS = int(sys.argv[1]), sys.argv[2] if len(sys.argv) > 2 else ""
 PREFIX, HOOK, RECORD = os.environ["LIFECYCLE_VERIFY"].split(":", 2)
 
 GRACE = 10.0
 LINGER = 0.5  # how long a kept connection is answered after the signal
-record = routes.Record(RECORD)
+LARGE = b"".join(b"%07d\n" % number for number in range(1 << 20))
 stops: list[int] = []  # the signals that came
 reloads: list[int] = []
 threads_left: list[Client] = []
@@ -38,136 +37,117 @@ lock = threading.Lock()
 connections: set[Client] = set()
 
 
-class GoneError(Exception):
-    """The connection has ended."""
+def record(text: str) -> None:
+    with open(RECORD, "a") as file:
+        file.write(f"{time.monotonic():.6f} {os.getpid()} {text}\n")
 
 
-class Client:
+class Client(http.server.BaseHTTPRequestHandler):
     """One connection; ``stage`` is ``silent``, ``idle``, ``head``, ``body``, ``queued``, ``busy`` or ``gone``."""
 
+    protocol_version = "HTTP/1.1"
+    stage, kind = "silent", ""
+
     def __init__(self, sock: socket.socket, *, probe: bool = False) -> None:
-        self.sock, self.data, self.stage, self.kind = sock, b"", "silent", ""
-        self.expects = self.chunked = self.old = False
+        self.request = self.connection = sock
         if not probe:
             with lock:
                 connections.add(self)
         threading.Thread(target=self.serve, daemon=True).start()
 
     def serve(self) -> None:
-        with contextlib.suppress(GoneError, OSError):
-            while self.request():
+        self.setup()
+        self.close_connection = False
+        with contextlib.suppress(OSError):
+            while not self.close_connection and self.rfile.peek(1):  # type: ignore[attr-defined]  # it is buffered
+                self.stage = "head"
+                self.handle_one_request()
                 self.stage = "idle"
         self.stage = "gone"
-        with contextlib.suppress(OSError):
-            self.sock.close()
+        self.rfile.close()
+        self.connection.close()
         with lock:
             connections.discard(self)
 
     def cut(self) -> None:
         with contextlib.suppress(OSError):
-            self.sock.shutdown(socket.SHUT_RDWR)
+            self.connection.shutdown(socket.SHUT_RDWR)
 
-    def read(self) -> None:
-        if not (data := self.sock.recv(65536)):
-            raise GoneError
-        self.data += data
+    def log_message(self, *_args: object) -> None:
+        pass
 
-    def until(self, end: bytes) -> bytes:
-        while end not in self.data:
-            self.read()
-        part, self.data = self.data.split(end, 1)
-        return part
-
-    def exactly(self, size: int) -> int:
-        while len(self.data) < size:
-            self.read()
-        self.data = self.data[size:]
-        return size
-
-    def request(self) -> bool:
-        if not self.data:
-            self.read()
-        self.stage = "head"
-        lines = self.until(b"\r\n\r\n").decode().lower().split("\r\n")
-        headers = dict(line.split(": ", 1) for line in lines[1:])
-        _, target, version = lines[0].split(" ")
-        path, _, query = target.partition("?")
+    def do_GET(self) -> None:
+        path, _, query = self.path.partition("?")
         self.kind = path.rpartition("/")[2]
-        self.old, self.expects = version == "http/1.0", "expect" in headers
-        self.chunked = "transfer-encoding" in headers
         self.stage = "body"
-        if self.expects:
-            self.sock.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
-        size = self.exactly(int(headers.get("content-length", "0")))
-        if self.chunked:
-            size = 0
-            while length := int(self.until(b"\r\n"), 16):
-                size += self.exactly(length)
-                self.exactly(2)
-            self.exactly(2)
-        seconds = float(query.partition("=")[2] or "0")
+        size = len(self.rfile.read(int(self.headers.get("Content-Length", "0"))))
+        if "Transfer-Encoding" in self.headers:
+            while length := int(self.rfile.readline(), 16):
+                size += len(self.rfile.read(length + 2)) - 2
+            self.rfile.readline()
         self.stage = "queued"
         probe = self.kind in ("ready", "live") and BREAKS != "probes/live-busy"
         with contextlib.nullcontext() if probe else pool:
             self.stage = "busy"
-            closes = self.old or headers.get("connection") == "close"
-            return self.respond(seconds, size, closes)
+            self.respond(float(query.partition("=")[2] or "0"), size)
 
-    def respond(self, seconds: float, size: int, closes: bool) -> bool:
-        status, body = 200, {"upload": str(size), "ready": "ready", "live": "live"}.get(self.kind, self.kind).encode()
+    do_POST = do_GET
+
+    def respond(self, seconds: float, size: int) -> None:
+        status, body = 200, {"upload": str(size)}.get(self.kind, self.kind).encode()
         if self.kind == "stream":
-            self.sock.sendall(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n")
-            record.add("begin")
-            for part in parts(seconds):
-                self.sock.sendall(part)
-            record.add("end")
-            return False
+            self.stream(seconds)
+            return
         if self.kind == "websocket":
             self.echo()
-            return False
+            return
         if self.kind == "thread":
             threads_left.append(self)
         if self.kind == "live" and BREAKS == "probes/live-cpu":
             while computing():
                 time.sleep(0.01)
         if self.kind in ("slow", "cpu"):
-            record.add("begin")
+            record("begin")
             time.sleep(seconds)
-            record.add("end")
-            if BREAKS == "in-flight/half-closed" and draining.is_set() and select.select([self.sock], [], [], 0)[0]:
-                return False
+            record("end")
+            if BREAKS == "in-flight/half-closed" and draining.is_set() and select.select([self.rfile], [], [], 0)[0]:
+                self.close_connection = True
+                return
         elif self.kind in ("large", "file"):
-            body = routes.LARGE
+            body = LARGE
         elif draining.is_set():
             failing = {"ready": BREAKS != "probes/ready-fails", "live": BREAKS == "probes/live-holds"}
             status = 503 if failing.get(self.kind) else 200
-        closes = closes or draining.is_set()
+        closes = self.close_connection or draining.is_set()
         hangs_up = BREAKS in ("accept/storm-kept", "in-flight/pipelined") and draining.is_set()  # and does not say so
         says = "close" if closes and not hangs_up and BREAKS != "connections/close" else "keep-alive"
         head = f"HTTP/1.1 {status} X\r\nContent-Length: {len(body)}\r\nConnection: {says}\r\n\r\n"
-        self.sock.sendall(head.encode() + body)
-        return (not closes or bool(self.data)) and not hangs_up
+        self.wfile.write(head.encode() + body)
+        self.close_connection = closes
+
+    def stream(self, seconds: float) -> None:
+        self.close_connection = True
+        self.wfile.write(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n")
+        record("begin")
+        for number in range(10):
+            self.wfile.write(b"part %d\n" % number)
+            time.sleep(seconds / 10)
+        record("end")
 
     def echo(self) -> None:
-        self.sock.sendall(b"HTTP/1.1 101 X\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n")
+        self.close_connection = True
+        self.wfile.write(b"HTTP/1.1 101 X\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n")
         while not draining.is_set():
-            if select.select([self.sock], [], [], 0.05)[0]:
-                self.read()
-                self.sock.sendall(bytes([self.data[0], self.data[1] & 0x7F]) + self.data[6:])
-                self.data = b""
+            if select.select([self.rfile], [], [], 0.05)[0]:
+                frame = self.connection.recv(1024)
+                self.wfile.write(bytes([frame[0], frame[1] & 0x7F]) + frame[6:])
         if BREAKS != "in-flight/websocket":
-            self.sock.sendall(b"\x88\x02\x03\xe9")
+            self.wfile.write(b"\x88\x02\x03\xe9")
 
 
 def computing() -> bool:
     with lock:
         return any((client.stage, client.kind) == ("busy", "cpu") for client in connections)
-
-
-def parts(seconds: float) -> Iterator[bytes]:
-    for number in range(routes.PARTS):
-        yield b"part %d\n" % number
-        time.sleep(seconds / routes.PARTS)
 
 
 def must_break(client: Client) -> bool:
@@ -179,12 +159,12 @@ def must_break(client: Client) -> bool:
         "in-flight/half-head": stage == "head",
         "in-flight/half-body": stage == "body",
         "in-flight/trickled": stage == "body",
-        "in-flight/chunked": stage == "body" and client.chunked,
-        "in-flight/expect": stage == "body" and client.expects,
+        "in-flight/chunked": stage == "body" and "Transfer-Encoding" in client.headers,
+        "in-flight/expect": stage == "body" and "Expect" in client.headers,
         "in-flight/streamed": (stage, kind) == ("busy", "stream"),
         "in-flight/slow-reader": (stage, kind) == ("busy", "large"),
         "in-flight/sendfile": (stage, kind) == ("busy", "file"),
-        "in-flight/http-1.0": stage == "busy" and client.old,
+        "in-flight/http-1.0": stage == "busy" and client.request_version == "HTTP/1.0",
     }.get(BREAKS, False)
 
 
@@ -235,14 +215,14 @@ def hand_over(listener: socket.socket) -> None:
 
 def run_hooks() -> None:
     if HOOK:
-        record.add(HOOK)
+        record(HOOK)
     if HOOK == "hangs" and BREAKS == "hooks/one-hangs":
         time.sleep(60)
     if BREAKS in ("hooks/run", "hooks/after-the-last-response") or (HOOK and BREAKS == "hooks/one-raises"):
         return
-    record.add("shutdown")
+    record("shutdown")
     if BREAKS == "hooks/once":
-        record.add("shutdown")
+        record("shutdown")
 
 
 def drain(listener: socket.socket, probes: socket.socket) -> None:
@@ -251,7 +231,7 @@ def drain(listener: socket.socket, probes: socket.socket) -> None:
     if BREAKS == "exit/hung-request":
         signal.pause()
     if BREAKS == "hooks/after-the-last-response":
-        record.add("shutdown")
+        record("shutdown")
     if BREAKS == "probes/live-after-close":
         probes.shutdown(socket.SHUT_RDWR)
     if BREAKS not in ("accept/storm", "accept/flood"):
@@ -295,7 +275,7 @@ def main() -> None:
     probes = socket.create_server(("127.0.0.1", 0))
     threading.Thread(target=answer_probes, args=(probes,), daemon=True).start()
     paths = {"ready": f"/{PREFIX}/ready", "live": f"/{PREFIX}/live"}
-    record.add("settings " + json.dumps({**paths, "grace": GRACE, "probe_port": probes.getsockname()[1]}))
+    record("settings " + json.dumps({**paths, "grace": GRACE, "probe_port": probes.getsockname()[1]}))
     inherited = sys.argv[3:]
     listener = socket.socket(fileno=int(inherited[0])) if inherited else socket.create_server(("127.0.0.1", PORT))
     listener.setblocking(False)
