@@ -18,7 +18,7 @@ import click
 from flask.cli import pass_script_info
 
 from .._core.log import show_log
-from .._servers import socket_activation
+from .._servers import bind
 from .._status.formatting import phase_in_words
 from . import load
 
@@ -144,7 +144,7 @@ def run(
     app, served = load(info)
     with Countdown(served, sys.stderr), _one_sentence():
         if descriptors:
-            given["sockets"] = socket_activation.listeners(descriptors)
+            given["sockets"] = bind.listeners(descriptors)
         report = served.run(app, host, port, server, given, restart_worker)
     # One more signal while the interpreter ends would make a clean stop look like a killed process.
     for signum in {signal.SIGTERM, signal.SIGINT, report.signal or signal.SIGTERM}:

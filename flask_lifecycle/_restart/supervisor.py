@@ -35,7 +35,7 @@ from typing import Any
 from .. import _servers
 from .._core.signals import die_by
 from .._core.state import logger
-from .._servers import socket_activation
+from .._servers import bind
 from .worker import VARIABLE, Channel
 
 # Signals that are forwarded, unless one of them is the reload signal.
@@ -364,7 +364,7 @@ def _catch(reload_on: int) -> int:
 
 def _first_environment() -> dict[bytes, bytes]:
     """The environment at the start of this process, so that workers read ``.env`` files again."""
-    own = set(socket_activation.VARIABLES)
+    own = set(bind.VARIABLES)
     if os.environ.get("WATCHDOG_PID") == str(os.getpid()):
         own.add("WATCHDOG_PID")  # the worker sends the heartbeats
     environ = dict(os.environb)
@@ -392,8 +392,8 @@ def open_listeners(
     :raises OSError: an address cannot be listened on.
     """
     if descriptors:
-        options = {**options, "sockets": socket_activation.listeners(descriptors)}
-    options = socket_activation.with_passed_on(host, port, options)
+        options = {**options, "sockets": bind.listeners(descriptors)}
+    options = bind.with_passed_on(host, port, options)
     given: list[socket.socket] = options.get("sockets", [])
     runner: Any = _servers.create(server, lambda environ, start: [], host, port, options)
     ours = [] if given else [sock.dup() for sock in runner.listeners()]

@@ -107,6 +107,11 @@ class ConnectionAdapter(Adapter):
         self._linger = sockets.LINGER
         self._closed = False  # whether the listeners are closed, or about to be
 
+    @property
+    def _servers(self) -> list[Any]:
+        """The servers' own objects."""
+        return [listener.server for listener in self._listeners]
+
     def patience(self) -> float:
         """The number of seconds that a client may be silent while its connection lingers."""
         return self._linger

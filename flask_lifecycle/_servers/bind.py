@@ -1,19 +1,28 @@
-"""The listeners of a server that ``run`` starts: options, addresses to bind, and sockets that are passed on."""
+"""The listeners of a server that ``run`` starts: options, addresses to bind, and sockets that are passed on.
+
+systemd (socket activation, sd_listen_fds(3)) and similar programs pass listeners on as descriptors from 3 on.
+Environment variables have their number, their names, and the process that they are for. We always remove these
+variables, so that no child uses them, and no child inherits the descriptors.
+"""
 
 from __future__ import annotations
 
 import difflib
 import os
 import socket
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, MutableMapping
 from typing import Any
 
+from .._core.state import logger
 from . import sockets
 from .listener import Listener
 
 UNIX = "unix://"
 # The options for listeners, with the same names for every server that we run.
 OPTIONS = ("listen", "unix_socket", "sockets")
+FIRST_DESCRIPTOR = 3  # SD_LISTEN_FDS_START
+_DIGITS = 4  # more descriptors than a process may have
+VARIABLES = ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "LISTEN_PIDFDID")
 
 
 def split_options(
@@ -106,10 +115,13 @@ def split(address: str) -> tuple[str, int]:
 
 
 def has_wildcard(host: str | None, port: int | None, options: Mapping[str, Any]) -> bool:
-    """Whether one of the addresses is ``*`` or ``::``, and none is a path."""
-    if options.get("unix_socket") or options.get("sockets"):
-        return False
-    return any(address.startswith(("*:", "[::]:")) for address in where(host, port, options)[0])
+    """Whether one of the addresses is ``*`` or ``::``, and none is a path.
+
+    :raises ValueError: see :func:`where`.
+    """
+    addresses, _given = where(host, port, options)
+    has_path = any(address.startswith(UNIX) for address in addresses)
+    return not has_path and any(address.startswith(("*:", "[::]:")) for address in addresses)
 
 
 def v6_alone(address: str, addresses: Collection[str]) -> bool:
@@ -130,3 +142,99 @@ def bind_one(address: str, backlog: int, *, v6only: bool = False) -> socket.sock
         return sockets.listen(socket.AF_UNIX, socket.SOCK_STREAM, path, backlog)
     family, kind, place = sockets.resolve(*split(address))
     return sockets.listen(family, kind, place, backlog, v6only=v6only)
+
+
+# -- sockets that another program has opened --------------------------------------------------------------------------
+
+
+def with_passed_on(
+    host: str | None, port: int | None, options: Mapping[str, Any], environ: MutableMapping[str, str] = os.environ
+) -> dict[str, Any]:
+    """The options of a server, with the listeners that were passed on to this process.
+
+    An address in addition is an error: the server would accept from the address only, and clients of the listeners that
+    were passed on would wait forever.
+
+    :raises ValueError: an address is given as well, or the variables or sockets are not valid.
+    """
+    if options.get("sockets"):
+        for name in VARIABLES:
+            environ.pop(name, None)
+        return dict(options)
+    names = _passed_on(environ)
+    if not names:
+        return dict(options)
+    if host is not None or port is not None or options.keys() & {"listen", "unix_socket"}:
+        raise ValueError(
+            f"LISTEN_FDS is {len(names)}, so there are listening sockets already, and an address is given as well;"
+            " leave the address out, or the socket unit."
+        )
+    return {**options, "sockets": [listener(number, name) for number, name in enumerate(names, FIRST_DESCRIPTOR)]}
+
+
+def _passed_on(environ: MutableMapping[str, str]) -> list[str]:
+    """The names of the sockets that were passed on, one for each."""
+    pid, count, names, _ = (environ.pop(name, "") for name in VARIABLES)
+    if not count:
+        return []
+    if pid != str(os.getpid()):
+        logger.warning(
+            "LISTEN_FDS is meant for process %s, and this is %d: its sockets are not used;"
+            " let systemd start this process itself, or a shell by 'exec'.",
+            pid or "(none)", os.getpid(), extra={"lifecycle_pid": pid},
+        )  # fmt: skip
+        return []
+    if not count.isdecimal() or len(count) > _DIGITS:
+        raise ValueError(f"LISTEN_FDS is '{count}', which is not a number of sockets; let systemd set it.")
+    known = names.split(":")[: int(count)]
+    return known + [""] * (int(count) - len(known))
+
+
+def listeners(descriptors: Iterable[int]) -> list[socket.socket]:
+    """The listeners with these descriptors.
+
+    :raises ValueError: a descriptor is not a listening socket, or is given twice.
+    """
+    numbers = list(descriptors)
+    for number in numbers:
+        if numbers.count(number) > 1:
+            raise ValueError(f"The descriptor {number} is named twice; name each once.")
+    return [listener(number) for number in numbers]
+
+
+def listener(descriptor: int, name: str = "") -> socket.socket:
+    """The listening socket with this descriptor; children will not inherit it.
+
+    :param name: its name in ``LISTEN_FDNAMES``, for errors.
+    :raises ValueError: it is not a listening socket.
+    """
+    called = f"The descriptor {descriptor}{f' ({name!a})' if name else ''}"
+    try:
+        sock = socket.socket(fileno=descriptor)
+    except OSError:
+        what = "is not open" if not _is_open(descriptor) else "is not a socket"
+        raise ValueError(f"{called} {what}; pass on a listening socket.") from None
+    wrong = _wrong(sock)
+    if wrong:
+        sock.detach()  # another program owns it
+        raise ValueError(f"{called} {wrong}; pass on a listening socket.")
+    sock.set_inheritable(False)
+    return sock
+
+
+def _is_open(descriptor: int) -> bool:
+    try:
+        os.fstat(descriptor)
+    except OSError:
+        return False
+    return True
+
+
+def _wrong(sock: socket.socket) -> str:
+    if sock.family not in (socket.AF_INET, socket.AF_INET6, socket.AF_UNIX):
+        return "is neither an Internet nor a Unix socket"
+    if sock.type != socket.SOCK_STREAM:
+        return "is no stream socket (ListenStream= in a socket unit)"
+    if not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+        return "does not listen (a connection itself: Accept=no in a socket unit)"
+    return ""

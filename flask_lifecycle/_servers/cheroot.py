@@ -85,7 +85,6 @@ class Cheroot(ConnectionAdapter):
 
     def __init__(self, listeners: Sequence[Listener]) -> None:
         super().__init__(listeners)
-        self._servers = [listener.server for listener in listeners]
         self._announced = False
         self._stages: dict[Any, str | None] = {}  # of the connections, at the last look
 

@@ -78,7 +78,6 @@ class Gevent(ConnectionAdapter):
 
     def __init__(self, listeners: Sequence[Listener]) -> None:
         super().__init__(listeners)
-        self._servers = [listener.server for listener in listeners]
         self._handlers: dict[_Tracked, None] = {}
         self._tracked = threading.Event()
         for server in self._servers:

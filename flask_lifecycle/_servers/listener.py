@@ -221,11 +221,7 @@ def _shares_address(sock: socket.socket) -> bool:
 
 def bind_to_no_device(sock: socket.socket) -> bool:
     """Bind a listener to a device that does not exist; ``False`` if that is not permitted."""
-    try:
-        sock.setsockopt(socket.SOL_SOCKET, _SO_BINDTOIFINDEX, _NO_DEVICE)
-    except OSError:
-        return False
-    return True
+    return _set_option(sock, _SO_BINDTOIFINDEX, _NO_DEVICE)
 
 
 def attach_syn_filter(sock: socket.socket) -> bool:
@@ -233,8 +229,12 @@ def attach_syn_filter(sock: socket.socket) -> bool:
     code = b"".join(struct.pack("=HBBI", *instruction) for instruction in _SYN_FILTER)
     buffer = ctypes.create_string_buffer(code, len(code))
     program = struct.pack("@HP", len(_SYN_FILTER), ctypes.addressof(buffer))  # struct sock_fprog
+    return _set_option(sock, _SO_ATTACH_FILTER, program)
+
+
+def _set_option(sock: socket.socket, option: int, value: int | bytes) -> bool:
     try:
-        sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, program)
+        sock.setsockopt(socket.SOL_SOCKET, option, value)
     except OSError:
         return False
     return True

@@ -90,8 +90,10 @@ class Serving(Servers):
         server = self.current(search)
         if server is not None:
             return ServerInfo(server.name, server.means, server.guarantee, server.advice)
-        served = any(application.startup.succeeded for application in self.process.applications())
-        return ServerInfo("unknown", "no known server detected", STARTED) if served else None
+        return ServerInfo("unknown", "no known server detected", STARTED) if self._has_started() else None
+
+    def _has_started(self) -> bool:
+        return any(application.startup.succeeded for application in self.process.applications())
 
     def load(self) -> Load | None:
         server = self.current()
@@ -99,7 +101,7 @@ class Serving(Servers):
 
     def known_load(self) -> Load | None:
         # Before the start-up there need not be a server yet.
-        served = any(application.startup.succeeded for application in self.process.applications())
+        served = self._has_started()
         server = self.current(search=served and not self._searched)
         self._searched = self._searched or served
         return server.load() if server is not None else None
@@ -407,9 +409,9 @@ def _make_server(
     server: str, app: WSGIApplication, host: str | None, port: int | None, options: dict[str, Any]
 ) -> ConnectionAdapter:
     if "LISTEN_FDS" in os.environ:
-        from . import socket_activation
+        from . import bind
 
-        options = socket_activation.with_passed_on(host, port, options)
+        options = bind.with_passed_on(host, port, options)
     from .. import _servers
 
     return _servers.create(server, app, host, port, options)

@@ -26,19 +26,15 @@ _LINGER_TICK = 0.01
 # Seconds between two checks whether the peer has acknowledged the last bytes; that wakes no thread.
 ACK_TICK = 0.005
 # The state of a closed connection, as the first byte of TCP_INFO; <netinet/tcp.h>.
-_TCP_CLOSE = b"\x07"
+_TCP_CLOSE = 7
 # In struct tcp_info, <linux/tcp.h>: tcpi_bytes_received, a number of 64 bits.
 _BYTES_RECEIVED = 128
 
 
 def has_input(sock: socket.socket) -> bool:
     """Whether a read would not block: the kernel has bytes, an end of file or an error."""
-    return _ready(sock, select.POLLIN)
-
-
-def _ready(sock: socket.socket, event: int) -> bool:
     poll = select.poll()
-    poll.register(sock, event)
+    poll.register(sock, select.POLLIN)
     return bool(poll.poll(0))
 
 
@@ -52,31 +48,25 @@ def has_bytes(sock: socket.socket) -> bool:
 
 def unread(sock: socket.socket) -> int:
     """The number of bytes to read. Takes any object with a socket's ``fileno()``."""
-    try:
-        return int(struct.unpack("i", fcntl.ioctl(sock.fileno(), termios.FIONREAD, b"\0\0\0\0"))[0])
-    except (OSError, ValueError):
-        return 0
+    return _count(sock, termios.FIONREAD)
 
 
 def unsent(sock: socket.socket) -> int:
-    """The number of bytes that the peer's kernel has not acknowledged (SIOCOUTQ); 0 if unknown, or the peer is gone."""
+    """The number of bytes that the peer's kernel has not acknowledged (SIOCOUTQ); 0 if unknown, or the peer is gone.
+
+    After a reset the kernel still counts the bytes that it cannot deliver. HAProxy resets a connection as soon as it
+    has the last byte of a response with ``Connection: close``.
+    """
+    # SIOCOUTQ and TIOCOUTQ are the same number. On a Unix socket it counts the bytes that the peer has not read.
+    left = _count(sock, termios.TIOCOUTQ)
+    return 0 if left and tcp_info(sock, "=B", 0) == _TCP_CLOSE else left
+
+
+def _count(sock: socket.socket, request: int) -> int:
     try:
-        # SIOCOUTQ and TIOCOUTQ are the same number. On a Unix socket it counts the bytes that the peer has not read.
-        left = int(struct.unpack("i", fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, b"\0\0\0\0"))[0])
+        return int(struct.unpack("i", fcntl.ioctl(sock.fileno(), request, b"\0\0\0\0"))[0])
     except (OSError, ValueError):
         return 0
-    return 0 if left and _was_reset(sock) else left
-
-
-def _was_reset(sock: socket.socket) -> bool:
-    """Whether the peer has reset the connection; the kernel still counts the bytes that it cannot deliver.
-
-    HAProxy resets a connection as soon as it has the last byte of a response with ``Connection: close``.
-    """
-    try:
-        return sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1) == _TCP_CLOSE
-    except (OSError, AttributeError):  # a Unix socket, or a system without TCP_INFO
-        return False
 
 
 def tcp_info(sock: Any, kind: str, offset: int) -> int | None:

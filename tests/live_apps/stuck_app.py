@@ -29,13 +29,13 @@ def server() -> Any:
 
 @app.get("/hang-loop")  # type: ignore[untyped-decorator]
 def hang_loop() -> str:
-    post = server()._servers()[0].trigger.pull_trigger if server().name == "waitress" else server().ping
+    post = server()._servers[0].trigger.pull_trigger if server().name == "waitress" else server().ping
     post(lambda: live_app.pass_gate("all"))
     return "it hangs"
 
 
 def hold_lock_of_pool() -> None:
-    with server()._servers()[0].task_dispatcher.lock:
+    with server()._servers[0].task_dispatcher.lock:
         live_app.event("locked")
         live_app.pass_gate("all")
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from flask_lifecycle import Lifecycle
-from flask_lifecycle._servers import socket_activation
+from flask_lifecycle._servers import bind
 from tests._fakes import make_app
 
 
@@ -19,7 +19,7 @@ def given(monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.socket]:
     """A listener that children inherit, as systemd opens it; the descriptors that are passed on begin with it."""
     with socket.create_server(("127.0.0.1", 0)) as sock:
         sock.set_inheritable(True)
-        monkeypatch.setattr(socket_activation, "FIRST", sock.fileno())
+        monkeypatch.setattr(bind, "FIRST_DESCRIPTOR", sock.fileno())
         yield sock
 
 
@@ -31,7 +31,7 @@ def variables(count: object = 1, pid: object = None) -> dict[str, str]:
 def test_what_systemd_passes_on_is_served(given: socket.socket) -> None:
     """The listeners become the server's sockets; no child inherits them, nor the variables."""
     environ = variables()
-    options = socket_activation.with_passed_on(None, None, {"threads": 2}, environ)
+    options = bind.with_passed_on(None, None, {"threads": 2}, environ)
     (sock,) = options.pop("sockets")
     try:
         assert options == {"threads": 2}
@@ -42,16 +42,16 @@ def test_what_systemd_passes_on_is_served(given: socket.socket) -> None:
         sock.detach()
     # Who names descriptors, as other servers want it of a service with a socket unit, means those of systemd.
     environ = variables()
-    assert socket_activation.with_passed_on(None, None, {"sockets": [given]}, environ) == {"sockets": [given]}
+    assert bind.with_passed_on(None, None, {"sockets": [given]}, environ) == {"sockets": [given]}
     assert environ == {"A": "b"}
 
 
 def test_what_is_meant_for_another_process_is_not_served(caplog: pytest.LogCaptureFixture) -> None:
     """Variables that speak to another process change nothing but the environment, and are told of; none, nothing."""
     environ = variables(pid=1)
-    assert socket_activation.with_passed_on(None, 80, {}, environ) == {}
+    assert bind.with_passed_on(None, 80, {}, environ) == {}
     assert environ == {"A": "b"}
-    assert socket_activation.with_passed_on("::1", 80, {"threads": 2}, environ) == {"threads": 2}
+    assert bind.with_passed_on("::1", 80, {"threads": 2}, environ) == {"threads": 2}
     assert caplog.messages == [
         f"LISTEN_FDS is meant for process 1, and this is {os.getpid()}: its sockets are not used;"
         " let systemd start this process itself, or a shell by 'exec'."
@@ -66,7 +66,7 @@ def test_an_address_beside_it(where: tuple[str | None, int | None, dict[str, str
         r" leave the address out, or the socket unit\.$"
     )
     with pytest.raises(ValueError, match=message):
-        socket_activation.with_passed_on(*where, variables())
+        bind.with_passed_on(*where, variables())
 
 
 @pytest.mark.parametrize("count", ["many", "-1", "99999"])
@@ -74,7 +74,7 @@ def test_a_number_that_is_none(count: str, monkeypatch: pytest.MonkeyPatch) -> N
     """What is no number of sockets is an error, of run() as well."""
     message = rf"^LISTEN_FDS is '{count}', which is not a number of sockets; let systemd set it\.$"
     with pytest.raises(ValueError, match=message):
-        socket_activation.with_passed_on(None, None, {}, variables(count))
+        bind.with_passed_on(None, None, {}, variables(count))
     for name, value in variables(count).items():
         monkeypatch.setenv(name, value)
     lifecycle = Lifecycle(app := make_app())
@@ -93,9 +93,9 @@ def test_bad_descriptors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         socket.create_connection(listener.getsockname()) as connection,
         (tmp_path / "file").open("w") as file,
     ):
-        monkeypatch.setattr(socket_activation, "FIRST", deaf.fileno())
+        monkeypatch.setattr(bind, "FIRST_DESCRIPTOR", deaf.fileno())
         with pytest.raises(ValueError, match=rf"^The descriptor {deaf.fileno()} \('web'\) does not listen"):
-            socket_activation.with_passed_on(None, None, {}, variables())  # where systemd names it
+            bind.with_passed_on(None, None, {}, variables())  # where systemd names it
         closed = os.dup(0)
         os.close(closed)
         for number, what in [
@@ -107,7 +107,7 @@ def test_bad_descriptors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
             (connection.fileno(), r"does not listen \(a connection itself: Accept=no in a socket unit\)"),
         ]:
             with pytest.raises(ValueError, match=f"^The descriptor {number} {what}; pass on a listening socket.$"):
-                socket_activation.listeners([number])
+                bind.listeners([number])
             assert number == closed or os.fstat(number)
     with pytest.raises(ValueError, match=r"^The descriptor 7 is named twice; name each once\.$"):
-        socket_activation.listeners([7, 8, 7])
+        bind.listeners([7, 8, 7])

@@ -309,7 +309,7 @@ def test_a_ping_is_ahead_of_all_that_waits(app: App, ours: Served) -> None:
 
 def test_a_lock_that_is_not_to_be_had(ours: Served) -> None:
     """Whoever sends a ping is not held up by a lock of the pool that nobody gives back."""
-    with ours.runner._servers()[0].task_dispatcher.lock:
+    with ours.runner._servers[0].task_dispatcher.lock:
         assert ours.runner.ping(lambda: None) is False
     back = threading.Event()
     assert ours.runner.ping(back.set) is True

@@ -27,7 +27,7 @@ import threading
 import time
 from collections.abc import Sequence
 from multiprocessing import util
-from types import CellType, CodeType
+from types import CellType, CodeType, SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from granian.wsgi import _callback_wrapper
@@ -81,7 +81,8 @@ class Granian(Adapter):
 
     def begin(self, process: Process) -> None:
         warn_of_limit("granian's", "workers-kill-timeout", kill_timeout(), process)
-        self._cell.cell_contents = _Event(process)
+        # Its handler sets it, in the main thread.
+        self._cell.cell_contents = SimpleNamespace(set=lambda: process.relay.pass_on(signal.SIGTERM))
         for code in _callback_wrapper.__code__.co_consts:
             for function in made_from(code) if isinstance(code, CodeType) else ():
                 callback = _cell(function, "callback")
@@ -121,16 +122,6 @@ class Granian(Adapter):
     def end(self) -> bool:
         """Return ``True``: granian ends its loop itself."""
         return True
-
-
-class _Event:
-    """Replaces granian's event; its handler sets it, in the main thread."""
-
-    def __init__(self, process: Process) -> None:
-        self._process = process
-
-    def set(self) -> None:
-        self._process.relay.pass_on(signal.SIGTERM)
 
 
 def _cell(function: Any, name: str) -> CellType | None:

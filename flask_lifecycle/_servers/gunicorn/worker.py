@@ -45,11 +45,10 @@ import math
 import os
 import select
 import signal
-import socket
 import threading
 import time
 from collections.abc import Iterable, Sequence
-from types import FrameType
+from types import FrameType, SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from ..._config import Settings
@@ -300,10 +299,9 @@ class HookedWorker(Adapter, Peers):
         until = time.monotonic() + CLOSING_BOUND / 2
         accepted = []
         for listener in self._worker.sockets:
-            name = listener.getsockname()
             with contextlib.suppress(OSError):  # another worker has accepted it, or no descriptor is left
                 while has_input(listener) and time.monotonic() < until:
-                    accepted.append(_Accepted(listener.accept(), name))
+                    accepted.append(_accept(listener))
             listener.close()
             listener.sock = _Closed()
         for each in accepted:
@@ -325,18 +323,10 @@ def _wait_for(*descriptors: int) -> list[int]:
     return [descriptor for descriptor, _ in poll.poll()]
 
 
-class _Accepted:
-    """A connection that was accepted before gunicorn asked for it, in the place of its listener."""
-
-    def __init__(self, accepted: tuple[socket.socket, Any], name: Any) -> None:
-        self._accepted = accepted
-        self._name = name
-
-    def accept(self) -> tuple[socket.socket, Any]:
-        return self._accepted
-
-    def getsockname(self) -> Any:
-        return self._name
+def _accept(listener: Any) -> SimpleNamespace:
+    """Accept a connection before gunicorn asks for it; returns what takes the place of its listener then."""
+    connection, name = listener.accept(), listener.getsockname()
+    return SimpleNamespace(accept=lambda: connection, getsockname=lambda: name)
 
 
 class _Closed:

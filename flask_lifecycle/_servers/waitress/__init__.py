@@ -119,11 +119,8 @@ class Waitress(ConnectionAdapter):
         if self.announced:
             say_close(kind)
 
-    def _servers(self) -> list[Any]:
-        return [listener.server for listener in self._listeners]
-
     def serving(self) -> bool:
-        return any(inside(wasyncore.loop, map=server._map) for server in self._servers())
+        return any(inside(wasyncore.loop, map=server._map) for server in self._servers)
 
     def use_probe_workers(self, probe_worker: Callable[[str], str | None]) -> None:
         self._workers.name_of = probe_worker
@@ -132,14 +129,14 @@ class Waitress(ConnectionAdapter):
 
     def announce(self) -> None:
         self.announced = self.lingers = True
-        for server in self._servers():
+        for server in self._servers:
             say_close(server.channel_class)
             server.adj.connection_limit = sys.maxsize if server.adj.asyncore_use_poll else _SELECTABLE
         self._running = self._find_running()
         self.ours = bool(self._running)
 
     def _find_running(self) -> list[Any]:
-        called = {server: threading.Event() for server in self._servers()}
+        called = {server: threading.Event() for server in self._servers}
         for server, event in called.items():
             through_loop(server.trigger, event.set)
         return [
@@ -189,7 +186,7 @@ class Waitress(ConnectionAdapter):
         return super().wait_idle(timeout, linger)
 
     def connections(self) -> list[Channel]:
-        servers = self._running if self.announced else self._servers()
+        servers = self._running if self.announced else self._servers
         self._queued = {id(channel) for pool in self._pools() for channel in pool.queue.copy()}
         return [channel for server in servers for channel in server.active_channels.copy().values()]
 
@@ -212,7 +209,7 @@ class Waitress(ConnectionAdapter):
     # -- the pool -------------------------------------------------------------------------------------------------
 
     def _pools(self) -> list[Any]:
-        return distinct(server.task_dispatcher for server in self._servers())
+        return distinct(server.task_dispatcher for server in self._servers)
 
     def load(self) -> Load:
         now = time.time()
@@ -221,7 +218,7 @@ class Waitress(ConnectionAdapter):
         return pool_load(self._pools(), max(0.0, oldest))
 
     def ping(self, done: Callable[[], None]) -> bool | None:
-        return send_through([server for server in self._servers() if server.accepting], done)
+        return send_through([server for server in self._servers if server.accepting], done)
 
 
 # -- by run -----------------------------------------------------------------------------------------------------------
@@ -242,10 +239,6 @@ def create(app: WSGIApplication, host: str | None, port: int | None, options: di
         options["sockets"] = [each.socket for each in bound]
     elif not options.keys() & {"listen", "sockets", "unix_socket"}:
         options |= {"host": host or "127.0.0.1", "port": 5000 if port is None else port}
-    elif host is not None or port is not None:
-        raise ValueError(
-            "A host or port cannot be combined with 'listen', 'sockets' or 'unix_socket'; give one of them."
-        )
     options.setdefault("asyncore_use_poll", hasattr(select, "poll"))
     return RunningWaitress(app, options, given)
 
@@ -318,7 +311,7 @@ class RunningWaitress(Waitress):
     def hold_back(self) -> None:
         """Accept no connection until :meth:`take_over`. Call it before :meth:`serve`."""
         self._held_back = True
-        for server in self._servers():
+        for server in self._servers:
             server.accepting = False
 
     def take_over(self, ours: Collection[socket.socket]) -> None:
@@ -328,9 +321,9 @@ class RunningWaitress(Waitress):
             self._listeners = [
                 Listener(each.socket, None, each.server) if each.given in ours else each for each in self._listeners
             ]
-            for server in self._servers():
+            for server in self._servers:
                 server.accepting = not self._left
-        wake(self._servers()[0].trigger)
+        wake(self._servers[0].trigger)
 
     def hand_over(self) -> None:
         """Stop accepting, and leave the listeners and their accept queues to another process."""
@@ -359,7 +352,7 @@ class RunningWaitress(Waitress):
         return list(self._listeners)  # if the loop does not run yet, it will
 
     def _find_running(self) -> list[Any]:
-        return self._servers()
+        return self._servers
 
     def serve(self) -> None:
         # At most a second, so that a signal which another thread took is not left lying.
@@ -379,7 +372,7 @@ class RunningWaitress(Waitress):
 
     def stop(self) -> None:
         self._ended = True
-        trigger = self._servers()[0].trigger
+        trigger = self._servers[0].trigger
         trigger.readable = _leave_loop  # the loop asks in each round, and catches nothing
         wake(trigger)
 

@@ -97,7 +97,6 @@ class Werkzeug(ConnectionAdapter):
 
     def __init__(self, listeners: Sequence[Listener]) -> None:
         super().__init__(listeners)
-        self._servers = [listener.server for listener in listeners]
         self._open = [_connections(server) for server in self._servers]
         self._answered: list[Any] = []  # the handlers that have responded, and read the rest of the input
         self._let_go = False
