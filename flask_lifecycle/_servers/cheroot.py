@@ -66,8 +66,9 @@ _TICK = 0.01
 # A loop in the main thread ends at once. After this time we stop one in another thread, which would keep the
 # interpreter open.
 _OWN_END = 0.5
-# Idle threads of cheroot end within this time.
-_THREADS_END = 0.2
+# Idle threads of cheroot end at once, but on a busy machine it may take a while until each of them runs. A thread that
+# still has a request is not waited for as long.
+_THREADS_END, _BUSY_THREADS_END = 2.0, 0.2
 # For a lock that is held for a few instructions.
 _LOCK_PATIENCE = 0.01
 
@@ -228,6 +229,7 @@ class RunningCheroot(Cheroot):
             listener.server = _OnSocket(listener.socket, guarded(app), options)
         super().__init__(bound)
         self._stopper = threading.Thread(target=self._stop_servers, name="lifecycle-cheroot", daemon=True)
+        self._threads_end = _THREADS_END
         sockets.close_in_children(self)
 
     def sockets(self) -> list[socket.socket]:
@@ -240,13 +242,15 @@ class RunningCheroot(Cheroot):
         for server in others:
             threading.Thread(target=server.serve, name="lifecycle-cheroot", daemon=True).start()
         first.serve()
-        self._stopper.join(_THREADS_END)  # otherwise cheroot's threads keep the interpreter open, with a warning
+        self._stopper.join(self._threads_end)  # otherwise cheroot's threads keep the interpreter open, with a warning
 
     def close(self) -> None:
         self._stop_servers()
         super().close()
 
     def stop(self) -> None:
+        if any(map(_busy, self._servers)):
+            self._threads_end = _BUSY_THREADS_END
         for server in self._servers:
             # serve() loops without a pause until server.stop() ends it, which is the next step.
             server._connections._stop_requested = True
@@ -263,17 +267,15 @@ class _OnSocket(Server):  # type: ignore[misc]  # see setup.cfg
 
     def __init__(self, sock: socket.socket, app: WSGIApplication, options: dict[str, Any]) -> None:
         self._given = sock
-        options = {"threads": 10, **options}
+        own = ("timeout", "server_name", "peercreds_enabled", "peercreds_resolve_enabled")
+        threads = options.get("threads", 10)
         super().__init__(
             sock.getsockname() if sock.family == socket.AF_UNIX else sock.getsockname()[:2],
             app,
-            numthreads=options["threads"],
-            max=options["threads"],
+            numthreads=threads,
+            max=threads,
             request_queue_size=options["backlog"],
-            timeout=options.get("timeout", 10),
-            server_name=options.get("server_name"),
-            peercreds_enabled=options.get("peercreds_enabled", False),
-            peercreds_resolve_enabled=options.get("peercreds_resolve_enabled", False),
+            **{name: options[name] for name in own if name in options},
         )
         for name in ("max_request_header_size", "max_request_body_size", "keep_alive_conn_limit"):
             setattr(self, name, options.get(name, getattr(self, name)))
