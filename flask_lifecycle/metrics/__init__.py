@@ -31,7 +31,8 @@ from .._core.feature import Feature
 from .._core.scheduler import Scheduler
 from .._core.state import State, logger
 from ..checks._validation import needs
-from ._table import METRICS, PREFIX, App, Metric, Sample, read
+from ._table import METRICS as METRICS
+from ._table import PREFIX, App, Metric, Sample, read
 
 __all__ = ["LifecycleCollector", "instrument"]
 

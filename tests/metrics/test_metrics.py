@@ -28,7 +28,7 @@ from werkzeug.test import Client, TestResponse
 from flask_lifecycle import Lifecycle, State
 from flask_lifecycle._core.inflight import Load
 from flask_lifecycle._core.shutdown import StopRequest
-from flask_lifecycle.metrics import MOST_SCRAPES, LifecycleCollector, Metrics, _table, instrument
+from flask_lifecycle.metrics import METRICS, MOST_SCRAPES, LifecycleCollector, Metrics, instrument
 from tests._fakes import (
     BOUND,
     ROOT,
@@ -52,7 +52,7 @@ from tests._fakes import (
 
 # These have no types.
 MultiProcessValue: Any = prometheus_client.values.MultiProcessValue
-METRICS = _table.METRICS
+MOST_NAMES = 50  # of work items
 OPENMETRICS = "application/openmetrics-text; version=1.0.0"
 
 
@@ -237,7 +237,7 @@ def test_work_and_startup_tasks() -> None:
 def test_names_of_work_are_bounded() -> None:
     """Only the first names of work items are distinguished, in the life of a process; the others are counted."""
     _app, lifecycle = serve()
-    for number in range(_table.MOST_NAMES - 1):
+    for number in range(MOST_NAMES - 1):
         with lifecycle.work(f"job {number}"):
             metrics_of(lifecycle)
     long = "x" * 1000
@@ -245,7 +245,7 @@ def test_names_of_work_are_bounded() -> None:
         for name in (long, "one", "two", "job 0"):
             stack.enter_context(lifecycle.work(name))
         found = some(metrics_of(lifecycle), "work_items")
-    assert len(found) == _table.MOST_NAMES + 1
+    assert len(found) == MOST_NAMES + 1
     assert (found["{name=other}"], found["{name=job 0}"], found[f"{{name={long[:100]}}}"]) == (2, 1, 1)
 
 

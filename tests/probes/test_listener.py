@@ -13,7 +13,7 @@ import pytest
 from flask import Flask
 
 from flask_lifecycle import Lifecycle, State
-from tests._fakes import BOUND, make_app, run_python, state_of, until
+from tests._fakes import BOUND, FakeServer, make_app, state_of, until
 
 TOKEN = "0123456789abcdef"
 
@@ -138,42 +138,22 @@ def test_port_0_is_not_shared(serve: Any) -> None:
     assert first != second
 
 
-TWO = """
-import os, signal, sys, threading, urllib.error, urllib.request
-from flask import Flask
-from flask_lifecycle import Lifecycle, state_changed
-from werkzeug.middleware.dispatcher import DispatcherMiddleware
-from werkzeug.serving import run_simple
-
-port, bound = int(sys.argv[1]), float(sys.argv[2])
-apps = [Flask("first"), Flask("second")]
-for app in apps:
-    app.config.update(LIFECYCLE_PROBE_HOST="127.0.0.1", LIFECYCLE_PROBE_PORT=port)
-first, second = map(Lifecycle, apps)
-go, ready = threading.Event(), [threading.Event(), threading.Event()]
-for app, event in zip(apps, ready):
-    state_changed.connect(lambda sender, event=event, **more: event.set(), app, weak=False)
-second.on_startup(lambda: go.wait(bound))
-
-def code():
-    try:
-        return urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=bound).status
-    except urllib.error.HTTPError as error:
-        return error.code
-
-def probe():
-    ready[0].wait(bound)
-    print(code())
-    go.set()
-    ready[1].wait(bound)
-    print(code(), flush=True)
-    os.kill(os.getpid(), signal.SIGTERM)
-
-threading.Thread(target=probe, daemon=True).start()
-run_simple("127.0.0.1", 0, DispatcherMiddleware(apps[0], {"/second": apps[1]}), threaded=True)
-"""
-
-
 def test_it_waits_for_the_slowest_start(port: int) -> None:
-    """Under a server that somebody else started the listener says not ready while an application still starts."""
-    assert run_python(TWO, str(port), str(BOUND)).stdout.split() == ["503", "200"]
+    """If a server serves several applications, their listener says not ready while one of them still starts."""
+    apps = [make_app(LIFECYCLE_PROBE_HOST="127.0.0.1", LIFECYCLE_PROBE_PORT=port) for _ in range(2)]
+    lifecycles = [Lifecycle(app) for app in apps]
+    go = threading.Event()
+    lifecycles[1].on_startup(lambda: go.wait(BOUND), name="slow")  # type: ignore[call-overload]
+    first, second = map(state_of, apps)
+    first.process.join(second, ())
+    first.process.shutdown.server = FakeServer()
+    try:
+        first.startup.run()
+        assert [lifecycle.state for lifecycle in lifecycles] == [State.READY, State.STARTING]
+        assert ask(port, "/readyz")[0] == 503
+        go.set()
+        until(lambda: ask(port, "/readyz")[0] == 200)
+    finally:
+        go.set()
+        first.end()
+        second.end()
