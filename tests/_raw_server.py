@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import re
-import signal
 import socket
 import ssl
 import struct
-import subprocess
-import sys
 import threading
 from collections.abc import Callable
-from pathlib import Path
 
-from tests._fakes import BOUND, until
+from tests._fakes import BOUND
 
 Script = Callable[["RawServer", socket.socket], None]
 
@@ -94,40 +88,3 @@ def silent(server: RawServer, _sock: socket.socket) -> None:
 def resetting(_server: RawServer, sock: socket.socket) -> None:
     """End the connection by a reset."""
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-
-
-class Child:
-    """An HTTP server in a process of its own, which can be stopped, let go on, killed and started again."""
-
-    def __init__(self, home: Path) -> None:
-        self._home = home
-        self.port = 0
-        self.start()
-
-    def start(self) -> None:
-        """Start it, on the port that it had before if it had one."""
-        command = [sys.executable, "-u", "-m", "http.server", "--bind", "127.0.0.1", str(self.port)]
-        self._popen = subprocess.Popen(
-            command, cwd=self._home, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-        )
-        assert self._popen.stdout is not None
-        match = re.search(r"port (\d+)", self._popen.stdout.readline())
-        assert match, "it does not say where it listens"
-        self.port = int(match[1])
-
-    def stop(self) -> None:
-        """Stop it as SIGSTOP does, and wait until it is."""
-        os.kill(self._popen.pid, signal.SIGSTOP)
-        stat = Path(f"/proc/{self._popen.pid}/stat")
-        until(lambda: stat.read_text().rpartition(")")[2].split()[0] == "T")
-
-    def go_on(self) -> None:
-        """Let it go on."""
-        os.kill(self._popen.pid, signal.SIGCONT)
-
-    def kill(self) -> None:
-        """End it, in whatever state it is."""
-        self._popen.kill()
-        self._popen.wait(BOUND)
-        assert self._popen.stdout is not None
-        self._popen.stdout.close()

@@ -10,6 +10,7 @@ import os
 import random
 import socket
 import ssl
+import sys
 from collections.abc import Callable, Iterator
 from datetime import datetime, timezone
 from pathlib import Path
@@ -18,9 +19,10 @@ from typing import Any
 import pytest
 
 from flask_lifecycle import Check, CheckResult, HealthCheckError, Lifecycle
+from flask_lifecycle._verify import subject
 from flask_lifecycle.checks import CertificateCheck, DNSCheck, HTTPCheck, TCPCheck
-from tests._fakes import BOUND, fails
-from tests._raw_server import Child, RawServer, answer, repeating, resetting, saying, silent
+from tests._fakes import BOUND, fails, until
+from tests._raw_server import RawServer, answer, repeating, resetting, saying, silent
 from tests._tls import Authority, from_now, serving
 
 # A check that should come to an end by its limit gets this one, every other more than it can need.
@@ -28,11 +30,18 @@ SHORT = 0.3
 
 
 @pytest.fixture
-def child(tmp_path: Path) -> Iterator[Child]:
-    """A server in a process of its own."""
-    process = Child(tmp_path)
-    yield process
-    process.kill()
+def start(tmp_path: Path) -> Iterator[Callable[[int], subject.ServerProcess]]:
+    """Starts a server in a process of its own, on a port."""
+    with contextlib.ExitStack() as processes:
+
+        def start(port: int) -> subject.ServerProcess:
+            command = [sys.executable, "-m", "http.server", "--bind", "127.0.0.1", "-d", str(tmp_path), str(port)]
+            process = subject.ServerProcess(command, os.environ, f"UPSTREAM={port}", BOUND)
+            processes.callback(process.end)
+            until(lambda: "Serving" in process.log)
+            return process
+
+        yield start
 
 
 @pytest.fixture(scope="session")
@@ -83,24 +92,25 @@ def test_an_upstream_that_answers_is_well(serve: Callable[..., RawServer]) -> No
     ]
 
 
-def test_an_upstream_that_is_hung_dead_and_back(child: Child) -> None:
+def test_an_upstream_that_is_hung_dead_and_back(start: Callable[[int], subject.ServerProcess]) -> None:
     """A stopped process does not answer, but accepts connections; a killed one refuses; both pass again when back."""
-    check = HTTPCheck(f"http://127.0.0.1:{child.port}/", limit=SHORT)
-    patient = HTTPCheck(f"http://127.0.0.1:{child.port}/", limit=BOUND)
-    port = TCPCheck("127.0.0.1", child.port, limit=BOUND)
+    number = subject.free_port()
+    check = HTTPCheck(f"http://127.0.0.1:{number}/", limit=SHORT)
+    patient = HTTPCheck(f"http://127.0.0.1:{number}/", limit=BOUND)
+    port = TCPCheck("127.0.0.1", number, limit=BOUND)
+    process = start(number)
     assert patient().status == "pass"
     assert (port().status, port().observed, port().unit) == ("pass", {}, "ms")
-    child.stop()
-    error = fails(check, "There was no answer within 0.3 s.")
-    assert isinstance(error.__cause__, TimeoutError)
-    assert port().status == "pass"
-    child.go_on()
+    with process.stopped():
+        error = fails(check, "There was no answer within 0.3 s.")
+        assert isinstance(error.__cause__, TimeoutError)
+        assert port().status == "pass"
     assert patient().status == "pass"
-    child.kill()
+    process.end()
     for each in (patient, port):
         error = fails(each, "The connection was refused.")
         assert isinstance(error.__cause__, ConnectionRefusedError)
-    child.start()
+    start(number)
     assert patient().status == port().status == "pass"
 
 
