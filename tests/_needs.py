@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from pathlib import Path
 from typing import NoReturn
 
 import pytest
@@ -27,3 +28,10 @@ def need_root() -> None:
     """Skip or fail the test unless it runs as root."""
     if os.geteuid() != 0:
         missing("root")
+
+
+def nginx_http(home: Path) -> str:
+    """The beginning of nginx's block ``http``, with what stands before it: it writes to this directory alone."""
+    kinds = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+    paths = "".join(f"{kind}_temp_path {home}/{kind};\n" for kind in kinds)
+    return f"pid {home}/pid;\nerror_log stderr;\nhttp {{\naccess_log off;\n{paths}"

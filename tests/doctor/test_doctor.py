@@ -111,14 +111,13 @@ def changed(text: str, old: str, new: str) -> str:
     return text.replace(old, new)
 
 
-def problems(text: str, file: str, subject: str, row: tuple[str, ...]) -> bool:
-    """Whether a text with one change has exactly the findings of a row, but for what is right."""
+def compare(text: str, file: str, subject: str, row: tuple[str, ...]) -> None:
+    """Check that a text with one change has exactly the findings of a row, but for what is right."""
     old, new, *expected = row
     found = [line.removeprefix(f"{file}:") for line in said(changed(text, old, new), file)]
     where = [finding.split(": ", 2) for finding in expected]
     wanted = [f"{line}: {severity}: {subject}: {sentence}" for line, severity, sentence in where]
     assert sorted(line for line in found if ": ok:" not in line) == sorted(wanted)
-    return True
 
 
 # -- what is right ------------------------------------------------------------------------------------------------
@@ -264,12 +263,6 @@ KUBERNETES = [
      " rules use; run the doctor with FLASK_LIFECYCLE_GRACE_PERIOD in its environment."),
 ]
 # fmt: on
-
-
-@pytest.mark.parametrize("row", KUBERNETES, ids=range(len(KUBERNETES)))
-def test_wrong_deployments(row: tuple[str, ...]) -> None:
-    """Each rule finds its case, and only that, and names the line, the number and the cure."""
-    assert problems(DEPLOYMENT, "deploy.yaml", POD, row)
 
 
 def test_a_hook_counts_if_its_time_is_known() -> None:
@@ -445,12 +438,6 @@ SERVICES = [
 # fmt: on
 
 
-@pytest.mark.parametrize("row", SERVICES, ids=range(len(SERVICES)))
-def test_wrong_services(row: tuple[str, ...]) -> None:
-    """Each rule finds its case, and only that, and names the line, the number and the cure."""
-    assert problems(COMPOSE, "compose.yaml", "service 'web'", row)
-
-
 def test_a_command_without_options_listens_where_it_does_by_default() -> None:
     """By default the application listens on the loopback address."""
     text = changed(COMPOSE, " --host=0.0.0.0 -p8000", "")
@@ -525,10 +512,18 @@ UNITS = [
 # fmt: on
 
 
-@pytest.mark.parametrize("row", UNITS, ids=range(len(UNITS)))
-def test_wrong_units(row: tuple[str, ...]) -> None:
+@pytest.mark.parametrize(
+    ("given", "row"),
+    [
+        *(((DEPLOYMENT, "deploy.yaml", POD), row) for row in KUBERNETES),
+        *(((COMPOSE, "compose.yaml", "service 'web'"), row) for row in SERVICES),
+        *(((UNIT, "a.service", "unit 'a.service'"), row) for row in UNITS),
+    ],
+    ids=range(len(KUBERNETES) + len(SERVICES) + len(UNITS)),
+)
+def test_wrong_files(given: tuple[str, str, str], row: tuple[str, ...]) -> None:
     """Each rule finds its case, and only that, and names the line, the number and the cure."""
-    assert problems(UNIT, "a.service", "unit 'a.service'", row)
+    compare(*given, row)
 
 
 @pytest.mark.parametrize(
@@ -563,9 +558,8 @@ TEMPLATE = "This is a template; render it ('helm template', Jinja) and give the 
 NOTHING = "The file contains no Kubernetes workload, no compose service and no systemd unit."
 
 
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
+UNREADABLE: dict[str, list[tuple[bytes | None, str]]] = {
+    "deploy.yaml": [
         (b"", ": The file is empty."),
         (b" \n\n", ": The file is empty."),
         (b"# nothing\n", f": {NOTHING}"),
@@ -591,12 +585,35 @@ NOTHING = "The file contains no Kubernetes workload, no compose service and no s
         (b"[Unit]\nDescription=a\n", ": The unit has no section '[Service]', so there is nothing to check."),
         (b"[" * 900 + b"]" * 900, ": This is nested too deeply."),
     ],
-    ids=range(24),
+    "Dockerfile": [
+        (b"# nothing\n", ": The Dockerfile has no FROM, so there is no image to check."),
+        (b"ARG A\n", ": The Dockerfile has no FROM, so there is no image to check."),
+        (b"CMD a\nFROM b\n", ":1: 'CMD' is before the first FROM, where only ARG is allowed."),
+        (b"FROM a\nRUN <<E\nx\n", ":2: The here-document that begins here has no end 'E'."),
+        (b"FROM a\nCMD {{ command }}\n", f":2: {TEMPLATE}"),
+    ],
+    "gunicorn.conf.py": [
+        (b"a = 1\nb = (\n", ":2: This is not Python: '(' was never closed."),
+        (b"a = " + b"-" * 60_000 + b"1\n", ": This is nested too deeply to be a configuration."),
+    ],
+    "nowhere.yaml": [(None, ": The file cannot be read (No such file or directory).")],
+    ".": [(None, ": The file cannot be read (Is a directory).")],
+    "a\0b": [(None, ": The file cannot be read (embedded null byte).")],
+}
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "expected"),
+    [(file, *row) for file, rows in UNREADABLE.items() for row in rows],
+    ids=range(sum(map(len, UNREADABLE.values()))),
 )
-def test_unreadable_files(text: bytes, expected: str) -> None:
+def test_unreadable_files(file: str, text: bytes | None, expected: str) -> None:
     """An unreadable file is an error of one sentence with its line."""
     where, _, sentence = expected.partition(": ")
-    assert said(text) == [f"deploy.yaml{where}: unreadable: {sentence}"]
+    if text is not None:
+        Path(file).write_bytes(text)
+    shown = file.replace("\0", "\\x00")
+    assert doctor(file).stdout.splitlines() == [f"{shown}{where}: unreadable: {sentence}"]
 
 
 @pytest.fixture(params=["libyaml", "python"])
@@ -700,6 +717,9 @@ BOMBS = {
     "stages.Dockerfile": "".join(f"FROM s{n} AS s{n + 1}\nENV A{n}=1\n" for n in range(28_000)),
     "lines.Dockerfile": "FROM x\nRUN " + "a \\\n" * 240_000 + "b\n",
     "flags.Dockerfile": "FROM x\nHEALTHCHECK " + "--timeout=1s " * 70_000 + "CMD curl http://x/\n",
+    "froms.Dockerfile": "FROM\n" * 100_000,
+    "deep.Dockerfile": "FROM a\nCMD " + "[" * 400_000,
+    "env.Dockerfile": "FROM a\n" + "ENV a=1\n" * 60_000,
     "string.py": "x = f'" + "{a}" * 300_000 + "'\n",
     "number.py": "graceful_timeout = 0x" + "f" * 60_000 + "\n",
 }
@@ -731,17 +751,6 @@ def test_bombs_cost_bounded_memory() -> None:
     done = run_python(EXAMINE, *(str(Path(name).resolve()) for name in BOMBS), environ=alone)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) < 200
-
-
-@pytest.mark.parametrize(
-    ("name", "reason"),
-    [("no.yaml", "No such file or directory"), (".", "Is a directory"), ("a\0b", "embedded null byte")],
-)
-def test_missing_files(name: str, reason: str) -> None:
-    """A missing file, a directory and an impossible name are an error without a line."""
-    (found,) = doctor(name).stdout.splitlines()
-    assert found.endswith(f": unreadable: The file cannot be read ({reason}).")
-    assert "\0" not in found
 
 
 def test_without_pyyaml_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from click.testing import Result
 
 from flask_lifecycle import Lifecycle
 from tests._fakes import make_app
+from tests._needs import nginx_http, program
 
 SETTINGS: list[dict[str, Any]] = [
     {},
@@ -108,3 +110,21 @@ def test_the_command() -> None:
     result = invoke("manifest", "kubernetes", LIFECYCLE_GRACE_PERIOD=4, LIFECYCLE_SHUTDOWN_DELAY=None)
     assert result.exit_code == 2
     assert "Error: In a cluster the application does not start: 'LIFECYCLE_SHUTDOWN_DELAY' (5 s)" in result.output
+
+
+@pytest.mark.services
+@pytest.mark.parametrize("config", SETTINGS, ids=IDS)
+@pytest.mark.parametrize("kind", ["haproxy", "nginx"])
+def test_the_balancer_accepts_it(kind: str, config: dict[str, Any], tmp_path: Path) -> None:
+    """With what is around it, the block is a configuration; for HAProxy one without a warning."""
+    text, file = made(kind, config), tmp_path / kind
+    if kind == "haproxy":
+        around = "defaults\n    mode http\n    timeout client 5s\nfrontend f\n    bind 127.0.0.1:1\n"
+        file.write_text(f"{around}    use_backend my-shop-1\n{text}")
+        command = [program("haproxy"), "-c", "-dW", "-f", str(file)]
+    else:
+        file.write_text(f"events {{}}\n{nginx_http(tmp_path)}{text}}}\n")
+        command = [program("nginx"), "-t", "-p", str(tmp_path), "-c", str(file)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30)
+    assert done.returncode == 0, done.stderr
+    assert kind == "nginx" or done.stderr == ""

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from tests._fakes import running
-from tests._needs import program
+from tests._needs import nginx_http, program
 from tests.live._client import Connection, LostError, get
 from tests.live._process import ROOT, Running, Starter
 
@@ -49,9 +49,7 @@ def moved(kind: str, home: Path, back: int, front: int, retries: int) -> Path:
         text = re.sub(rf"\b{old}\b", str(new), text)
     text = text.replace("retries 3", f"retries {retries}")
     if kind == "nginx":  # where it may write is a matter of the machine
-        kinds = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
-        own = "".join(f"{each}_temp_path {home}/{each};\n" for each in kinds)
-        text = text.replace("http {", f"pid {home}/pid;\nerror_log stderr;\nhttp {{\naccess_log off;\n{own}", 1)
+        text = text.replace("http {", nginx_http(home), 1)
     file = home / FILES[kind]
     file.write_text(text)
     return file
