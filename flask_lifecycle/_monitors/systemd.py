@@ -36,7 +36,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from .._core.deadline import Clock
@@ -144,32 +144,27 @@ class Notifier(Feature):
         """Send what is new; return in how many seconds to look again."""
         now = self._clock.monotonic()
         status = self._describe()
-        if not self._ready and self._all_ready():
-            if not self._send(["READY=1", f"STATUS={status}"]):
-                return self._retry()
-            self._ready, self._status, self._status_at = True, status, now
-        lines, pause = self._news(status, now), self._pause(status, now)
-        if not lines:
-            return pause
-        if not self._send(lines):
+        if not self._ready and self._all_ready() and not self._send({"READY": "1", "STATUS": status}, now):
             return self._retry()
-        self._record(lines, status, now)
+        news = self._news(status, now)
+        if news and not self._send(news, now):
+            return self._retry()
         return self._pause(status, now)
 
-    def _news(self, status: str, now: float) -> list[str]:
+    def _news(self, status: str, now: float) -> dict[str, str]:
         """The new messages, except READY=1."""
         stops = self._process.shutdown.begun and not self._stopping
         if stops:
             self._covered = 0.0  # the extension so far was for the start-up
-        lines = ["STOPPING=1"] if stops else []
+        news = {"STOPPING": "1"} if stops else {}
         # The first message of a shutdown and the very last one do not wait for the period.
         if status != self._status and (stops or not self._active or now - self._status_at >= _PERIOD):
-            lines.append(f"STATUS={status}")
+            news["STATUS"] = status
         if seconds := self._extension(now):
-            lines.append(f"EXTEND_TIMEOUT_USEC={round(seconds * 1e6)}")
+            news["EXTEND_TIMEOUT_USEC"] = str(round(seconds * 1e6))
         if self._heartbeat_due(now):
-            lines.append("WATCHDOG=1")
-        return lines
+            news["WATCHDOG"] = "1"
+        return news
 
     def _pause(self, status: str, now: float) -> float:
         """In how many seconds to look again, unless woken before."""
@@ -180,27 +175,28 @@ class Notifier(Feature):
         """In how many seconds to send again: soon, unless the receiver is gone."""
         return _PERIOD if self._complained and not self._process.shutdown.begun else _RETRY
 
-    def _record(self, lines: Iterable[str], status: str, now: float) -> None:
-        for line in lines:
-            name, _, value = line.partition("=")
-            if name == "STOPPING":
-                self._stopping = True
-            elif name == "STATUS":
-                self._status, self._status_at = status, now
-            elif name == "EXTEND_TIMEOUT_USEC":
-                self._covered = now + int(value) / 1e6
-            else:
-                self._due, self._last_heartbeat = False, now
+    def _send(self, messages: Mapping[str, str], now: float) -> bool:
+        """Send one datagram; record it and return ``True`` if it was taken."""
+        if not self._deliver("\n".join(f"{name}={value}" for name, value in messages.items())):
+            return False
+        self._ready = self._ready or "READY" in messages
+        self._stopping = self._stopping or "STOPPING" in messages
+        if "STATUS" in messages:
+            self._status, self._status_at = messages["STATUS"], now
+        if "EXTEND_TIMEOUT_USEC" in messages:
+            self._covered = now + int(messages["EXTEND_TIMEOUT_USEC"]) / 1e6
+        if "WATCHDOG" in messages:
+            self._due, self._last_heartbeat = False, now
+        return True
 
-    def _send(self, lines: Iterable[str]) -> bool:
-        """Send one datagram and return whether it was taken."""
+    def _deliver(self, datagram: str) -> bool:
         name = f"\0{self._name[1:]}" if self._name[0] == "@" else self._name
-        if self._process.shutdown.peers.notify("\n".join(lines)):
+        if self._process.shutdown.peers.notify(datagram):
             return True
         try:
             if self._socket is None:
                 self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)  # children do not inherit it
-            self._socket.sendto("\n".join(lines).encode(errors="replace"), socket.MSG_DONTWAIT, name)
+            self._socket.sendto(datagram.encode(errors="replace"), socket.MSG_DONTWAIT, name)
             return True
         except OSError as error:
             if error.errno not in (errno.EAGAIN, errno.ENOBUFS) and not self._complained:

@@ -101,9 +101,6 @@ def some(found: dict[str, float], start: str) -> dict[str, float]:
     return {name.removeprefix(start): value for name, value in found.items() if name.startswith(start)}
 
 
-# -- the table ----------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("metric", METRICS, ids=lambda metric: metric.name)
 def test_names_follow_the_conventions(metric: Any) -> None:
     """Names are in snake case and base units, counters end in _total and nothing else does, labels are not reserved."""
@@ -126,9 +123,6 @@ def test_the_page_lists_the_table() -> None:
     listed = [(name, kind, tuple(re.findall(r"`(\w+)`", labels)), text) for name, kind, labels, text in rows]
     assert len({metric.full_name for metric in METRICS}) == len(METRICS)
     assert listed == [(metric.full_name, metric.kind, metric.labels, metric.help) for metric in METRICS]
-
-
-# -- values ------------------------------------------------------------------------------------------------------
 
 
 def test_state_readiness_and_checks() -> None:
@@ -267,9 +261,6 @@ def test_the_server_s_load(monkeypatch: pytest.MonkeyPatch) -> None:
     assert some(metrics_of(lifecycle), "server_") == {"requests_queued": 0}
 
 
-# -- a shutdown ---------------------------------------------------------------------------------------------------
-
-
 def test_the_metrics_of_a_shutdown() -> None:
     """A shutdown has metrics of its phases, its hooks and what it left behind; a current phase its duration so far."""
     app, lifecycle = serve(LIFECYCLE_SHUTDOWN_DELAY=4.0)
@@ -319,8 +310,6 @@ def test_the_previous_shutdown(report: Any, expected: dict[str, float]) -> None:
     LastReport(app, report)
     assert some(metrics_of(lifecycle), "previous_shutdown_") == expected
 
-
-# -- the collector ------------------------------------------------------------------------------------------------
 
 HOSTILE = 'db\n"} 1\n# TYPE x\\ \udcff \N{SNOWMAN}'
 
@@ -380,9 +369,6 @@ def test_several_applications() -> None:
     assert in_flight == {"{app=api}": 0, "{app=api-2}": 0, "{app=api-3}": 1, "{app=admin}": 0}
     assert found["requests_abandoned_total"] == 0
     assert found["state{app=admin,state=STARTING}"] == 1
-
-
-# -- /metrics -----------------------------------------------------------------------------------------------------
 
 
 def test_the_path_of_metrics() -> None:
@@ -478,9 +464,6 @@ def test_a_collector_that_hangs(registered: Any) -> None:
         go_on.set()
         assert scrape(app).status_code == 200
     assert scrape(app).status_code == 200
-
-
-# -- missing packages, and multiprocess mode ----------------------------------------------------------------------
 
 
 def test_missing_packages(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -635,9 +618,6 @@ def test_a_file_that_is_just_being_made(multiprocess: Path, monkeypatch: pytest.
         list(metrics_feature(app).collect())
 
 
-# -- OpenTelemetry ------------------------------------------------------------------------------------------------
-
-
 def observed(reader: InMemoryMetricReader) -> dict[str, Any]:
     """What a reader of OpenTelemetry collects, by name."""
     data = reader.get_metrics_data()
@@ -667,9 +647,6 @@ def test_opentelemetry_has_the_same_metrics() -> None:
     assert not hasattr(found["flask_lifecycle.ready"].data, "is_monotonic")
     points = {m.name: len(m.data.data_points) for m in found.values()}
     assert (points["flask_lifecycle.state"], points["flask_lifecycle.check_status"]) == (6, 3)
-
-
-# -- settings -----------------------------------------------------------------------------------------------------
 
 
 def test_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -11,15 +11,15 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from flask_lifecycle import CheckReport, HealthReport, HookRecord, Lifecycle, State
+from flask_lifecycle import HookRecord, Lifecycle, State
 from flask_lifecycle._core.shutdown import Shutdown, StopRequest
 from flask_lifecycle._core.state import Event
 from flask_lifecycle._monitors.systemd import Notifier
-from flask_lifecycle.checks import Check
 from tests._fakes import BOUND, FakeMember, ManualClock, enter, make_app, running, state_of
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="systemd is the subject")
@@ -61,18 +61,12 @@ class FakeHealth:
         self.asked = 0
         self.inside: Callable[[], object] = lambda: None
 
-    def report(self, group: str) -> HealthReport:
+    def report(self, group: str) -> Any:
         assert group == "live"
         self.asked += 1
         self.inside()
-        checks = (CheckReport(Check(self.failing, lambda: None), "fail", 0.0, 0.0),) if self.failing else ()
-        return HealthReport(group, None, "fail" if checks else "pass", State.READY, "", checks)
-
-
-class Member(FakeMember):
-    def __init__(self, clock: ManualClock) -> None:
-        super().__init__(clock, grace_period=25.0)
-        self.health = FakeHealth()
+        checks = [SimpleNamespace(name=self.failing, status="fail")] if self.failing else []
+        return SimpleNamespace(status="fail" if checks else "pass", checks=checks)
 
 
 class FakeProcess:
@@ -80,12 +74,14 @@ class FakeProcess:
 
     def __init__(self, applications: int = 1) -> None:
         self.clock = ManualClock()
-        self.made = [Member(self.clock) for _ in range(applications)]
+        self.made = [FakeMember(self.clock, grace_period=25.0) for _ in range(applications)]
+        for member in self.made:
+            member.health = FakeHealth()
         self.shutdown = Shutdown(self.applications, clock=self.clock)
         self.owner = ""
         self.shutdown._run = lambda request, deadline: None  # type: ignore[method-assign]
 
-    def applications(self) -> list[Member]:
+    def applications(self) -> list[FakeMember]:
         return self.made
 
     def begin_stop(self) -> None:
@@ -176,7 +172,7 @@ def test_the_status_counts(subject: Subject) -> None:
     """The status counts requests and work items, each once if applications share them, once a second at most."""
     subject.start()
     lifecycle = Lifecycle(app := make_app())
-    other = Member(subject.clock)
+    other = FakeMember(subject.clock)
     other.work = subject.app.work = state_of(app).work
     other.startup.run()
     subject.process.made.append(other)

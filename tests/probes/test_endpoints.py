@@ -48,9 +48,6 @@ def codes(app: Flask, *paths: str, **arguments: Any) -> list[int]:
 raises_secret = raiser(ValueError(SECRET))
 
 
-# -- the table of states ------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("state", "status", "expected"),
     [
@@ -82,9 +79,6 @@ def test_each_probe_asks_its_group() -> None:
     assert asked == [("live", 0), ("ready", 0), ("startup", 0)]
     get(app, "/healthcheck")
     assert sorted(asked[3:]) == sorted(asked[:3])
-
-
-# -- methods, paths and headers -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("path", ["/livez", "/livez/", "/livez?x=1&verbosely", "/livez/?x"])
@@ -229,9 +223,6 @@ def test_where_an_application_is_mounted_is_learned() -> None:
     assert [probe_worker(f"{mount}/livez") for mount in mounts].count("live") == 15
 
 
-# -- what an application does to requests -------------------------------------------------------------------------
-
-
 class BrokenSession(SecureCookieSessionInterface):
     """Its store is down."""
 
@@ -269,9 +260,6 @@ def test_nothing_breaks_a_probe(spoil: Callable[[Flask], Any], broken: int, firs
         spoil(app)
     headers = {"Host": "10.1.2.3:8000"}
     assert codes(app, *PROBES, "/work", headers=headers) == [200] * 4 + [broken]
-
-
-# -- details ------------------------------------------------------------------------------------------------------
 
 
 def detailed(**config: Any) -> Flask:
@@ -317,9 +305,6 @@ def test_who_sees_details(details: str, authorization: str, shown: bool) -> None
     for page in pages:
         assert page.count("warn") == 2
         assert not any(word in page for word in ("db", "cache", "disk", "READY", "started"))
-
-
-# -- components, exclusion and own groups ------------------------------------------------------------------------
 
 
 def grouped(**config: Any) -> tuple[Flask, Lifecycle]:
@@ -464,9 +449,6 @@ def test_the_probe_listener_serves_the_same() -> None:
             response = client.open(path, method=method)
             assert (response.status_code, response.data) == (404, b"not found: only probes are answered here\n")
             assert response.headers["X-Node"] == "a"
-
-
-# -- what is sent in place of the defaults -----------------------------------------------------------------------
 
 
 def test_status_codes() -> None:
@@ -660,9 +642,6 @@ def test_probes_that_the_drain_refuses() -> None:
     assert heard == [(app, "ready"), (app, "healthcheck"), (app, "own")]
 
 
-# -- the guard ----------------------------------------------------------------------------------------------------
-
-
 class Asks(FakeServer):
     """A server that sends a request during the drain."""
 
@@ -739,9 +718,6 @@ def test_a_request_under_way_keeps_its_functions() -> None:
     lifecycle.shutdown()
 
 
-# -- counting -----------------------------------------------------------------------------------------------------
-
-
 def test_probes_are_counted_by_group_and_status() -> None:
     """Each answer of a probe counts by group and status; work and unknown paths do not.
 
@@ -758,8 +734,6 @@ def test_probes_are_counted_by_group_and_status() -> None:
         assert in_child(lambda: len(probes.counts())) == 0
     assert probes.counts() == counts
 
-
-# -- requests that are made to be expensive -----------------------------------------------------------------------
 
 SIGNED = {"HTTP_AUTHORIZATION": f"Bearer {TOKEN}"}
 LONG = 200_000  # characters: waitress lets 256 KB of headers in
