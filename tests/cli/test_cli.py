@@ -16,9 +16,9 @@ from typing import Any
 import pytest
 from click.testing import Result
 from flask import Flask
+from flask.cli import FlaskGroup
 
 from flask_lifecycle import HookRecord, Lifecycle, ShutdownReport
-from flask_lifecycle._cli.run import Countdown
 from flask_lifecycle._core.log import show_log
 from tests._fakes import make_app, until
 from tests.cli.test_status import Terminal
@@ -38,6 +38,7 @@ class FakeState:
         self.calls: list[tuple[Any, ...]] = []
         self.report = ShutdownReport("test", None, (), (), hooks, 0.0)
         self.error = error
+        self.during: Callable[[], Any] = lambda: None  # while it serves
 
     def unfinished(self) -> list[int]:
         return [1] * self.requests
@@ -52,6 +53,7 @@ class FakeState:
         self, app: Any, host: Any, port: Any, server: str, options: Any, restart_worker: Any = None
     ) -> ShutdownReport:
         self.calls.append((app, host, port, server, options))
+        self.during()
         if self.error is not None:
             raise self.error
         return self.report
@@ -199,6 +201,24 @@ def test_the_log_is_shown(monkeypatch: pytest.MonkeyPatch, prepare: Callable[[],
 # -- the countdown ------------------------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def on_terminal(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
+    """Run the command with standard error on a terminal, and something while it serves; return the lines."""
+
+    def run(state: FakeState, during: Callable[[Terminal], Any], stream: Terminal | None = None) -> list[str]:
+        stream = stream or Terminal()
+        state.during = lambda: during(stream)
+        Lifecycle(app := make_app())
+        app.extensions["lifecycle"] = state
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "stderr", stream)
+            with pytest.raises(SystemExit):
+                FlaskGroup(create_app=lambda: app).main(["lifecycle", "run"])
+        return stream.getvalue().splitlines()
+
+    return run
+
+
 @pytest.mark.parametrize(
     ("signum", "installed", "way_out"),
     [
@@ -208,38 +228,38 @@ def test_the_log_is_shown(monkeypatch: pytest.MonkeyPatch, prepare: Callable[[],
         (signal.SIGTERM, {signal.SIGTERM}, ""),  # LIFECYCLE_SIGNALS without it
     ],
 )
-def test_the_countdown(signum: int | None, installed: set[int], way_out: str) -> None:
+def test_the_countdown(on_terminal: Any, signum: int | None, installed: set[int], way_out: str) -> None:
     """On a terminal a whole line says what a shutdown waits for, the seconds left, and what Ctrl-C does now."""
-    state, stream = FakeState(), Terminal()
+    state = FakeState()
     state.process.shutdown.signal, state.process.relay.installed = signum, frozenset(installed)
-    with Countdown(state, stream):
+
+    def during(stream: Terminal) -> None:
         assert stream.getvalue() == ""
         state.draining.set()
         until(lambda: "requests" in stream.getvalue())
-    assert stream.getvalue().splitlines() == [f"3 requests in flight, 7 s left{way_out}"]
+
+    assert on_terminal(state, during) == [f"3 requests in flight, 7 s left{way_out}"]
 
 
-def test_what_the_countdown_counts() -> None:
+def test_what_the_countdown_counts(on_terminal: Any) -> None:
     """Each line names what a shutdown waits for now: requests, work items, or a phase."""
-    state, stream = FakeState(), Terminal()
-    with Countdown(state, stream):
+    state = FakeState()
+    wanted = {
+        (3, 0): "3 requests in flight",
+        (1, 1): "1 request and 1 work item in flight",
+        (0, 2): "2 work items in flight",
+        (0, 0): "nothing in flight, running on_shutdown functions",
+    }
+
+    def during(stream: Terminal) -> None:
         state.draining.set()
-        until(lambda: "requests" in stream.getvalue())
-        state.requests, state.work = 1, 1
-        until(lambda: "1 request " in stream.getvalue())
-        state.requests, state.work = 0, 2
-        until(lambda: "2 work" in stream.getvalue())
-        state.work = 0
-        until(lambda: "nothing" in stream.getvalue())
-    assert [line.partition(", 7 s left")[0] for line in stream.getvalue().splitlines()] == [
-        "3 requests in flight",
-        "1 request and 1 work item in flight",
-        "2 work items in flight",
-        "nothing in flight, running on_shutdown functions",
-    ]
+        for (state.requests, state.work), line in wanted.items():
+            until(lambda line=line: line in stream.getvalue())  # type: ignore[misc]
+
+    assert on_terminal(state, during) == [f"{line}, 7 s left" for line in wanted.values()]
 
 
-def test_a_terminal_that_has_gone() -> None:
+def test_a_terminal_that_has_gone(on_terminal: Any) -> None:
     """What can no longer be written stops neither the command nor a later line."""
 
     class Gone(Terminal):
@@ -249,19 +269,20 @@ def test_a_terminal_that_has_gone() -> None:
             self.tries += 1
             raise OSError(5, "Input/output error")
 
-    state, stream = FakeState(), Gone()
-    with Countdown(state, stream):
+    state = FakeState()
+
+    def during(stream: Gone) -> None:
         state.draining.set()
         until(lambda: stream.tries == 1)
         state.requests = 1
         until(lambda: stream.tries == 2)
 
+    on_terminal(state, during, Gone())
 
-def test_no_countdown_without_a_terminal() -> None:
+
+def test_no_countdown_without_a_terminal(on_terminal: Any) -> None:
     """Elsewhere than on a terminal nothing is said and no thread is started."""
-    state, stream = FakeState(), Terminal(tty=False)
+    state, before, threads = FakeState(), threading.active_count(), list[int]()
     state.draining.set()
-    before = threading.active_count()
-    with Countdown(state, stream):
-        assert threading.active_count() == before
-    assert stream.getvalue() == ""
+    lines = on_terminal(state, lambda _stream: threads.append(threading.active_count()), Terminal(tty=False))
+    assert (lines, threads) == ([], [before])
