@@ -24,13 +24,9 @@ def command(*words: str, given: str = "", **environ: str) -> subprocess.Complete
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("FLASK_")}
     return subprocess.run(
         [sys.executable, "-m", "flask", "--app", "factory", "lifecycle", *words],
-        cwd=EXAMPLES,
-        env={**inherited, "PYTHONPATH": str(ROOT), **environ},
-        input=given,
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+        cwd=EXAMPLES, env={**inherited, "PYTHONPATH": str(ROOT), **environ}, input=given, capture_output=True,
+        text=True, timeout=60,
+    )  # fmt: skip
 
 
 def manifest(kind: str, **environ: str) -> str:
@@ -54,15 +50,11 @@ def absent(wanted: Any, there: Any, path: str = "") -> list[str]:
     return [] if wanted == there else [f"{path}: {wanted!r}, and not {there!r}"]
 
 
-def test_the_deployment_is_the_manifest_s() -> None:
-    """All that is printed for Kubernetes is in the example, and nothing of it is another number."""
+def test_kubernetes_and_envoy_have_the_manifest_s() -> None:
+    """All that is printed for Kubernetes and for Envoy is in the examples, and nothing of it is another number."""
     assert absent(yaml.safe_load(manifest("kubernetes", **PROBES)), objects()[0]) == []
-
-
-def test_the_cluster_of_envoy_is_the_manifest_s() -> None:
-    """All that is printed for Envoy is in the example."""
-    example = yaml.safe_load((EXAMPLES / "envoy" / "envoy.yaml").read_text())
-    assert absent(yaml.safe_load(manifest("envoy", **DELAY)), example["static_resources"]) == []
+    envoy = yaml.safe_load((EXAMPLES / "envoy" / "envoy.yaml").read_text())
+    assert absent(yaml.safe_load(manifest("envoy", **DELAY)), envoy["static_resources"]) == []
 
 
 @pytest.mark.parametrize(
@@ -90,20 +82,16 @@ def test_the_doctor_accepts_the_examples() -> None:
 
 @pytest.mark.parametrize("version", ["1.31", kubernetes_validate.latest_version()])
 def test_kubernetes_accepts_the_base(version: str) -> None:
-    """Every object fits the strict schema of its kind, from the version on that knows all that they say."""
-    kinds = []
-    for each in objects():
+    """Every object fits the strict schema of its kind, from the version on that knows all that they say. The schemas
+    know each field.
+    """
+    base = objects()
+    for each in base:
         kubernetes_validate.validate(each, version, strict=True)
-        kinds.append(each["kind"])
-    assert kinds == ["Deployment", "Service", "PodDisruptionBudget"]
-
-
-def test_a_mistake_in_the_base_would_be_found() -> None:
-    """The schemas know each field."""
-    (deployment, *_) = objects()
-    deployment["spec"]["template"]["spec"]["containers"][0]["readinessProbes"] = {}
+    assert [each["kind"] for each in base] == ["Deployment", "Service", "PodDisruptionBudget"]
+    base[0]["spec"]["template"]["spec"]["containers"][0]["readinessProbes"] = {}
     with pytest.raises(kubernetes_validate.ValidationError, match="readinessProbes"):
-        kubernetes_validate.validate(deployment, "1.31", strict=True)
+        kubernetes_validate.validate(base[0], version, strict=True)
 
 
 def test_the_base_is_whole() -> None:
