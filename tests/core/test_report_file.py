@@ -98,6 +98,12 @@ def test_the_course_in_words() -> None:
     assert REPORT.course == "delay 1.0 s, drain 2.0 s, hooks 0.1 s; 12 served, 3 refused"
     assert ShutdownReport("x", None, (), (), (), 0.1).course == "at once; 0 served, 0 refused"
     assert REPORT.summary == str(REPORT) == "2 abandoned, 1 hook failed, exit 1"
+    outcomes = ("failed", "hung", "hung", "ok", "skipped")
+    hooks = tuple(HookRecord("x", "shutdown", outcome, 0.0) for outcome in outcomes)
+    report = ShutdownReport("x", None, (), (), hooks, 0.1)
+    assert (str(report), report.clean, report.exit_code) == ("1 hook failed, 2 hooks hung, exit 1", False, 1)
+    report = ShutdownReport("x", None, (), (), hooks[3:], 0.1)
+    assert (str(report), report.clean, report.exit_code) == ("clean, exit 0", True, 0)
     forced = ShutdownReport("SIGTERM", 999, (), (), (), 0.1, forced=143)
     assert (str(forced), forced.clean, forced.exit_code) == ("forced, exit 143", False, 143)
     assert forced.as_dict()["signal"] == "999"

@@ -39,34 +39,6 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> ManualClock:
     return ManualClock()
 
 
-# -- the report ---------------------------------------------------------------------------------------------------
-
-GONE = RequestInfo("GET", "/slow", 3.2)
-
-
-def report(abandoned: int = 0, **outcomes: int) -> ShutdownReport:
-    hooks = [HookRecord("x", "shutdown", outcome, 0.0) for outcome, number in outcomes.items() for _ in range(number)]
-    return ShutdownReport("test", None, (), (GONE,) * abandoned, tuple(hooks), 1.0)
-
-
-@pytest.mark.parametrize(
-    ("subject", "text"),
-    [
-        (report(), "clean, exit 0"),
-        (report(ok=2), "clean, exit 0"),
-        (report(1), "1 abandoned, exit 1"),
-        (report(failed=1), "1 hook failed, exit 1"),
-        (report(hung=2), "2 hooks hung, exit 1"),
-        (report(3, failed=2, hung=1, ok=1), "3 abandoned, 2 hooks failed, 1 hook hung, exit 1"),
-    ],
-)
-def test_report_reads_as_logged(subject: ShutdownReport, text: str) -> None:
-    """A report says what went wrong and its exit code, and is clean only if nothing did."""
-    assert str(subject) == text
-    assert subject.clean is text.startswith("clean")
-    assert subject.exit_code == (0 if subject.clean else 1)
-
-
 # -- the phases ---------------------------------------------------------------------------------------------------
 
 
