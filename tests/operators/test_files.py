@@ -35,10 +35,18 @@ class Subject(test_cordon.Subject):
         os.utime(new, (time.time() - age,) * 2)
         new.rename(self.path / "cordon")
 
-    def look(self, times: int = 1) -> Any:
+    def look(self, times: int = 1, cordon: str | bytes | None = None, age: float = 0.0) -> Any:
+        """Write a cordon, if one is given, and look."""
+        if cordon is not None:
+            self.write(cordon, age)
         for _ in range(times):
             again = self.directory.look()
         return again
+
+    def remove(self, times: int = 1) -> None:
+        """Remove the cordon, and look."""
+        (self.path / "cordon").unlink()
+        self.look(times)
 
 
 @pytest.fixture
@@ -121,11 +129,9 @@ def test_a_process_that_was_forked_since_begins_anew(path: Path, caplog: pytest.
 @pytest.mark.parametrize("text", ["10m by alice", "for 10m by alice\n", "for\t10m  by alice \r\n", "600 by alice"])
 def test_a_cordon_by_file(subject: Subject, text: str, caplog: pytest.LogCaptureFixture) -> None:
     """A file 'cordon' begins a lease once, which ends when the file is removed."""
-    subject.write(text)
-    subject.look(3)
+    subject.look(cordon=text, times=3)
     assert (subject.lifecycle.state, subject.reason) == (State.NOT_READY, "cordoned by alice for 10m")
-    (subject.path / "cordon").unlink()
-    subject.look(2)
+    subject.remove(2)
     assert subject.ready
     assert warnings(caplog) == [
         "cordon for 10m requested by alice (file)",
@@ -135,17 +141,14 @@ def test_a_cordon_by_file(subject: Subject, text: str, caplog: pytest.LogCapture
 
 def test_a_lease_ends_although_its_file_stays(subject: Subject) -> None:
     """A lease ends by itself, and its file, which is still there, does not begin it again until it is written anew."""
-    subject.write("10m by alice")
-    subject.look()
+    subject.look(cordon="10m by alice")
     subject.clock.pass_wait()
     until(lambda: subject.ready)
     subject.look(2)
     assert subject.ready
-    subject.write("10m by alice")
-    subject.look()
+    subject.look(cordon="10m by alice")
     assert not subject.ready
-    subject.write("20m by bob")
-    subject.look()
+    subject.look(cordon="20m by bob")
     assert subject.reason == "cordoned by bob for 20m"
 
 
@@ -153,8 +156,7 @@ def test_a_lease_ends_although_its_file_stays(subject: Subject) -> None:
 def test_a_cordon_survives_a_restart(path: Path, age: float, left: float) -> None:
     """What is left of a lease is kept by the next process; where the clocks differ, no more than the whole of it."""
     subject = Subject(path)
-    subject.write("10m by alice", age=age)
-    subject.look()
+    subject.look(cordon="10m by alice", age=age)
     assert subject.reason == "cordoned by alice for 10m"
     assert subject.clock.waits.get(timeout=BOUND) == pytest.approx(left, abs=60)
     subject.control.stop()
@@ -168,26 +170,20 @@ def test_cordons_that_are_old(subject: Subject, caplog: pytest.LogCaptureFixture
     (subject.path / "cordon").unlink()
     fresh.look()
     assert (fresh.lifecycle.state, warnings(caplog)) == (State.READY, [])
-    subject.write("10m by alice", age=601)
-    subject.look()
+    subject.look(cordon="10m by alice", age=601)
     assert subject.clock.waits.get(timeout=BOUND) == 600
 
 
 def test_files_that_come_too_late(subject: Subject, caplog: pytest.LogCaptureFixture) -> None:
     """The removal of a file ends no lease that has replaced its own, and in a shutdown no file changes anything."""
-    subject.write("10m by alice")
-    subject.look()
+    subject.look(cordon="10m by alice")
     subject.control.cordon(60, "bob", "HTTP")
-    (subject.path / "cordon").unlink()
-    subject.look()
+    subject.remove()
     assert subject.reason == "cordoned by bob for 1m"
-    subject.write("10m by alice")
-    subject.look()
+    subject.look(cordon="10m by alice")
     subject.lifecycle.shutdown("stop")
-    (subject.path / "cordon").unlink()
-    subject.look()
-    subject.write("10m by alice")
-    subject.look()
+    subject.remove()
+    subject.look(cordon="10m by alice")
     assert subject.reason == "stop"
     assert len(warnings(caplog)) == 3
 
@@ -216,15 +212,12 @@ def line(given: str) -> str:
 )  # fmt: skip
 def test_bad_content(subject: Subject, caplog: pytest.LogCaptureFixture, content: str | bytes, complaint: str) -> None:
     """A file that cannot be understood is warned of once and changes nothing, and is heeded once it is mended."""
-    subject.write("5m by carol")
-    subject.look()
+    subject.look(cordon="5m by carol")
     caplog.clear()
-    subject.write(content)
-    subject.look(3)
+    subject.look(cordon=content, times=3)
     assert subject.reason == "cordoned by carol for 5m"
     assert warnings(caplog) == [f"the file '{subject.path}/cordon' {complaint}; it changes nothing"]
-    subject.write("10m by alice")
-    subject.look()
+    subject.look(cordon="10m by alice")
     assert subject.reason == "cordoned by alice for 10m"
 
 
@@ -324,8 +317,7 @@ def test_a_directory_that_was_exchanged(subject: Subject, caplog: pytest.LogCapt
 @pytest.mark.parametrize("now", ["nothing", "file"])
 def test_a_directory_that_goes(subject: Subject, caplog: pytest.LogCaptureFixture, now: str) -> None:
     """A directory that is not there for a while ends no lease and is warned of once; when it comes back, it counts."""
-    subject.write("10m by alice")
-    subject.look()
+    subject.look(cordon="10m by alice")
     caplog.clear()
     away = subject.path.with_name("away")
     subject.path.rename(away)
@@ -337,8 +329,7 @@ def test_a_directory_that_goes(subject: Subject, caplog: pytest.LogCaptureFixtur
     assert warnings(caplog) == [f"the control directory {str(subject.path)!r} {complaint}; it changes nothing"]
     subject.path.unlink(missing_ok=True)
     away.rename(subject.path)
-    (subject.path / "cordon").unlink()
-    subject.look()
+    subject.remove()
     assert subject.ready
 
 
@@ -347,8 +338,7 @@ def test_a_file_system_that_fails(
     subject: Subject, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, failing: str
 ) -> None:
     """An error of the file system is no absence: it ends no lease, and is warned of."""
-    subject.write("10m by alice")
-    subject.look()
+    subject.look(cordon="10m by alice")
     caplog.clear()
 
     def fail(*arguments: Any, **options: Any) -> Any:
