@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 from flask import Flask
@@ -14,13 +14,13 @@ from sqlalchemy.dialects import registry
 from sqlalchemy.pool import AssertionPool, NullPool, Pool, SingletonThreadPool, StaticPool
 
 from flask_lifecycle import CheckResult, HealthCheckError, Lifecycle
-from flask_lifecycle.checks import DatabaseCheck, PoolCheck
+from flask_lifecycle.checks import DatabaseCheck, MigrationsCheck, PoolCheck
 from tests._fakes import fails, make_app, running, until, whole
+from tests.checks.test_migrations import Scripts, pending, scripts, well
 
 from ._servers import Postgres
 
-if TYPE_CHECKING:  # pytest imports it, as a plugin
-    from ._servers import Postgres
+__all__ = ["scripts"]
 
 NO_ANSWER = "The database did not answer; the log has the reason."
 NO_CONNECTION = (
@@ -328,3 +328,32 @@ def test_a_pool_without_a_limit(postgres: Postgres, options: dict[str, int]) -> 
     with engine_to(postgres.url, poolclass=NullPool) as engine:
         expected = CheckResult(output="The pool has no size, so it cannot be exhausted.")
         assert pool_result(engine, 3) == expected
+
+
+# -- migrations -----------------------------------------------------------------------------------------------------
+
+
+def test_migrations_of_a_database_that_is_dead_and_back(postgres: Postgres, engine: Engine, scripts: Scripts) -> None:
+    """A database that cannot be reached fails; after a restart the first run passes, with what it found before."""
+    check = MigrationsCheck(engine, directory=scripts.path)
+    scripts.upgrade(engine)
+    assert check() == well("a3")
+    postgres.stop()
+    error = fails(check, NO_ANSWER)
+    assert str(postgres.port) in str(error.__cause__)
+    postgres.start()
+    assert check() == well("a3")
+    postgres.stop()
+    postgres.start()
+    assert check() == well("a3")
+
+
+def test_migrations_take_no_connection_of_their_own(postgres: Postgres, engine: Engine, scripts: Scripts) -> None:
+    """Fifty runs leave the server with the same connection, out of any transaction, and make no table."""
+    check = MigrationsCheck(engine, directory=scripts.path)
+    check()
+    before = postgres.sessions()
+    assert [check() for _ in range(50)] == [pending(3, 3, [], ["a3"])] * 50
+    assert postgres.sessions() == before
+    assert [state for _, state in before] == ["idle"]
+    assert postgres.ask("SELECT count(*) FROM pg_tables WHERE tablename = 'alembic_version'") == [(0,)]
