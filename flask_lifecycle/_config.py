@@ -111,16 +111,8 @@ class Settings:
     def __setattr__(self, name: str, value: object) -> None:
         raise AttributeError(f"Settings are read once, so '{name}' cannot be set; make others.")
 
-    def _asdict(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in self.__annotations__}
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Settings) and self._asdict() == other._asdict()
-
-    __hash__ = None  # type: ignore[assignment]  # some of them are mappings
-
     def __repr__(self) -> str:
-        shown = self._asdict() | {"token": self.token and "***"}
+        shown = {name: getattr(self, name) for name in self.__annotations__} | {"token": self.token and "***"}
         return f"Settings({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
 
     @classmethod

@@ -324,25 +324,12 @@ NO_APP = "This Lifecycle has no application yet; call lifecycle.init_app(app) fi
 
 
 @pytest.mark.parametrize(
-    "use",
-    [
-        lambda lifecycle: lifecycle.state,
-        lambda lifecycle: lifecycle.in_flight,
-        lambda lifecycle: lifecycle.requests(),
-        lambda lifecycle: lifecycle.draining,
-        lambda lifecycle: lifecycle.remaining(),
-        lambda lifecycle: lifecycle.transitions(),
-        lambda lifecycle: lifecycle.set_ready(),
-        lambda lifecycle: lifecycle.set_not_ready(),
-        lambda lifecycle: lifecycle.shutdown(),
-        lambda lifecycle: lifecycle.run(Flask("x")),
-        lambda lifecycle: lifecycle.run(wsgi),
-    ],
+    "name", ["state", "draining", "remaining", "transitions", "set_ready", "set_not_ready", "shutdown", "run"]
 )
-def test_used_before_init_app(use: Callable[[Lifecycle], object]) -> None:
+def test_used_before_init_app(name: str) -> None:
     """A Lifecycle that has no application says so, whatever it is asked, and also when it is to run another one."""
     with pytest.raises(RuntimeError, match=whole(NO_APP)):
-        use(Lifecycle())
+        getattr(Lifecycle(), name)(*[wsgi] * (name == "run"))
     other = Lifecycle(app := make_app())
     with pytest.raises(RuntimeError, match=whole(NO_APP)):
         other.run(Flask("other"))

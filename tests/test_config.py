@@ -36,13 +36,12 @@ def test_every_key_has_an_attribute_and_every_attribute_a_key() -> None:
 
 def test_keys_of_others_are_left_alone() -> None:
     """A configuration may hold whatever else it likes, also keys that are no strings."""
-    assert Settings.from_mapping({"SECRET_KEY": "x", "lifecycle_ready": "no", 7: 7}) == read()  # type: ignore[dict-item]
+    given: Any = {"SECRET_KEY": "x", "lifecycle_ready": "no", 7: 7}
+    assert vars(Settings.from_mapping(given)) == vars(read())
 
 
-def test_settings_are_values() -> None:
-    """Nothing changes a setting once it was read, what is none is refused, and two that say the same are equal."""
-    assert Settings() == Settings(grace_period=25.0) != Settings(grace_period=1.0)
-    assert Settings() != ()
+def test_settings_are_frozen() -> None:
+    """Nothing changes a setting once it was read, and what is none is refused."""
     with pytest.raises(TypeError, match=whole("There is no setting 'grace'.")):
         Settings(grace=1.0)
     message = "Settings are read once, so 'grace_period' cannot be set; make others."

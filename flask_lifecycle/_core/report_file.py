@@ -119,13 +119,7 @@ def read(path: str | None) -> dict[str, Any] | None:
 class ReportFile(Feature):
     """``LIFECYCLE_REPORT_FILE``: keeps the report that the process before this one has written there."""
 
-    def __init__(self, path: str) -> None:
-        self._path = path
-        self.last: dict[str, Any] | None = None
-
-    @classmethod
-    def of(cls, application: Any) -> ReportFile:
-        return cls(application.settings.report_file)
+    last: dict[str, Any] | None = None
 
     def begin(self) -> None:
-        self.last = read(self._path)
+        self.last = read(self._application.settings.report_file)
