@@ -10,25 +10,21 @@ second, sends what is new, and never blocks: if the queue is full it sends at th
 ``STOPPING=1`` count as sent only after they were, and go in that order and in two datagrams, because systemd takes the
 last of two in one. If the receiver is gone, this is logged once.
 
-*Which process sends.* One process sends for a unit. All children inherit the variables, and a recycled worker of
-gunicorn would end the service by its ``STOPPING=1`` where ``NotifyAccess=all`` allows it. So it is the process that
-called ``init_app``, not a fork of it, and either the one that systemd has started (``SYSTEMD_EXEC_PID``) or one under
-``run`` (which may have a shell as its parent). With ``--reload-on`` (``_restart/supervisor.py``) the messages go
-through the supervisor. At its beginning the process removes the variables from the environment: a second Flask
-application in a child would send too.
+``docs/systemd.md`` has the messages and their times. Why they are so:
 
-*Times.* ``EXTEND_TIMEOUT_USEC`` moves systemd's current limit to this long from now, unless it is later already. In a
-stop it is the rest of the grace period, so ``TimeoutStopSec=`` may be shorter. During the start-up it is the rest of
-the ``timeout`` of the current ``on_startup`` function. A function without a timeout, and a startup task, is limited by
-``TimeoutStartSec=``: a hung start-up still times out. Each message asks for a few seconds only, so systemd's limits
-still hold for a frozen process. A running service with ``RuntimeMaxSec=`` asks for nothing: it should be stopped then.
+*Which process sends.* All children inherit the variables, and a recycled worker of gunicorn would end the service by
+its ``STOPPING=1`` where ``NotifyAccess=all`` allows it. So it is the process that called ``init_app``, not a fork of
+it, and either the one that systemd has started (``SYSTEMD_EXEC_PID``) or one under ``run`` (which may have a shell as
+its parent). At its beginning it removes the variables: a second Flask application in a child would send too.
 
-*The watchdog.* ``WATCHDOG=1`` is sent at half of the interval while the group ``live`` passes. A check may take its
-time, so it has a second thread with fixed times: a slow check delays one heartbeat and not the next ones. While
-liveness fails no heartbeat is sent, and ``STATUS=`` has the reason; ``WATCHDOG=trigger`` is not used, because liveness
-that recovers within the interval is no reason to lose requests in flight. During a shutdown no check runs, and the
-first thread sends the heartbeats, because the second may still wait for a check: the shutdown has its own deadline, and
-a check that needs a closed resource must not get the process killed.
+*Times.* ``EXTEND_TIMEOUT_USEC`` moves systemd's current limit to this long from now, unless it is later already. Each
+message asks for a few seconds only, so systemd's limits still hold for a frozen process, and a function without a
+timeout asks for nothing, so a hung start-up still times out.
+
+*The watchdog.* A liveness check may take its time, so it has a second thread with fixed times: a slow check delays one
+heartbeat and not the next ones. ``WATCHDOG=trigger`` is not used, because liveness that recovers within the interval is
+no reason to lose requests in flight. During a shutdown no check runs, because one that needs a closed resource must not
+get the process killed; the first thread sends the heartbeats, because the second may still wait for a check.
 """
 
 from __future__ import annotations

@@ -1,22 +1,16 @@
 """Operators' requests by file, for processes without a probe listener: ``LIFECYCLE_CONTROL_DIR``.
 
-Creating or touching ``drain`` stops the process. ``cordon``, with a line such as ``10m by alice``, takes it out of
-rotation for that time, or until the file is removed. A thread looks once a second: polling works on every file system,
-and one that hangs holds up this thread alone.
+A thread looks once a second: polling works on every file system, and one that hangs holds up this thread alone.
+``docs/operators.md`` has the rules.
 
 The directory and each file in it must belong to this user or to root, and no one else may be able to write to the
 directory. This is checked at each look.
 
 Files stay: several processes may share the directory, and each must see them. A process recognises the files that it
 has seen by identity (device, inode, time of the last change, size), never by its own clock, which may differ from that
-of the file system.
-
-A ``drain`` that existed when the process began was meant for another process; acting on it would stop each new
-process. One that was absent at the last look, or has changed since, counts. The first look is in ``init_app``, and
-again at the beginning in a process that was forked since.
-
-A ``cordon`` survives restarts: at the first look, its time counts from the last change of the file. One that appears
-later counts from when it is seen, whatever the clocks say.
+of the file system. So a ``drain`` counts that was absent at the last look, or has changed since; the first look is in
+``init_app``, and again at the beginning in a process that was forked since. Only at the first look, the time of a
+``cordon`` counts from the last change of the file: a cordon survives restarts.
 """
 
 from __future__ import annotations

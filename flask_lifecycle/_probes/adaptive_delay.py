@@ -1,30 +1,12 @@
 """The adaptive shutdown delay: ``LIFECYCLE_SHUTDOWN_DELAY = "auto"``.
 
-A delay gives load balancers time to learn that this instance stops. A fixed number of seconds is a guess. But a load
-balancer learns it from the readiness probe, so the process can see when. The delay ends when
+A load balancer learns from the readiness probe that this instance stops, so the process can see when. The delay ends
+when each prober has been refused ``LIFECYCLE_DELAY_PROBES`` times in a row, and after that no new work has arrived for
+one second. ``docs/delay.md`` says which probers count, and why.
 
-- each prober has been refused ``LIFECYCLE_DELAY_PROBES`` times in a row (the default is the threshold of Kubernetes and
-  HAProxy), and after that
-- no new work has arrived for one second. A load balancer may need time to react, and one that does not probe this
-  process is noticed by the requests that it sends.
-
-It takes ``LIFECYCLE_DELAY_MIN`` at least and ``LIFECYCLE_DELAY_MAX`` at most.
-
-Which probers it waits for
---------------------------
-
-Those that decide about traffic (see :attr:`Prober.decides`), have probed twice or more often, the first time before the
-delay, and are not silent (have not missed three turns). Silence counts during the delay as well, so a prober that dies
-does not hold it up. Refusals before the delay count: a balancer that took the instance out when a check failed need not
-be refused again. Two checks that look the same (address, agent, port and path) count as one prober.
-
-The delay does not wait for a prober that asks less often than once in ``LIFECYCLE_DELAY_MAX``: even that would be too
-short, and such a prober is mostly a monitoring service that sends no traffic. If a prober asks too rarely to be refused
-often enough, the delay takes its maximum, and the log names the prober.
-
-In Kubernetes the delay does not wait for the kubelet. A deleted pod leaves the endpoints because it is deleted, not
-because of its readiness probe. The proxies of all nodes have to learn of that, and they do not probe; so the minimum is
-five seconds there, and after it new work counts. The delay does wait for load balancers that probe pods themselves.
+Silence counts during the delay as well, so a prober that dies does not hold it up. Refusals before the delay count: a
+balancer that took the instance out when a check failed need not be refused again. If a prober asks too rarely to be
+refused often enough, the delay takes its maximum, and the log names the prober.
 
 How new work is seen
 --------------------
