@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from urllib.parse import urlsplit
 
-from .model import WARNING, Command, Notes, Number, Probe, Workload, find_url, split
+from .model import WARNING, Command, Notes, Number, Probe, Workload, find_url, looks_like_ours, split
 from .source import Value
 
 # Docker's own defaults.
@@ -15,7 +14,6 @@ DOCKER_TIMEOUT = 30.0
 _UNITS = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "ns": 1e-9}
 _PART = re.compile(r"([0-9]+(?:\.[0-9]+)?)(h|ms|us|µs|ns|m|s)")
 _LONGEST = 100  # characters of a duration
-_SERVERS = re.compile(r"flask|lifecycle|gunicorn|waitress-serve|uwsgi")
 
 
 def is_compose(document: Value) -> bool:
@@ -42,7 +40,7 @@ def read_compose(
 def _looks_like_ours(service: Value, group_at: Callable[[str], str | None]) -> bool:
     words = " ".join(" ".join(_words(service, key)) for key in ("entrypoint", "command"))
     url = find_url(" ".join(_words(service, "healthcheck", "test")))
-    return bool(_SERVERS.search(words)) or (bool(url) and group_at(urlsplit(url).path) is not None)
+    return looks_like_ours(words, [url.path] if url is not None else [], group_at)
 
 
 def _words(service: Value, *keys: str) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from functools import partial
 
-from .model import Command, Notes, Number, Probe, Stop, Workload
+from .model import Command, Notes, Number, Probe, Stop, Workload, looks_like_ours
 from .source import Value
 
 # Kubernetes' own defaults.
@@ -21,7 +21,6 @@ _WAYS = {"httpGet": "http", "tcpSocket": "tcp"}
 _POD_PATHS = (("spec", "template", "spec"), ("spec", "jobTemplate", "spec", "template", "spec"))
 # They end by themselves and have no readiness.
 _JOBS = {"Job", "CronJob"}
-_SERVERS = ("flask", "lifecycle", "gunicorn", "waitress-serve", "uwsgi")
 
 GroupAt = Callable[[str], "str | None"]
 
@@ -60,7 +59,7 @@ def _read(item: Value, notes: Notes, name: str | None, group_at: GroupAt) -> Ite
 def _looks_like_ours(container: Value, group_at: GroupAt) -> bool:
     words = " ".join(word.text() for key in ("command", "args") for word in container.entries(key))
     probes = [container.text(f"{kind}Probe", "httpGet", "path") for kind in ("liveness", "readiness", "startup")]
-    return any(word in words for word in _SERVERS) or any(group_at(path.partition("?")[0]) for path in probes if path)
+    return looks_like_ours(words, probes, group_at)
 
 
 def _workload(label: str, pod: Value, container: Value, notes: Notes, serves: bool) -> Workload:

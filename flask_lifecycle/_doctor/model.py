@@ -7,9 +7,9 @@ import dataclasses
 import itertools
 import re
 import shlex
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from .._config import Settings
 from .._core.text import visible
@@ -35,6 +35,7 @@ _FACTORS = {"": 1, "s": 1, "m": 60, "h": 3600}
 _VARIABLE = "$"
 # As gunicorn reads it; neither "unix:" nor "fd://" nor a variable.
 _BIND = re.compile(r"(?:tcp://)?(?:\[([0-9a-fA-F:.]+)\]|([\w.-]*))(?::([0-9]{1,5}))?")
+_SERVERS = re.compile(r"flask|lifecycle|gunicorn|waitress-serve|uwsgi")
 _URL = re.compile(r"https?://[^\s'\"|)]+")
 
 
@@ -175,9 +176,17 @@ def _options(words: tuple[str, ...]) -> Iterator[tuple[str, str]]:
             yield word[:2], word[2:] or following
 
 
-def find_url(text: str) -> str:
+def find_url(text: str) -> SplitResult | None:
+    """The first URL in a text; ``None`` without one, or if it is not valid."""
     found = _URL.search(text)
-    return found[0] if found else ""
+    with contextlib.suppress(ValueError):  # a bracket too few
+        return urlsplit(found[0]) if found else None
+    return None
+
+
+def looks_like_ours(words: str, paths: Iterable[str], group_at: Callable[[str], str | None]) -> bool:
+    """Whether a command or the path of a probe is one of the application's."""
+    return bool(_SERVERS.search(words)) or any(group_at(path.partition("?")[0]) for path in paths if path)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -223,13 +232,12 @@ class Probe:
     @classmethod
     def of_check(cls, line: int, text: str, timeout: Number) -> Probe | None:
         """Docker's healthcheck by its URL; ``None`` without a URL, or with a variable in it."""
-        url = find_url(text)
-        try:
-            parts = urlsplit(url)
-            port = parts.port or (443 if parts.scheme == "https" else 80)
-        except ValueError:
+        parts = find_url(text)
+        if parts is None:
             return None
-        if not url:
+        try:
+            port = parts.port or (443 if parts.scheme == "https" else 80)
+        except ValueError:  # a variable
             return None
         path = Value(line, parts.path or "/")
         scheme = parts.scheme.upper()

@@ -467,6 +467,7 @@ def test_several_services() -> None:
         " checked; name it with --name."
     ]
     assert said(silent, "compose.yaml", name="web")[0].startswith("compose.yaml:9: ok: service 'web'")
+    assert "not clear which service" in said(by_check.replace("//localhost:8000", "//[::1"), "compose.yaml")[0]
 
 
 # -- systemd ------------------------------------------------------------------------------------------------------
