@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -358,7 +359,9 @@ def running(function: Callable[[], Any], name: str = "test") -> Iterator[threadi
 
 def in_child(function: Callable[[], int]) -> int:
     """What a function returns in a forked child, which ends with it."""
-    child = os.fork()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of forks beside threads, since Python 3.12
+        child = os.fork()
     if not child:
         try:
             os._exit(function())

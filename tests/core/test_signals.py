@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from flask_lifecycle._core.signals import SignalRelay
-from tests._fakes import BOUND, run_python, running, until
+from tests._fakes import BOUND, in_child, running, until
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals are the subject")
 
@@ -231,35 +231,30 @@ def test_an_errand_runs_once(recorded: Recorded) -> None:
     assert ran == [threading.main_thread()]
 
 
-# -- fork, threads, death -----------------------------------------------------------------------------------------
+# -- a fork -------------------------------------------------------------------------------------------------------
 
 
-FORK = """
-import os, signal
-from flask_lifecycle._core.signals import SignalRelay
-heard, got = [], []
-signal.signal(signal.SIGUSR1, lambda signum, frame: heard.append("previous"))
-relay, untouched = SignalRelay(got.append), SignalRelay(got.append)
-relay.install([signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP])
-mine = lambda signum, frame: None
-signal.signal(signal.SIGHUP, mine)
-child = os.fork()
-if child == 0:
-    os.kill(os.getpid(), signal.SIGUSR1)
-    assert heard == ["previous"]
-    assert signal.getsignal(signal.SIGUSR2) == signal.SIG_DFL
-    assert signal.getsignal(signal.SIGHUP) is mine
-    assert relay.installed == frozenset()
-    assert not relay.run_in_main(print)
-    os._exit(0)
-_, status = os.waitpid(child, 0)
-assert os.waitstatus_to_exitcode(status) == 0
-assert got == []
-relay.restore()
-"""
-
-
-def test_a_forked_child_has_the_handlers_from_before() -> None:
+def test_a_forked_child_has_the_handlers_from_before(recorded: Recorded) -> None:
     """A child gets back what was there before us, but for what has replaced ours, and writes no byte to its parent."""
-    done = run_python(FORK, python=["-W", "ignore"])
-    assert (done.returncode, done.stderr) == (0, "")
+    heard: list[int] = []
+    before = {number: signal.getsignal(number) for number in (ONE, signal.SIGHUP)}
+    signal.signal(ONE, lambda signum, frame: heard.append(signum))
+    recorded.relay.install([ONE, TWO, signal.SIGHUP])
+    signal.signal(signal.SIGHUP, theirs)
+
+    def child() -> int:
+        kill()
+        assert heard == [ONE]
+        assert signal.getsignal(TWO) == signal.SIG_DFL
+        assert signal.getsignal(signal.SIGHUP) is theirs
+        assert recorded.relay.installed == frozenset()
+        return recorded.relay.run_in_main(lambda: None)
+
+    try:
+        assert in_child(child) == 0
+        recorded.relay.restore()
+        until(lambda: watchers() == 0)  # it has read all that was written
+        assert recorded.got.empty()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import gc
 import threading
-import warnings
 
 from flask_lifecycle._core import stacks
 from tests._fakes import BOUND, in_child, run_python, running
@@ -123,8 +122,7 @@ def test_a_child_that_is_forked_in_a_pause_collects_garbage() -> None:
             pass
         return not gc.isenabled()
 
-    with running(pause), warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of forks beside threads, since Python 3.12
+    with running(pause):
         assert paused.wait(BOUND)
         timer = threading.Timer(0.2, leave.set)
         timer.start()
