@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import logging
 import weakref
-from collections.abc import Iterator
 
 import pytest
 from flask import Flask
@@ -19,21 +18,12 @@ LOG = logging.getLogger("werkzeug")
 
 
 @pytest.fixture
-def lines(caplog: pytest.LogCaptureFixture) -> Iterator[list[str]]:
+def log(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> pytest.LogCaptureFixture:
     """What the servers' access logs let through."""
-    passed: list[str] = []
-
-    class Handler(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            passed.append(record.getMessage())
-
-    handler = Handler()
     for name in ("werkzeug", "gunicorn.access"):
         caplog.set_level(logging.INFO, name)
-        logging.getLogger(name).addHandler(handler)
-    yield passed
-    for name in ("werkzeug", "gunicorn.access"):
-        logging.getLogger(name).removeHandler(handler)
+        monkeypatch.setattr(logging.getLogger(name), "propagate", True)  # gunicorn's own set-up ends it
+    return caplog
 
 
 def werkzeug(*targets: str) -> None:
@@ -49,12 +39,12 @@ def gunicorn(path: str, query: str = "") -> None:
     logging.getLogger("gunicorn.access").info('%(h)s "%(r)s" %(s)s', fields)
 
 
-def targets(lines: list[str]) -> list[str]:
+def targets(log: pytest.LogCaptureFixture) -> list[str]:
     """The targets of the request lines."""
-    return [line.split('"')[1].split(" ")[1] for line in lines]
+    return [line.split('"')[1].split(" ")[1] for line in log.messages]
 
 
-def test_probes_are_not_logged(lines: list[str]) -> None:
+def test_probes_are_not_logged(log: pytest.LogCaptureFixture) -> None:
     """Werkzeug logs no probe, whatever its query or slash, and however its path is quoted; gunicorn logs the path."""
     app = make_app(LIFECYCLE_DETAILS="always")  # the filter holds it weakly
     lifecycle = Lifecycle(app)
@@ -62,26 +52,26 @@ def test_probes_are_not_logged(lines: list[str]) -> None:
         lifecycle.check(name)(lambda: None)
     werkzeug("/livez", "/readyz", "/healthcheck/?verbose&exclude=db", "/%6civez")
     werkzeug("/healthcheck/gr%C3%B6%C3%9Fe", "/healthcheck/main%20db")
-    assert lines == []
+    assert log.messages == []
     work = ["/work", "/work?to=/livez", "/livezz", "/w%6frk"]
     werkzeug(*work)
-    assert targets(lines) == work
-    lines.clear()
+    assert targets(log) == work
+    log.clear()
     for path, query in [("/livez", ""), ("/readyz/", "verbose"), ("/work", ""), ("/work", "/livez"), ("-", "")]:
         gunicorn(path, query)
-    assert targets(lines) == ["/work", "/work?/livez", "-"]
+    assert targets(log) == ["/work", "/work?/livez", "-"]
 
 
-def test_under_a_mount(lines: list[str]) -> None:
+def test_under_a_mount(log: pytest.LogCaptureFixture) -> None:
     """Behind a dispatcher the whole path is in the log, and the probe is dropped all the same."""
     Lifecycle(app := make_app())
     outer = Client(DispatcherMiddleware(Flask("outer").wsgi_app, {"/shop": app.wsgi_app}))
     outer.get("/shop/livez", environ_overrides={"REQUEST_URI": "/shop/livez"})
     werkzeug("/shop/livez?verbose", "/shop/readyz/", "/shop/work")
-    assert targets(lines) == ["/shop/work"]
+    assert targets(log) == ["/shop/work"]
 
 
-def test_other_lines_stay(lines: list[str]) -> None:
+def test_other_lines_stay(log: pytest.LogCaptureFixture) -> None:
     """What else the servers log is let through, of whatever shape it is; a colour is no part of a path."""
     app = make_app()  # kept, as the filter forgets an application that is gone
     Lifecycle(app)
@@ -90,16 +80,16 @@ def test_other_lines_stay(lines: list[str]) -> None:
     LOG.info("%s threads", 3)
     LOG.info("%(of)s", {"of": "GET /livez HTTP/1.1"})
     logging.getLogger("gunicorn.access").info("%(U)s", {"U": None})
-    assert lines == ["Running on /livez", '"GET /livez HTTP/1.1"', "3 threads", "GET /livez HTTP/1.1", "None"]
-    lines.clear()
+    assert log.messages == ["Running on /livez", '"GET /livez HTTP/1.1"', "3 threads", "GET /livez HTTP/1.1", "None"]
+    log.clear()
     colours = ("\x1b[33m", "\x1b[31m\x1b[1m", "\x1b[35m\x1b[1m")  # as Werkzeug colours a 404, a 405 and a 500
     for colour in colours:
         for path in ("/livez", "/work"):
             LOG.info('"%s" %s %s', f"{colour}GET {path} HTTP/1.1\x1b[0m", 404, "-")
-    assert lines == [f'"{colour}GET /work HTTP/1.1\x1b[0m" 404 -' for colour in colours]
+    assert log.messages == [f'"{colour}GET /work HTTP/1.1\x1b[0m" 404 -' for colour in colours]
 
 
-def test_settings(lines: list[str]) -> None:
+def test_settings(log: pytest.LogCaptureFixture) -> None:
     """A probe in another case is dropped, if it is answered; with LIFECYCLE_LOG_PROBES a probe is logged."""
     one, other = make_app(LIFECYCLE_CASE_INSENSITIVE=True), make_app(LIFECYCLE_URL_PREFIX="/other")
     other.config["LIFECYCLE_LOG_PROBES"] = True
@@ -107,10 +97,10 @@ def test_settings(lines: list[str]) -> None:
     lifecycle.init_app(other)
     werkzeug("/LiveZ", "/WORK", "/other/livez")
     gunicorn("/other/livez")
-    assert targets(lines) == ["/WORK", "/other/livez", "/other/livez"]
+    assert targets(log) == ["/WORK", "/other/livez", "/other/livez"]
 
 
-def test_an_application_that_is_gone(lines: list[str]) -> None:
+def test_an_application_that_is_gone(log: pytest.LogCaptureFixture) -> None:
     """The filter keeps no application alive, and of one that is gone it drops nothing."""
 
     def make() -> weakref.ref[Flask]:
@@ -121,12 +111,12 @@ def test_an_application_that_is_gone(lines: list[str]) -> None:
 
     gone = make()
     gc.collect()
-    assert (gone(), lines) == (None, [])
+    assert (gone(), log.messages) == (None, [])
     gunicorn("/gone/livez")
-    assert len(lines) == 1
+    assert len(log.messages) == 1
 
 
-def test_an_application_that_comes_while_a_line_is_logged(lines: list[str]) -> None:
+def test_an_application_that_comes_while_a_line_is_logged(log: pytest.LogCaptureFixture) -> None:
     """A line that is being looked at goes on with the applications that there were.
 
     Interleaving: the filter asks each of two applications, and meanwhile another one is initialised.
@@ -142,4 +132,4 @@ def test_an_application_that_comes_while_a_line_is_logged(lines: list[str]) -> N
         Lifecycle(app)
         state_of(app).probes.is_probe = asks  # type: ignore[method-assign]
     gunicorn("/work")
-    assert (len(lines), len(kept)) == (1, 4)
+    assert (len(log.messages), len(kept)) == (1, 4)
