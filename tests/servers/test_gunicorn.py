@@ -283,13 +283,14 @@ def test_the_master_waits_no_longer_than_the_grace_period(shared: Any, age: floa
 
 
 @pytest.fixture
-def process(monkeypatch: pytest.MonkeyPatch) -> Process:
+def process(monkeypatch: pytest.MonkeyPatch) -> Iterator[Process]:
     """A process that touches no signals, with one application, in the place of this one."""
     process, member = Process(signals=False), FakeMember(grace_period=20.0, hook_reserve=1.0)
     process.join(member, ())
     monkeypatch.setattr(hooks, "this_process", process)
     monkeypatch.setattr(hooks, "this_serving", Serving(process))
-    return process
+    yield process
+    del member  # kept until now: the process refers to it weakly
 
 
 def test_threads_of_the_master_alone_are_named(
