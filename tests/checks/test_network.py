@@ -10,7 +10,6 @@ import os
 import random
 import socket
 import ssl
-import sys
 from collections.abc import Callable, Iterator
 from datetime import datetime, timezone
 from pathlib import Path
@@ -18,30 +17,14 @@ from typing import Any
 
 import pytest
 
-from flask_lifecycle import Check, CheckResult, HealthCheckError, Lifecycle
-from flask_lifecycle._verify import subject
+from flask_lifecycle import Check, HealthCheckError, Lifecycle
 from flask_lifecycle.checks import CertificateCheck, DNSCheck, HTTPCheck, TCPCheck
-from tests._fakes import BOUND, fails, until
+from tests._fakes import BOUND, fails
 from tests._raw_server import RawServer, answer, repeating, resetting, saying, silent
 from tests._tls import Authority, from_now, serving
 
 # A check that should come to an end by its limit gets this one, every other more than it can need.
 SHORT = 0.3
-
-
-@pytest.fixture
-def start(tmp_path: Path) -> Iterator[Callable[[int], subject.ServerProcess]]:
-    """Starts a server in a process of its own, on a port."""
-    with contextlib.ExitStack() as processes:
-
-        def start(port: int) -> subject.ServerProcess:
-            command = [sys.executable, "-m", "http.server", "--bind", "127.0.0.1", "-d", str(tmp_path), str(port)]
-            process = subject.ServerProcess(command, os.environ, f"UPSTREAM={port}", BOUND)
-            processes.callback(process.end)
-            until(lambda: "Serving" in process.log)
-            return process
-
-        yield start
 
 
 @pytest.fixture(scope="session")
@@ -92,26 +75,16 @@ def test_an_upstream_that_answers_is_well(serve: Callable[..., RawServer]) -> No
     ]
 
 
-def test_an_upstream_that_is_hung_dead_and_back(start: Callable[[int], subject.ServerProcess]) -> None:
-    """A stopped process does not answer, but accepts connections; a killed one refuses; both pass again when back."""
-    number = subject.free_port()
-    check = HTTPCheck(f"http://127.0.0.1:{number}/", limit=SHORT)
-    patient = HTTPCheck(f"http://127.0.0.1:{number}/", limit=BOUND)
-    port = TCPCheck("127.0.0.1", number, limit=BOUND)
-    process = start(number)
-    assert patient().status == "pass"
-    assert (port().status, port().observed, port().unit) == ("pass", {}, "ms")
-    with process.stopped():
-        error = fails(check, "There was no answer within 0.3 s.")
-        assert isinstance(error.__cause__, TimeoutError)
-        assert port().status == "pass"
-    assert patient().status == "pass"
-    process.end()
-    for each in (patient, port):
-        error = fails(each, "The connection was refused.")
+def test_an_upstream_that_is_hung_or_dead(serve: Callable[..., RawServer], refusing: int) -> None:
+    """A server that says nothing fails over HTTP, and passes over TCP, which only connects; one that has gone fails."""
+    hung = serve(silent)
+    error = fails(HTTPCheck(hung.url, limit=SHORT), "There was no answer within 0.3 s.")
+    assert isinstance(error.__cause__, TimeoutError)
+    port = TCPCheck("127.0.0.1", hung.port, limit=BOUND)()
+    assert (port.status, port.observed, port.unit) == ("pass", {}, "ms")
+    for check in (HTTPCheck(f"http://127.0.0.1:{refusing}/"), TCPCheck("127.0.0.1", refusing)):
+        error = fails(check, "The connection was refused.")
         assert isinstance(error.__cause__, ConnectionRefusedError)
-    start(number)
-    assert patient().status == port().status == "pass"
 
 
 def test_a_handshake_without_an_answer(black_hole: int) -> None:
@@ -409,12 +382,6 @@ def test_addresses_that_are_not_expected(monkeypatch: pytest.MonkeyPatch) -> Non
 # -- certificates ---------------------------------------------------------------------------------------------------
 
 
-def looked_at(serve: Callable[..., RawServer], certificate: Path, **options: Any) -> CheckResult:
-    """The result for a host with this certificate."""
-    server = serve(answer(), serving(certificate))
-    return CertificateCheck("127.0.0.1", server.port, limit=BOUND, **options)()
-
-
 EXPIRED = {"begins": from_now(days=-9), "ends": from_now(days=-5, hours=-1)}
 
 
@@ -436,7 +403,8 @@ def test_the_days_of_a_hosts_certificate(
 ) -> None:
     """The days are right for any certificate, trusted or not, for this host or not."""
     certificate = authority.issue(name, **options)
-    result = looked_at(serve, certificate)
+    server = serve(answer(), serving(certificate))
+    result = CertificateCheck("127.0.0.1", server.port, limit=BOUND)()
     assert (result.status, result.output, result.unit) == (status, output, "days")
     ends = options.get("ends")
     if ends is not None:
