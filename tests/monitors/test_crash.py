@@ -13,7 +13,7 @@ import pytest
 from flask_lifecycle import HookRecord, ShutdownReport
 from flask_lifecycle._core.shutdown import StopRequest
 from flask_lifecycle._monitors.crash import CrashWatch
-from tests._fakes import BOUND, FakeMember, coordinate, finish, running, until
+from tests._fakes import BOUND, FakeMember, coordinate, finish, raiser, running, until
 from tests.core.test_process import program
 
 RECORD = HookRecord("worker", "crash", "failed", 0.0, "ValueError: boom")
@@ -44,11 +44,7 @@ def called(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def crash(name: str, error: BaseException) -> None:
     """Let a thread crash."""
-
-    def die() -> None:
-        raise error
-
-    thread = threading.Thread(target=die, name=name)
+    thread = threading.Thread(target=raiser(error), name=name)
     thread.start()
     thread.join(BOUND)
 
@@ -241,42 +237,29 @@ def test_the_wait_of_the_main_thread_is_bounded() -> None:
     assert "grace period over, leaving at once" in errors
 
 
-def test_without_threads_the_main_thread_does_it_all() -> None:
-    """If no thread can be started, the shutdown runs in the main thread that has crashed."""
+@pytest.mark.parametrize(
+    ("before", "in_main"),
+    [("threading.Thread.start = refuse", True), ("lifecycle.shutdown('enough', wait=False)", False)],
+    ids=["without threads", "in a drain"],
+)
+def test_a_main_thread_that_crashes(before: str, in_main: bool) -> None:
+    """It waits for a shutdown that has begun already, and runs it itself if no thread can be started."""
     code, said, errors = program(
-        """
+        f"""
         lifecycle = Lifecycle(app := make(LIFECYCLE_STOP_ON_CRASH=["MainThread"]))
-        lifecycle.on_shutdown(name="hook")(lambda: say(threading.current_thread().name))
+        @lifecycle.on_shutdown
+        def hook():
+            threading.Event().wait(0.2)
+            say(threading.current_thread() is threading.main_thread())
         serve(app)
         def refuse(thread):
             raise RuntimeError("can't start new thread")
-        threading.Thread.start = refuse
+        {before}
         raise ValueError("boom")
         """
     )
-    assert (code, said) == (1, ["MainThread"])
-    assert errors.count("Traceback") == 1
-
-
-def test_a_crash_of_the_main_thread_in_a_drain() -> None:
-    """A main thread that crashes during a shutdown waits for it, and changes nothing else."""
-    code, said, errors = program(
-        """
-        lifecycle = Lifecycle(app := make(LIFECYCLE_STOP_ON_CRASH=["MainThread"]))
-        begun = threading.Event()
-        @lifecycle.on_shutdown
-        def hook():
-            begun.set()
-            threading.Event().wait(0.2)
-            say("hook")
-        serve(app)
-        lifecycle.shutdown("enough", wait=False)
-        begun.wait(10)
-        raise ValueError("boom")
-        """
-    )
-    assert (code, said) == (1, ["hook"])
-    assert errors.endswith("ValueError: boom\n")
+    assert (code, said, errors.count("Traceback")) == (1, [str(in_main)], 1)
+    assert "ValueError: boom\n" in errors
 
 
 def test_testing_mode_has_no_such_hooks() -> None:

@@ -27,11 +27,10 @@ NASTY = "<script>alert('x')</script><img src=x onerror=alert(1)>\"'&"
 serve = functools.partial(_fakes.serve, LIFECYCLE_DETAILS="always")
 
 
-def get(app: Any, path: str = "/healthcheck", method: str = "GET", **headers: str) -> TestResponse:
+def get(app: Flask, path: str = "/healthcheck", method: str = "GET", **headers: str) -> TestResponse:
     """Ask as a browser does."""
-    wsgi = app.wsgi_app if isinstance(app, Flask) else app
     more = {name.replace("_", "-"): value for name, value in headers.items()}
-    return Client(wsgi).open(path, method=method, headers=HTML | more, buffered=True)
+    return _fakes.get(app, path, method=method, headers=HTML | more)
 
 
 class Page(HTMLParser):
