@@ -121,9 +121,8 @@ def test_a_drain_waits_for_the_close_of_a_body_that_has_ended() -> None:
     assert ledger.wait_idle(0.0), "it is never closed"
 
 
-def test_an_adapter_that_never_closes_leaves_nothing() -> None:
+def test_an_adapter_that_never_closes_leaves_nothing(ledger: Ledger) -> None:
     """Requests of an adapter that only iterates leave no entry behind, whether it comes to the end or breaks off."""
-    ledger = Ledger()
     app = counted(gives([b"a", b"b"]), ledger)
     for _chunk in call(app):
         pass
@@ -147,9 +146,8 @@ def raises(error: BaseException) -> Callable[..., Any]:
 
 @pytest.mark.parametrize("error", [ValueError("boom"), SystemExit(3)], ids=repr)
 @pytest.mark.parametrize("start_up", [True, False])
-def test_what_raises_before_there_is_a_body(error: BaseException, start_up: bool) -> None:
+def test_what_raises_before_there_is_a_body(ledger: Ledger, error: BaseException, start_up: bool) -> None:
     """An application that raises, or its start-up, is counted out, and the exception goes on to the server."""
-    ledger = Ledger()
     app = gives([b"x"]) if start_up else raises(error)
     before_first = raises(error) if start_up else lambda: True
     with pytest.raises(type(error), match=whole(str(error))):
@@ -194,13 +192,12 @@ def test_a_server_that_closes_early(early: str) -> None:
 
 
 @pytest.mark.parametrize("drop", [True, False])
-def test_the_ledger_keeps_no_environ(drop: bool) -> None:
+def test_the_ledger_keeps_no_environ(ledger: Ledger, drop: bool) -> None:
     """What a server put into the environ is free with the body, or when that is closed; also one that refers to it."""
 
     class Input:
         pass
 
-    ledger = Ledger()
     environ = {**create_environ("/work"), "wsgi.input": (given := Input())}
     body = environ["x.body"] = counted(gives([b"x"]), ledger)(environ, start_response)
     freed = weakref.ref(given)
@@ -214,9 +211,8 @@ def test_the_ledger_keeps_no_environ(drop: bool) -> None:
     assert not ledger.active
 
 
-def test_many_threads_leave_nothing() -> None:
+def test_many_threads_leave_nothing(ledger: Ledger) -> None:
     """Entering and leaving from many threads at once takes no lock and loses no count."""
-    ledger = Ledger()
     app = counted(gives([b"x"]), ledger)
     barrier = threading.Barrier(8, timeout=BOUND)
 
@@ -340,9 +336,8 @@ def test_file_wrapper_is_a_subclass_of_the_servers(wrapper: Any) -> None:
     assert type(results[0]) is type(results[1]), "one class for each server, not for each request"
 
 
-def test_file_wrapper_that_is_dropped() -> None:
+def test_file_wrapper_that_is_dropped(ledger: Ledger) -> None:
     """A file that is dropped is counted out at once: no circle keeps it until the garbage collector runs."""
-    ledger = Ledger()
     gc.disable()
     try:
         result = call(counted(wraps(None), ledger), wrapper=ServerWrapper)
@@ -364,7 +359,7 @@ def test_file_wrapper_whose_close_raises() -> None:
 
 
 @pytest.mark.parametrize("hashable", [True, False])
-def test_file_wrapper_that_is_no_class(hashable: bool) -> None:
+def test_file_wrapper_that_is_no_class(ledger: Ledger, hashable: bool) -> None:
     """A wrapper that is a function (uWSGI's) is left as it is, and its result counted like any other."""
 
     class Function:
@@ -373,7 +368,6 @@ def test_file_wrapper_that_is_no_class(hashable: bool) -> None:
         def __call__(self, file: Any, block_size: int = 8192) -> Iterator[bytes]:
             return iter([b"file"])
 
-    ledger = Ledger()
     result = call(counted(wraps(None), ledger), wrapper=Function())
     assert len(ledger) == 1
     assert list(result) == [b"file"]
@@ -386,9 +380,8 @@ def test_file_wrapper_that_is_no_class(hashable: bool) -> None:
     [[b"one"], [b"one", b"two"], iter([b"generated"]), (b"tuple",), []],
     ids=lambda value: type(value).__name__,
 )
-def test_wsgiref_validate(result: Any) -> None:
+def test_wsgiref_validate(ledger: Ledger, result: Any) -> None:
     """The middleware is a WSGI application to the server and a WSGI server to the application."""
-    ledger = Ledger()
     app = validator(counted(validator(gives(result)), ledger))
     environ = create_environ("/work")
     environ["wsgi.file_wrapper"] = FileWrapper
@@ -452,10 +445,9 @@ class Announcing(threading.Condition):
         super().notify_all()
 
 
-def test_the_last_to_leave_wakes_the_waiter() -> None:
+def test_the_last_to_leave_wakes_the_waiter(ledger: Ledger) -> None:
     """A waiter that sleeps is woken by the last request to leave, and by no other."""
     # waiter: writes watched, looks, sleeps; leaver: pops, sees watched, takes the lock, notifies.
-    ledger = Ledger()
     ledger._idle = condition = Announcing()
     first, second = enter(ledger), enter(ledger)
     woken: list[bool] = []
@@ -467,10 +459,9 @@ def test_the_last_to_leave_wakes_the_waiter() -> None:
     assert (woken, condition.wakes) == ([True], 1)
 
 
-def test_leaving_between_the_waiters_write_and_its_look() -> None:
+def test_leaving_between_the_waiters_write_and_its_look(ledger: Ledger) -> None:
     """A request that leaves after the waiter's write and before its look: the waiter does not sleep."""
     # waiter: writes watched | leaver: pops, sees watched, wants the lock | waiter: looks, finds nothing.
-    ledger = Ledger()
     body = enter(ledger)
     popped = threading.Event()
 
@@ -496,11 +487,10 @@ def test_leaving_between_the_waiters_write_and_its_look() -> None:
     assert not leaver.is_alive()
 
 
-def test_leaving_between_the_waiters_look_and_its_sleep() -> None:
+def test_leaving_between_the_waiters_look_and_its_sleep(ledger: Ledger) -> None:
     """A request that leaves after the waiter's look and before its sleep waits for the lock, and then wakes it."""
     # waiter: writes watched, looks | leaver: pops, sees watched, wants the lock | waiter: sleeps, lets go of the
     # lock | leaver: notifies.
-    ledger = Ledger()
     body = enter(ledger)
     ledger._idle = condition = Announcing()
     leaver = threading.Thread(target=body.close)
@@ -516,9 +506,8 @@ def test_leaving_between_the_waiters_look_and_its_sleep() -> None:
     assert condition.wakes == 1
 
 
-def test_a_leaver_finds_a_newcomer() -> None:
+def test_a_leaver_finds_a_newcomer(ledger: Ledger) -> None:
     """A waiter is not woken as long as another request has come in the meantime."""
-    ledger = Ledger()
     ledger._idle = condition = Announcing()
     first = enter(ledger)
     woken: list[bool] = []

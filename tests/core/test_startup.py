@@ -34,9 +34,8 @@ def ended(app: Flask) -> ShutdownReport:
     return shutdown.wait()
 
 
-def test_a_request_that_waits_for_a_hung_start_is_answered_when_the_process_stops() -> None:
+def test_a_request_that_waits_for_a_hung_start_is_answered_when_the_process_stops(lifecycle: Lifecycle) -> None:
     """Under a server of somebody else's, too, a stop answers the requests that a start-up which hangs holds."""
-    lifecycle = Lifecycle()
     free, statuses = threading.Event(), []
     lifecycle.on_startup(name="hangs")(lambda: free.wait(BOUND))
     lifecycle.init_app(app := make_app())
@@ -52,9 +51,8 @@ def test_a_request_that_waits_for_a_hung_start_is_answered_when_the_process_stop
 # -- tasks --------------------------------------------------------------------------------------------------------
 
 
-def test_a_task_holds_readiness() -> None:
+def test_a_task_holds_readiness(lifecycle: Lifecycle) -> None:
     """Until the last task has ended the state is STARTING; a second end does no harm, nor the end of an application."""
-    lifecycle = Lifecycle()
     first, second = lifecycle.startup_task("cache"), lifecycle.startup_task("model")
     with lifecycle.startup_task("over before the functions are"):
         pass
@@ -71,9 +69,8 @@ def test_a_task_holds_readiness() -> None:
     assert [state_of(each).machine.state for each in (app, other)] == [State.READY] * 2
 
 
-def test_a_decorated_task_is_over_with_its_first_call() -> None:
+def test_a_decorated_task_is_over_with_its_first_call(lifecycle: Lifecycle) -> None:
     """A decorated function is the task: readiness waits for its first call, and later calls change nothing."""
-    lifecycle = Lifecycle()
 
     @lifecycle.startup_task("warm")
     def warm(number: int) -> tuple[int, State]:
@@ -87,9 +84,8 @@ def test_a_decorated_task_is_over_with_its_first_call() -> None:
 
 
 @pytest.mark.parametrize("begun", [True, False], ids=["serving", "not yet"])
-def test_a_failing_task_stops_the_process(caplog: pytest.LogCaptureFixture, begun: bool) -> None:
+def test_a_failing_task_stops_the_process(lifecycle: Lifecycle, caplog: pytest.LogCaptureFixture, begun: bool) -> None:
     """A task that raises begins the shutdown, at once or as soon as the process serves, and the exit code is 1."""
-    lifecycle = Lifecycle()
     task = lifecycle.startup_task("model")
     app = started(lifecycle) if begun else make_app()
     with pytest.raises(OSError, match=whole("no such model")), task:
@@ -110,9 +106,8 @@ def test_a_failing_task_stops_the_process(caplog: pytest.LogCaptureFixture, begu
     ]
 
 
-def test_what_a_task_is_failed_with_stays_out_of_the_report() -> None:
+def test_what_a_task_is_failed_with_stays_out_of_the_report(lifecycle: Lifecycle) -> None:
     """The text that ``fail()`` was given is the application's own and may hold a secret: the log has it alone."""
-    lifecycle = Lifecycle()
     task = lifecycle.startup_task("model")
     app = started(lifecycle)
     task.fail("hunter2 was refused")
@@ -122,9 +117,8 @@ def test_what_a_task_is_failed_with_stays_out_of_the_report() -> None:
 
 
 @pytest.mark.parametrize("by_hand", ["before the last task has ended", "afterwards"])
-def test_a_failing_task_may_leave_the_process_not_ready(by_hand: str) -> None:
+def test_a_failing_task_may_leave_the_process_not_ready(lifecycle: Lifecycle, by_hand: str) -> None:
     """With ``on_failure="not_ready"`` the start-up ends in NOT_READY, which says why, until ``set_ready()``."""
-    lifecycle = Lifecycle()
     task, other = lifecycle.startup_task("cache", on_failure="not_ready"), lifecycle.startup_task("other")
     app = started(lifecycle)
     task.fail("cold")
@@ -139,9 +133,8 @@ def test_a_failing_task_may_leave_the_process_not_ready(by_hand: str) -> None:
     assert lifecycle.shutdown().clean  # it was a choice, and no flaw of the stop
 
 
-def test_a_task_that_ends_in_a_forked_child() -> None:
+def test_a_task_that_ends_in_a_forked_child(lifecycle: Lifecycle) -> None:
     """A task of the thread that forks holds the child's readiness too."""
-    lifecycle = Lifecycle()
     task = lifecycle.startup_task("model")
     lifecycle.init_app(app := make_app())
 
@@ -155,9 +148,8 @@ def test_a_task_that_ends_in_a_forked_child() -> None:
 
 
 @pytest.mark.parametrize("then", ["shutdown", "not_ready", "begun anew"])
-def test_a_task_that_is_lost_in_a_fork(then: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_task_that_is_lost_in_a_fork(lifecycle: Lifecycle, then: str, caplog: pytest.LogCaptureFixture) -> None:
     """A task whose thread is left behind fails in the child, unless it is begun anew, and goes on in the parent."""
-    lifecycle = Lifecycle()
     on_failure: Any = "shutdown" if then == "begun anew" else then
     tasks: list[Any] = []
     with running(lambda: tasks.append(lifecycle.startup_task("cache", on_failure=on_failure)), "warmer"):
@@ -185,9 +177,8 @@ def test_a_task_that_is_lost_in_a_fork(then: str, caplog: pytest.LogCaptureFixtu
     assert lifecycle.state is State.READY
 
 
-def test_a_task_that_a_signal_handler_ends() -> None:
+def test_a_task_that_a_signal_handler_ends(lifecycle: Lifecycle) -> None:
     """A handler, or a finalizer, that runs in the middle of a task's end may end another one."""
-    lifecycle = Lifecycle()
     task, other = lifecycle.startup_task("a"), lifecycle.startup_task("b")
     started(lifecycle)
 
@@ -201,9 +192,8 @@ def test_a_task_that_a_signal_handler_ends() -> None:
     assert lifecycle._registered.tasks.items() == ()
 
 
-def test_a_task_after_the_start_is_refused() -> None:
+def test_a_task_after_the_start_is_refused(lifecycle: Lifecycle) -> None:
     """Nothing leads back to STARTING, so a task that begins too late is an error that names what there is instead."""
-    lifecycle = Lifecycle()
     started(lifecycle)
     message = (
         "The startup task 'late' begins when the start-up is over; begin it before, or use set_not_ready() and"
@@ -214,9 +204,8 @@ def test_a_task_after_the_start_is_refused() -> None:
     assert lifecycle.state.name == "READY"
 
 
-def test_a_task_that_outlives_the_drain_is_abandoned() -> None:
+def test_a_task_that_outlives_the_drain_is_abandoned(lifecycle: Lifecycle) -> None:
     """A task that has not ended at the deadline is told as work that was."""
-    lifecycle = Lifecycle()
     lifecycle.startup_task("cache")
     app = started(lifecycle, LIFECYCLE_GRACE_PERIOD=0.2)
     lifecycle.shutdown(wait=False)
@@ -251,10 +240,9 @@ def test_the_last_task_ends_while_the_start_looks(monkeypatch: pytest.MonkeyPatc
     assert lifecycle.state.name == "READY"
 
 
-def test_a_task_begins_while_the_start_ends() -> None:
+def test_a_task_begins_while_the_start_ends(lifecycle: Lifecycle) -> None:
     """A task that begins when the start-up has just found none is refused, and not overlooked."""
     # start: finds no task | begin: wants the lock | start: closes, lets go of the lock | begin: is refused.
-    lifecycle = Lifecycle()
     lock, wanted, errors = threading.Lock(), threading.Event(), list[str]()
 
     class Announcing:
@@ -288,10 +276,11 @@ def test_a_task_begins_while_the_start_ends() -> None:
     assert [error.partition(";")[0] for error in errors] == ["The startup task 'late' begins when the start-up is over"]
 
 
-def test_a_start_that_hangs_is_not_silent(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_start_that_hangs_is_not_silent(
+    lifecycle: Lifecycle, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     """While the start-up goes on the log says again and again what it waits for, function and tasks."""
     monkeypatch.setattr(startup, "STILL_STARTING", 0.01)
-    lifecycle = Lifecycle()
     free = threading.Event()
     lifecycle.on_startup(name="migrate")(lambda: free.wait(BOUND))
     task = lifecycle.startup_task("cache")
@@ -315,9 +304,8 @@ def test_a_start_that_hangs_is_not_silent(monkeypatch: pytest.MonkeyPatch, caplo
 
 
 @pytest.mark.parametrize("end", ["ready", "shutdown"])
-def test_wait_ready(end: str) -> None:
+def test_wait_ready(lifecycle: Lifecycle, end: str) -> None:
     """``wait_ready`` comes back when the application is ready, or cannot be any more, or when its time is over."""
-    lifecycle = Lifecycle()
     task = lifecycle.startup_task("cache")
     app = started(lifecycle)
     for timeout in (0, 0.01, float("nan")):
@@ -419,9 +407,8 @@ def test_what_did_not_open_is_not_closed() -> None:
 
 
 @pytest.mark.parametrize("in_time", [True, False])
-def test_a_resource_that_opens_after_its_timeout_is_closed(in_time: bool) -> None:
+def test_a_resource_that_opens_after_its_timeout_is_closed(lifecycle: Lifecycle, in_time: bool) -> None:
     """What the start-up has given up is closed by the shutdown, or, if it opens after that, by whoever opens it."""
-    lifecycle = Lifecycle()
     go, course, closed = threading.Event(), list[str](), threading.Event()
 
     @lifecycle.resource(timeout=0.01)
@@ -447,10 +434,9 @@ def test_a_resource_that_opens_after_its_timeout_is_closed(in_time: bool) -> Non
     slow.close()  # it has been closed, and that is that
 
 
-def test_a_skipped_function_does_not_spoil_a_stop(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_skipped_function_does_not_spoil_a_stop(lifecycle: Lifecycle, caplog: pytest.LogCaptureFixture) -> None:
     """A process that is stopped before it has started skips what it has not opened, runs the rest, and is clean."""
     caplog.set_level(logging.INFO, "flask_lifecycle")
-    lifecycle = Lifecycle()
     lifecycle.on_startup(name="pool")(lambda: None)
     for name in ("pool", "other"):
         lifecycle.on_shutdown(name=name)(lambda: None)
@@ -462,9 +448,8 @@ def test_a_skipped_function_does_not_spoil_a_stop(caplog: pytest.LogCaptureFixtu
     assert (report.clean, report.exit_code) == (True, 0)
 
 
-def test_a_resource_that_fails() -> None:
+def test_a_resource_that_fails(lifecycle: Lifecycle) -> None:
     """What a resource raises while it closes, or gives instead of a context manager, is told as a failed hook."""
-    lifecycle = Lifecycle()
 
     @lifecycle.resource(close_timeout=5.0)
     def pool() -> Iterator[None]:

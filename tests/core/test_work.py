@@ -18,11 +18,6 @@ from flask_lifecycle._core.work import WorkLedger
 from tests._fakes import BOUND, FakeMember, ManualClock, in_child, running, stop, until, whole
 
 
-@pytest.fixture
-def lifecycle() -> Lifecycle:
-    return Lifecycle()
-
-
 def names(lifecycle: Lifecycle) -> list[str]:
     return [item.name for item in lifecycle.work_items()]
 
