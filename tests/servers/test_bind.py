@@ -1,4 +1,4 @@
-"""Listeners that somebody else has opened: by systemd's variables and by their descriptors."""
+"""Sockets to listen on that somebody else has opened: by systemd's variables and by their descriptors."""
 
 from __future__ import annotations
 
