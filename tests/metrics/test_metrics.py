@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import logging
 import os
 import re
@@ -383,6 +384,8 @@ def registered() -> Iterator[Any]:
     given: list[Any] = []
 
     def register(collector: Any) -> None:
+        if inspect.isfunction(collector):
+            collector = type("Custom", (), {"describe": list, "collect": staticmethod(collector)})()
         REGISTRY.register(collector)
         given.append(collector)
 
@@ -407,16 +410,12 @@ def test_the_default_registry(registered: Any) -> None:
 def test_a_collector_that_raises(registered: Any, caplog: pytest.LogCaptureFixture) -> None:
     """A collector that raises does not hide our metrics, and is logged once."""
 
-    class Broken:
-        def describe(self) -> list[Any]:
-            return []
-
-        def collect(self) -> Iterator[Any]:
-            yield GaugeMetricFamily("half", "Half of it.", 1)
-            raise ValueError("boom")
+    def collect() -> Iterator[Any]:
+        yield GaugeMetricFamily("half", "Half of it.", 1)
+        raise ValueError("boom")
 
     app, _ = with_metrics()
-    registered(Broken())
+    registered(collect)
     for _ in range(2):
         found = flat(read_text(scrape(app).get_data(as_text=True)))
         assert found["state{state=STARTING}"] == 1
@@ -430,17 +429,13 @@ def test_a_collector_that_hangs(registered: Any) -> None:
     """A limited number of scrapes hang at a time; more are refused, and probes are still answered."""
     go_on, inside = threading.Event(), threading.Semaphore(0)
 
-    class Hanging:
-        def describe(self) -> list[Any]:
-            return []
-
-        def collect(self) -> list[Any]:
-            inside.release()
-            go_on.wait(BOUND)
-            return []
+    def collect() -> list[Any]:
+        inside.release()
+        go_on.wait(BOUND)
+        return []
 
     app, _ = with_metrics()
-    registered(Hanging())
+    registered(collect)
     with contextlib.ExitStack() as stack:
         stack.callback(go_on.set)
         for _ in range(MOST_SCRAPES):
