@@ -276,7 +276,7 @@ def test_receivers_that_raise(caplog: pytest.LogCaptureFixture) -> None:
         assert made.said("ready") == ["fail"]
         made.ended()
     assert told == ["fail", "fail"]
-    errors = [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
+    errors = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
     assert errors == ["a receiver of check_changed failed", "a receiver of health_changed failed"]
 
 
@@ -309,10 +309,6 @@ def test_transitions() -> None:
         ("health", "pass", "fail", "check db"),
         ("state", "READY", "NOT_READY", "maintenance"),
     ]
-    times, ages = [each.time for each in transitions], [each.age for each in transitions]
-    assert times == sorted(times)
-    assert ages == sorted(ages, reverse=True)
-    assert ages[-1] >= 0
 
 
 def test_a_hundred_transitions_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -357,33 +353,25 @@ def test_each_change_of_the_health_names_its_check() -> None:
 def test_a_change_of_the_health_names_the_state_it_comes_from() -> None:
     """A check that changes while a receiver still handles the drain is not named for the effect of the drain."""
     # The state has changed, and its receiver is blocked; the check's thread then publishes the health first.
-    app = make_app()
-    lifecycle = Lifecycle(app)
-    lifecycle.check("db", ttl=0)(Switch("fail"))
-    app.test_client().get("/work").close()
-    made, held, go_on = state_of(app), threading.Event(), threading.Event()
-    reasons: list[str] = []
+    made, held, go_on = Healthy(Check("db", Switch("fail"), ttl=0)), threading.Event(), threading.Event()
 
     def hold(_sender: Any, **change: Any) -> None:
         held.set()
         assert go_on.wait(BOUND)
 
-    def hear(_sender: Any, reason: str, **change: Any) -> None:
-        reasons.append(reason)
-
     def drain() -> None:
-        with state_changed.connected_to(hold, app):
+        with state_changed.connected_to(hold, made.app):
             made.machine.apply(Event.DRAIN, "SIGTERM")
 
-    with health_changed.connected_to(hear, app), running(drain):
+    with heard(made.app) as told, running(drain):
         assert held.wait(BOUND)
         made.health.engine.run(lambda check: True, BOUND)
-        until(lambda: not any(thread.name.startswith("lifecycle-check") for thread in threading.enumerate()))
-        assert get(app, "/readyz") == 503
-        subjects = [transition.subject for transition in lifecycle.transitions()]
+        made.ended()
+        assert made.said("ready") == ["fail"]
+        subjects = [transition.subject for transition in made.health.transitions()]
         assert subjects[-3:] == ["state", "health", "check db"]
         go_on.set()
-    assert reasons == ["state DRAINING"]
+    assert [reason for *_change, reason in told if reason.startswith("state")] == ["state DRAINING"]
 
 
 def test_an_answered_probe_finds_the_change_listed() -> None:
@@ -432,17 +420,13 @@ def test_changes_of_the_health_are_sent_in_order() -> None:
 
 def test_a_forked_child_begins_with_the_health_of_its_state() -> None:
     """A child that was forked while the application was ready has not started: its checks do not change its health."""
-    app = make_app()
-    lifecycle = Lifecycle(app)
-    lifecycle.check("db", ttl=0)(Switch())
-    app.test_client().get("/work").close()
-    made = state_of(app)
-    made.health.engine.run(lambda check: True, BOUND)
-    listed = len(lifecycle.transitions())
-    made.after_fork()
+    made = Healthy(Check("db", Switch(), ttl=0))
+    made.said("ready")
+    listed = len(made.health.transitions())
+    state_of(made.app).after_fork()
     made.health.engine.after_fork()
     made.health.engine.run(lambda check: True, BOUND)
-    assert [each.subject for each in lifecycle.transitions()[listed:]] == ["check db"]
+    assert [each.subject for each in made.health.transitions()[listed:]] == ["check db"]
 
 
 # -- through the extension ----------------------------------------------------------------------------------------
