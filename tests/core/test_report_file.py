@@ -288,53 +288,38 @@ def test_a_link_to_a_file_is_replaced(tmp_path: Path) -> None:
     assert (path.is_symlink(), json.loads(path.read_text())) == (False, REPORT.as_dict())
 
 
-@pytest.mark.parametrize("swap", [os.symlink, os.link])
-def test_what_is_put_there_between_look_and_opening_is_not_truncated(
-    swap: Callable[[str, str], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    """The kind of the file is that of what was opened.
-
-    The writer sees a pipe; another process puts a link to a file of ours in its place; the writer opens the path.
-    """
-    victim, path = tmp_path / "victim", tmp_path / "report.json"
-    victim.write_text("precious")
-    os.mkfifo(path)
-    opening = os.open
-
-    def swapped(name: str, *rest: Any) -> int:
-        os.unlink(path)
-        swap(str(victim), str(path))
-        return opening(name, *rest)
-
-    monkeypatch.setattr(os, "open", swapped)
-    report_file.write(str(path), REPORT)
-    monkeypatch.undo()
-    assert victim.read_text() == "precious"
-    (record,) = caplog.records
-    assert record.getMessage().startswith(f"the report could not be written to '{path}': it is ")
-
-
 @pytest.mark.parametrize("put", [os.symlink, os.link])
-def test_what_is_put_where_the_report_is_made(
-    put: Callable[[str, str], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("place", ["in the place of a pipe", "beside it, where it is made"])
+def test_what_is_put_there_before_the_opening_is_not_written(
+    put: Callable[[str, str], None],
+    place: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """What is made beside the report is new, and no file of ours that another process has linked there.
+    """The kind of the file is that of what was opened, and what is made beside the report is new.
 
-    Interleaving: the writer removes what lies there; another process puts a link there; the writer opens the path.
+    The writer sees a pipe, or removes what lies beside the report; another process puts a link to a file of ours there;
+    the writer opens the path.
     """
-    victim, path = tmp_path / "victim", tmp_path / "report.json"
+    victim, path, opening = tmp_path / "victim", tmp_path / "report.json", os.open
     victim.write_text("precious")
-    opening = os.open
+    if place == "in the place of a pipe":
+        os.mkfifo(path)
 
     def swapped(name: str, *rest: Any) -> int:
+        path.unlink(missing_ok=True)
         put(str(victim), name)
         return opening(name, *rest)
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "open", swapped)
         report_file.write(str(path), REPORT)
-    assert (victim.read_text(), path.exists()) == ("precious", False)
-    assert caplog.messages == [f"the report could not be written to '{path}': File exists"]
+    assert victim.read_text() == "precious"
+    why = "it is " if place == "in the place of a pipe" else "File exists"
+    (message,) = caplog.messages
+    assert message.startswith(f"the report could not be written to '{path}': {why}")
+    assert path.exists() is (why == "it is ")
 
 
 def test_a_write_that_fails_halfway(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
