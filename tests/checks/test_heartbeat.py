@@ -76,20 +76,6 @@ def test_another_process_beats(tmp_path: Path) -> None:
     assert beat().status == "pass"
 
 
-def test_a_file_that_is_not_touched_any_more(clock: ManualClock, tmp_path: Path) -> None:
-    """The age goes on by our own clock until the time of the file changes."""
-    path = tmp_path / "beat"
-    beat = made(clock, path)
-    clock.advance(1)
-    beat.beat()
-    assert beat().status == "pass"
-    clock.advance(61)
-    assert beat().status == "fail"
-    assert beat().output.startswith("The last beat was 61.")
-    os.utime(path)
-    assert beat().status == "pass"
-
-
 def test_the_time_of_day_may_be_set(clock: ManualClock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Changes of the system time after a beat was seen do not change its age."""
     path = tmp_path / "beat"

@@ -130,6 +130,6 @@ def test_an_end_that_does_not_come(
 
     with monkeypatch.context() as patch:
         patch.setattr(socket, "create_connection", connect_once)
-        result = invoke(None, "drain", server.url, "--token", "hush", "--wait", "--timeout", "0.2")
+        result = invoke(None, "drain", server.url, "--token", "hush", "--wait", "--timeout", "1")
     assert (result.exit_code, result.stdout) == (1, "draining\n")
-    assert result.stderr == f"{server.url.rstrip('/')} is still there after 0.2 s.\n"
+    assert result.stderr == f"{server.url.rstrip('/')} is still there after 1 s.\n"

@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import click
 import pytest
 from click.testing import Result
 from flask import Flask
@@ -327,17 +326,6 @@ def test_a_directory_that_cannot_be_written_to(directory: Path) -> None:
 
 
 # -- the group ----------------------------------------------------------------------------------------------------
-
-
-def test_the_group_lists_them() -> None:
-    """The commands are listed with the others, and an unknown one is none."""
-    group: Any = make().cli.commands["lifecycle"]
-    context = click.Context(group)
-    names = ["cordon", "doctor", "drain", "manifest", "run", "status", "uncordon", "verify"]
-    assert group.list_commands(context) == names
-    assert group.get_command(context, "nothing") is None
-    result = invoke(make(), "--help")
-    assert "Take a process out of rotation for a while" in result.output
 
 
 def test_they_are_imported_on_demand() -> None:

@@ -70,7 +70,7 @@ def status(serve: Callable[..., RawServer], monkeypatch: pytest.MonkeyPatch, url
             patch.setattr(sys, "stdout", out)
             patch.setattr(time, "sleep", sleep)
             with pytest.raises(SystemExit) as caught:
-                FlaskGroup().main(["lifecycle", "status", url[0], *options])
+                FlaskGroup().main(["lifecycle", "status", url[0], "--timeout", "1m", *options])
         return int(caught.value.code or 0)
 
     return run

@@ -225,20 +225,6 @@ def test_an_exhausted_pool(postgres: Postgres) -> None:
         assert check() == CheckResult()
 
 
-def test_an_engine_disposed_of(postgres: Postgres, engine: Engine) -> None:
-    """An engine that is disposed of between two runs, or during one, still answers."""
-    check = DatabaseCheck(engine)
-    assert check() == CheckResult()
-    engine.dispose()
-    assert check() == CheckResult()
-    before = engine.pool
-    statements(engine, lambda _connection: engine.dispose())
-    assert check() == CheckResult()
-    assert engine.pool is not before
-    before.dispose()  # the connection went back to where it had come from
-    until(lambda: postgres.sessions() == [])
-
-
 @pytest.mark.parametrize("poolclass", [StaticPool, SingletonThreadPool, AssertionPool])
 def test_pools_that_share_a_connection_are_left_alone(poolclass: type[Pool]) -> None:
     """The checks do not touch a transaction on the only connection of a pool."""
