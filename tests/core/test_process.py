@@ -328,6 +328,7 @@ child = os.fork()
 if child:
     os.waitpid(child, 0)
 else:
+    assert "gevent" not in sys.modules  # what a fork has to do again for gevent, it does only where gevent is
     print(lifecycle.state.name, flush=True)
     if sys.argv[1] == "serves":
         app.test_client().get("/").close()

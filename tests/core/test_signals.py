@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from flask_lifecycle._core.signals import SignalRelay
-from tests._fakes import BOUND, in_child, running, until
+from tests._fakes import BOUND, in_child, run_python, running, until
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals are the subject")
 
@@ -231,7 +231,7 @@ def test_an_errand_runs_once(recorded: Recorded) -> None:
     assert ran == [threading.main_thread()]
 
 
-# -- a fork -------------------------------------------------------------------------------------------------------
+# -- fork, death --------------------------------------------------------------------------------------------------
 
 
 def test_a_forked_child_has_the_handlers_from_before(recorded: Recorded) -> None:
@@ -258,3 +258,13 @@ def test_a_forked_child_has_the_handlers_from_before(recorded: Recorded) -> None
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def test_die_by_a_signal() -> None:
+    """Dying by a signal looks to the parent as if nobody had ever handled it."""
+    code = (
+        "import signal; from flask_lifecycle._core.signals import die_by;"
+        "signal.signal(signal.SIGTERM, signal.SIG_IGN); die_by(signal.SIGTERM)"
+    )
+    done = run_python(code)
+    assert (done.returncode, done.stderr) == (-signal.SIGTERM, "")
