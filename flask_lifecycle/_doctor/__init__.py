@@ -1,7 +1,7 @@
 """``flask lifecycle doctor``: checks the files of a deployment against the settings of the application.
 
 Files are read into values that know their line (``source``), and those into one small model of a workload, whatever the
-orchestrator (``model``; ``kubernetes``, ``compose``, ``docker``, ``systemd``, ``gunicorn``). A table of rules
+orchestrator (``model``; ``kubernetes``, ``docker``, ``systemd``, ``gunicorn``). A table of rules
 (``rules``) finds what is wrong with it. Nothing of this needs a running application, or Flask; ``examine`` checks
 a file. ``manifest`` goes the other way: it fills ``templates`` in from the settings.
 

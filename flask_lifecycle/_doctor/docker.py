@@ -1,22 +1,115 @@
-"""Dockerfiles: the last stage, with what it inherits from the stages below."""
+"""Docker: compose files, and Dockerfiles, of which the last stage counts with what it inherits from the stages below.
+
+Unlike in a Dockerfile, a command of a compose file that is one text is split into words and gets no shell.
+"""
 
 from __future__ import annotations
 
 import json
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
-from .compose import DOCKER_TIMEOUT, seconds
-from .model import Command, Notes, Number, Probe, Workload, split
+from .model import WARNING, Command, Notes, Number, Probe, Workload, find_url, looks_like_ours, split
 from .source import UnreadableError, Value, joined
 
+# Docker's own defaults.
+_GRACE = 10.0
+_TIMEOUT = 30.0
+_UNITS = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "ns": 1e-9}
+_PART = re.compile(r"([0-9]+(?:\.[0-9]+)?)(h|ms|us|µs|ns|m|s)")
+_LONGEST = 100  # characters of a duration
 _NAME = re.compile(r"(?i)(?:docker|container)file(?:\..+)?|.+\.(?:docker|container)file")
 _FIRST = re.compile(r"(?i)(?:FROM|ARG)\s+\S")
 _HEREDOC = re.compile(r"<<-?(['\"]?)([A-Za-z_]\w*)\1")
 _FLAG = re.compile(r"(--[a-z-]+)=(\S+)\s*")
 # Of a command in shell form; SHELL sets another one, which changes nothing here.
 _SHELL = ["/bin/sh", "-c"]
+
+
+# -- compose files ------------------------------------------------------------------------------------------------
+
+
+def is_compose(document: Value) -> bool:
+    return bool(document.fields("services"))
+
+
+def read_compose(
+    document: Value, notes: Notes, name: str | None, group_at: Callable[[str], str | None]
+) -> Iterator[Workload]:
+    """The services that are the application.
+
+    :param name: of the service; by default those that look like it.
+    """
+    services = document.fields("services")
+
+    def ours(key: str) -> bool:
+        return _looks_like_ours(services[key], group_at)
+
+    for key in notes.choose("service", document.line, list(services), name, str, ours):
+        with notes.reading():
+            yield _service(key, services[key], notes)
+
+
+def _looks_like_ours(service: Value, group_at: Callable[[str], str | None]) -> bool:
+    words = " ".join(" ".join(_words(service, key)) for key in ("entrypoint", "command"))
+    url = find_url(" ".join(_words(service, "healthcheck", "test")))
+    return looks_like_ours(words, [url.path] if url is not None else [], group_at)
+
+
+def _words(service: Value, *keys: str) -> list[str]:
+    value = service.get(*keys)
+    if value is not None and isinstance(value.data, list):
+        return [word.text() for word in value.data]
+    return list(split(service.text(*keys)))
+
+
+def _service(name: str, service: Value, notes: Notes) -> Workload:
+    notes.subject = f"service '{name}'"
+    given = service.get("entrypoint") or service.get("command")
+    words = [*_words(service, "entrypoint"), *_words(service, "command")]
+    probe = _service_probe(service, notes)
+    return Workload(
+        "compose", notes.file, notes.subject, service.line,
+        _seconds(service, "stop_grace_period", _GRACE, notes), "stop_grace_period",
+        Command.of(given.line, words) if given is not None and words else None,
+        probes=(probe,) if probe is not None else (), env=_service_environment(service), options=service.fields(),
+    )  # fmt: skip
+
+
+def _service_environment(service: Value) -> dict[str, Value]:
+    pairs = [(entry.line, *entry.text().partition("=")) for entry in service.entries("environment")]
+    listed = {key: Value(line, value) for line, key, equals, value in pairs if equals}
+    return listed | service.fields("environment")
+
+
+def _seconds(parent: Value, key: str, default: float, notes: Notes) -> Number:
+    """A duration as Docker writes it; the default if it is missing or not valid."""
+    value, text = parent.get(key), parent.text(key)
+    if value is None:
+        return Number(default, parent.line, False)
+    parts = _PART.findall(text[:_LONGEST])
+    if parts and "".join(number + unit for number, unit in parts) == text:
+        return Number(sum(float(number) * _UNITS[unit] for number, unit in parts), value.line)
+    if "$" in text:
+        what = f"{key} is '{text}', which is replaced later, so {default:g} s, the default, was checked"
+        notes.add(value.line, what, "give the doctor what 'docker compose config' prints", text, WARNING)
+    else:
+        notes.add(value.line, f"{key} is '{text}'", "give it a duration such as '30s' or '1m30s'", text)
+    return Number(default, value.line, False)
+
+
+def _service_probe(service: Value, notes: Notes) -> Probe | None:
+    check = service.get("healthcheck")
+    if check is None:
+        return None
+    test = check.get("test")
+    line = test.line if test is not None else check.line
+    timeout = _seconds(check, "timeout", _TIMEOUT, notes)
+    return Probe.of_check(line, " ".join(_words(check, "test")), timeout)
+
+
+# -- Dockerfiles --------------------------------------------------------------------------------------------------
 
 
 class _Stage:
@@ -32,7 +125,7 @@ class _Stage:
 
     def add(self, keyword: str, value: Value, notes: Notes) -> None:
         if keyword == "ENV":
-            self.env.update(_environment(value))
+            self.env.update(_image_environment(value))
         elif keyword in ("STOPSIGNAL", "EXPOSE", "HEALTHCHECK"):
             self.values[keyword] = value
         elif keyword in ("CMD", "ENTRYPOINT"):
@@ -67,7 +160,7 @@ def read_dockerfile(text: str, notes: Notes, name: str | None) -> Workload:
             raise UnreadableError(line, f"'{keyword}' is before the first FROM, where only ARG is allowed.")
     if stage is None:
         raise UnreadableError(0, "The Dockerfile has no FROM, so there is no image to check.")
-    return _workload(stages.get((name or "").lower(), stage), notes)
+    return _image(stages.get((name or "").lower(), stage), notes)
 
 
 def _instructions(text: str) -> Iterator[tuple[int, str, str]]:
@@ -108,7 +201,7 @@ def _argv(keyword: str, value: Value, notes: Notes) -> list[str]:
     return [*_SHELL, text]
 
 
-def _environment(value: Value) -> dict[str, Value]:
+def _image_environment(value: Value) -> dict[str, Value]:
     """``ENV name=value ...``, or ``ENV name value``, without values that contain a variable."""
     words = split(str(value.data))
     pairs = [word.partition("=")[::2] for word in words]
@@ -117,9 +210,9 @@ def _environment(value: Value) -> dict[str, Value]:
     return {key: Value(value.line, text) for key, text in pairs if "$" not in text}
 
 
-def _workload(stage: _Stage, notes: Notes) -> Workload:
+def _image(stage: _Stage, notes: Notes) -> Workload:
     notes.subject = stage.label
-    command, probe = _command(stage), _probe(stage, notes)
+    command, probe = _command(stage), _image_probe(stage, notes)
     line = command.line if command is not None else stage.line
     options = {}
     if "EXPOSE" in stage.values:
@@ -141,7 +234,7 @@ def _command(stage: _Stage) -> Command | None:
     return Command.of(parts[-1].line, words) if words else None
 
 
-def _probe(stage: _Stage, notes: Notes) -> Probe | None:
+def _image_probe(stage: _Stage, notes: Notes) -> Probe | None:
     check = stage.values.get("HEALTHCHECK")
     if check is None:
         return None
@@ -149,5 +242,5 @@ def _probe(stage: _Stage, notes: Notes) -> Probe | None:
     while flag := _FLAG.match(text, begin):
         begin = flag.end()
         flags[flag[1]] = Value(check.line, flag[2])
-    timeout = seconds(Value(check.line, flags), "--timeout", DOCKER_TIMEOUT, notes)
+    timeout = _seconds(Value(check.line, flags), "--timeout", _TIMEOUT, notes)
     return Probe.of_check(check.line, text[begin:], timeout)

@@ -11,8 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from .._config import KUBERNETES_DELAY, Settings
-from .compose import is_compose, read_compose
-from .docker import is_dockerfile, read_dockerfile
+from .docker import is_compose, is_dockerfile, read_compose, read_dockerfile
 from .gunicorn import CONFIGURATION_RULES, is_gunicorn, read_gunicorn
 from .kubernetes import is_kubernetes, read_kubernetes
 from .model import ERROR, OK, UNREADABLE, WARNING, Case, Finding, Notes, Workload
