@@ -9,6 +9,7 @@ from __future__ import annotations
 import socket
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,7 @@ TICK = 0.02  # seconds between two checks of a server that cannot wake us
 _DRAIN_TICK = 0.005
 _LOOKS_SHARE = 4  # checking a thousand connections takes a while, and the server's threads need the interpreter
 STARTED_HERE = "started by flask_lifecycle"
+LOCK_PATIENCE = 0.01  # seconds for a lock that is held for a few instructions
 
 
 class Adapter:
@@ -218,6 +220,22 @@ class ConnectionAdapter(Adapter):
         """Close the listeners of a server that has not served."""
         for listener in self._listeners:
             listener.close_unserved()
+
+
+def put_ahead(lock: Any, queue: deque[Any], waiting: threading.Condition, task: Any, patience: float) -> bool:
+    """Put a task at the head of the queue of a pool of workers; ``False`` if its lock was not free in time.
+
+    :param lock: the lock of ``waiting``, by which the pool wakes a worker.
+    :param patience: seconds.
+    """
+    if not lock.acquire(timeout=patience):
+        return False
+    try:
+        queue.appendleft(task)
+        waiting.notify()
+    finally:
+        lock.release()
+    return True
 
 
 def attach(

@@ -8,6 +8,7 @@ variables, so that no child uses them, and no child inherits the descriptors.
 from __future__ import annotations
 
 import difflib
+import errno
 import os
 import socket
 from collections.abc import Callable, Collection, Iterable, Mapping, MutableMapping
@@ -211,8 +212,8 @@ def listener(descriptor: int, name: str = "") -> socket.socket:
     called = f"The descriptor {descriptor}{f' ({name!a})' if name else ''}"
     try:
         sock = socket.socket(fileno=descriptor)
-    except OSError:
-        what = "is not open" if not _is_open(descriptor) else "is not a socket"
+    except OSError as error:
+        what = "is not open" if error.errno == errno.EBADF else "is not a socket"
         raise ValueError(f"{called} {what}; pass on a listening socket.") from None
     wrong = _wrong(sock)
     if wrong:
@@ -220,14 +221,6 @@ def listener(descriptor: int, name: str = "") -> socket.socket:
         raise ValueError(f"{called} {wrong}; pass on a listening socket.")
     sock.set_inheritable(False)
     return sock
-
-
-def _is_open(descriptor: int) -> bool:
-    try:
-        os.fstat(descriptor)
-    except OSError:
-        return False
-    return True
 
 
 def _wrong(sock: socket.socket) -> str:

@@ -46,7 +46,7 @@ from cheroot.wsgi import Gateway_10, Server
 
 from .._core.inflight import Load, RequestInfo
 from . import bind, sockets
-from .adapter import STARTED_HERE, Adapter, ConnectionAdapter, attach
+from .adapter import LOCK_PATIENCE, STARTED_HERE, Adapter, ConnectionAdapter, attach, put_ahead
 from .discovery import inside, instances
 from .listener import Listener
 from .wsgi import as_error, guarded
@@ -69,8 +69,6 @@ _OWN_END = 0.5
 # Idle threads of cheroot end at once, but on a busy machine it may take a while until each of them runs. A thread that
 # still has a request is not waited for as long.
 _THREADS_END, _BUSY_THREADS_END = 2.0, 0.2
-# For a lock that is held for a few instructions.
-_LOCK_PATIENCE = 0.01
 
 
 def find() -> Adapter | None:
@@ -341,14 +339,7 @@ class _Ping:
 def _send_ahead(server: Any, done: Callable[[], object]) -> bool:
     """Put a ping at the head of the workers' queue; ``False`` if the queue's lock is taken."""
     queue = server.requests._queue
-    if not queue.mutex.acquire(timeout=_LOCK_PATIENCE):
-        return False
-    try:
-        queue.queue.appendleft(_Ping(done))
-        queue.not_empty.notify()
-    finally:
-        queue.mutex.release()
-    return True
+    return put_ahead(queue.mutex, queue.queue, queue.not_empty, _Ping(done), LOCK_PATIENCE)
 
 
 def _kept(server: Any) -> list[Any]:

@@ -26,10 +26,9 @@ from typing import Any
 from waitress.task import ThreadedTaskDispatcher
 
 from ..._core.inflight import Load
+from ..adapter import LOCK_PATIENCE, put_ahead
 
-# For locks that are held for a few instructions: in a probe, and in a worker that forwards a ping.
-_PATIENCE = 0.01
-NEXT_PATIENCE = 1.0
+NEXT_PATIENCE = 1.0  # seconds for the next lock, in the worker that forwards a ping
 # Outside the tree of loggers, so that no handler gets its records.
 _UNHEARD = logging.Logger("waitress.queue", logging.CRITICAL)
 
@@ -63,16 +62,9 @@ class Ping:
         """The pool is being emptied; there is no answer."""
 
 
-def send_ahead(pool: Any, ping: Ping, patience: float = _PATIENCE) -> bool:
+def send_ahead(pool: Any, ping: Ping, patience: float = LOCK_PATIENCE) -> bool:
     """Put a ping at the head of the pool's queue; ``False`` if its lock was not free in time."""
-    if not pool.lock.acquire(timeout=patience):
-        return False
-    try:
-        pool.queue.appendleft(ping)
-        pool.queue_cv.notify()
-    finally:
-        pool.lock.release()
-    return True
+    return put_ahead(pool.lock, pool.queue, pool.queue_cv, ping, patience)
 
 
 def send_through(servers: Sequence[Any], done: Callable[[], None]) -> bool | None:
