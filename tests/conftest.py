@@ -40,7 +40,7 @@ _MARKERS = {
     "fleet": "fleet",
 }
 
-# More than a thousand processes import the same modules. Where the environment forbids it no process would write their
+# Hundreds of processes import the same modules. Where the environment forbids it no process would write their
 # bytecode, and each would compile them again, the tests themselves as well.
 sys.dont_write_bytecode = False
 

@@ -16,7 +16,7 @@ import pytest
 
 from ._client import Connection, Storm, free_port, get, storm
 from ._process import BIG, ROOT, UNTIL_ASKED, Running, Starter, wait_until
-from ._traffic import hung_request, in_flight, is_accepted
+from ._traffic import address_of, hung_request, in_flight, is_accepted
 
 CONFIG = str(ROOT / "examples" / "gunicorn" / "gunicorn.conf.py")
 FALLBACK = """
@@ -129,11 +129,6 @@ def wait_ready(running: Running, times: int) -> None:
 def wait_draining(running: Running, times: int = 2) -> None:
     """Wait until so many workers have begun their shutdown."""
     running.wait_for(lambda: running.log.count("-> DRAINING") >= times, f"{times} draining workers")
-
-
-def address_of(running: Running) -> tuple[str, int]:
-    """Where it listens."""
-    return "127.0.0.1", int(running.wait_log(r"Listening at: http://127\.0\.0\.1:(\d+)")[1])
 
 
 def pids(running: Running) -> list[int]:

@@ -7,8 +7,9 @@ import re
 from typing import Any
 
 from ._client import get
-from ._process import Running, Starter, parse_address
+from ._process import Running, Starter
 from ._traffic import hung_request, in_flight
+from .test_probes import probe_address
 
 PHASES = ["announce", "delay", "stop accepting", "drain", "hooks"]
 PLAN = {
@@ -40,7 +41,7 @@ def test_a_whole_life(live: Starter) -> None:
     probes on both listeners and 20 requests are none.
     """
     running = live.serve("waitress", plan=PLAN, settings=SETTINGS, excuse="ValueError: boom")
-    probes = parse_address(running.wait_log(r"probe listener on (http://\S+)")[1])
+    probes = probe_address(running)
     assert get(running.address, "/readyz").status == 503
     # The record is written after the line of the log.
     running.wait_for(lambda: fields(records(running), "check"), "the record of the check")

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from ._client import Connection, get
-from ._process import UNTIL_ASKED, Running, Starter, parse_address, wait_until
+from ._process import UNTIL_ASKED, Running, Starter, wait_until
+from .test_probes import PROBE_LISTENER, probe_address
 
 FOREIGN: dict[str, tuple[str, ...]] = {
     "waitress-serve": ("-m", "waitress", "--listen=127.0.0.1:0", "live_app:app"),
@@ -37,9 +38,8 @@ def test_foreign_server_is_ready_unasked(live: Starter, command: tuple[str, ...]
     """With init_app alone the start-up comes with the server: who asks the probe listener only sees it ready. SIGINT
     stays with the server, which leaves with 0, and the hooks run once.
     """
-    running = start_foreign(live, command, settings={"LIFECYCLE_PROBE_HOST": "127.0.0.1", "LIFECYCLE_PROBE_PORT": 0})
-    probes = parse_address(running.wait_log(r"probe listener on (http://\S+)")[1])
-    assert get(probes, "/readyz").status == 200
+    running = start_foreign(live, command, settings=PROBE_LISTENER)
+    assert get(probe_address(running), "/readyz").status == 200
     running.wait_log("flask_lifecycle: server ")
     assert get(running.address, "/fast").body == b"fast"
     assert running.stop(signal.SIGINT) == 0

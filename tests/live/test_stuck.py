@@ -161,24 +161,6 @@ def test_a_server_that_stands_still(live: Starter, server: str, path: str) -> No
     assert running.log.count(FAILS) == 1
 
 
-def test_the_start_up(live: Starter) -> None:
-    """Requests that wait until the start-up is over hold every worker, and the process is alive."""
-    plan = {"hooks": {"startup": [["warm-up", "gate", None]]}}
-    running = live.serve("waitress", threads=2, settings=WATCHED, plan=plan, listeners=0)
-    running.wait_event("startup warm-up")
-    running.wait_log("listening on")
-    with contextlib.ExitStack() as stack:
-        early = [stack.enter_context(Connection(running.address)) for _ in range(3)]
-        for connection in early:
-            connection.ask("/gate/all")
-        stays_alive(running.address, probe_address(running))
-        running.open_gate("warm-up")
-        running.wait_event("begin live all", 2)
-        running.open_gate("all")
-        assert answered(early) == [200] * 3
-    assert running.stop() == 0
-
-
 def test_a_drain(live: Starter) -> None:
     """Liveness passes again as soon as a stop has begun, whose own deadline ends what hangs."""
     running = live.serve("waitress", threads=2, settings=WATCHED)

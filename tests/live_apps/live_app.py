@@ -8,9 +8,7 @@ there are and how they behave, and what else of the process misbehaves.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import functools
 import json
 import logging
 import os
@@ -20,7 +18,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -132,6 +129,8 @@ def add_waiting_routes(app: Flask, name: str) -> None:
 
     @app.get("/pool/<gate>")
     def use_thread_pool(gate: str) -> str:
+        from concurrent.futures import ThreadPoolExecutor  # as in hang_async()
+
         event(f"begin {name} {gate}")
         pass_gate(gate)
         with ThreadPoolExecutor(1) as pool:
@@ -284,6 +283,13 @@ def misbehave(conduct: str, in_words: str) -> None:
     raise ValueError("boom")
 
 
+async def hang_async() -> None:
+    """Hang as a coroutine does."""
+    import asyncio  # few need it, and each process would pay for it
+
+    await asyncio.sleep(LONGEST)
+
+
 class RudeHandler(logging.StreamHandler):  # type: ignore[type-arg]  # subscriptable from Python 3.11 on
     """Writes each record of the package, and then raises, or hangs when a shutdown begins."""
 
@@ -342,7 +348,7 @@ def add_rude_surroundings(lifecycle: Lifecycle) -> None:
     if "check" in PLAN:
         lifecycle.check("rude", timeout=LONGEST)(lambda: misbehave(PLAN["check"], "rude check"))
     if PLAN.get("check") == "hang":
-        lifecycle.check("async", timeout=LONGEST)(functools.partial(asyncio.sleep, LONGEST))
+        lifecycle.check("async", timeout=LONGEST)(hang_async)
 
 
 def create_app(name: str = "live") -> tuple[Flask, Lifecycle]:
