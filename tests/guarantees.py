@@ -5,16 +5,18 @@ and checks), the rest by live tests. To add a server or change a guarantee, edit
 
     python -m tests.guarantees
 
-which writes the tables of ``README.md`` and ``docs/guarantees.md``. ``tests/test_guarantees.py`` checks them.
+which writes the tables of ``README.md`` and ``docs/guarantees.md``, and that of the scenarios in ``docs/verify.md``.
+``tests/test_guarantees.py`` checks them.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from tests._pages import replaced
+from flask_lifecycle._verify import runner
 from tests.catalogue.servers import results
 
 ROOT = Path(__file__).parent.parent
@@ -298,14 +300,26 @@ def _table(rows: list[list[str]]) -> str:
     return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]]) + "\n"
 
 
-TABLES = {"README.md": short_table, "docs/guarantees.md": long_tables}
+def scenarios() -> str:
+    """That of ``docs/verify.md``."""
+    rows = [[f"`{each.name}`", each.level, each.promise, each.why] for each in runner.choose((), ())]
+    return _table([["scenario", "guarantee", "what must hold", "why it matters"], *rows])
+
+
+TABLES = {"README.md": short_table, "docs/guarantees.md": long_tables, "docs/verify.md": scenarios}
+
+
+def updated(name: str) -> str:
+    """A document with its table, between the marks of this program."""
+    marked = rf"(^<!-- {re.escape(PROGRAM)} writes this -->\n\n).*?(\n<!-- end -->$)"
+    table, text = TABLES[name](), (ROOT / name).read_text(encoding="utf-8")
+    return re.sub(marked, lambda marks: marks[1] + table + marks[2], text, count=1, flags=re.DOTALL | re.MULTILINE)
 
 
 def main() -> None:
     """Write the tables."""
-    for name, table in TABLES.items():
-        path = ROOT / name
-        path.write_text(replaced(path.read_text(encoding="utf-8"), PROGRAM, table()), encoding="utf-8")
+    for name in TABLES:
+        (ROOT / name).write_text(updated(name), encoding="utf-8")
 
 
 if __name__ == "__main__":

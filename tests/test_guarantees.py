@@ -12,9 +12,8 @@ from collections.abc import Mapping
 import pytest
 
 from flask_lifecycle._verify import runner
-from tests._pages import replaced
 from tests.catalogue.servers import COMMANDS, results
-from tests.guarantees import GUARANTEES, LEVELS, PROGRAM, ROOT, SERVERS, TABLES, Server, level
+from tests.guarantees import GUARANTEES, LEVELS, ROOT, SERVERS, TABLES, Server, level, updated
 
 # Longest first: the name of one may be a part of another's.
 PARAMETERS = sorted({"waitress", "werkzeug", *(each.parameter for each in SERVERS.values() if each.parameter)}, key=len)
@@ -102,15 +101,4 @@ def test_the_tables_are_up_to_date(document: str) -> None:
     """The documents have the tables that ``python -m tests.guarantees`` writes."""
     text = (ROOT / document).read_text(encoding="utf-8")
     assert TABLES[document]() in text
-    assert replaced(text, PROGRAM, TABLES[document]()) == text
-
-
-def test_a_test_that_is_not_one_is_found() -> None:
-    """A test that does not exist, or does not run on the server, shows nothing."""
-    collected = {"a.py::test_both": ["waitress-1", "waitress-serve-1"], "a.py::test_one": ["waitress"]}
-    ours, theirs = SERVERS["waitress"], SERVERS["standalone waitress"]
-    assert [shows("a.py::test_both", each, collected) for each in (ours, theirs)] == [True, True]
-    assert [shows("a.py::test_one", each, collected) for each in (ours, theirs)] == [True, False]
-    assert not shows("a.py::test_nothing", ours, collected)
-    assert not shows("a.py::test_both[nothing]", ours, collected)
-    assert shows("a.py::test_both[waitress-serve-1]", theirs, collected)
+    assert updated(document) == text

@@ -19,8 +19,6 @@ from flask_lifecycle import Lifecycle
 from flask_lifecycle._verify import client, runner
 from tests._fakes import ROOT
 
-from .page import PAGE, updated
-
 BREAKING = str(Path(__file__).with_name("breaking_server.py"))
 BOUND = 60.0
 # Its first process answers at once. Its child is ready after a moment, and a signal before that makes the exit fail.
@@ -48,14 +46,12 @@ def verify(*arguments: str) -> Result:
     return CliRunner().invoke(FlaskGroup(), ["lifecycle", "verify", *arguments])
 
 
-def test_the_list_and_the_page() -> None:
-    """Both have every scenario and what it promises; ``docs/verify.md`` is what the code writes."""
+def test_the_list() -> None:
+    """It has every scenario, or those that are chosen."""
     listed = verify("--list").output.splitlines()
     assert [line.split()[0] for line in listed] == [each.name for each in runner.choose((), ())]
     chosen = verify("--list", "--only", "hooks").output.splitlines()
     assert chosen == [line for line in listed if line.startswith("hooks/")]
-    text = PAGE.read_text(encoding="utf-8")
-    assert updated(text) == text
 
 
 @pytest.mark.parametrize(
