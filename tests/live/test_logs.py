@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import re
 from typing import Any
 
 from ._client import get
 from ._process import Running, Starter
-from ._traffic import hung_request, in_flight
+from ._traffic import in_flight
 from .test_probes import probe_address
 
 PHASES = ["announce", "delay", "stop accepting", "drain", "hooks"]
@@ -70,17 +69,3 @@ def test_a_whole_life(live: Starter) -> None:
     assert fields(told, "check") == [("rude",)]
     assert fields(told, "exit_code") == [(1,)]
     assert [record["message"] for record in told if not any(key.startswith("lifecycle_") for key in record)] == []
-
-
-def test_levels(live: Starter) -> None:
-    """What went well is info, a hook or check that failed a warning, and what was abandoned an error."""
-    plan = {"log_handler": "record", "hooks": {"shutdown": [["bad", "raise", None]]}}
-    grace = {"LIFECYCLE_GRACE_PERIOD": 1.0, "LIFECYCLE_HOOK_RESERVE": 0.3}
-    running = live.serve("waitress", plan=plan, settings=grace, excuse="ValueError: boom")
-    with hung_request(running):
-        assert running.stop() == 1
-    levels = {level: [r["message"] for r in records(running) if r["level"] == level] for level in ("WARNING", "ERROR")}
-    assert [re.match(r"[a-z_ ]+", message)[0] for message in levels["WARNING"]] == [  # type: ignore[index]  # it matches
-        "halfway through the drain", "on_shutdown ",
-    ]  # fmt: skip
-    assert [message.partition(" [")[0] for message in levels["ERROR"]] == ["abandoned GET /gate/never"]

@@ -285,18 +285,10 @@ def test_probes_tell_the_truth(live: Starter) -> None:
 
 
 def test_the_port_of_the_probes_may_change(live: Starter) -> None:
-    """A deploy that moves the probes moves them; what cannot be bound is a reload that failed."""
+    """A deploy that moves the probes moves them."""
     service = Service(live, "waitress", settings={"LIFECYCLE_PROBE_PORT": 0, "LIFECYCLE_PROBE_HOST": "127.0.0.1"})
     service.running.wait_log(r"probe listener on http://127.0.0.1:(\d+)")
-    (before,) = service.pids
-    with socket.create_server(("127.0.0.2", 0)) as taken:
-        move = "object.__setattr__(app.extensions['lifecycle'].settings, 'probe_port', {})\n"
-        move += "object.__setattr__(app.extensions['lifecycle'].settings, 'probe_host', '127.0.0.2')"
-        service.deploy("two", move.format(taken.getsockname()[1]))
-        service.running.send(signal.SIGHUP)
-        service.running.wait_log(r"reload failed: process \d+ exited with code 1 before it was ready")
-        assert service.pids == [before]
-    service.deploy("three", move.format(0))
+    service.deploy("two", "object.__setattr__(app.extensions['lifecycle'].settings, 'probe_host', '127.0.0.2')")
     service.reload()
     service.wait_alone()
     port = int(service.running.wait_log(r"probe listener on http://127.0.0.2:(\d+)")[1])

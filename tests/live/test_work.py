@@ -172,15 +172,3 @@ def test_a_task_holds_readiness_and_no_request(live: Starter, server: str) -> No
     running.wait_log("STARTING -> READY")
     assert [get(running.address, path).status for path in ("/livez", "/startupz", "/readyz")] == [200, 200, 200]
     assert_clean(running, running.stop())
-
-
-def test_a_task_that_fails_stops_the_process(live: Starter, settings: dict[str, Any]) -> None:
-    """A start-up task that raises stops the process with 1, and log and report name it."""
-    plan = {"tasks": [["model", "raise", "shutdown"]]}
-    excuse = r"startup task 'model' failed.*\nTraceback"
-    running = live.serve("waitress", settings=settings, plan=plan, listeners=0, excuse=excuse)
-    assert running.wait_gone() == 1
-    assert "shutdown begins: start-up failed: startup task 'model'" in running.log
-    told = report(running)
-    (task,) = [hook for hook in told["hooks"] if hook["kind"] == "task"]
-    assert (task["name"], task["outcome"], task["error"]) == ("model", "failed", "ValueError")
