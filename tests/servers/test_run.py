@@ -97,15 +97,16 @@ def test_a_server_is_bound_when_it_is_made(server: str) -> None:
     made(server, port=port).close()  # although the connection that was closed here lingers in the kernel
 
 
+@pytest.mark.parametrize("listen", ["", "127.0.0.1:0 127.0.0.1:0"])
 @each_runner
-def test_several_listeners(server: str, tmp_path: Path) -> None:
-    """A Unix socket stands beside TCP listeners, also where a killed process left one; its path is removed."""
+def test_several_listeners(server: str, listen: str, tmp_path: Path) -> None:
+    """A Unix socket stands alone or beside TCP listeners, also where a killed process left one; its path is removed."""
     path = tmp_path / "s"
     with socket.socket(socket.AF_UNIX) as left_behind:
         left_behind.bind(str(path))
-    runner = made(server, unix_socket=str(path), listen="127.0.0.1:0 127.0.0.1:0")
+    runner = made(server, unix_socket=str(path), **({"listen": listen} if listen else {}))
     *tcp, unix = runner.addresses()
-    assert len(set(tcp)) == 2
+    assert len(set(tcp)) == len(listen.split())
     assert unix == f"unix:{path}"
     assert path.is_socket()
     runner.close()
