@@ -8,20 +8,6 @@ import threading
 
 from flask_lifecycle._verify import client, subject
 
-__all__ = [
-    "PATIENCE",
-    "Address",
-    "Connection",
-    "LostError",
-    "Response",
-    "Storm",
-    "free_port",
-    "get",
-    "refuses",
-    "request_head",
-    "storm",
-]
-
 Address = client.Address
 LostError = client.LostError
 Response = client.Response

@@ -14,9 +14,8 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ._client import PATIENCE, Address, free_port, get, refuses
 
@@ -64,16 +63,14 @@ ALONE = {
 }
 
 
-@dataclass(frozen=True)
-class Event:
+class Event(NamedTuple):
     """A line of the event file; ``when`` is ``time.monotonic``, which all processes of a machine share."""
 
     when: float
     text: str
 
 
-@dataclass(frozen=True)
-class Resources:
+class Resources(NamedTuple):
     """What a process has of the machine; ``peak`` is the most memory that it ever had, in KB."""
 
     peak: int
@@ -120,32 +117,25 @@ class Running:
         self.excuse = excuse
         self.signalled_at = self.gone_at = 0.0
         self.gone = threading.Event()
-        self.keyboard: int | None = None
         self.given: Address | None = None  # where it was told to listen, if its log does not say
-        if terminal:
-            self.popen = self._start_on_terminal(command, env)
-        else:
-            with (home / "log").open("wb") as log:
-                self.popen = self._start(command, env, subprocess.DEVNULL, log.fileno(), fds)
+        self.keyboard: int | None = None
+        self._screen: threading.Thread | None = None
+        with (home / "log").open("wb") as log:
+            stdin, output = subprocess.DEVNULL, log.fileno()
+            if terminal:
+                self.keyboard, stdin = os.openpty()
+                output = stdin
+                command = (sys.executable, "-c", OWN_TERMINAL, *command)
+            self.popen = subprocess.Popen(
+                command, env=env, cwd=APPS, stdin=stdin, stdout=output, stderr=output, pass_fds=fds
+            )
+        if self.keyboard is not None:
+            os.close(stdin)
+            self._screen = threading.Thread(target=self._copy_screen, args=(self.keyboard,), daemon=True)
+            self._screen.start()
         self.target = self.popen.pid  # who gets the signals: under unshare it is the child
         self._watcher = threading.Thread(target=self._watch, daemon=True)
         self._watcher.start()
-
-    def _start(
-        self, command: Sequence[str], env: dict[str, str], stdin: int, output: int, fds: Sequence[int]
-    ) -> subprocess.Popen[bytes]:
-        return subprocess.Popen(command, env=env, cwd=APPS, stdin=stdin, stdout=output, stderr=output, pass_fds=fds)
-
-    def _start_on_terminal(self, command: Sequence[str], env: dict[str, str]) -> subprocess.Popen[bytes]:
-        self.keyboard, terminal = os.openpty()
-        try:
-            owner = (sys.executable, "-c", OWN_TERMINAL, *command)
-            return self._start(owner, env, terminal, terminal, ())
-        finally:
-            os.close(terminal)
-            self._screen = threading.Thread(target=self._copy_screen, args=(self.keyboard,))
-            self._screen.daemon = True
-            self._screen.start()
 
     def _copy_screen(self, screen: int) -> None:
         with (self.home / "log").open("wb", buffering=0) as log, contextlib.suppress(OSError):
@@ -162,7 +152,7 @@ class Running:
     def _watch(self) -> None:
         self.popen.wait()
         self.gone_at = time.monotonic()
-        if self.keyboard is not None:
+        if self._screen is not None:
             self._screen.join(PATIENCE)
         self.gone.set()
 
@@ -209,13 +199,7 @@ class Running:
     def wait_log(self, pattern: str) -> re.Match[str]:
         """Wait for a line of the log and return the match."""
         found: list[re.Match[str]] = []
-
-        def look() -> bool:
-            match = re.search(pattern, self.log)
-            found.extend([match] if match else [])
-            return bool(found)
-
-        self.wait_for(look, f"the log line {pattern!r}")
+        self.wait_for(lambda: found.extend(re.finditer(pattern, self.log)) or found, f"the log line {pattern!r}")
         return found[0]
 
     def wait_event(self, text: str, times: int = 1) -> None:
@@ -281,8 +265,10 @@ class Running:
         fields = Path(f"/proc/{self.target}/stat").read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
-    def end(self) -> None:
-        """End the process if it is still there, and fail if it printed a traceback that nobody excused."""
+    def end(self) -> str:
+        """End the process if it is still there, and return the end of its log if that has a traceback that nobody
+        excused.
+        """
         if not self.gone.is_set():
             if self.target != self.popen.pid:
                 os.kill(self.target, signal.SIGKILL)
@@ -290,7 +276,7 @@ class Running:
         self.gone.wait(PATIENCE)
         log = self.log
         excused = len(re.findall(self.excuse, log)) if self.excuse else 0
-        assert len(TROUBLE.findall(log)) <= excused, f"the process printed a traceback:\n{log[-6000:]}"
+        return f"a process printed a traceback:\n{log[-6000:]}\n" if len(TROUBLE.findall(log)) > excused else ""
 
 
 class Starter:
@@ -385,10 +371,5 @@ class Starter:
 
     def end(self) -> None:
         """End every process; then fail if one of them printed a traceback."""
-        errors = []
-        for running in self._running:
-            try:
-                running.end()
-            except AssertionError as error:
-                errors.append(str(error))
-        assert not errors, "\n".join(errors)
+        troubles = [running.end() for running in self._running]
+        assert not any(troubles), "".join(troubles)
