@@ -199,7 +199,12 @@ class Running:
     def wait_log(self, pattern: str) -> re.Match[str]:
         """Wait for a line of the log and return the match."""
         found: list[re.Match[str]] = []
-        self.wait_for(lambda: found.extend(re.finditer(pattern, self.log)) or found, f"the log line {pattern!r}")
+
+        def look() -> bool:
+            found.extend(re.finditer(pattern, self.log))
+            return bool(found)
+
+        self.wait_for(look, f"the log line {pattern!r}")
         return found[0]
 
     def wait_event(self, text: str, times: int = 1) -> None:
