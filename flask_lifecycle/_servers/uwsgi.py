@@ -54,14 +54,15 @@ class Uwsgi(Adapter):
 
     def begin(self, process: Process) -> None:
         self._process = process
+        if uwsgi.worker_id() != 1:
+            return  # one warning for all workers
         lacking = missing(uwsgi.opt)
-        if lacking and uwsgi.worker_id() == 1:  # one warning for all workers
+        if lacking:
             logger.warning(
                 "uWSGI is not configured to finish running requests during a shutdown; set %s.", ", ".join(lacking),
                 extra={"lifecycle_missing": lacking},
             )  # fmt: skip
-        if uwsgi.worker_id() == 1:
-            warn_of_limit("uWSGI's", "worker-reload-mercy", float(uwsgi.opt.get("worker-reload-mercy", 60)), process)
+        warn_of_limit("uWSGI's", "worker-reload-mercy", float(uwsgi.opt.get("worker-reload-mercy", 60)), process)
 
     def stop_accepting(self, timeout: float) -> None:
         """Wait until the workers have accepted all connections in the queue, unless the process is about to exit."""

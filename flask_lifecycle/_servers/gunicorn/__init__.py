@@ -58,8 +58,8 @@ def when_ready(server: Any) -> None:
     """
     worker_class = server.worker_class
     lacking = missing((server, _OF_MASTER), (worker_class, _OF_CLASS), (Worker.__init__, _OF_WORKER))
-    if not is_known(worker_class) or lacking:
-        known = is_known(worker_class)
+    known = is_known(worker_class)
+    if lacking or not known:
         unknown = f"a gunicorn without {lacking[0]!r}" if known else f"workers of class {worker_class.__name__}"
         server.log.info("flask_lifecycle does not know %s; each worker stops as with init_app alone", unknown)
         return

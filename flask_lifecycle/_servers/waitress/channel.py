@@ -34,6 +34,7 @@ from waitress.task import ErrorTask
 
 from ..._core.inflight import RequestInfo
 from .. import sockets
+from ..wsgi import as_error
 
 if TYPE_CHECKING:
     from . import Waitress
@@ -50,7 +51,7 @@ def _answering(execute: Callable[[Any], None]) -> Callable[[Any], None]:
         except BaseException as error:
             # waitress does not catch SystemExit and keeps its request on the channel: it is never answered, and blocks
             # every drain. As an ordinary exception it is answered with 500.
-            raise RuntimeError(f"the application raised {type(error).__name__}") from error
+            raise as_error(error) from error
 
     return execute_and_answer
 
