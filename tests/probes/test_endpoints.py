@@ -19,19 +19,7 @@ from werkzeug.middleware.dispatcher import DispatcherMiddleware
 from werkzeug.test import Client, create_environ
 
 from flask_lifecycle import CheckResult, HealthCheckError, HealthReport, Lifecycle, State, probe_refused
-from tests._fakes import (
-    BOUND,
-    FakeServer,
-    get,
-    in_child,
-    listener_of,
-    make_app,
-    raiser,
-    run_python,
-    running,
-    serve,
-    state_of,
-)
+from tests._fakes import BOUND, FakeServer, get, in_child, listener_of, make_app, raiser, running, serve, state_of
 
 PROBES = ("/livez", "/readyz", "/startupz", "/healthcheck")
 HEALTH_JSON, JSON, TEXT, HTML = "application/health+json", "application/json", "text/plain", "text/html"
@@ -86,12 +74,10 @@ def test_each_probe_asks_its_group() -> None:
 def test_slash_and_query(path: str, method: str) -> None:
     """A probe answers GET and HEAD with and without a trailing slash, whatever the query."""
     app, _lifecycle = serve()
-    response = get(app, path, method=method)
-    assert response.status_code == 200
-    assert response.headers["Cache-Control"] == "no-store"
-    assert response.headers["Content-Type"] == HEALTH_JSON
-    assert response.headers["Content-Length"] == str(len(b'{"status": "pass"}\n'))
-    assert response.data == (b"" if method == "HEAD" else b'{"status": "pass"}\n')
+    response, body = get(app, path, method=method), b'{"status": "pass"}\n'
+    assert (response.status_code, response.data) == (200, b"" if method == "HEAD" else body)
+    headers = {"Cache-Control": "no-store", "Content-Type": HEALTH_JSON, "Content-Length": str(len(body))}
+    assert headers.items() <= dict(response.headers).items()
 
 
 @pytest.mark.parametrize("path", ["/livez", "/readyz/", "/healthcheck?verbose"])
@@ -149,16 +135,11 @@ def test_warnings_at_the_start(caplog: pytest.LogCaptureFixture) -> None:
 @pytest.mark.parametrize(
     ("accept", "kind", "verbose"),
     [
-        (None, HEALTH_JSON, TEXT),
-        ("", HEALTH_JSON, TEXT),
-        ("*/*", HEALTH_JSON, TEXT),
-        ("application/*", HEALTH_JSON, HEALTH_JSON),
-        ("application/health+json", HEALTH_JSON, HEALTH_JSON),
-        ("application/json", JSON, JSON),
-        ("text/plain", TEXT, TEXT),
-        ("text/*", TEXT, TEXT),
-        ("text/plain;q=0.5, application/json", JSON, JSON),
-        ("text/html", HTML, HTML),
+        *((accept, HEALTH_JSON, TEXT) for accept in (None, "", "*/*")),
+        *((accept, HEALTH_JSON, HEALTH_JSON) for accept in ("application/*", HEALTH_JSON)),
+        *((accept, JSON, JSON) for accept in (JSON, "text/plain;q=0.5, application/json")),
+        *((accept, TEXT, TEXT) for accept in (TEXT, "text/*")),
+        (HTML, HTML, HTML),
         # What a browser sends, and axios.
         ("text/html,application/xhtml+xml,application/xml;q=0.9,image/webp,*/*;q=0.8", HTML, HTML),
         ("application/json, text/plain, */*", JSON, JSON),
@@ -223,15 +204,11 @@ def test_where_an_application_is_mounted_is_learned() -> None:
     assert [probe_worker(f"{mount}/livez") for mount in mounts].count("live") == 15
 
 
-class BrokenSession(SecureCookieSessionInterface):
-    """Its store is down."""
-
-    def open_session(self, app: Flask, request: Any) -> Any:
-        raise ConnectionError("no session store")
-
-
 def breaks(*arguments: Any) -> Any:
     raise ValueError("tenant")
+
+
+BrokenSession = type("BrokenSession", (SecureCookieSessionInterface,), {"open_session": breaks})
 
 
 @pytest.mark.parametrize(
@@ -587,16 +564,14 @@ def test_a_check_that_says_how_its_probe_fails() -> None:
     lifecycle.renderer(lambda report: "rendered")
     lifecycle.group("own", path="/own", status_codes={"fail": 501})
     answers = []
-    for name, options in (
-        ("first", {}),
-        ("code", {"status_code": 502}),
-        ("both", {"status_code": 504, "response": {"why": "down"}}),
-    ):
-        lifecycle.check(name, groups=("own",))(raises(**options))
-        answers.append((get(app, "/own").status_code, get(app, "/own").data))
-    assert answers == [(501, b"rendered"), (502, b"rendered"), (502, b'{"why": "down"}\n')]
+    options: list[dict[str, Any]] = [{}, {"status_code": 502}, {"status_code": 504, "response": {"why": "down"}}]
+    for number, each in enumerate(options):
+        lifecycle.check(f"check {number}", groups=("own",))(raises(**each))
+        answers.append(get(app, "/own"))
     lifecycle.shutdown()
-    assert (get(app, "/own").status_code, get(app, "/own").data) == (501, b"rendered")
+    assert [(answer.status_code, answer.data) for answer in (*answers, get(app, "/own"))] == [
+        (501, b"rendered"), (502, b"rendered"), (502, b'{"why": "down"}\n'), (501, b"rendered"),
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("options", [{"critical": False}, {"scope": "shared"}, {"fail_after": 2}])
@@ -642,30 +617,29 @@ def test_probes_that_the_drain_refuses() -> None:
     assert heard == [(app, "ready"), (app, "healthcheck"), (app, "own")]
 
 
-class Asks(FakeServer):
-    """A server that sends a request during the drain."""
-
-    def __init__(self, app: Flask, ours: bool) -> None:
-        super().__init__(ours)
-        self.app = app
-        self.codes: list[int] = []
-
-    def wait_idle(self, timeout: float, linger: float) -> bool:
-        self.codes = codes(self.app, "/work")
-        return True
-
-
-@pytest.mark.parametrize(("policy", "codes_of"), [("auto", (200, 503)), ("serve", (200, 200)), ("reject", (503, 503))])
-def test_drain_policies(policy: str, codes_of: tuple[int, int]) -> None:
+@pytest.mark.parametrize(
+    ("policy", "ours", "code"),
+    [
+        ("auto", True, 200),
+        ("auto", False, 503),
+        *(("serve", ours, 200) for ours in (True, False)),
+        *(("reject", ours, 503) for ours in (True, False)),
+    ],
+)
+def test_drain_policies(policy: str, ours: bool, code: int) -> None:
     """In the drain, auto serves if the listener is ours and closed, else refuses; the others do as they say."""
-    for ours, code in zip((True, False), codes_of, strict=True):
-        app, lifecycle = serve(LIFECYCLE_DRAIN_POLICY=policy)
-        server = Asks(app, ours)
-        state_of(app).process.shutdown.attach(server)
-        get(app, "/work")
-        lifecycle.shutdown()
-        assert server.codes == [code]
-        assert codes(app, "/work") == [503]
+    app, lifecycle = serve(LIFECYCLE_DRAIN_POLICY=policy)
+    answers: list[int] = []
+
+    class Asks(FakeServer):
+        def wait_idle(self, timeout: float, linger: float) -> bool:
+            answers.extend(codes(app, "/work"))
+            return True
+
+    state_of(app).process.shutdown.attach(Asks(ours))
+    get(app, "/work")
+    lifecycle.shutdown()
+    assert answers + codes(app, "/work") == [code, 503]
 
 
 @pytest.mark.parametrize(("grace_period", "retry_after"), [(0.2, "1"), (12.4, "12")])
@@ -798,41 +772,12 @@ def test_no_request_is_expensive(path: str, more: dict[str, str]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("query", "code"),
-    [
-        ("&".join(["exclude=db"] * 128), 200),
-        ("&".join(["exclude=db"] * 129), 414),
-        ("verbose&" + "x" * 2040, 200),
-        ("verbose&" + "x" * 2041, 414),
-    ],
+    ("longest", "more"), [("&".join(["exclude=db"] * 128), "&exclude=db"), ("verbose&" + "x" * 2040, "x")]
 )
-def test_a_query_has_a_length(query: str, code: int) -> None:
+def test_a_query_has_a_length(longest: str, more: str) -> None:
     """A query of more than 2,048 characters or 128 parameters is refused: half of it would be another question."""
     app, lifecycle = serve(LIFECYCLE_DETAILS="always")
     lifecycle.check("db")(lambda: None)
-    answer = get(app, f"/healthcheck?{query}")
-    assert answer.status_code == code
-    assert code == 200 or answer.text == "the query string is too long\n"
-
-
-FORKED = """
-import os
-from flask import Flask
-from flask_lifecycle import Lifecycle
-
-app = Flask("shop")
-lifecycle = Lifecycle(app)
-client = app.test_client()
-codes = [client.get("/readyz").status_code]
-child = os.fork()
-codes.append(client.get("/readyz").status_code)
-print(codes, flush=True)
-if not child:
-    os._exit(0)
-os.waitpid(child, 0)
-"""
-
-
-def test_a_probe_begins_the_start_up_of_a_forked_child() -> None:
-    """A child of a process that has started is ready after its first probe, without a request."""
-    assert run_python(FORKED).stdout.splitlines() == ["[200, 200]"] * 2
+    assert codes(app, f"/healthcheck?{longest}") == [200]
+    answer = get(app, f"/healthcheck?{longest}{more}")
+    assert (answer.status_code, answer.text) == (414, "the query string is too long\n")
