@@ -9,14 +9,13 @@ from __future__ import annotations
 import contextlib
 import os
 import pwd
-import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import psycopg
 import pytest
@@ -119,6 +118,9 @@ class Server:
             self.start()
         else:
             wait_until(self._up, "an answer of the server")
+
+
+T = TypeVar("T", bound=Server)
 
 
 class Postgres(Server):
@@ -265,25 +267,29 @@ class Worker(Server):
 
 
 @contextlib.contextmanager
-def home() -> Iterator[Path]:
-    """A directory that other users may enter, other than pytest's, as PostgreSQL does not run as root."""
-    path = Path(tempfile.mkdtemp(prefix="flask_lifecycle-"))
-    path.chmod(0o755)
-    try:
-        yield path
-    finally:
-        shutil.rmtree(path, ignore_errors=True)
+def at_home(kind: Callable[..., T], *arguments: Any) -> Iterator[T]:
+    """A server, stopped at the end, with a directory that other users may enter, as PostgreSQL does not run as root."""
+    with tempfile.TemporaryDirectory(prefix="flask_lifecycle-", ignore_cleanup_errors=True) as home:
+        Path(home).chmod(0o755)
+        server = kind(Path(home), *arguments)
+        try:
+            yield server
+        finally:
+            server.stop()
 
 
 @pytest.fixture(scope="session")
 def postgres_server() -> Iterator[Postgres]:
     """The PostgreSQL of all tests."""
-    with home() as directory:
-        server = Postgres(directory)
-        try:
-            yield server
-        finally:
-            server.stop()
+    with at_home(Postgres) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def redis_server() -> Iterator[Redis]:
+    """The Redis of all tests."""
+    with at_home(Redis) as server:
+        yield server
 
 
 @pytest.fixture
@@ -296,17 +302,6 @@ def postgres(postgres_server: Postgres) -> Iterator[Postgres]:
     postgres_server.ask("DROP SCHEMA public CASCADE; CREATE SCHEMA public")
     yield postgres_server
     postgres_server.resume()
-
-
-@pytest.fixture(scope="session")
-def redis_server() -> Iterator[Redis]:
-    """The Redis of all tests."""
-    with home() as directory:
-        server = Redis(directory)
-        try:
-            yield server
-        finally:
-            server.stop()
 
 
 @pytest.fixture
@@ -326,8 +321,7 @@ def worker(broker: Redis) -> Iterator[Callable[[str], Worker]]:
     with contextlib.ExitStack() as stack:
 
         def start(pool: str) -> Worker:
-            server = Worker(stack.enter_context(home()), broker, pool)
-            stack.callback(server.stop)
+            server = stack.enter_context(at_home(Worker, broker, pool))
             server.start()
             return server
 

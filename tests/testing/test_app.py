@@ -317,21 +317,13 @@ def test_what_it_takes(lifecycle_app: AppFactory) -> None:
 
 
 MANY = """
-import gc, os, signal, sys, threading, time, weakref
-from flask import Flask
-from flask_lifecycle import Lifecycle
+import functools, gc, os, signal, sys, threading, time, weakref
 from flask_lifecycle.testing import AppFactory
+from tests.testing.test_app import Shop
 
-lifecycle = Lifecycle()
-lifecycle.on_startup(name="open")(lambda: None)
-lifecycle.on_shutdown(name="close")(lambda: None)
-lifecycle.check("database", interval=1)(lambda: None)
-
-def create_app(**config):
-    app = Flask("shop")
-    app.config.update(config, LIFECYCLE_SHUTDOWN_DELAY="auto", LIFECYCLE_STUCK_AFTER=60)
-    lifecycle.init_app(app)
-    return app
+shop = Shop()
+shop.lifecycle.check("background", interval=1)(lambda: None)
+create_app = functools.partial(shop.create_app, LIFECYCLE_SHUTDOWN_DELAY="auto", LIFECYCLE_STUCK_AFTER=60)
 
 def left():
     end = time.monotonic() + 10
@@ -356,9 +348,6 @@ def used():
     assert app.test_client().get("/livez").status_code == 200
     return app
 
-def serving():
-    return create_app()
-
 make, most = globals()[sys.argv[1]], int(sys.argv[2])
 make()
 (_, descriptors, handlers), references = left(), []
@@ -373,7 +362,7 @@ assert alive == 0, alive
 """
 
 
-@pytest.mark.parametrize(("how", "most"), [("fixture", 1), ("made", 1), ("used", 1), ("serving", 4)])
+@pytest.mark.parametrize(("how", "most"), [("fixture", 1), ("made", 1), ("used", 1), ("create_app", 4)])
 def test_many_applications_leave_nothing_behind(how: str, most: int) -> None:
     """Many applications leave no thread, descriptor, handler, application or warning behind, whether the fixture
     starts and stops them, or they are made in testing mode, or used there by a test client. Outside of testing mode

@@ -21,13 +21,14 @@ import threading
 import time
 
 from flask_lifecycle._servers import listener as listeners
+from flask_lifecycle._verify.routes import LARGE, Record
 
 PORT, BREAKS = int(sys.argv[1]), sys.argv[2] if len(sys.argv) > 2 else ""
-PREFIX, HOOK, RECORD = os.environ["LIFECYCLE_VERIFY"].split(":", 2)
+PREFIX, HOOK, path = os.environ["LIFECYCLE_VERIFY"].split(":", 2)
+record = Record(path).add
 
 GRACE = 10.0
 LINGER = 0.5  # how long a kept connection is answered after the signal
-LARGE = b"".join(b"%07d\n" % number for number in range(1 << 20))
 stops: list[int] = []  # the signals that came
 reloads: list[int] = []
 threads_left: list[Client] = []
@@ -35,11 +36,6 @@ draining = threading.Event()
 pool = threading.Semaphore(4)
 lock = threading.Lock()
 connections: set[Client] = set()
-
-
-def record(text: str) -> None:
-    with open(RECORD, "a") as file:
-        file.write(f"{time.monotonic():.6f} {os.getpid()} {text}\n")
 
 
 class Client(http.server.BaseHTTPRequestHandler):
