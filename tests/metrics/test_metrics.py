@@ -136,11 +136,8 @@ def test_state_readiness_and_checks() -> None:
     found = metrics_of(lifecycle)
     assert found["ready"] == 0
     statuses = some(found, "check_status")
-    assert {name for name, value in statuses.items() if value} == {
-        "{check=db,status=fail}",
-        "{check=cache,status=warn}",
-    }
-    assert len(statuses) == 6
+    shown = {"{check=db,status=fail}", "{check=cache,status=warn}"}
+    assert ({name for name, value in statuses.items() if value}, len(statuses)) == (shown, 6)
     assert set(some(found, "check_duration_seconds")) == {"{check=db}", "{check=cache}"}
     histories = state_of(app).health.engine.histories()
     changed = {f"{{check={name}}}": histories[name].changed for name in ("db", "cache")}
@@ -274,8 +271,8 @@ def test_the_metrics_of_a_shutdown() -> None:
     clock.advance(2.5)
     report = finish(state_of(app).process.shutdown)
     found = metrics_of(lifecycle)
-    phases = some(found, "shutdown_phase_seconds")
-    assert phases == {f"{{phase={phase.name}}}": phase.duration for phase in report.phases}
+    phases = {f"{{phase={phase.name}}}": phase.duration for phase in report.phases}
+    assert some(found, "shutdown_phase_seconds") == phases
     assert found["shutdown_remaining_seconds"] == lifecycle.remaining()
     assert (found["requests_abandoned_total"], found["work_abandoned_total"]) == (1, 1)
     held.close()
@@ -337,10 +334,8 @@ def test_collectors_and_their_subjects() -> None:
         registry.register(LifecycleCollector(lifecycle))
     subjects: list[Any] = [Flask("bare"), None, 7]
     for subject in subjects:
-        message = (
-            f"Metrics need a lifecycle, which {subject!r} does not have; give a Lifecycle, or an application after "
-        )
-        message += "init_app."
+        message = f"Metrics need a lifecycle, which {subject!r} does not have; "
+        message += "give a Lifecycle, or an application after init_app."
         for make in (LifecycleCollector, instrument):
             with pytest.raises(TypeError, match=whole(message)):
                 make(subject)
@@ -602,13 +597,6 @@ def test_a_file_that_is_just_being_made(multiprocess: Path, monkeypatch: pytest.
         list(metrics_feature(app).collect())
 
 
-def observed(reader: InMemoryMetricReader) -> dict[str, Any]:
-    """What a reader of OpenTelemetry collects, by name."""
-    data = reader.get_metrics_data()
-    assert data is not None
-    return {m.name: m for r in data.resource_metrics for s in r.scope_metrics for m in s.metrics}
-
-
 def test_opentelemetry_has_the_same_metrics() -> None:
     """The instruments have the names, units and values of the table; what adds up is a sum, what grows a counter."""
     app, lifecycle = serve()
@@ -618,7 +606,9 @@ def test_opentelemetry_has_the_same_metrics() -> None:
     get(app, "/work")
     get(app, "/readyz")
     lifecycle.work("import")
-    found = observed(reader)
+    data = reader.get_metrics_data()
+    assert data is not None
+    found: dict[str, Any] = {m.name: m for r in data.resource_metrics for s in r.scope_metrics for m in s.metrics}
     known = {f"flask_lifecycle.{metric.name}": metric for metric in METRICS}
     assert found.keys() <= known.keys()
     assert {(name, m.unit, m.description) for name, m in found.items()} == {
@@ -629,8 +619,8 @@ def test_opentelemetry_has_the_same_metrics() -> None:
     assert found["flask_lifecycle.probes"].data.is_monotonic
     assert not found["flask_lifecycle.requests_in_flight"].data.is_monotonic
     assert not hasattr(found["flask_lifecycle.ready"].data, "is_monotonic")
-    points = {m.name: len(m.data.data_points) for m in found.values()}
-    assert (points["flask_lifecycle.state"], points["flask_lifecycle.check_status"]) == (6, 3)
+    points = [len(found[f"flask_lifecycle.{name}"].data.data_points) for name in ("state", "check_status")]
+    assert points == [6, 3]
 
 
 def test_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import http.client
 import socket
@@ -43,14 +44,11 @@ def serve(port: int) -> Iterator[Any]:
         state_of(app).end()
 
 
-def ask(port: int, path: str, method: str = "GET", **headers: str) -> tuple[int, bytes]:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=BOUND)
-    try:
+def ask(port: int, path: str, method: str = "GET", host: str = "127.0.0.1", **headers: str) -> tuple[int, bytes]:
+    with contextlib.closing(http.client.HTTPConnection(host, port, timeout=BOUND)) as connection:
         connection.request(method, path, body=b"x" if method == "POST" else None, headers=headers)
         response = connection.getresponse()
         return response.status, response.read()
-    finally:
-        connection.close()
 
 
 def test_it_answers_for_all(serve: Any, port: int) -> None:

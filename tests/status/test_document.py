@@ -83,13 +83,8 @@ def test_the_past_of_a_check() -> None:
     app, lifecycle = serve()
     lifecycle.check("db", ttl=0)(lambda: CheckResult("warn", "slow", value=float("nan"), unit="ms"))
     for _ in range(KEPT_DURATIONS + 2):
-        assert set(document_of(app, "/healthcheck/db?verbose")) == {
-            "status",
-            "state",
-            "reason",
-            "checks",
-            "transitions",
-        }
+        found = document_of(app, "/healthcheck/db?verbose")
+        assert set(found) == {"status", "state", "reason", "checks", "transitions"}
     [check] = document_of(app)["checks"]["db"]
     kept = state_of(app).health.engine.histories()["db"]
     assert check["durations"] == [round(duration, 6) for duration in kept.durations]
@@ -110,27 +105,22 @@ def test_checks_that_the_state_keeps_from_being_asked() -> None:
     lifecycle.set_not_ready("maintenance")
     document = document_of(app)
     assert (document["status"], document["reason"]) == ("fail", "maintenance")
-    assert {name: (check["status"], check["output"]) for name, [check] in document["checks"].items()} == {
-        "db": ("warn", "down")
-    }
+    [(name, [check])] = document["checks"].items()
+    assert (name, check["status"], check["output"]) == ("db", "warn", "down")
 
 
-def test_a_check_that_hangs() -> None:
+def test_a_check_that_hangs(free: threading.Event) -> None:
     """A check that was hanging when it was asked last is shown as hanging, and since when; before, it has no past."""
     app, lifecycle = serve(LIFECYCLE_PROBE_TIMEOUT=0.001)
-    free = threading.Event()
-    try:
-        lifecycle.check("slow", timeout=BOUND)(lambda: free.wait(BOUND))
-        lifecycle.check("db", timeout=0.001)(lambda: free.wait(BOUND))
-        assert state_of(app).health.known() == ()
-        [check] = document_of(app)["checks"]["slow"]
-        assert (check["durations"], "changed" in check) == ([], False)
-        lifecycle.set_not_ready()
-        [check] = document_of(app)["checks"]["db"]
-        assert check["output"].startswith("hanging since 0.")
-        assert (check["durations"], "changed" in check) == ([], True)
-    finally:
-        free.set()
+    lifecycle.check("slow", timeout=BOUND)(lambda: free.wait(BOUND))
+    lifecycle.check("db", timeout=0.001)(lambda: free.wait(BOUND))
+    assert state_of(app).health.known() == ()
+    [check] = document_of(app)["checks"]["slow"]
+    assert (check["durations"], "changed" in check) == ([], False)
+    lifecycle.set_not_ready()
+    [check] = document_of(app)["checks"]["db"]
+    assert check["output"].startswith("hanging since 0.")
+    assert (check["durations"], "changed" in check) == ([], True)
 
 
 def test_what_is_under_way() -> None:
@@ -159,11 +149,10 @@ def test_what_the_server_holds() -> None:
     """
     app, _lifecycle = serve()
     enter(state_of(app).ledger, "/running")
-    server = FakeServer()
+    process = state_of(app).process
+    process.shutdown.attach(server := FakeServer())
     server.pool = Load(3, 4, 4, 1.23)
     server.left = [RequestInfo("POST", "/queued", 12.34, "", "queued")]
-    process = state_of(app).process
-    process.shutdown.attach(server)
     document = document_of(app)
     assert document["load"] == {"queued": 3, "threads": 4, "busy": 4, "oldest": 1.2}
     assert document["requests"][0] == {"method": "POST", "path": "/queued", "age": 12.3, "stage": "queued"}
@@ -179,8 +168,7 @@ def test_the_report_of_the_last_shutdown() -> None:
     app, _lifecycle = serve()
     lost: list[Any] = [{"path": "/a", "stack": "File 1"}] + [{"path": "/b"}, "odd"] * MOST_LISTED
     LastReport(app, {"reason": "SIGTERM", "abandoned": lost, "served": 3})
-    answer = get(app, "/healthcheck?verbose", headers=JSON)
-    report = json.loads(answer.data)["last_report"]
+    report = json.loads(get(app, "/healthcheck?verbose", headers=JSON).data)["last_report"]
     assert (report["reason"], report["served"], report["abandoned"][0]) == ("SIGTERM", 3, {"path": "/a"})
     assert len(report["abandoned"]) == MOST_LISTED
 

@@ -116,43 +116,34 @@ CHECKS = {
 }
 
 
+PASSES, GONE = (
+    {name: [check] for name in "abc"} for check in ({"status": "pass"}, {"status": "fail", "output": "gone"})
+)
+
+
 @pytest.mark.parametrize(
-    ("document", "sentence"),
+    ("state", "more", "sentence"),
     [
-        ({"status": "pass"}, ""),
-        ({"state": "READY", "checks": {}}, ""),
-        ({"state": "READY", "checks": {"disk": [{"status": "pass"}]}}, "The only check passes."),
-        ({"state": "READY", "checks": {name: [{"status": "pass"}] for name in "abc"}}, "All 3 checks pass."),
-        (
-            {"state": "READY", "checks": CHECKS},
-            "Check 'database' fails: The database did not answer. 1 more does not pass.",
-        ),
-        ({"state": "READY", "checks": {"cache": [{"status": "warn"}]}}, "Check 'cache' warns."),
-        (
-            {"state": "READY", "checks": {name: [{"status": "fail", "output": "gone"}] for name in "abc"}},
-            "Check 'a' fails: gone. 2 more do not pass.",
-        ),
-        ({"state": "STARTING"}, "Starting: on_startup functions run."),
-        (
-            {"state": "STARTING", "startup_tasks": [{"name": "load the model"}, {"name": "other"}]},
-            "Starting: waiting for 'load the model' (and 1 more).",
-        ),
-        (
-            {"state": "NOT_READY", "reason": "imports data"},
-            "Out of rotation: imports data. Requests that arrive are served.",
-        ),
-        (
-            {"state": "NOT_READY", "reason": "cordon", "cordon": {"by": "alice"}},
-            "Out of rotation: cordoned by alice. Requests that arrive are served.",
-        ),
-        ({"state": "DRAINING", "phase": "delay", "checks": CHECKS}, "Shutting down: waiting for load balancers."),
-        ({"state": "DRAINING", "phase": "of another version"}, "Shutting down: of another version."),
-        ({"state": "STOPPED", "phase": "exit", "report": {"summary": "clean, exit 0"}}, "Stopped: clean, exit 0."),
+        (None, {}, ""),
+        ("READY", {"checks": {}}, ""),
+        ("READY", {"checks": {"disk": [{"status": "pass"}]}}, "The only check passes."),
+        ("READY", {"checks": PASSES}, "All 3 checks pass."),
+        ("READY", {"checks": CHECKS}, "Check 'database' fails: The database did not answer. 1 more does not pass."),
+        ("READY", {"checks": {"cache": [{"status": "warn"}]}}, "Check 'cache' warns."),
+        ("READY", {"checks": GONE}, "Check 'a' fails: gone. 2 more do not pass."),
+        ("STARTING", {}, "Starting: on_startup functions run."),
+        ("STARTING", {"startup_tasks": [{"name": "a"}, {"name": "b"}]}, "Starting: waiting for 'a' (and 1 more)."),
+        ("NOT_READY", {"reason": "imports data"}, "Out of rotation: imports data. Requests that arrive are served."),
+        ("NOT_READY", {"cordon": {"by": "me"}}, "Out of rotation: cordoned by me. Requests that arrive are served."),
+        ("DRAINING", {"phase": "delay", "checks": CHECKS}, "Shutting down: waiting for load balancers."),
+        ("DRAINING", {"phase": "of another version"}, "Shutting down: of another version."),
+        ("STOPPED", {"phase": "exit", "report": {"summary": "clean, exit 0"}}, "Stopped: clean, exit 0."),
     ],
 )
-def test_what_it_says(document: dict[str, Any], sentence: str) -> None:
+def test_what_it_says(state: str | None, more: dict[str, Any], sentence: str) -> None:
     """A shutdown comes first, then the state, then the check that fails."""
-    assert formatting.headline(document) == sentence
+    document = {"status": "pass"} if state is None else {"state": state}
+    assert formatting.headline(document | more) == sentence
 
 
 @pytest.mark.parametrize(
