@@ -53,7 +53,7 @@ def test_delays_in_a_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
     """The defaults look at the process's own environment; a configured delay, minimum or maximum wins."""
     assert read().delay_min == 0.0
     monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
-    assert read().shutdown_delay == 5.0
+    assert (read().shutdown_delay, read().probe_host) == (5.0, "0.0.0.0")
     assert read(SHUTDOWN_DELAY=1).shutdown_delay == 1.0
     assert read(SHUTDOWN_DELAY="auto").delay_min == 5.0
     assert read(SHUTDOWN_DELAY="auto", GRACE_PERIOD=8).delay_min == pytest.approx(4.8)

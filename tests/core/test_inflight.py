@@ -112,6 +112,7 @@ def test_a_drain_waits_for_the_close_of_a_body_that_has_ended() -> None:
     ledger = Ledger(lambda: now[0])
     body = call(counted(gives([b"x"]), ledger))
     list(body)
+    now[0] += 0.9
     assert not ledger.wait_idle(0.0)
     body.close()
     assert ledger.wait_idle(0.0)
