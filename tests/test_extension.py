@@ -367,13 +367,6 @@ def test_which_signals_are_taken() -> None:
     assert (done.stdout.splitlines(), done.stderr) == (["", "", "SIGHUP SIGUSR1 SIGURG", "SIGTERM"], "")
 
 
-def test_a_probe_listener_that_cannot_be_opened() -> None:
-    """Where no server runs, a probe that began the start-up is answered, whether the probe listener opens or not."""
-    app, lifecycle = serve(LIFECYCLE_PROBE_HOST="192.0.2.1", LIFECYCLE_PROBE_PORT=0)
-    assert get(app, "/livez").status_code == 200
-    assert (lifecycle.state, lifecycle.probe_address) == (State.READY, None)
-
-
 def test_the_probe_listener_is_opened_once(caplog: pytest.LogCaptureFixture) -> None:
     """Whoever opens the probe listener a second time finds it open; closing it twice is harmless as well."""
     caplog.set_level(logging.INFO, "flask_lifecycle")

@@ -239,15 +239,6 @@ def test_nothing_breaks_a_probe(spoil: Callable[[Flask], Any], broken: int, firs
     assert codes(app, *PROBES, "/work", headers=headers) == [200] * 4 + [broken]
 
 
-def detailed(**config: Any) -> Flask:
-    """An application with a check that fails with a secret in its text, and two with observed values."""
-    app, lifecycle = serve(**config)
-    lifecycle.check("db", critical=False, affects=("/orders",))(raises_secret)
-    lifecycle.check("cache")(lambda: {"hit_rate": 0.9})
-    lifecycle.check("disk")(lambda: CheckResult("warn", "nearly full", {"path": "/data"}, 97, "%"))
-    return app
-
-
 @pytest.mark.parametrize(
     ("details", "authorization", "shown"),
     [
@@ -260,7 +251,10 @@ def detailed(**config: Any) -> Flask:
 )
 def test_who_sees_details(details: str, authorization: str, shown: bool) -> None:
     """Only callers allowed to see details see more than the status; no caller sees the text of an exception."""
-    app = detailed(LIFECYCLE_DETAILS=details, LIFECYCLE_TOKEN="hush-hüsh")
+    app, lifecycle = serve(LIFECYCLE_DETAILS=details, LIFECYCLE_TOKEN="hush-hüsh")
+    lifecycle.check("db", critical=False, affects=("/orders",))(raises_secret)
+    lifecycle.check("cache")(lambda: {"hit_rate": 0.9})
+    lifecycle.check("disk")(lambda: CheckResult("warn", "nearly full", {"path": "/data"}, 97, "%"))
     headers = {"Authorization": authorization.encode().decode("latin-1")} if authorization else {}
     bodies = {}
     for query in ("", "?verbose", "?verbose=1"):
@@ -273,8 +267,7 @@ def test_who_sees_details(details: str, authorization: str, shown: bool) -> None
         document = json.loads(bodies[HEALTH_JSON, ""])
         assert list(document.pop("checks")) == ["db", "cache", "disk"]
         assert document == {"status": "warn", "state": "READY", "reason": "started"}
-        text = bodies[TEXT, "?verbose"].splitlines()
-        assert text[:2] == ["[+]state READY: started", "[!]db warning: ValueError"]
+        assert bodies[TEXT, "?verbose"].startswith("[+]state READY: started\n[!]db warning: ValueError\n")
         assert "nearly full" in bodies[HTML, ""]
         return
     pages = {body for (kind, _query), body in bodies.items() if kind == HTML}
@@ -657,8 +650,7 @@ def test_a_refusal(grace_period: float, retry_after: str) -> None:
     lifecycle.shutdown()
     response = get(app, "/work")
     assert (response.status_code, response.content_type) == (503, "application/problem+json")
-    assert response.headers["Cache-Control"] == "no-store"
-    assert response.headers["Retry-After"] == retry_after
+    assert {"Cache-Control": "no-store", "Retry-After": retry_after}.items() <= dict(response.headers).items()
     assert response.json == {
         "type": "about:blank",
         "title": "Service Unavailable",

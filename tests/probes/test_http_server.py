@@ -372,17 +372,19 @@ def test_no_descriptor_to_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(tried) == 1
 
 
-def test_a_taken_port_where_nothing_serves(caplog: pytest.LogCaptureFixture) -> None:
-    """Where no server runs, as in a test suite, a probe port that is taken is one warning, and requests are served."""
+@pytest.mark.parametrize("path", ["/work", "/livez"])
+def test_a_taken_port_where_nothing_serves(caplog: pytest.LogCaptureFixture, path: str) -> None:
+    """Where no server runs, as in a test suite, a probe port that is taken is one warning.
+
+    The request or probe that began the start-up is answered.
+    """
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
         app = make_app(LIFECYCLE_PROBE_HOST="127.0.0.1", LIFECYCLE_PROBE_PORT=port)
         lifecycle = Lifecycle(app)
-        assert app.test_client().get("/work", buffered=True).status_code == 200
-    assert lifecycle.probe_address is None
-    warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
-    assert warnings == [
+        assert app.test_client().get(path, buffered=True).status_code == 200
+    assert (lifecycle.state, lifecycle.probe_address) == (State.READY, None)
+    assert caplog.messages == [
         f"The probe listener cannot listen on 127.0.0.1:{port} (Address already in use); set 'LIFECYCLE_PROBE_PORT' to"
         " a free port, or to 0 for any. No server runs in this process, so it continues without the probe listener."
     ]
-    assert lifecycle.state is State.READY

@@ -46,14 +46,19 @@ class Broken(dict[str, int]):
 
 
 def test_json() -> None:
-    """A check has the shape of the IETF draft: its own figure, also zero, or its duration; text, causes and effects."""
+    """A check has the shape of the IETF draft: its own figure, also zero, or its duration; text, causes and effects.
+
+    With ?verbose, callers allowed to see details get the last transitions.
+    """
     app, lifecycle = serve()
     lifecycle.check("plain")(lambda: None)
     lifecycle.check("zero")(lambda: CheckResult("pass", "", {}, 0, "%"))
     lifecycle.check("disk")(lambda: CheckResult("warn", "nearly full", {"free": 3}, 97.5, "%"))
     causes = {"primary": "gone", "replica": ValueError("db-7.internal")}
     lifecycle.check("db", affects=("/orders", "/cart"))(raiser(HealthCheckError("no database", causes)))
-    checks = json.loads(body(app))["checks"]
+    document = json.loads(body(app))
+    assert "transitions" not in document
+    checks = document["checks"]
     for name, [check] in checks.items():
         assert check.pop("componentId") == name
         assert check.pop("time").endswith("+00:00")
@@ -67,12 +72,6 @@ def test_json() -> None:
     assert (db["status"], db["output"]) == ("fail", "no database")
     assert db["causes"] == {"primary": "gone", "replica": "ValueError"}
     assert db["affectedEndpoints"] == ["/orders", "/cart"]
-
-
-def test_transitions() -> None:
-    """With ?verbose, callers allowed to see details get the last transitions."""
-    app, _lifecycle = serve()
-    assert "transitions" not in json.loads(body(app))
     [first, *_more] = json.loads(body(app, "/readyz?verbose"))["transitions"]
     assert (first.pop("time")[-6:], first.pop("age") >= 0) == ("+00:00", True)
     assert first == {"subject": "state", "old": "STARTING", "new": "READY", "reason": "started"}

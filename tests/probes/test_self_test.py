@@ -48,6 +48,7 @@ def https_redirect(environ: WSGIEnvironment, start_response: StartResponse) -> I
 
 
 def late(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+    environ.clear()
     start_response("401 UNAUTHORIZED", [])
     yield b"who are you?"
 
@@ -62,12 +63,6 @@ def raises_late(environ: WSGIEnvironment, start_response: StartResponse) -> Iter
 
 
 def silent(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-    return []
-
-
-def empties(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-    environ.clear()
-    start_response("500 INTERNAL SERVER ERROR", [])
     return []
 
 
@@ -93,7 +88,6 @@ def wrapped(*middlewares: Middleware, **config: Any) -> Flask:
         (raises, "fails with LookupError"),
         (raises_late, "fails with LookupError"),
         (silent, "is not answered at all"),
-        (empties, "is answered 500 INTERNAL SERVER ERROR"),
     ],
 )
 def test_an_obstacle(answer: WSGIApplication, what: str) -> None:
@@ -127,9 +121,8 @@ def test_around_the_application() -> None:
     circle.app = circle
     assert self_test.obstacle(inside, "/livez") == f"{bad} Flask around ProxyFix around Layer around HostCheck"
     assert self_test.obstacle(HostCheck(app), "/livez") == f"{bad} HostCheck around Flask around Layer"
-    assert (
-        self_test.obstacle(outer, "/livez") == "is answered 404 NOT FOUND by DispatcherMiddleware around Flask.wsgi_app"
-    )
+    nowhere = "is answered 404 NOT FOUND by DispatcherMiddleware around Flask.wsgi_app"
+    assert self_test.obstacle(outer, "/livez") == nowhere
     assert self_test.obstacle(outer, "/shop/livez") == ""
     assert self_test.obstacle(circle, "/livez").count("Layer") == 10
 
