@@ -36,12 +36,8 @@ LONGEST = 60.0  # seconds: longer than any test waits, so that a forgotten proce
 
 def event(text: str) -> None:
     """Append one line to the event file; one write of O_APPEND, so that threads do not mix their lines."""
-    line = f"{time.monotonic():.6f} {text}\n".encode()
-    handle = os.open(HOME / "events", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-    try:
-        os.write(handle, line)
-    finally:
-        os.close(handle)
+    with (HOME / "events").open("ab", buffering=0) as events:
+        events.write(f"{time.monotonic():.6f} {text}\n".encode())
 
 
 def pass_gate(name: str) -> None:
@@ -97,10 +93,11 @@ def chunks_until_drain(lifecycle: Lifecycle) -> Iterator[bytes]:
     yield b"drained\n"
 
 
-def raising_body() -> Iterator[bytes]:
-    """Give one chunk, then raise."""
-    yield b"one chunk\n"
-    raise RuntimeError("raised in the body")
+def short_body(begin: bytes, fails: bool) -> Iterator[bytes]:
+    """Give one chunk, and then perhaps raise."""
+    yield begin
+    if fails:
+        raise RuntimeError("raised in the body")
 
 
 def add_waiting_routes(app: Flask, name: str) -> None:
@@ -162,14 +159,7 @@ def add_body_routes(app: Flask) -> None:
 
     @app.get("/raise-in-body")
     def raise_in_body() -> Response:
-        return Response(raising_body(), mimetype="text/plain")
-
-
-def misframed_body(given: int, fails: bool) -> Iterator[bytes]:
-    """Give so many bytes, and then perhaps raise."""
-    yield b"x" * given
-    if fails:
-        raise RuntimeError("raised in the body")
+        return Response(short_body(b"one chunk\n", fails=True), mimetype="text/plain")
 
 
 def add_rude_routes(app: Flask) -> None:
@@ -177,7 +167,7 @@ def add_rude_routes(app: Flask) -> None:
 
     @app.get("/misframed/<int:given>")
     def misframed(given: int) -> Response:
-        body = misframed_body(given, "raise" in request.args)
+        body = short_body(b"x" * given, "raise" in request.args)
         return Response(body, headers={"Content-Length": "100"}, mimetype="text/plain")
 
     @app.post("/refuse")

@@ -42,12 +42,8 @@ def teller(name: str) -> Tell:
     """What appends a line to the event file; those of a mounted application begin with its name."""
 
     def tell(text: str) -> None:
-        line = f"{time.monotonic():.6f} {name + ' ' if name else ''}{text}\n".encode()
-        handle = os.open(HOME / "events", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-        try:
-            os.write(handle, line)  # one write of O_APPEND, so that threads do not mix their lines
-        finally:
-            os.close(handle)
+        with (HOME / "events").open("ab", buffering=0) as events:  # one write, so that threads do not mix their lines
+            events.write(f"{time.monotonic():.6f} {name + ' ' if name else ''}{text}\n".encode())
 
     return tell
 
