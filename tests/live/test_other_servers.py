@@ -268,10 +268,16 @@ def test_probes_stay_out_of_access_logs(live: Starter, server: str, wished: bool
 # -- cheroot and gevent ----------------------------------------------------------------------------------------------
 
 
+def test_no_thread_of_cheroot_is_left(live: Starter) -> None:
+    """A stop ends the threads of cheroot, so none is warned of."""
+    running = live.serve("cheroot", threads=20)
+    assert get(running.address, "/fast").body == b"fast"
+    assert running.stop() == 0
+    assert "threads still run" not in running.log
+
+
 def test_clients_that_do_not_close_hold_no_worker(live: Starter) -> None:
-    """On cheroot a client that keeps its side open after the last answer holds no worker that others wait for, and no
-    thread is left to be warned of.
-    """
+    """On cheroot a client that keeps its side open after the last answer holds no worker that others wait for."""
     settings = {"LIFECYCLE_KEEPALIVE_LINGER": 15.0, "LIFECYCLE_GRACE_PERIOD": 60.0}
     running = live.serve("cheroot", "-o", "keep_alive_conn_limit=1000", threads=2, settings=settings)
     with contextlib.ExitStack() as stack:
@@ -282,7 +288,6 @@ def test_clients_that_do_not_close_hold_no_worker(live: Starter) -> None:
             connection.ask("/fast")
         assert all(connection.answer().body == b"fast" for connection in connections)
     assert running.wait_gone() == 0, running.log_tail
-    assert "threads still run" not in running.log
 
 
 def test_gevent_that_is_not_patched(live: Starter) -> None:
