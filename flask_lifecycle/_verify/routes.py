@@ -72,10 +72,6 @@ class VerifyRoutes(Feature):
             "settings " + json.dumps({**paths, "grace": settings.grace_period, "probe_port": settings.probe_port})
         )
 
-    @classmethod
-    def of(cls, application: Any) -> VerifyRoutes:
-        return cls(application)
-
     def state_changed(self, new: State, reason: str) -> None:
         if new is State.READY:
             self._record.add("ready")
