@@ -345,17 +345,12 @@ def test_a_process_without_descriptors(
     assert caplog.messages == [f"cannot notify systemd at '{subject.receiver.name}': Too many open files"]
 
 
+NO_NAME = "NOTIFY_SOCKET is '{}', which is neither a path nor an abstract name; nothing is sent to systemd."
+TOO_LONG = "cannot notify systemd at '{}': AF_UNIX path too long"
+
+
 @pytest.mark.parametrize(
-    ("kind", "message"),
-    [
-        (
-            "vsock:2:",
-            "NOTIFY_SOCKET is '{}', which is neither a path nor an abstract name; nothing is sent to systemd.",
-        ),
-        ("/" + 200 * "x", "cannot notify systemd at '{}': AF_UNIX path too long"),
-        ("@flask-lifecycle-test-", ""),
-    ],
-    ids=["vsock", "long", "abstract"],
+    ("kind", "message"), [("vsock:2:", NO_NAME), ("/" + 200 * "x", TOO_LONG), ("@flask-lifecycle-test-", "")]
 )
 def test_names_of_sockets(kind: str, message: str, caplog: pytest.LogCaptureFixture) -> None:
     """A name that cannot be used is logged once; one that begins with @ is in the abstract namespace."""

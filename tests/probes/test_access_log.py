@@ -12,7 +12,7 @@ from werkzeug.middleware.dispatcher import DispatcherMiddleware
 from werkzeug.test import Client
 
 from flask_lifecycle import Lifecycle
-from tests._fakes import make_app, state_of
+from tests._fakes import make_app, serve, state_of
 
 LOG = logging.getLogger("werkzeug")
 
@@ -46,8 +46,7 @@ def targets(log: pytest.LogCaptureFixture) -> list[str]:
 
 def test_probes_are_not_logged(log: pytest.LogCaptureFixture) -> None:
     """Werkzeug logs no probe, whatever its query or slash, and however its path is quoted; gunicorn logs the path."""
-    app = make_app(LIFECYCLE_DETAILS="always")  # the filter holds it weakly
-    lifecycle = Lifecycle(app)
+    _app, lifecycle = serve(LIFECYCLE_DETAILS="always")  # the filter holds it weakly
     for name in ("größe", "main db"):
         lifecycle.check(name)(lambda: None)
     werkzeug("/livez", "/readyz", "/healthcheck/?verbose&exclude=db", "/%6civez")
@@ -64,7 +63,7 @@ def test_probes_are_not_logged(log: pytest.LogCaptureFixture) -> None:
 
 def test_under_a_mount(log: pytest.LogCaptureFixture) -> None:
     """Behind a dispatcher the whole path is in the log, and the probe is dropped all the same."""
-    Lifecycle(app := make_app())
+    app, _lifecycle = serve()
     outer = Client(DispatcherMiddleware(Flask("outer").wsgi_app, {"/shop": app.wsgi_app}))
     outer.get("/shop/livez", environ_overrides={"REQUEST_URI": "/shop/livez"})
     werkzeug("/shop/livez?verbose", "/shop/readyz/", "/shop/work")
@@ -73,8 +72,7 @@ def test_under_a_mount(log: pytest.LogCaptureFixture) -> None:
 
 def test_other_lines_stay(log: pytest.LogCaptureFixture) -> None:
     """What else the servers log is let through, of whatever shape it is; a colour is no part of a path."""
-    app = make_app()  # kept, as the filter forgets an application that is gone
-    Lifecycle(app)
+    _app = serve()  # kept, as the filter forgets an application that is gone
     LOG.info("Running on /livez")
     LOG.info("%s", '"GET /livez HTTP/1.1"')
     LOG.info("%s threads", 3)
@@ -104,8 +102,7 @@ def test_an_application_that_is_gone(log: pytest.LogCaptureFixture) -> None:
     """The filter keeps no application alive, and of one that is gone it drops nothing."""
 
     def make() -> weakref.ref[Flask]:
-        app = make_app(LIFECYCLE_URL_PREFIX="/gone")
-        Lifecycle(app)
+        app, _lifecycle = serve(LIFECYCLE_URL_PREFIX="/gone")
         gunicorn("/gone/livez")
         return weakref.ref(app)
 
@@ -121,15 +118,13 @@ def test_an_application_that_comes_while_a_line_is_logged(log: pytest.LogCapture
 
     Interleaving: the filter asks each of two applications, and meanwhile another one is initialised.
     """
-    kept = [make_app(), make_app()]
+    kept = [serve()[0], serve()[0]]
 
     def asks(path: str) -> bool:
-        kept.append(make_app())
-        Lifecycle(kept[-1])
+        kept.append(serve()[0])
         return False
 
     for app in kept[:2]:
-        Lifecycle(app)
         state_of(app).probes.is_probe = asks  # type: ignore[method-assign]
     gunicorn("/work")
     assert (len(log.messages), len(kept)) == (1, 4)

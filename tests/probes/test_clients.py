@@ -6,16 +6,15 @@ from typing import Any
 
 import pytest
 
-from flask_lifecycle import Lifecycle, ProberInfo
-from tests._fakes import ManualClock, in_child, make_app, state_of
+from flask_lifecycle import ProberInfo
+from tests._fakes import ManualClock, in_child, serve, state_of
 
 
 class Subject:
     """The probers of an application, on a manual clock."""
 
     def __init__(self) -> None:
-        self.app = make_app()  # kept: the application is referenced weakly
-        Lifecycle(self.app)
+        self.app, _lifecycle = serve()  # kept: the application is referenced weakly
         self.probers = state_of(self.app).probes.probers
         self.clock = ManualClock()
         self.probers.clock = self.clock.monotonic
@@ -144,8 +143,7 @@ def test_which_requests_are_recorded(subject: Subject) -> None:
 
     An answer refuses by its status code, whatever it means to us; a prober of one check has its name.
     """
-    app = make_app(LIFECYCLE_DETAILS="always", LIFECYCLE_STATUS_CODES={"fail": 299})
-    lifecycle = Lifecycle(app)
+    app, lifecycle = serve(LIFECYCLE_DETAILS="always", LIFECYCLE_STATUS_CODES={"fail": 299})
     lifecycle.check("database")(lambda: None)
     probers = state_of(app).probes.probers
     probers.clock = subject.clock.monotonic

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import http
 import json
-import logging
 import sys
 import threading
 import time
@@ -116,15 +115,14 @@ def test_methods_of_the_applications_own_route() -> None:
 
 def test_warnings_at_the_start(caplog: pytest.LogCaptureFixture) -> None:
     """Routes that probes replace are named once, and so are settings that came too late."""
-    app = make_app(LIFECYCLE_GRACE_PERIOD=8, LIFECYCLE_LOG_PROBES=True)
-    lifecycle = Lifecycle(app)
+    app, lifecycle = serve(LIFECYCLE_GRACE_PERIOD=8, LIFECYCLE_LOG_PROBES=True)
     lifecycle.check("db")(lambda: None)
     app.config.update(LIFECYCLE_GRACE_PERIOD=9, LIFECYCLE_LOG_PROBES=True, LIFECYCLE_PROBE_PORT=8081, OTHER=1)
     for rule in ("/healthcheck", "/readyz/", "/healthcheck/<name>", "/healthcheck/db", "/<path:rest>"):
         app.add_url_rule(rule, rule, lambda **values: "own")
     app.add_url_rule("/startupz", "posts", lambda: "own", methods=["POST"])
     codes(app, "/readyz", "/work", "/readyz", "/work")
-    assert sorted(record.getMessage() for record in caplog.records if record.levelno == logging.WARNING) == [
+    assert sorted(caplog.messages) == [
         "'LIFECYCLE_GRACE_PERIOD' 'LIFECYCLE_PROBE_PORT' was set after init_app, which reads the settings once, and has"
         " no effect; set it before.",
         "A probe answers GET at /healthcheck /readyz/ in place of the application's route; move the probe by"
@@ -536,11 +534,8 @@ def test_a_renderer_without_a_body(returned: Any, message: str | None, caplog: p
     )  # fmt: skip
     assert (shown.group, shown.component, shown.details) == ("ready", "db", True)
     assert [check.name for check in hidden.checks] == ["db"]
-    assert [record.getMessage() for record in caplog.records] == [
-        f"the body of '{group}' could not be made; the default one is sent in its place"
-        for group in ("live", "ready")
-        if message is not None
-    ]
+    said = "the body of '{}' could not be made; the default one is sent in its place"
+    assert caplog.messages == [said.format(group) for group in ("live", "ready") if message is not None]
     for record in caplog.records:
         assert record.exc_info is not None
         assert str(record.exc_info[1]) == message

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from flask_lifecycle import Lifecycle, State
+from flask_lifecycle import State
 from flask_lifecycle._probes import http_server
-from tests._fakes import BOUND, in_child, make_app, running, until
+from tests._fakes import BOUND, in_child, running, serve, until
 from tests.probes.test_listener import ask
 
 if TYPE_CHECKING:
@@ -380,8 +380,7 @@ def test_a_taken_port_where_nothing_serves(caplog: pytest.LogCaptureFixture, pat
     """
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
-        app = make_app(LIFECYCLE_PROBE_HOST="127.0.0.1", LIFECYCLE_PROBE_PORT=port)
-        lifecycle = Lifecycle(app)
+        app, lifecycle = serve(LIFECYCLE_PROBE_HOST="127.0.0.1", LIFECYCLE_PROBE_PORT=port)
         assert app.test_client().get(path, buffered=True).status_code == 200
     assert (lifecycle.state, lifecycle.probe_address) == (State.READY, None)
     assert caplog.messages == [

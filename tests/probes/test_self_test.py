@@ -11,9 +11,9 @@ from flask import Flask, abort
 from werkzeug.middleware.dispatcher import DispatcherMiddleware
 from werkzeug.middleware.proxy_fix import ProxyFix
 
-from flask_lifecycle import Lifecycle, State
+from flask_lifecycle import State
 from flask_lifecycle._probes import self_test
-from tests._fakes import make_app, run_python, state_of
+from tests._fakes import run_python, serve, state_of
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
@@ -73,8 +73,7 @@ def copies(app: WSGIApplication) -> WSGIApplication:
 
 def wrapped(*middlewares: Middleware, **config: Any) -> Flask:
     """An application with a Lifecycle and, wrapped around it later, these, the last one outermost."""
-    app = make_app(**config)
-    Lifecycle(app)
+    app, _lifecycle = serve(**config)
     for middleware in middlewares:
         app.wsgi_app = middleware(app.wsgi_app)  # type: ignore[method-assign,assignment]
     return app
@@ -158,7 +157,7 @@ def test_one_warning(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.Monke
     state_of(app).startup.run()
     assert caplog.records == []
     self_test.SelfTest(state_of(app)).run()
-    lifecycle = Lifecycle(app := make_app())
+    app, lifecycle = serve()
     monkeypatch.setattr(state_of(app).serving, "run", lambda *arguments: self_test.SelfTest(state_of(app)).run())
     lifecycle.run(HostCheck(app))
     assert [(record.levelno, record.getMessage()) for record in caplog.records] == [
