@@ -36,16 +36,11 @@ TEST = "python3 -m venv .venv && .venv/bin/pip install -e '.[dev]' && .venv/bin/
 
 @pytest.mark.parametrize("module", MODULES)
 def test_every_public_name_is_in_the_api_reference(module: str) -> None:
-    """``docs/api.md`` has a directive for each name of ``__all__``, and its examples use it."""
+    """``docs/api.md`` has a directive for each name of ``__all__``; its examples use it, and all of ``Lifecycle``."""
     names = set(importlib.import_module(f"flask_lifecycle{module}").__all__)
     assert names <= set(re.findall(r"^\.\. auto\w+:: (\w+)$", API, re.MULTILINE))
     assert names <= set(re.findall(r"\w+", EXAMPLES))
-
-
-def test_every_method_of_the_lifecycle_has_an_example() -> None:
-    """The examples of ``docs/api.md`` use each public method and property of ``Lifecycle``."""
-    public = {name for name in dir(Lifecycle) if not name.startswith("_")}
-    assert public - set(re.findall(r"\blifecycle\.(\w+)", EXAMPLES)) == set()
+    assert {name for name in dir(Lifecycle) if name[0] != "_"} <= set(re.findall(r"\blifecycle\.(\w+)", EXAMPLES))
 
 
 def test_the_examples_of_the_api_reference(tmp_path: Path) -> None:

@@ -15,8 +15,9 @@ from flask_lifecycle._verify import runner
 from tests.catalogue.servers import COMMANDS, results
 from tests.guarantees import GUARANTEES, LEVELS, ROOT, SERVERS, TABLES, Server, level, updated
 
+PARAMETERS = {"waitress", "werkzeug", *(each.parameter for each in SERVERS.values() if each.parameter)}
 # Longest first: the name of one may be a part of another's.
-PARAMETERS = sorted({"waitress", "werkzeug", *(each.parameter for each in SERVERS.values() if each.parameter)}, key=len)
+NAMES = re.compile("|".join(sorted(PARAMETERS, key=len, reverse=True)))
 
 
 @pytest.fixture(scope="module")
@@ -34,22 +35,12 @@ def collected() -> Mapping[str, list[str]]:
     return found
 
 
-def servers_of(parameters: str) -> set[str]:
-    """Which servers a test with these parameters runs on."""
-    servers = set()
-    for name in reversed(PARAMETERS):
-        if name in parameters:
-            servers.add(name)
-            parameters = parameters.replace(name, "")
-    return servers
-
-
 def shows(test: str, server: Server, collected: Mapping[str, list[str]]) -> bool:
     """Whether a test is collected, and runs on the server if it runs on several."""
     function, _, parameters = test.partition("[")
     variants = [each for each in collected.get(function, []) if not parameters or each == parameters.removesuffix("]")]
-    named = [servers_of(each) for each in variants if servers_of(each)]
-    return bool(variants) and (not named or any(server.parameter in each for each in named))
+    named = [servers for each in variants if (servers := NAMES.findall(each))]
+    return bool(variants) and (not named or any(server.parameter in servers for servers in named))
 
 
 def test_every_yes_is_shown(collected: Mapping[str, list[str]]) -> None:

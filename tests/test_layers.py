@@ -70,40 +70,27 @@ def _imports(source: str, package: tuple[str, ...]) -> Iterator[Import]:
     yield from walk(ast.parse(source), True)
 
 
-def _unit(parts: tuple[str, ...]) -> str | None:
-    """The unit of an absolute name within the package; ``None`` for a name of another package."""
-    if parts[0] != "flask_lifecycle":
-        return None
-    return parts[1] if len(parts) > 1 and parts[1] in LAYERS else "__init__"
-
-
 def _violations(file: str, source: str) -> list[str]:
     """What one file of the package, given by its path within it, does against the rules."""
     path = Path(file)
     unit = path.parts[0].removesuffix(".py")
     layer = LAYERS[unit]
+    optional = AT_HOME.get(path.parts[1].removesuffix(".py"), set()) if unit == "_servers" else set()
     found = []
     for item in _imports(source, ("flask_lifecycle", *path.parent.parts)):
-        top = item.module.split(".")[0]
-        other = _unit(tuple(item.module.split(".")))
+        top, *inner = item.module.split(".")
         where = f"{file}:{item.line}"
-        if other is not None:
+        if top == "flask_lifecycle":
+            other = inner[0] if inner and inner[0] in LAYERS else "__init__"
             if other != unit and LAYERS[other] >= layer:
                 found.append(f"{where}: {unit} (layer {layer}) imports {other}")
         elif not item.at_once:
             continue
         elif top == "flask" and layer < LAYERS["_probes"]:
             found.append(f"{where}: {unit} (layer {layer}) imports flask at module level")
-        elif top not in sys.stdlib_module_names | REQUIRED | _at_home(path):
+        elif top not in sys.stdlib_module_names | REQUIRED | optional:
             found.append(f"{where}: {unit} imports the optional package {top} at module level")
     return found
-
-
-def _at_home(path: Path) -> set[str]:
-    """The optional packages that a file may import at the top."""
-    if path.parts[0] != "_servers" or len(path.parts) < 2:
-        return set()
-    return AT_HOME.get(path.parts[1].removesuffix(".py"), set())
 
 
 FILES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))

@@ -81,30 +81,28 @@ def test_all_is_sorted_and_complete() -> None:
     assert sorted(testing.__all__) == testing.__all__
 
 
-@pytest.mark.parametrize("name", PUBLIC)
+OFFERED = {name: getattr(package, name) for package in (flask_lifecycle, testing) for name in package.__all__}
+
+
+@pytest.mark.parametrize("name", OFFERED)
 def test_public_names_are_documented(name: str) -> None:
-    """Every public name has a docstring of its own, and is found by pickles, tracebacks and help in the package."""
-    value = getattr(flask_lifecycle, name)
+    """Every public name, and every public method and property of a class, has a docstring of its own; pickles,
+    tracebacks and help find the name in the package.
+    """
+    value = OFFERED[name]
     doc = value.__dict__.get("__doc__")
     assert doc
     assert not doc.startswith(f"{name}(")  # what dataclasses write when nobody else did
     assert getattr(value, "__module__", "flask_lifecycle").split(".")[0] in {"flask_lifecycle", "blinker"}
-
-
-def test_public_members_of_classes_are_documented() -> None:
-    """Every public method and property of a public class has a docstring."""
-    public = [getattr(flask_lifecycle, name) for name in PUBLIC] + [getattr(testing, name) for name in testing.__all__]
-    bare = []
-    for value in public:
-        if not inspect.isclass(value) or issubclass(value, enum.Enum):
-            continue
+    if inspect.isclass(value) and not issubclass(value, enum.Enum):
         ours = [base for base in value.__mro__ if base.__module__.startswith("flask_lifecycle")]
-        for member, thing in (item for base in ours for item in vars(base).items()):
-            documentable = inspect.isfunction(thing) or isinstance(thing, property | functools.cached_property)
-            public_name = not member.startswith("_") or member == "__call__"
-            if documentable and public_name and not inspect.getdoc(thing):
-                bare.append(f"{value.__name__}.{member}")
-    assert bare == []
+        members = {member: thing for base in ours for member, thing in vars(base).items() if _is_public(member)}
+        kinds = (types.FunctionType, property, functools.cached_property)
+        assert [member for member, thing in members.items() if isinstance(thing, kinds) and not thing.__doc__] == []
+
+
+def _is_public(member: str) -> bool:
+    return not member.startswith("_") or member == "__call__"
 
 
 def test_signatures() -> None:
