@@ -5,15 +5,15 @@ Theory of operation
 
 The end of a shutdown depends on who has the main loop (:meth:`Exit.leave`):
 
-- ``run``, or gunicorn's worker with our hooks: the server's loop ends, ``run`` restores the handlers and returns the
-  report.
-- A server that the user has started: the adapter ends its loop if it can. Otherwise the handler before ours gets the
-  signal, in the main thread. Without such a handler the main thread raises ``SystemExit`` with the report's exit code,
-  which ends every server's loop. (waitress swallows the code; our ``atexit`` function restores it.)
-- A process without a server that has opened a work item: a loop that checks for the drain ends by itself. If the main
-  thread still runs a moment later, blocked in a queue for example, it raises ``SystemExit`` too.
-- A shell, a migration, a Celery worker that imports the application: there is nothing to drain, and the process may
-  still need its resources. The handler before ours gets the signal at once, and no hook runs.
+- :class:`OwnLoop`: ``run``, or gunicorn's worker with our hooks. The server's loop ends, ``run`` restores the handlers
+  and returns the report.
+- :class:`OthersServer`: a server that the user has started. The adapter ends its loop if it can. Otherwise the handler
+  before ours gets the signal, in the main thread. Without such a handler the main thread raises ``SystemExit`` with the
+  report's exit code, which ends every server's loop. (waitress swallows the code; our ``atexit`` function restores it.)
+- :class:`Jobs`: a process without a server that has opened a work item. A loop that checks for the drain ends by
+  itself. If the main thread still runs a moment later, blocked in a queue for example, it raises ``SystemExit`` too.
+- :class:`ServesNothing`: a shell, a migration, a Celery worker that imports the application. There is nothing to drain,
+  and the process may still need its resources: the handler before ours gets the signal at once, and no hook runs.
 
 If the exit code differs from the interpreter's, or the process dies by a signal (``LIFECYCLE_EXIT``), it exits in our
 ``atexit`` function, which first runs the other ones. So ours must be the first, and is registered again when the main
@@ -48,11 +48,57 @@ from .state import logger
 
 if TYPE_CHECKING:
     from .process import Process
-    from .server import Server
 
 # A loop over jobs that checks for the drain is about to end when the shutdown is over. We do not interrupt it for this
 # many seconds.
 _OWN_END = 1.0
+
+
+class ServesNothing:
+    """The process serves nothing and does not end."""
+
+    def leave(self, exits: Exit, report: ShutdownReport) -> None:
+        """Make the process exit. Called in the shutdown's thread."""
+        exits.process.end_applications()
+
+
+class OwnLoop:
+    """The caller of ``run``, or gunicorn, ends the process."""
+
+    def leave(self, exits: Exit, report: ShutdownReport) -> None:
+        """Do nothing: the loop ends with its server."""
+
+
+class Jobs:
+    """The application's own loop over jobs ends by itself, or we interrupt the main thread."""
+
+    def leave(self, exits: Exit, report: ShutdownReport) -> None:
+        exits.process.end_applications()
+        if not exits.may_interrupt:
+            return
+        main = threading.main_thread()
+        main.join(0.0 if report.work else min(_OWN_END, exits.process.shutdown.last_moment.remaining() / 2))
+        if main.is_alive():  # blocked in a queue, or in an abandoned job
+            exits.decide(report)
+            exits.interrupt_main(report)
+
+
+class OthersServer:
+    """The adapter ends the server's loop, or we interrupt the main thread."""
+
+    def leave(self, exits: Exit, report: ShutdownReport) -> None:
+        exits.process.end_applications()
+        if not exits.may_interrupt:
+            return
+        exits.decide(report)
+        server = exits.process.shutdown.server
+        if not threading.main_thread().is_alive():
+            return  # the interpreter joins its threads, and then runs our atexit function
+        if server is not None and server.stays and exits.drained:
+            exits.code = exits.signal = 0
+            exits.returned.set()
+        elif server is None or not server.end():
+            exits.interrupt_main(report)
 
 
 class Exit(End):
@@ -89,41 +135,26 @@ class Exit(End):
 
     def leave(self, report: ShutdownReport) -> None:
         """Make the process exit. The last step of the shutdown, in its thread."""
-        process, server = self.process, self.process.shutdown.server
+        server = self.process.shutdown.server
         if server is not None:
             server.stop()
-        if process.owner:
-            return  # its loop ends with its server
-        applications, request = process.applications(), process.shutdown.request
+        self._strategy().leave(self, report)
+
+    def _strategy(self) -> ServesNothing | OwnLoop | Jobs | OthersServer:
+        process, request = self.process, self.process.shutdown.request
+        applications = process.applications()
         crashed = request is not None and request.crash is not None
-        served = server is not None or crashed or any(each.startup.succeeded for each in applications)
-        has_jobs = any(each.work.working for each in applications)
-        process.end_applications()
-        if not process.signals or self.under_way:
-            return
-        if served:
-            self._end_server(server, report)
-        elif has_jobs:
-            self._end_jobs(report)
+        if process.owner:
+            return OwnLoop()
+        if process.shutdown.server is not None or crashed or any(each.startup.succeeded for each in applications):
+            return OthersServer()
+        if any(each.work.working for each in applications):
+            return Jobs()
+        return ServesNothing()
 
-    def _end_server(self, server: Server | None, report: ShutdownReport) -> None:
-        """Let the adapter end the server's loop, or interrupt the main thread."""
-        self.decide(report)
-        if not threading.main_thread().is_alive():
-            return  # the interpreter joins its threads, and then runs our atexit function
-        if server is not None and server.stays and self.drained:
-            self.code = self.signal = 0
-            self.returned.set()
-        elif server is None or not server.end():
-            self.interrupt_main(report)
-
-    def _end_jobs(self, report: ShutdownReport) -> None:
-        """Let the application's own loop over jobs end by itself, or interrupt the main thread."""
-        main = threading.main_thread()
-        main.join(0.0 if report.work else min(_OWN_END, self.process.shutdown.last_moment.remaining() / 2))
-        if main.is_alive():  # blocked in a queue, or in an abandoned job
-            self.decide(report)
-            self.interrupt_main(report)
+    @property
+    def may_interrupt(self) -> bool:
+        return self.process.signals and not self.under_way
 
     def decide(self, report: ShutdownReport) -> None:
         """Decide the exit code, or the signal to die by; a handler before ours may override both."""
