@@ -16,9 +16,8 @@ from typing import Any
 
 import pytest
 
-from tests._fakes import running
 from tests._needs import nginx_http, program
-from tests.live._client import Connection, LostError, get
+from tests.live._client import Connection, LostError, get, storm
 from tests.live._process import ROOT, Running, Starter
 
 from .test_pid_1 import UNSHARE, child_of, pid_namespace
@@ -83,37 +82,6 @@ def answers(front: int) -> bool:
         return False
 
 
-class Clients:
-    """Clients that ask for ``/fast`` all the time, each on a new connection, and note what was not answered."""
-
-    def __init__(self, address: tuple[str, int], count: int) -> None:
-        self.address = address
-        self.answered = 0
-        self.lost: list[str] = []
-        self._over = threading.Event()
-        self._count = count
-
-    def __enter__(self) -> Clients:
-        self._running = contextlib.ExitStack()
-        for _ in range(self._count):
-            self._running.enter_context(running(self._ask))
-        return self
-
-    def __exit__(self, *_exc: object) -> None:
-        self._over.set()
-        self._running.close()
-
-    def _ask(self) -> None:
-        while not self._over.wait(0.01):
-            try:
-                answer = get(self.address, "/fast")
-                if (answer.status, answer.body) != (200, b"fast"):
-                    self.lost.append(f"answer {answer.status} {answer.body!r}")
-                self.answered += 1
-            except (OSError, LostError) as error:
-                self.lost.append(repr(error))
-
-
 def stop_one_of_two(live: Starter, server: str, kind: str, settings: dict[str, Any], retries: int = 3) -> Running:
     """Stop one of two instances behind the example's balancer, which goes on with the other one and loses nothing."""
     with port() as back, port() as front:
@@ -122,11 +90,10 @@ def stop_one_of_two(live: Starter, server: str, kind: str, settings: dict[str, A
         if kind != "nginx":  # which asks for nothing
             for instance in instances:
                 instance.wait_for(lambda one=instance: int(get(one.address, "/visits").body) >= 3, "three checks")  # type: ignore[misc]
-        with Clients(("127.0.0.1", front), 4) as clients:
-            instances[0].wait_for(lambda: clients.answered >= 40, "answers")
+        with storm(("127.0.0.1", front), threading.Event(), clients=4, keep_alive=False) as clients:
             assert instances[0].stop() == 0
-            so_far = clients.answered
-            instances[1].wait_for(lambda: clients.answered >= so_far + 40, "answers of the other one")
+            assert clients.wait_answers(10), "answers of the other one"
+            clients.leave()
         assert clients.lost == []
         assert int(re.findall(r"(\d+) served", instances[0].log)[-1]) > 0
         assert instances[1].stop() == 0

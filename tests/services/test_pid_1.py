@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from tests._needs import missing, program
-from tests.live._client import Connection, get
+from tests.live._client import get
 from tests.live._process import Running, Starter
+from tests.live._traffic import in_flight
 from tests.live.test_processes import FOREIGN as COMMANDS
 from tests.live.test_processes import start_foreign
 from tests.live.test_reload import SERVES, children_of
@@ -43,12 +44,8 @@ def test_pid_1(live: Starter, server: str, number: int) -> None:
     """As PID 1, for which the kernel ignores what has no handler, the process answers what is in flight and exits 0."""
     running = live.serve(server, prefix=UNSHARE)
     running.target = child_of(running)
-    with Connection(running.address) as connection:
-        connection.ask("/gate/a")
-        running.wait_event("begin live a")
+    with in_flight(running):
         running.begin_stop(number)
-        running.open_gate("a")
-        assert connection.answer().body == b"passed a"
     assert running.wait_gone() == 0
     assert running.hooks() == ["last", "first"]
 
@@ -59,12 +56,8 @@ def test_pid_1_under_a_foreign_server(live: Starter, command: tuple[str, ...]) -
     """As PID 1 under a server that the package did not start SIGTERM drains, runs the hooks and ends the process."""
     running = start_foreign(live, command, prefix=UNSHARE)
     running.target = child_of(running)
-    with Connection(running.address) as connection:
-        connection.ask("/gate/a")
-        running.wait_event("begin live a")
+    with in_flight(running):
         running.begin_stop()
-        running.open_gate("a")
-        assert connection.answer().body == b"passed a"
     running.wait_gone()
     assert running.hooks() == ["last", "first"]
 
