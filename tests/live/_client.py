@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import struct
 import threading
@@ -39,6 +40,13 @@ def get(address: Address, path: str) -> Response:
     """Get a path over a connection of its own."""
     with Connection(address) as connection:
         return connection.get(path)
+
+
+def answers(address: Address, path: str, status: int = 200) -> bool:
+    """Whether a path is answered, and with this status."""
+    with contextlib.suppress(OSError, LostError):
+        return get(address, path).status == status
+    return False
 
 
 def refuses(address: Address) -> bool:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ._client import PATIENCE, Address, free_port, get, refuses
+from ._client import PATIENCE, Address, answers, free_port
 
 APPS = Path(__file__).parent.parent / "live_apps"
 ROOT = APPS.parent.parent
@@ -368,9 +368,8 @@ class Starter:
         more["plan"] = {"logging": True, **(more.get("plan") or {})}
         running = self.start(*prefix, sys.executable, *command, **more)
         running.given = address
-        running.wait_for(lambda: not refuses(address), "its listener")
         # Some are detected with the first request.
-        running.wait_for(lambda: get(address, "/readyz").status == 200, "readiness")
+        running.wait_for(lambda: answers(address, "/readyz"), "readiness")
         running.wait_log("a shutdown answers ")
         return running
 

@@ -15,7 +15,7 @@ import pytest
 
 from tests._tls import Authority
 
-from ._client import PATIENCE, Connection, LostError, get, refuses, request_head, storm
+from ._client import PATIENCE, Connection, LostError, answers, get, refuses, request_head, storm
 from ._process import APPS, ROOT, Starter, parse_address, wait_until
 from ._traffic import Kind, Traffic, hung_request, in_flight, is_accepted
 
@@ -333,21 +333,15 @@ def test_a_syntax_error_after_a_change(live: Starter) -> None:
     """
     flask = Flask(live, *RELOAD, target="parent", excuse="Traceback")
     flask.change("def broken(:\n")
-    wait_until(lambda: answers(flask, 500), "the error's page")
+    wait_until(lambda: answers(flask.address, "/version", 500), "the error's page")
     write_app(flask.source, APP.format(version=3))
     flask.wait_version(b"3")
     assert flask.running.hooks() == ["last", "first"]
     flask.change("def broken(:\n")
-    wait_until(lambda: answers(flask, 500), "the error's page")
+    wait_until(lambda: answers(flask.address, "/version", 500), "the error's page")
     flask.signal()
     assert flask.running.wait_gone() == 0
     assert flask.running.hooks() == ["last", "first"] * 2
-
-
-def answers(flask: Flask, status: int) -> bool:
-    with contextlib.suppress(LostError, OSError):
-        return get(flask.address, "/version").status == status
-    return False
 
 
 def test_a_stop_in_the_middle_of_a_change(live: Starter) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from ._client import Connection, free_port, get
+from ._client import Connection, answers, free_port, get
 from ._process import ROOT, Running, Starter
 from ._traffic import Kind, Traffic, address_of, hung_request, wait_guarantee
 from .test_probes import PROBE_LISTENER, probe_address
@@ -35,13 +35,7 @@ def start(live: Starter, *command: str, plan: dict[str, Any] | None = None, **mo
     more.setdefault("settings", LINGER)
     running = live.start(*command, plan={"logging": True, **(plan or {})}, **more)
     address = address_of(running)
-
-    def ready() -> bool:
-        with contextlib.suppress(OSError):
-            return get(address, "/readyz").status == 200
-        return False
-
-    running.wait_for(ready, "readiness")
+    running.wait_for(lambda: answers(address, "/readyz"), "readiness")
     return running
 
 

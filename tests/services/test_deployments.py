@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from tests._needs import nginx_http, program
-from tests.live._client import Connection, LostError, get, storm
+from tests.live._client import Connection, answers, get, storm
 from tests.live._process import ROOT, Running, Starter
 
 from .test_pid_1 import UNSHARE, child_of, pid_namespace
@@ -72,14 +72,7 @@ def start(live: Starter, kind: str, back: int, front: int, retries: int) -> None
     done = subprocess.run(check, env={**os.environ, **path}, capture_output=True, text=True, timeout=30)
     assert done.returncode == 0, done.stderr
     balancer = live.start(*run, env=path)
-    balancer.wait_for(lambda: answers(front), f"the first answer of {kind}")
-
-
-def answers(front: int) -> bool:
-    try:
-        return get(("127.0.0.1", front), "/fast").status == 200
-    except (OSError, LostError):
-        return False
+    balancer.wait_for(lambda: answers(("127.0.0.1", front), "/fast"), f"the first answer of {kind}")
 
 
 def stop_one_of_two(live: Starter, server: str, kind: str, settings: dict[str, Any], retries: int = 3) -> Running:

@@ -9,7 +9,7 @@ import sysconfig
 from pathlib import Path
 
 from tests._needs import missing, program
-from tests.live._client import LostError, free_port, get, refuses
+from tests.live._client import answers, free_port, refuses
 from tests.live._process import ROOT, Running, Starter
 from tests.live._traffic import Kind, Traffic, wait_guarantee
 
@@ -40,13 +40,7 @@ def apache(live: Starter, home: Path, port: int) -> Running:
     user = ("unshare", "--user", "--map-user=1000", "--map-group=1000") if os.geteuid() == 0 else ()
     command = (*user, program("apache2"), "-f", str(home / "apache.conf"), "-DFOREGROUND")
     running = live.start(*command, plan={"logging": True})
-
-    def ready() -> bool:
-        with contextlib.suppress(OSError, LostError):
-            return get(("127.0.0.1", port), "/readyz").status == 200
-        return False
-
-    running.wait_for(ready, "readiness")
+    running.wait_for(lambda: answers(("127.0.0.1", port), "/readyz"), "readiness")
     return running
 
 
@@ -66,7 +60,5 @@ def test_mod_wsgi_answers_what_it_has(live: Starter, stack: contextlib.ExitStack
     traffic.finish()
     traffic.check_started()
     traffic.check_accepted()
-    assert running.wait_gone() == 0
-    assert running.hooks() == ["last", "first"]
-    assert max(running.told("end live work")) < running.told("shutdown last")[0]
+    traffic.check_hooks()
     assert "outside the main thread" not in running.log
