@@ -124,9 +124,8 @@ def test_a_previous_hook_that_raises(monkeypatch: pytest.MonkeyPatch) -> None:
     watching.stop()
 
 
-def test_a_previous_hook_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_previous_hook_that_hangs(monkeypatch: pytest.MonkeyPatch, free: threading.Event) -> None:
     """If the previous hook hangs the shutdown begins after a while, or after it if no thread can be started."""
-    free = threading.Event()
     monkeypatch.setattr(threading, "excepthook", lambda arguments: free.wait(BOUND))
     process, watching = watch("consumer-*")
     with running(lambda: crash("consumer-1", ValueError("boom"))):

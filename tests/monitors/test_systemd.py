@@ -31,7 +31,7 @@ class Receiver:
     def __init__(self, name: str) -> None:
         self.name = name
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        self._socket.bind(f"\0{name[1:]}" if name.startswith("@") else name)
+        self._socket.bind(name)
         self._socket.setblocking(False)
 
     def datagrams(self) -> list[str]:
@@ -349,13 +349,9 @@ NO_NAME = "NOTIFY_SOCKET is '{}', which is neither a path nor an abstract name; 
 TOO_LONG = "cannot notify systemd at '{}': AF_UNIX path too long"
 
 
-@pytest.mark.parametrize(
-    ("kind", "message"), [("vsock:2:", NO_NAME), ("/" + 200 * "x", TOO_LONG), ("@flask-lifecycle-test-", "")]
-)
-def test_names_of_sockets(kind: str, message: str, caplog: pytest.LogCaptureFixture) -> None:
-    """A name that cannot be used is logged once; one that begins with @ is in the abstract namespace."""
-    name = f"{kind}{os.getpid()}"
-    receiver = Receiver(name) if name.startswith("@") else None
+@pytest.mark.parametrize(("name", "message"), [("vsock:2:702", NO_NAME), ("/" + 200 * "x", TOO_LONG)])
+def test_names_of_sockets(name: str, message: str, caplog: pytest.LogCaptureFixture) -> None:
+    """A name that cannot be used is logged once."""
     process: Any = FakeProcess()
     notifier = Notifier(process, {"NOTIFY_SOCKET": name}, process.clock)
     notifier._sender.wake = lambda: None  # type: ignore[method-assign]
@@ -363,10 +359,7 @@ def test_names_of_sockets(kind: str, message: str, caplog: pytest.LogCaptureFixt
         notifier.begin()
     notifier.state_changed(State.READY, "")
     notifier.stop()
-    if receiver is not None:
-        assert receiver.datagrams() == ["STATUS=STARTING, 0 in flight"]
-        receiver.close()
-    assert caplog.messages == [message.format(name)] * bool(message)
+    assert caplog.messages == [message.format(name)]
 
 
 @pytest.mark.parametrize(
@@ -391,24 +384,20 @@ def test_which_process_sends(
     assert bool(receiver.datagrams()) is sends
 
 
-def test_a_log_that_hangs(name: str) -> None:
+def test_a_log_that_hangs(
+    name: str, free: threading.Event, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     """If the thread hangs in a log handler, the end does not wait for it."""
-    hanging, release = threading.Event(), threading.Event()
+    hanging = threading.Event()
 
-    class Handler(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            hanging.set()
-            release.wait(BOUND)
+    def emit(record: logging.LogRecord) -> None:
+        hanging.set()
+        free.wait(BOUND)
 
-    handler = Handler()
-    logging.getLogger("flask_lifecycle").addHandler(handler)
-    try:
-        process: Any = FakeProcess()
-        notifier = Notifier(process, {"NOTIFY_SOCKET": name})  # without a receiver
-        notifier.begin()
-        assert hanging.wait(BOUND)
-        with running(notifier.stop):
-            pass
-    finally:
-        release.set()
-        logging.getLogger("flask_lifecycle").removeHandler(handler)
+    monkeypatch.setattr(caplog.handler, "emit", emit)
+    process: Any = FakeProcess()
+    notifier = Notifier(process, {"NOTIFY_SOCKET": name})  # without a receiver
+    notifier.begin()
+    assert hanging.wait(BOUND)
+    with running(notifier.stop):
+        pass
