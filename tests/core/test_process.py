@@ -10,6 +10,7 @@ import signal
 import sys
 import textwrap
 import threading
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -40,7 +41,9 @@ class Left(Exception):
 
 
 def test_a_signal_that_is_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One that comes by another process as well is no second one; the next one forces. What is none of ours goes on."""
+    """One that comes by another process as well, or again within a tenth of a second, is no second one; the next one
+    forces. What is none of ours goes on.
+    """
     process, codes = Process(signals=False), list[int]()
     member, free = FakeMember(grace_period=2.0), threading.Event()
 
@@ -56,10 +59,14 @@ def test_a_signal_that_is_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "kill", lambda *arguments: sent.append(arguments))
     process.forwarded(signal.SIGUSR1)
     assert (sent, process.shutdown.begun) == ([(os.getpid(), signal.SIGUSR1)], False)
-    monkeypatch.setattr(process_module, "SAME_SIGNAL", 0.0)
+    now = [100.0]
+    monkeypatch.setattr(process_module, "time", SimpleNamespace(monotonic=lambda: now[0]))
     process.forwarded(signal.SIGTERM)
     process.forwarded(signal.SIGTERM)
+    now[0] += 0.09
+    process.receive(signal.SIGTERM)
     assert (process.shutdown.reason, codes) == ("SIGTERM", [])
+    now[0] += 0.02
     with pytest.raises(Left, match=whole("")):
         process.receive(signal.SIGTERM)
     free.set()

@@ -21,7 +21,7 @@ def serve(live: Starter, where: str, server: str, **more: Any) -> tuple[Running,
     """Start a server somewhere, and wait until its process may be signalled; what serves is the target."""
     address = ("127.0.0.1", free_port())
     command = (sys.executable, "serve_elsewhere.py", where, server, str(address[1]))
-    running = live.start(*command, plan={"logging": True}, **more)
+    running = live.start(*command, plan={"logging": True, **more.pop("plan", {})}, **more)
     running.wait_log("STARTING -> READY")
     running.wait_for(lambda: [e for e in running.events if e.text.startswith("pid ")], "the process that serves")
     running.target = int([e.text for e in running.events if e.text.startswith("pid ")][-1].split()[1])
@@ -41,6 +41,16 @@ def test_a_forked_child_that_serves_stops_gracefully(live: Starter, where: str, 
     assert running.wait_gone() == 0
     assert running.told("exit 0")
     assert running.hooks() == ["last", "first"]
+
+
+@pytest.mark.parametrize(("where", "times"), [("child", 1), ("grandchild", 3)])
+def test_a_forked_child_exits_with_the_code_of_its_stop(live: Starter, where: str, times: int) -> None:
+    """waitress swallows the code. A child of multiprocessing runs no ``atexit`` function of its parent, others do."""
+    plan = {"hooks": {"shutdown": [["bad", "raise", None]]}}
+    running, _address = serve(live, where, "waitress", plan=plan, excuse="ValueError: boom")
+    assert running.stop() == 0
+    assert running.told("exit 1")
+    assert len(running.told("atexit")) == times
 
 
 JOBS = """

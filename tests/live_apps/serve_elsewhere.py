@@ -8,6 +8,7 @@ to the event file, unless it is ``main``, and so does the exit code of one that 
 from __future__ import annotations
 
 import asyncio
+import atexit
 import multiprocessing
 import os
 import sys
@@ -87,6 +88,7 @@ def fork(function: object, *arguments: object) -> int:
 if __name__ == "__main__":
     where, name, port = sys.argv[1], sys.argv[2], int(sys.argv[3])
     serve = globals()[name]
+    atexit.register(event, "atexit")
     if where == "main":
         serve(port, *sys.argv[4:])
     elif where == "child":
