@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import compileall
+import contextlib
 import os
 import signal
 import sys
@@ -10,7 +11,6 @@ import threading
 import time
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -96,15 +96,8 @@ def given_back() -> Iterator[None]:
 @pytest.fixture
 def serve() -> Iterator[Callable[..., RawServer]]:
     """Start raw servers, and end them."""
-    servers: list[RawServer] = []
-
-    def start(*arguments: Any, **options: Any) -> RawServer:
-        servers.append(RawServer(*arguments, **options))
-        return servers[-1]
-
-    yield start
-    for server in servers:
-        server.close()
+    with contextlib.ExitStack() as stack:
+        yield lambda *script, **options: stack.enter_context(contextlib.closing(RawServer(*script, **options)))
 
 
 @pytest.fixture

@@ -272,13 +272,10 @@ def test_settings_are_those_of_one_factory(
 
 
 SERVED = """
-from flask import Flask
-from flask_lifecycle import Lifecycle
 from flask_lifecycle.testing import AppFactory
-app = Flask("shop")
-Lifecycle(app)
+from tests.testing.test_app import Shop
 try:
-    AppFactory()(app)
+    AppFactory()(Shop().create_app())
 except ValueError as error:
     print(error)
 """

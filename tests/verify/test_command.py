@@ -12,12 +12,10 @@ from xml.etree import ElementTree
 
 import pytest
 from click.testing import CliRunner, Result
-from flask import Flask
 from flask.cli import FlaskGroup
 
-from flask_lifecycle import Lifecycle
 from flask_lifecycle._verify import client, runner
-from tests._fakes import ROOT
+from tests._fakes import ROOT, serve
 
 BREAKING = str(Path(__file__).with_name("breaking_server.py"))
 BOUND = 60.0
@@ -158,9 +156,7 @@ def test_the_routes_exist_only_under_verify(monkeypatch: pytest.MonkeyPatch, tmp
     """Without the variable that ``verify`` sets, an application has none of its routes and hooks."""
 
     def rules() -> set[str]:
-        app = Flask("shop")
-        app.config["TESTING"] = True
-        Lifecycle(app)
+        app, _lifecycle = serve()
         return {rule.rule for rule in app.url_map.iter_rules() if "abc" in rule.rule}
 
     assert rules() == set()
