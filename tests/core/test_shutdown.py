@@ -49,12 +49,14 @@ def ready(clock: ManualClock, **settings: Any) -> FakeMember:
     return member
 
 
-def test_phases_in_order(clock: ManualClock) -> None:
+def test_phases_in_order(clock: ManualClock, caplog: pytest.LogCaptureFixture) -> None:
     """A shutdown walks down the phases, asks the server for its verbs in order, and reports on each phase.
 
+    What goes well is two lines of the log; the phases and hooks are for debugging.
     The hooks run when every policy refuses. The process leaves at the very end, in the shutdown's own thread, when
     every caller has the report.
     """
+    caplog.set_level(logging.DEBUG, "flask_lifecycle")
     member = ready(clock, grace_period=10.0, hook_reserve=2.0, keepalive_linger=0.3, drain_policy="serve")
     server = FakeServer()
     seen: list[Any] = []
@@ -76,6 +78,11 @@ def test_phases_in_order(clock: ManualClock) -> None:
     assert [(new, reason) for _old, new, reason in member.changes[1:]] == [
         (state, "test") for state in (State.DRAINING, State.STOPPING, State.STOPPED)
     ]
+    assert [record.getMessage() for record in caplog.records if record.levelno > logging.DEBUG] == [
+        "shutdown begins: test (grace period 10.0 s, delay 0.0 s)",
+        "shutdown complete in 0.0 s: clean, exit 0 (test; at once; 0 served, 1 refused)",
+    ]
+    assert {"phase 'drain' ended after 0.0 s", "on_shutdown 's' done after 0.0 s"} <= set(caplog.messages)
 
 
 def test_a_shutdown_in_the_middle_of_its_beginning() -> None:

@@ -204,7 +204,7 @@ def test_applications_that_share_a_pool(bench: Bench) -> None:
     assert bench.look() == ""
     bench.published()
     bench.begin(1, 2, member=1)
-    assert bench.look(61.0) == ""
+    assert [bench.look(61.0), bench.look(61.0)] == ["", ""]
     other.startup.served_since = bench.clock.now
     assert bench.look(59.0) == ""
     assert bench.look() == ""
