@@ -87,6 +87,14 @@ def wait_until(true: Callable[[], bool], what: str) -> None:
         time.sleep(0.005)
 
 
+def children_of(pid: int) -> list[int]:
+    """The processes that the threads of a process have started and that still are."""
+    with contextlib.suppress(OSError):
+        tasks = Path(f"/proc/{pid}/task").glob("*/children")
+        return [int(child) for children in tasks for child in children.read_text().split()]
+    return []
+
+
 def parse_address(text: str) -> Address:
     """Turn a listener's address, as the log tells it, into what ``connect`` takes."""
     text = text.replace("http://unix:", "unix:")  # as waitress says it

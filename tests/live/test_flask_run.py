@@ -16,7 +16,7 @@ import pytest
 from tests._tls import Authority
 
 from ._client import PATIENCE, Connection, LostError, answers, get, refuses, request_head, storm
-from ._process import APPS, ROOT, Starter, parse_address, wait_until
+from ._process import APPS, ROOT, Starter, children_of, parse_address, wait_until
 from ._traffic import Kind, Traffic, hung_request, in_flight, is_accepted
 
 APP = """
@@ -92,8 +92,7 @@ class Flask:
 
     @property
     def children(self) -> list[int]:
-        pid = self.running.popen.pid
-        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+        return children_of(self.running.popen.pid)
 
     def holds_listener(self) -> bool:
         """Whether anybody listens on the port, as the kernel tells it; to ask by connecting would fill the queue."""

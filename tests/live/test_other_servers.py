@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from ._client import Connection, answers, free_port, get
-from ._process import ROOT, Running, Starter
+from ._process import ROOT, Running, Starter, children_of
 from ._traffic import Kind, Traffic, address_of, hung_request, wait_guarantee
 from .test_probes import PROBE_LISTENER, probe_address
 
@@ -207,9 +207,7 @@ def test_granian_hears_what_another_thread_has_taken(live: Starter) -> None:
     running = start(live, *documented("granian", free_port()), "--workers-kill-timeout", "5")
     wait_guarantee(running, "granian", "accepted")
     running.wait_log("granian's 'workers-kill-timeout' is 5 s, but a shutdown may take 25 s; set it to 25, or")
-    parent = running.target
-    children = [int(child) for child in Path(f"/proc/{parent}/task/{parent}/children").read_text().split()]
-    (worker,) = [pid for pid in children if takes_sigterm(pid)]
+    (worker,) = [pid for pid in children_of(running.target) if takes_sigterm(pid)]
     os.kill(worker, signal.SIGSTOP)
     tasks = Path(f"/proc/{worker}/task")
     running.wait_for(lambda: all("T (" in (task / "status").read_text() for task in tasks.iterdir()), "a still worker")

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from ._client import Address, Connection, get, refuses, storm
-from ._process import Running, Starter, wait_until
+from ._process import Running, Starter, children_of, wait_until
 from ._traffic import hung_request, in_flight
 
 SERVES = re.compile(r"reload: process (\d+) serves, process (\d+) finishes")
@@ -82,8 +82,7 @@ class Service:
     @property
     def pids(self) -> list[int]:
         """The processes that it has now."""
-        target = self.running.target
-        return [int(pid) for pid in Path(f"/proc/{target}/task/{target}/children").read_text().split()]
+        return children_of(self.running.target)
 
     def ask_version(self) -> tuple[str, int]:
         version, pid = get(self.address, "/version").body.decode().split()
@@ -471,12 +470,6 @@ def test_ctrl_c(live: Starter) -> None:
         service.running.wait_log("again to force")
         assert not service.running.gone.wait(0.3)
     assert service.running.wait_gone() == 0
-
-
-def children_of(pid: int) -> list[int]:
-    """Of all of its threads."""
-    tasks = Path(f"/proc/{pid}/task").glob("*/children")
-    return [int(child) for children in tasks for child in children.read_text().split()]
 
 
 def test_the_environment_and_the_directory_of_then(live: Starter) -> None:

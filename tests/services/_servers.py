@@ -26,20 +26,13 @@ from redis.retry import Retry
 from tests._fakes import BOUND, ROOT, until
 from tests._needs import program
 from tests.live._client import free_port
-from tests.live._process import wait_until
+from tests.live._process import children_of, wait_until
 from tests.services._tasks import BROKER
 
 # How long initdb may take on a busy machine, in seconds.
 PATIENCE = 60.0
 # The name under which the tests look at a server from outside, so that they do not see themselves.
 OBSERVER = "observer"
-
-
-def children(pid: int) -> list[int]:
-    """The processes that a process has started and that still are."""
-    with contextlib.suppress(OSError):
-        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-    return []
 
 
 class Server:
@@ -101,7 +94,7 @@ class Server:
         """Stop it and its children where they are; connections stay open, and the kernel takes new ones."""
         assert self._process is not None
         # The parent first, so that there are no children that nobody knows.
-        for pid in [self._process.pid, *children(self._process.pid)]:
+        for pid in [self._process.pid, *children_of(self._process.pid)]:
             os.kill(pid, signal.SIGSTOP)
             self._hung.append(pid)
 

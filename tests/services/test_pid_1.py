@@ -11,11 +11,11 @@ import pytest
 
 from tests._needs import missing, program
 from tests.live._client import get
-from tests.live._process import Running, Starter
+from tests.live._process import Running, Starter, children_of
 from tests.live._traffic import in_flight
 from tests.live.test_processes import FOREIGN as COMMANDS
 from tests.live.test_processes import start_foreign
-from tests.live.test_reload import SERVES, children_of
+from tests.live.test_reload import SERVES
 
 UNSHARE = ("unshare", "--fork", "--pid", "--kill-child")
 RELOADER = ("-m", "flask", "--app", "live_app.py", "run", "--reload", "-p", "0")
@@ -24,10 +24,9 @@ FOREIGN = {**COMMANDS, "flask run --reload": RELOADER}
 
 def child_of(running: Running) -> int:
     """Return the pid, as this side sees it, of the only child of a process."""
-    children = Path(f"/proc/{running.popen.pid}/task/{running.popen.pid}/children")
-    running.wait_for(lambda: children.read_text().split(), "the child of unshare")
-    (pid,) = children.read_text().split()
-    return int(pid)
+    running.wait_for(lambda: children_of(running.popen.pid), "the child of unshare")
+    (pid,) = children_of(running.popen.pid)
+    return pid
 
 
 @pytest.fixture
