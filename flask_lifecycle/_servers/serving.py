@@ -176,6 +176,8 @@ class Serving(Servers):
         with self._undisturbed:
             from . import discovery
         if discovery.wait_for_server(self._waits_for_server, self._undisturbed):
+            if self._run_simple is not None:
+                self._run_simple.await_server()
             for application in self.process.applications():
                 try:
                     with self._undisturbed:

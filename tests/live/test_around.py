@@ -48,7 +48,7 @@ def test_what_stands_around_the_application(live: Starter, server: str) -> None:
     (live.home / "around.py").write_text(AROUND)
     address = ("127.0.0.1", free_port())
     command = [sys.executable, *(word.format(port=address[1]) for word in COMMANDS[server])]
-    settings = {"LIFECYCLE_GRACE_PERIOD": 6.0, "LIFECYCLE_SIGNALS": ["SIGTERM"]}
+    settings = {"LIFECYCLE_GRACE_PERIOD": 4.0, "LIFECYCLE_SIGNALS": ["SIGTERM"]}
     paths = f"{ROOT}:{APPS}:{live.home}"
     running = live.start(*command, settings=settings, plan={"logging": True}, env={"PYTHONPATH": paths})
     running.wait_for(lambda: not refuses(address), "its listener")

@@ -131,11 +131,14 @@ def test_startup_function_fails(live: Starter, server: str) -> None:
 
 
 # The reloader's thread begins its loop when the main thread, which the failed start has ended, has closed the server.
+# We take the server late: a start-up that did not wait for that would fail before, and the server closes its socket.
 LATE_LOOP = """
 import threading
 from live_app import app
+from flask_lifecycle._servers.werkzeug.run_simple import RunSimple
 from werkzeug.serving import BaseWSGIServer, run_simple
 
+take_server = RunSimple._take_server
 serve_forever = BaseWSGIServer.serve_forever
 closed = threading.Event()
 
@@ -143,7 +146,12 @@ def begin_late(server):
     closed.wait()
     serve_forever(server)
 
+def take_late(self, reloads):
+    closed.wait(3.0)
+    return take_server(self, reloads)
+
 BaseWSGIServer.serve_forever = begin_late
+RunSimple._take_server = take_late
 try:
     run_simple("127.0.0.1", 0, app, threaded=True, use_reloader=True)
 finally:

@@ -59,6 +59,8 @@ _LONGEST_PAUSE = 0.25
 # Seconds for the child to receive SIGINT from the terminal, so that its report names the signal of the user.
 _TERMINAL_FIRST = 0.1
 _TICK = 0.01
+# Seconds for the watcher to take a server that another thread has found.
+_TAKEN_WITHIN = 10.0
 
 
 class RunSimple:
@@ -84,6 +86,21 @@ class RunSimple:
             self._process.relay.take_sigurg()
             self._watcher = threading.Thread(target=self._watch, name="lifecycle-finder", daemon=True)
             self._watcher.start()
+
+    def await_server(self) -> None:
+        """Wait until the watcher has taken the server. The thread that found it calls this before the start-up.
+
+        Interleavings, for a start-up that fails and ends the main thread: the watcher has replaced ``server_close``,
+        which keeps the descriptor for the reloader's thread. Or the server has closed it, and that thread, which begins
+        its loop then, prints a traceback.
+        """
+        if role() not in (ALONE, CHILD) or self._find_server() is None:
+            return
+        pause, until = threading.Event(), time.monotonic() + _TAKEN_WITHIN
+        while self.server is None and self._watcher is not None and self._watcher.is_alive():
+            if time.monotonic() > until:
+                return
+            pause.wait(_SOON)
 
     def await_start(self) -> None:
         """With ``processes=``, wait for the start-up before a fork; each process would run its own start-up."""
