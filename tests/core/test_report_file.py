@@ -384,9 +384,9 @@ def test_the_report_fits(number: int) -> None:
     assert len(report_file.shortened(document | {"reason": "r" * 9000}, 4096)) <= 4096
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", "5", "[" * 100_000])
+@pytest.mark.parametrize("content", ["", "{", "[]", "5", "[" * 100_000, f'{{"": "{"x" * (1 << 20)}"}}'])
 def test_a_report_that_is_none(tmp_path: Path, content: str) -> None:
-    """What another program left in the file is no report."""
+    """What another program left in the file is no report, nor is more than a megabyte."""
     (tmp_path / "report.json").write_text(content)
     assert report_file.read(str(tmp_path / "report.json")) is None
     assert report_file.read(str(tmp_path / "nowhere")) is None

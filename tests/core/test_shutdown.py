@@ -52,12 +52,13 @@ def ready(clock: ManualClock, **settings: Any) -> FakeMember:
 def test_phases_in_order(clock: ManualClock, caplog: pytest.LogCaptureFixture) -> None:
     """A shutdown walks down the phases, asks the server for its verbs in order, and reports on each phase.
 
-    What goes well is two lines of the log; the phases and hooks are for debugging.
+    What goes well is two lines of the log; the phases and hooks are for debugging. Time that has passed before it
+    begins is a part of the grace period.
     The hooks run when every policy refuses. The process leaves at the very end, in the shutdown's own thread, when
     every caller has the report.
     """
     caplog.set_level(logging.DEBUG, "flask_lifecycle")
-    member = ready(clock, grace_period=10.0, hook_reserve=2.0, keepalive_linger=0.3, drain_policy="serve")
+    member = ready(clock, grace_period=11.0, hook_reserve=2.0, keepalive_linger=0.3, drain_policy="serve")
     server = FakeServer()
     seen: list[Any] = []
 
@@ -68,7 +69,7 @@ def test_phases_in_order(clock: ManualClock, caplog: pytest.LogCaptureFixture) -
     member.hooks.add("shutdown", lambda: seen.append((member.refused, member.machine.state)), "s", None)
     shutdown = coordinate(clock, member, leave=leave)
     shutdown.attach(server)
-    shutdown.begin(StopRequest("test"))
+    shutdown.begin(StopRequest("test", late=1.0))
     result = finish(shutdown)
     assert seen == [(1, State.STOPPING), True, True, True]
     assert [phase.name for phase in result.phases] == ["announce", "delay", "stop accepting", "drain", "hooks"]

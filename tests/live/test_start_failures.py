@@ -94,7 +94,7 @@ def ask_once(running: Running, port: int) -> None:
         assert get(("127.0.0.1", port), "/fast").status == 503
 
 
-@pytest.mark.parametrize("server", ["run waitress", "flask run --debug", "wsgiref", HOOKED[1], "uwsgi"])
+@pytest.mark.parametrize("server", WAYS)
 def test_probe_port_taken(live: Starter, server: str) -> None:
     """A probe port that is taken ends the process with 1 (gunicorn 3, uWSGI 22) at once; the log has one sentence for
     it and no traceback.

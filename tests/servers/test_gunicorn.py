@@ -198,7 +198,7 @@ def test_how_long_the_master_waits(shared: Any, listener: socket.socket) -> None
     """A worker that never ends its delay, and a queue that nobody serves, hold the master for as long as they may.
 
     Before anything is loaded nobody has to notice, and what waits is waited for as long as gunicorn waits for a worker.
-    Where no worker has ever taken part SIGTERM does what it does without us.
+    Where no worker has ever taken part SIGTERM does what it does without us, and where none can start, no client waits.
     """
     server = FakeArbiter(listener, ages=(1,))
     with socket.create_connection(listener.getsockname()):  # from the first look on nobody else can
@@ -213,6 +213,8 @@ def test_how_long_the_master_waits(shared: Any, listener: socket.socket) -> None
         assert (master._step(0.0), master.exit_code) == (True, 0)
         master = hooks.Master(server, states.SharedMemory())
         assert [master._step(now) for now in (0.0, 29.0, 30.0)] == [False, False, True]
+        master._failure = SystemExit()
+        assert master._step(0.0)
         listener.accept()[0].close()
     assert master._step(29.0)
 
