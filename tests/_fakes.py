@@ -296,10 +296,10 @@ def get(app: Flask, path: str, **arguments: Any) -> TestResponse:
     return app.test_client().open(path, buffered=True, **arguments)
 
 
-def raiser(error: BaseException) -> Callable[[], None]:
-    """A function that raises this."""
+def raiser(error: BaseException) -> Callable[..., Any]:
+    """A function that raises this, whatever it is called with."""
 
-    def fail() -> None:
+    def fail(*_arguments: Any, **_options: Any) -> Any:
         raise error
 
     return fail

@@ -19,9 +19,9 @@ from click.testing import Result
 from flask import Flask
 from flask.cli import FlaskGroup
 
-from flask_lifecycle import HookRecord, Lifecycle, ShutdownReport
+from flask_lifecycle import HookRecord, ShutdownReport
 from flask_lifecycle._core.log import show_log
-from tests._fakes import make_app, until
+from tests._fakes import serve, until
 from tests.cli.test_status import Terminal
 
 LOGGER = logging.getLogger("flask_lifecycle")
@@ -62,8 +62,7 @@ class FakeState:
 
 def invoke(state: FakeState, *arguments: str) -> tuple[Flask, Result]:
     """Run the command as ``flask`` would."""
-    app = make_app()
-    Lifecycle(app)
+    app, _lifecycle = serve()
     app.extensions["lifecycle"] = state
     return app, app.test_cli_runner().invoke(args=["lifecycle", "run", *arguments])
 
@@ -137,9 +136,7 @@ def test_how_the_command_ends() -> None:
     ],
 )
 def test_errors_are_one_sentence(error: Exception, text: str, code: int) -> None:
-    """What run() refuses goes to stderr as its sentence without a traceback: exit 2 for a wrong command line, 1 for a
-    start-up that fails.
-    """
+    """What run() refuses is its sentence on stderr: exit 2 for a wrong command line, 1 for a start-up that fails."""
     _app, result = invoke(FakeState(error=error))
     assert (result.exit_code, result.stdout) == (code, "")
     assert result.stderr.splitlines()[-1] == f"Error: {text}"
@@ -148,7 +145,7 @@ def test_errors_are_one_sentence(error: Exception, text: str, code: int) -> None
 
 def test_help() -> None:
     """init_app gives the application the group, which lists its commands; the help says what options are for."""
-    Lifecycle(app := make_app())
+    app, _lifecycle = serve()
     result = app.test_cli_runner().invoke(args=["lifecycle", "--help"])
     assert "Serve, inspect and stop an application without dropping requests." in result.output
     listed = re.findall(r"^  (\w+) ", result.output.partition("Commands:")[2], re.MULTILINE)
@@ -159,9 +156,6 @@ def test_help() -> None:
     assert "Serve until SIGTERM or Ctrl-C" in result.output
     for option in ("--host", "--port", "--server", "--listen", "--unix-socket", "--threads", "--option"):
         assert option in result.output
-
-
-# -- the log ------------------------------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
@@ -202,9 +196,6 @@ def test_the_log_is_shown(monkeypatch: pytest.MonkeyPatch, prepare: Callable[[],
     assert stream.getvalue().splitlines() == [f"flask_lifecycle: {level}" for level in levels]
 
 
-# -- the countdown ------------------------------------------------------------------------------------------------
-
-
 @pytest.fixture
 def on_terminal(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
     """Run the command with standard error on a terminal, and something while it serves; return the lines."""
@@ -212,7 +203,7 @@ def on_terminal(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
     def run(state: FakeState, during: Callable[[Terminal], Any], stream: Terminal | None = None) -> list[str]:
         stream = stream or Terminal()
         state.during = lambda: during(stream)
-        Lifecycle(app := make_app())
+        app, _lifecycle = serve()
         app.extensions["lifecycle"] = state
         with monkeypatch.context() as patch:
             patch.setattr(sys, "stderr", stream)
@@ -233,21 +224,9 @@ def on_terminal(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
     ],
 )
 def test_the_countdown(on_terminal: Any, signum: int | None, installed: set[int], way_out: str) -> None:
-    """On a terminal a whole line says what a shutdown waits for, the seconds left, and what Ctrl-C does now."""
+    """On a terminal lines say what a shutdown waits for (requests, work or a phase), how long, and what Ctrl-C does."""
     state = FakeState()
     state.process.shutdown.signal, state.process.relay.installed = signum, frozenset(installed)
-
-    def during(stream: Terminal) -> None:
-        assert stream.getvalue() == ""
-        state.draining.set()
-        until(lambda: "requests" in stream.getvalue())
-
-    assert on_terminal(state, during) == [f"3 requests in flight, 7 s left{way_out}"]
-
-
-def test_what_the_countdown_counts(on_terminal: Any) -> None:
-    """Each line names what a shutdown waits for now: requests, work items, or a phase."""
-    state = FakeState()
     wanted = {
         (3, 0): "3 requests in flight",
         (1, 1): "1 request and 1 work item in flight",
@@ -256,11 +235,12 @@ def test_what_the_countdown_counts(on_terminal: Any) -> None:
     }
 
     def during(stream: Terminal) -> None:
+        assert stream.getvalue() == ""
         state.draining.set()
         for (state.requests, state.work), line in wanted.items():
             until(lambda line=line: line in stream.getvalue())  # type: ignore[misc]
 
-    assert on_terminal(state, during) == [f"{line}, 7 s left" for line in wanted.values()]
+    assert on_terminal(state, during) == [f"{line}, 7 s left{way_out}" for line in wanted.values()]
 
 
 def test_a_terminal_that_has_gone(on_terminal: Any) -> None:

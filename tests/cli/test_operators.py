@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import Result
+from click.testing import CliRunner, Result
 from flask import Flask
 from flask.cli import FlaskGroup
 
-from flask_lifecycle import Lifecycle, State
-from tests._fakes import make_app, run_python, state_of
+from flask_lifecycle import State
+from tests._fakes import raiser, run_python, serve, state_of
 
 TOKEN = "0123456789abcdef"
 
@@ -31,18 +31,12 @@ def no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(name, "alice")
 
 
-def make(**config: Any) -> Flask:
-    app = make_app(**config)
-    Lifecycle(app)
-    return app
-
-
 @pytest.fixture
 def served() -> Iterator[Flask]:
     """An application that is served on a probe listener of a fixed port."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    app = make(
+    app, _lifecycle = serve(
         LIFECYCLE_PROBE_PORT=port, LIFECYCLE_PROBE_HOST="127.0.0.1", LIFECYCLE_TOKEN=TOKEN, LIFECYCLE_DETAILS="token"
     )
     state_of(app).startup.run()
@@ -58,8 +52,6 @@ def invoke(app: Flask | None, *arguments: str, **environ: str) -> Result:
     """Run a command as ``flask`` would, of an application or of none."""
     if app is not None:
         return app.test_cli_runner().invoke(args=["lifecycle", *arguments], env=environ)
-    from click.testing import CliRunner
-
     return CliRunner().invoke(FlaskGroup(), ["lifecycle", *arguments], env=environ)
 
 
@@ -68,9 +60,6 @@ def refused(result: Result, sentence: str, code: int = 2) -> None:
     assert (result.exit_code, result.stdout) == (code, "")
     assert result.stderr.splitlines()[-1].removeprefix("Error: ") == sentence
     assert "Traceback" not in result.stderr
-
-
-# -- status -------------------------------------------------------------------------------------------------------
 
 
 def test_status_of_the_application_itself(served: Flask) -> None:
@@ -96,12 +85,8 @@ def test_status_by_url_needs_no_application(served: Flask) -> None:
 
 def test_status_by_url_of_an_application_that_cannot_be_loaded(served: Flask) -> None:
     """An application that was named and cannot be loaded is told of, and the URL is asked all the same."""
-    from click.testing import CliRunner
-
-    def fail() -> Flask:
-        raise ValueError("no\x1bdatabase")
-
-    result = CliRunner().invoke(FlaskGroup(create_app=fail), ["lifecycle", "status", url_of(served)])
+    broken = FlaskGroup(create_app=raiser(ValueError("no\x1bdatabase")))
+    result = CliRunner().invoke(broken, ["lifecycle", "status", url_of(served)])
     assert result.exit_code == 0
     assert result.stdout.startswith("pass")
     assert "The application cannot be loaded, so its token is not known: no\\x1bdatabase\n" in result.stderr
@@ -148,7 +133,7 @@ def test_whom_status_asks(
         return 0
 
     monkeypatch.setattr("flask_lifecycle._cli.operators.show_status", status)
-    invoke(make(**config), "status", *arguments)
+    invoke(serve(**config)[0], "status", *arguments)
     assert asked == [(url, None, timeout, {"as_json": False, "interval": interval})]
 
 
@@ -164,9 +149,6 @@ def test_nobody_and_nonsense(served: Flask) -> None:
         invoke(None, "status", url), f"{url} answered 404, which is no health document; give the URL of a health check."
     )
     assert invoke(None, "status").exit_code == 2
-
-
-# -- by HTTP ------------------------------------------------------------------------------------------------------
 
 
 def test_cordon_and_uncordon(served: Flask) -> None:
@@ -230,7 +212,7 @@ SUCH_AS = "give one such as 'http://127.0.0.1:9000'."
 )  # fmt: skip
 def test_bad_usage(arguments: list[str], sentence: str) -> None:
     """What does not answer is one sentence with exit code 2, and nobody is asked."""
-    refused(invoke(make(), *arguments), sentence)
+    refused(invoke(serve()[0], *arguments), sentence)
 
 
 def test_a_login_name_that_can_be_none(served: Flask, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -242,9 +224,6 @@ def test_a_login_name_that_can_be_none(served: Flask, monkeypatch: pytest.Monkey
     invoke(served, "uncordon")
 
 
-# -- by file ------------------------------------------------------------------------------------------------------
-
-
 @pytest.fixture
 def directory(tmp_path: Path) -> Path:
     made = tmp_path / "control"
@@ -254,7 +233,7 @@ def directory(tmp_path: Path) -> Path:
 
 def test_by_file(directory: Path) -> None:
     """Where there is no probe port the application's control directory is written to, whole files, readable for all."""
-    app = make(LIFECYCLE_CONTROL_DIR=str(directory))
+    app, _lifecycle = serve(LIFECYCLE_CONTROL_DIR=str(directory))
     result = invoke(app, "cordon", "--for", "90m")
     sentence = "the process acts on it within two seconds\n"
     assert (result.exit_code, result.output) == (0, f"wrote {directory}/cordon; {sentence}")
@@ -278,10 +257,8 @@ def test_by_file(directory: Path) -> None:
 
 
 def test_by_file_without_an_application(directory: Path, tmp_path: Path) -> None:
-    """--dir needs no application, and each drain is another file, also over one that is stale.
-
-    A link there is not followed: its owner cannot make an operator who is root write to another file.
-    """
+    """--dir needs no application, and each drain is another file, also over one that is stale."""
+    # A link there is not followed: its owner cannot make an operator who is root write to another file.
     other = tmp_path / "other"
     other.write_text("kept")
     (directory / "drain").symlink_to(other)
@@ -305,9 +282,6 @@ def test_a_directory_that_cannot_be_written_to(directory: Path) -> None:
     ):
         refused(invoke(None, *arguments, "--dir", str(where)), sentence)
     assert os.listdir(directory) == ["cordon"]
-
-
-# -- the group ----------------------------------------------------------------------------------------------------
 
 
 def test_they_are_imported_on_demand() -> None:

@@ -14,6 +14,7 @@ from typing import Any, TextIO
 import pytest
 from flask.cli import FlaskGroup
 
+from tests._fakes import raiser
 from tests._raw_server import RawServer, answer
 
 # What the command writes of a process, and its exit code.
@@ -161,16 +162,10 @@ def test_watch_on_a_terminal(status: Status, url: list[str]) -> None:
 
 def test_ctrl_c_before_the_first_answer(status: Status, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without an answer before Ctrl-C the exit code is 2."""
-
-    def interrupt(*_arguments: Any, **_options: Any) -> None:
-        raise KeyboardInterrupt
-
     with monkeypatch.context() as patch:
-        patch.setattr(socket, "create_connection", interrupt)
+        patch.setattr(socket, "create_connection", raiser(KeyboardInterrupt()))
         assert status(Terminal(tty=False), options=("--watch",)) == 2
 
-
-# -- the table ----------------------------------------------------------------------------------------------------
 
 DOCUMENT = {
     "status": "fail",

@@ -18,7 +18,7 @@ from werkzeug.wsgi import ClosingIterator
 
 from flask_lifecycle import RequestInfo
 from flask_lifecycle._core.inflight import Ledger, count_around, count_requests
-from tests._fakes import BOUND, enter, in_child, running, until, whole
+from tests._fakes import BOUND, enter, in_child, raiser, running, until, whole
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
@@ -136,21 +136,12 @@ def test_an_adapter_that_never_closes_leaves_nothing(ledger: Ledger) -> None:
     assert not ledger.active
 
 
-def raises(error: BaseException) -> Callable[..., Any]:
-    """What raises this, whatever it is called with."""
-
-    def call(*_arguments: Any) -> Any:
-        raise error
-
-    return call
-
-
 @pytest.mark.parametrize("error", [ValueError("boom"), SystemExit(3)], ids=repr)
 @pytest.mark.parametrize("start_up", [True, False])
 def test_what_raises_before_there_is_a_body(ledger: Ledger, error: BaseException, start_up: bool) -> None:
     """An application that raises, or its start-up, is counted out, and the exception goes on to the server."""
-    app = gives([b"x"]) if start_up else raises(error)
-    before_first = raises(error) if start_up else lambda: True
+    app = gives([b"x"]) if start_up else raiser(error)
+    before_first = raiser(error) if start_up else lambda: True
     with pytest.raises(type(error), match=whole(str(error))):
         call(counted(app, ledger, before_first=before_first))
     assert len(ledger) == 0
@@ -160,8 +151,8 @@ def test_a_body_and_a_close_that_raise() -> None:
     """A body that raises is in flight until the server closes it, and then no more, also if that raises."""
 
     class Raises(Chunks):
-        __iter__ = raises(ValueError("midway"))
-        close = raises(ValueError("close"))
+        __iter__ = raiser(ValueError("midway"))
+        close = raiser(ValueError("close"))
 
     ledger, body = begun(Raises())
     with pytest.raises(ValueError, match=whole("midway")):
@@ -352,7 +343,7 @@ def test_file_wrapper_that_is_dropped(ledger: Ledger) -> None:
 def test_file_wrapper_whose_close_raises() -> None:
     """A file whose close raises is counted out all the same."""
     ledger, file = Ledger(), Chunks()
-    file.close = raises(OSError("close"))  # type: ignore[method-assign]
+    file.close = raiser(OSError("close"))  # type: ignore[method-assign]
     result = call(counted(wraps(file), ledger), wrapper=ServerWrapper)
     with pytest.raises(OSError, match=whole("close")):
         result.close()

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from flask import Flask
 
-from flask_lifecycle import HookRecord, Lifecycle, PhaseRecord, RequestInfo, ShutdownReport, WorkInfo, shutdown_complete
+from flask_lifecycle import HookRecord, PhaseRecord, RequestInfo, ShutdownReport, WorkInfo, shutdown_complete
 from flask_lifecycle._config import Settings
 from flask_lifecycle._core import report_file
 from flask_lifecycle._core.process import Process
@@ -25,9 +25,10 @@ from tests._fakes import (
     ManualClock,
     StuckLedger,
     enter,
-    make_app,
+    raiser,
     run_python,
     running,
+    serve,
     state_of,
     stop,
     until,
@@ -114,8 +115,7 @@ def test_the_course_in_words() -> None:
 
 def test_requests_served_and_refused_are_counted() -> None:
     """Requests that end after the drain has begun are served, those that the guard answers are refused."""
-    app = make_app(LIFECYCLE_DRAIN_POLICY="reject")
-    lifecycle = Lifecycle(app)
+    app, lifecycle = serve(LIFECYCLE_DRAIN_POLICY="reject")
     begun, free, counted = threading.Event(), threading.Event(), list[int]()
 
     @app.get("/slow")
@@ -140,8 +140,7 @@ def test_requests_served_and_refused_are_counted() -> None:
 
 def test_the_signal_at_the_end() -> None:
     """``shutdown_complete`` gives each application the report that everybody gets; it is JSON whatever the reason."""
-    app = make_app()
-    lifecycle = Lifecycle(app)
+    app, lifecycle = serve()
     heard: list[tuple[Any, Any]] = []
 
     def hear(sender: Flask, report: ShutdownReport) -> None:
@@ -155,11 +154,7 @@ def test_the_signal_at_the_end() -> None:
 
 def test_a_report_that_cannot_be_kept(caplog: pytest.LogCaptureFixture) -> None:
     """Whatever goes wrong with the report, the shutdown ends."""
-
-    def fail(report: ShutdownReport) -> None:
-        raise ValueError("no disk")
-
-    assert stop(FakeMember(), keep=fail).clean
+    assert stop(FakeMember(), keep=raiser(ValueError("no disk"))).clean
     assert "the report could not be written" in caplog.messages
 
 
@@ -168,8 +163,7 @@ def test_a_report_that_cannot_be_kept(caplog: pytest.LogCaptureFixture) -> None:
 
 def test_what_holds_up_a_drain_is_told_halfway(caplog: pytest.LogCaptureFixture) -> None:
     """Halfway through the drain each unfinished request is told with its route, its age and its thread's stack."""
-    app = make_app(LIFECYCLE_GRACE_PERIOD=0.5, LIFECYCLE_HOOK_RESERVE=0.1, LIFECYCLE_LOG_REMOTE_ADDR=True)
-    lifecycle = Lifecycle(app)
+    app, lifecycle = serve(LIFECYCLE_GRACE_PERIOD=0.5, LIFECYCLE_HOOK_RESERVE=0.1, LIFECYCLE_LOG_REMOTE_ADDR=True)
     begun, free = threading.Event(), threading.Event()
 
     @app.get("/slow/<int:number>")
@@ -231,8 +225,7 @@ def test_the_report_is_written_whole(tmp_path: Path) -> None:
     report_file.write(str(tmp_path / "report-{pid}.json"), REPORT)
     assert json.loads(path.read_text()) == REPORT.as_dict()
     assert os.listdir(tmp_path) == [path.name]
-    app = make_app(LIFECYCLE_REPORT_FILE=path)
-    Lifecycle(app)
+    app, _lifecycle = serve(LIFECYCLE_REPORT_FILE=path)
     state_of(app).features["report file"].begin()
     assert state_of(app).last_report == report_file.read(str(path)) == REPORT.as_dict()
 
@@ -297,11 +290,9 @@ def test_what_is_put_there_before_the_opening_is_not_written(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """The kind of the file is that of what was opened, and what is made beside the report is new.
-
-    The writer sees a pipe, or removes what lies beside the report; another process puts a link to a file of ours there;
-    the writer opens the path.
-    """
+    """The kind of the file is that of what was opened, and what is made beside the report is new."""
+    # The writer sees a pipe, or removes what lies beside the report; another process puts a link to a file of ours
+    # there; the writer opens the path.
     victim, path, opening = tmp_path / "victim", tmp_path / "report.json", os.open
     victim.write_text("precious")
     if place == "in the place of a pipe":

@@ -26,6 +26,7 @@ from tests._fakes import (
     coordinate,
     enter,
     finish,
+    raiser,
     running,
     stop,
     until,
@@ -50,13 +51,10 @@ def ready(clock: ManualClock, **settings: Any) -> FakeMember:
 
 
 def test_phases_in_order(clock: ManualClock, caplog: pytest.LogCaptureFixture) -> None:
-    """A shutdown walks down the phases, asks the server for its verbs in order, and reports on each phase.
-
-    What goes well is two lines of the log; the phases and hooks are for debugging. Time that has passed before it
-    begins is a part of the grace period.
-    The hooks run when every policy refuses. The process leaves at the very end, in the shutdown's own thread, when
-    every caller has the report.
-    """
+    """A shutdown walks down the phases, asks the server for its verbs in order, and reports on each phase."""
+    # What goes well is two lines of the log; the phases and hooks are for debugging. Time that has passed before it
+    # begins is a part of the grace period. The hooks run when every policy refuses. The process leaves at the very end,
+    # in the shutdown's own thread, when every caller has the report.
     caplog.set_level(logging.DEBUG, "flask_lifecycle")
     member = ready(clock, grace_period=11.0, hook_reserve=2.0, keepalive_linger=0.3, drain_policy="serve")
     server = FakeServer()
@@ -197,11 +195,9 @@ def messages(caplog: pytest.LogCaptureFixture, of: str) -> list[str]:
 
 
 def test_an_automatic_delay_ends_when_it_may(clock: ManualClock, caplog: pytest.LogCaptureFixture) -> None:
-    """It is asked after each pause, all kinds are waited for, and the log says how long it may take and how it ended.
-
-    What sets the event that it was given ends a pause at once. The event is cleared before it is asked, so that one
-    which is set while it answers is not lost. Of what the server holds, it is told the number of queued requests.
-    """
+    """It is asked after each pause, all kinds are waited for, and the log says how long it may take and its end."""
+    # What sets the event that it was given ends a pause at once. The event is cleared before it is asked, so that one
+    # which is set while it answers is not lost. Of what the server holds, it is told the number of queued requests.
     server = FakeServer()
     server.left = [RequestInfo("GET", "/", 0.0, stage=stage) for stage in ("queued", "sending", "queued")]
     notice = FakeDelay(0.5, 0.25, 0.25, 5.0, 3.0, 0.0)
@@ -315,14 +311,10 @@ def test_hooks_that_raise_or_hang_are_named_and_the_rest_run(
 ) -> None:
     """A hook that raises, or exits, is logged with its traceback; one that hangs is left behind after its timeout."""
     member, ran = FakeMember(clock, grace_period=10.0), list[str]()
-
-    def fail(error: BaseException) -> None:
-        raise error
-
     member.hooks.add("shutdown", lambda: ran.append("pool"), "pool", None)
     member.hooks.add("shutdown", lambda: free.wait(BOUND), "hangs", 1.5)
     for error in (ValueError("boom"), SystemExit(7), Speechless()):
-        member.hooks.add("shutdown", functools.partial(fail, error), type(error).__name__, None)
+        member.hooks.add("shutdown", raiser(error), type(error).__name__, None)
     shutdown = begin(clock, member)
     assert clock.pass_wait() == 1.5
     result = finish(shutdown)
@@ -531,13 +523,10 @@ def watchdog(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """What faulthandler's watchdog is told where no thread can be started any more, as at exit on Python 3.12."""
     told: list[Any] = []
 
-    def refuse(thread: threading.Thread) -> None:
-        raise RuntimeError("can't create new thread at interpreter shutdown")
-
     def dump_later(seconds: float, **options: bool) -> None:
         told.append((seconds, options["exit"]))
 
-    monkeypatch.setattr(threading.Thread, "start", refuse)
+    monkeypatch.setattr(threading.Thread, "start", raiser(RuntimeError("can't create new thread")))
     monkeypatch.setattr(faulthandler, "dump_traceback_later", dump_later)
     monkeypatch.setattr(faulthandler, "cancel_dump_traceback_later", lambda: told.append("cancelled"))
     return told
@@ -547,9 +536,6 @@ def test_shutdown_without_threads(clock: ManualClock, monkeypatch: pytest.Monkey
     """Where no thread can be started, shutdown and hooks run in the calling thread, under a watchdog; nothing waits."""
     member, ran, waited = FakeMember(clock, grace_period=10.0, hook_reserve=2.0), list[Any](), list[float]()
 
-    def boom() -> None:
-        raise ValueError("boom")
-
     def wait(event: threading.Event, timeout: float) -> bool:
         if not event.is_set():
             waited.append(timeout)
@@ -558,7 +544,7 @@ def test_shutdown_without_threads(clock: ManualClock, monkeypatch: pytest.Monkey
     monkeypatch.setattr(clock, "wait", wait)
     for kind in ("drain", "shutdown"):
         member.hooks.add(kind, lambda: ran.append(threading.current_thread()), "first", None)
-    member.hooks.add("shutdown", boom, None, 2.0)
+    member.hooks.add("shutdown", raiser(ValueError("boom")), None, 2.0)
     shutdown = coordinate(clock, member)
     assert shutdown.begin(StopRequest("interpreter exit"))
     result = shutdown.wait()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import queue
 import signal
-import sys
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -14,8 +13,6 @@ import pytest
 
 from flask_lifecycle._core.signals import SignalRelay
 from tests._fakes import BOUND, in_child, run_python, running, until
-
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals are the subject")
 
 ONE, TWO = signal.SIGUSR1, signal.SIGUSR2
 
@@ -39,6 +36,15 @@ def recorded() -> Iterator[Recorded]:
     made.relay.restore()
 
 
+@pytest.fixture
+def restored() -> Iterator[None]:
+    """The test's own handlers are given back."""
+    before = {number: signal.getsignal(number) for number in (ONE, signal.SIGHUP)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 def theirs(signum: int, frame: Any) -> None:
     """A handler that somebody else had installed."""
 
@@ -53,9 +59,6 @@ def kill(signum: int = ONE) -> None:
 
 def watchers() -> int:
     return sum(thread.name == "lifecycle-signals" for thread in threading.enumerate())
-
-
-# -- from the handler to the thread -------------------------------------------------------------------------------
 
 
 def test_a_signal_reaches_the_relays_thread(recorded: Recorded) -> None:
@@ -112,23 +115,18 @@ def test_a_receiver_that_raises_does_not_deafen(caplog: pytest.LogCaptureFixture
     assert {record.getMessage() for record in caplog.records} == {f"signal {int(ONE)} could not be handled"}
 
 
-# -- saved and restored -------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("before", [signal.SIG_DFL, signal.SIG_IGN, theirs])
+@pytest.mark.usefixtures("restored")
 def test_saved_and_restored(recorded: Recorded, before: Any) -> None:
     """What was there before is known while ours is installed, and is there again after."""
-    was = signal.signal(ONE, before)
-    try:
-        assert recorded.relay.install([ONE]) == {ONE: before}
-        assert recorded.relay.previous(ONE) == before
-        assert recorded.relay.installed == {ONE}
-        assert signal.getsignal(ONE) == recorded.relay._handle
-        recorded.relay.restore()
-        assert signal.getsignal(ONE) == before
-        assert recorded.relay.installed == frozenset()
-    finally:
-        signal.signal(ONE, was)
+    signal.signal(ONE, before)
+    assert recorded.relay.install([ONE]) == {ONE: before}
+    assert recorded.relay.previous(ONE) == before
+    assert recorded.relay.installed == {ONE}
+    assert signal.getsignal(ONE) == recorded.relay._handle
+    recorded.relay.restore()
+    assert signal.getsignal(ONE) == before
+    assert recorded.relay.installed == frozenset()
 
 
 def test_a_handler_of_c_code_becomes_the_default(recorded: Recorded, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -159,19 +157,16 @@ def test_the_inner_of_two_installs_gives_back_its_own(recorded: Recorded) -> Non
         assert handlers() == before
 
 
+@pytest.mark.usefixtures("restored")
 def test_a_handler_that_replaced_ours_stays(recorded: Recorded) -> None:
     """Who took the signal over from us keeps it when we give it back; ours raises nothing if it is put back later."""
-    was = signal.getsignal(ONE)
     recorded.relay.install([ONE])
     ours = signal.signal(ONE, theirs)
-    try:
-        recorded.relay.restore()
-        assert signal.getsignal(ONE) is theirs
-        signal.signal(ONE, ours)
-        kill()
-        assert recorded.got.empty()
-    finally:
-        signal.signal(ONE, was)
+    recorded.relay.restore()
+    assert signal.getsignal(ONE) is theirs
+    signal.signal(ONE, ours)
+    kill()
+    assert recorded.got.empty()
 
 
 def test_the_thread_and_the_pipe_are_given_back(recorded: Recorded) -> None:
@@ -185,14 +180,12 @@ def test_the_thread_and_the_pipe_are_given_back(recorded: Recorded) -> None:
         assert set(os.listdir("/proc/self/fd")) == before
 
 
-# -- errands in the main thread -----------------------------------------------------------------------------------
-
-
+@pytest.mark.usefixtures("restored")
 def test_a_signal_from_outside_fetches_the_errand(recorded: Recorded, monkeypatch: pytest.MonkeyPatch) -> None:
     """A signal between the errand's being left and being fetched runs it; the relay's own goes to whoever had it."""
     # relay: leaves the errand | outside: signal, the handler runs the errand, which restores | relay: its own signal
     heard: list[int] = []
-    was = signal.signal(ONE, lambda signum, frame: heard.append(signum))
+    signal.signal(ONE, lambda signum, frame: heard.append(signum))
     ran: list[str] = []
 
     def errand() -> None:
@@ -206,14 +199,11 @@ def test_a_signal_from_outside_fetches_the_errand(recorded: Recorded, monkeypatc
         assert ran == ["errand"]
         real(thread, signum)
 
-    try:
-        recorded.relay.install([ONE])
-        monkeypatch.setattr(signal, "pthread_kill", outside_first)
-        assert recorded.relay.run_in_main(errand)
-        until(lambda: bool(heard))
-        assert (ran, heard) == (["errand"], [ONE])
-    finally:
-        signal.signal(ONE, was)
+    recorded.relay.install([ONE])
+    monkeypatch.setattr(signal, "pthread_kill", outside_first)
+    assert recorded.relay.run_in_main(errand)
+    until(lambda: bool(heard))
+    assert (ran, heard) == (["errand"], [ONE])
 
 
 def test_an_errand_runs_once(recorded: Recorded) -> None:
@@ -231,13 +221,10 @@ def test_an_errand_runs_once(recorded: Recorded) -> None:
     assert ran == [threading.main_thread()]
 
 
-# -- fork, death --------------------------------------------------------------------------------------------------
-
-
+@pytest.mark.usefixtures("restored")
 def test_a_forked_child_has_the_handlers_from_before(recorded: Recorded) -> None:
     """A child gets back what was there before us, but for what has replaced ours, and writes no byte to its parent."""
     heard: list[int] = []
-    before = {number: signal.getsignal(number) for number in (ONE, signal.SIGHUP)}
     signal.signal(ONE, lambda signum, frame: heard.append(signum))
     recorded.relay.install([ONE, TWO, signal.SIGHUP])
     signal.signal(signal.SIGHUP, theirs)
@@ -250,14 +237,10 @@ def test_a_forked_child_has_the_handlers_from_before(recorded: Recorded) -> None
         assert recorded.relay.installed == frozenset()
         return recorded.relay.run_in_main(lambda: None)
 
-    try:
-        assert in_child(child) == 0
-        recorded.relay.restore()
-        until(lambda: watchers() == 0)  # it has read all that was written
-        assert recorded.got.empty()
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    assert in_child(child) == 0
+    recorded.relay.restore()
+    until(lambda: watchers() == 0)  # it has read all that was written
+    assert recorded.got.empty()
 
 
 def test_die_by_a_signal() -> None:

@@ -9,9 +9,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from flask_lifecycle import HealthCheckError, Lifecycle
+from flask_lifecycle import HealthCheckError
 from flask_lifecycle._core.state import logger
-from tests._fakes import make_app, state_of
+from tests._fakes import raiser, serve, state_of
 
 FORGED = "x\n2026-01-01 INFO shutdown complete\r\x1b[2J\u202e\x9b1m\u2028y"
 
@@ -38,8 +38,7 @@ def harmless(text: str) -> bool:
 
 def test_the_log_cannot_be_forged(log: io.StringIO) -> None:
     """Reasons, names of hooks and exceptions, with their tracebacks, begin no line of the log."""
-    app = make_app()
-    lifecycle = Lifecycle(app)
+    app, lifecycle = serve()
 
     @lifecycle.on_shutdown(name=FORGED)
     def fail() -> None:
@@ -75,13 +74,9 @@ def test_an_object_that_cannot_tell_what_it_is(log: io.StringIO) -> None:
 
 def test_plain_text_is_visible() -> None:
     """A terminal that shows ``/readyz?verbose`` gets no sequence of the application's."""
-    app = make_app(LIFECYCLE_DETAILS="always")
-    lifecycle = Lifecycle(app)
+    app, lifecycle = serve(LIFECYCLE_DETAILS="always")
 
-    @lifecycle.check("database")
-    def database() -> None:
-        raise HealthCheckError(FORGED)
-
+    lifecycle.check("database")(raiser(HealthCheckError(FORGED)))
     state_of(app).startup.run()
     lifecycle.set_not_ready(FORGED)
     body = app.test_client().get("/readyz?verbose", buffered=True).text
@@ -92,8 +87,7 @@ def test_plain_text_is_visible() -> None:
 
 def test_what_the_command_line_prints_is_visible() -> None:
     """A name on the command line is shown as it is."""
-    app = make_app()
-    Lifecycle(app)
+    app, _lifecycle = serve()
     for directory in (f"/nowhere/{FORGED}", f"{__file__}/{FORGED}"):
         done = app.test_cli_runner().invoke(args=["lifecycle", "uncordon", "--dir", directory])
         assert done.exit_code == 2

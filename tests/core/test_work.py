@@ -90,9 +90,6 @@ def test_work_reads_as_logged(info: WorkInfo, text: str) -> None:
     assert str(info) == text
 
 
-# -- decorated functions ------------------------------------------------------------------------------------------
-
-
 def test_each_call_of_a_decorated_function_is_work(lifecycle: Lifecycle) -> None:
     """A decorated function is no work, each of its calls is, and it keeps its name and its result."""
 
@@ -142,9 +139,6 @@ def test_a_decorated_generator_is_work_until_it_is_closed(lifecycle: Lifecycle) 
     assert lifecycle.work_items() == ()
 
 
-# -- executors ----------------------------------------------------------------------------------------------------
-
-
 def test_submitted_work_counts_until_its_future_is_done(lifecycle: Lifecycle) -> None:
     """A call given to an executor is work from the submission on, named for its function and with its thread."""
     begun, free = threading.Event(), threading.Event()
@@ -177,9 +171,6 @@ def test_how_submitted_work_may_end(lifecycle: Lifecycle) -> None:
     with pytest.raises(RuntimeError, match=whole("cannot schedule new futures after shutdown")):
         lifecycle.submit(threads, print)
     until(lambda: lifecycle.work_items() == ())
-
-
-# -- the drain ----------------------------------------------------------------------------------------------------
 
 
 class StuckWork(WorkLedger):

@@ -53,10 +53,8 @@ def subject(tmp_path: Path) -> Iterator[Subject]:
 
 
 def test_a_lease_ends_by_itself(subject: Subject, caplog: pytest.LogCaptureFixture) -> None:
-    """A cordon takes the application out of rotation, and ends when its time has passed; its use is logged once.
-
-    One of which some time has passed has its whole length as its reason, and ends with what is left.
-    """
+    """A cordon takes the application out of rotation, and ends when its time has passed; its use is logged once."""
+    # One of which some time has passed has its whole length as its reason, and ends with what is left.
     lease = subject.control.cordon(600, "alice", "HTTP from 10.0.0.1")
     assert subject.control.lease is lease
     assert (subject.lifecycle.state, subject.reason) == (State.NOT_READY, "cordoned by alice for 10m")
@@ -88,10 +86,8 @@ def test_a_new_lease_replaces_the_old_one(subject: Subject) -> None:
 
 
 def test_uncordon(subject: Subject, caplog: pytest.LogCaptureFixture) -> None:
-    """The end of a cordon is logged with the operator's name, also if there was none; that of a replaced lease is not.
-
-    A request to end a certain lease does not end the one that has replaced it.
-    """
+    """The end of a cordon is logged with its operator's name, also if there was none; that of a replaced one is not."""
+    # A request to end a certain lease does not end the one that has replaced it.
     old = subject.control.cordon(600, "alice", "file")
     lease = subject.control.cordon(600, "bob", "HTTP")
     caplog.clear()
@@ -104,10 +100,8 @@ def test_uncordon(subject: Subject, caplog: pytest.LogCaptureFixture) -> None:
 
 
 def test_a_lease_that_is_over_before_it_began(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A caller that was delayed for longer than its lease leaves no cordon behind that never ends.
-
-    Interleaving: the lease's thread finds its time over and nothing to end; only then the caller applies the cordon.
-    """
+    """A caller that was delayed for longer than its lease leaves no cordon behind that never ends."""
+    # Interleaving: the lease's thread finds its time over and nothing to end; only then the caller applies the cordon.
     start = threading.Thread.start
 
     def delayed(thread: threading.Thread) -> None:
@@ -138,10 +132,8 @@ def test_a_cordon_in_a_shutdown(subject: Subject) -> None:
 
 
 def test_a_lease_that_ends_as_a_shutdown_begins(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A lease that ends at the moment when a shutdown begins changes nothing and raises nothing.
-
-    Interleaving: its thread finds its lease in place, and the shutdown begins before it applies the end.
-    """
+    """A lease that ends at the moment when a shutdown begins changes nothing and raises nothing."""
+    # Interleaving: its thread finds its lease in place, and the shutdown begins before it applies the end.
     machine = subject.state.machine
     apply = machine.apply
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from flask_lifecycle import Lifecycle, State
-from tests._fakes import BOUND, in_child, make_app, running, until, whole
+from tests._fakes import BOUND, in_child, make_app, raiser, running, until, whole
 from tests._needs import need_root
 from tests.operators import test_cordon
 from tests.operators.test_cordon import warnings
@@ -81,10 +81,8 @@ def test_a_drain_is_asked_for_once(subject: Subject, caplog: pytest.LogCaptureFi
 @pytest.mark.parametrize("how", ["touched", "moved"])
 @pytest.mark.parametrize("time", [1, 2**32])
 def test_a_stale_drain_is_ignored(path: Path, caplog: pytest.LogCaptureFixture, time: int, how: str) -> None:
-    """A file that was there before is ignored, with one line that says so, until it is touched or comes again.
-
-    The clock is not asked whether it is new: the clocks of who writes it and of this machine differ.
-    """
+    """A file that was there before is ignored, with one line that says so, until it is touched or comes again."""
+    # The clock is not asked whether it is new: the clocks of who writes it and of this machine differ.
     (path / "drain").touch()
     os.utime(path / "drain", (time, time))
     subject = Subject(path)
@@ -260,10 +258,8 @@ def test_what_is_no_regular_file(
 def test_a_file_that_is_exchanged_before_it_is_opened(
     subject: Subject, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, instead: str
 ) -> None:
-    """A link is not followed, and no writer of a FIFO is waited for.
-
-    Interleaving: the look finds a good file; somebody puts something else into its place; the look opens it.
-    """
+    """A link is not followed, and no writer of a FIFO is waited for."""
+    # Interleaving: the look finds a good file; somebody puts something else into its place; the look opens it.
     subject.write("10m by alice")
     file, lstat = subject.path / "cordon", os.lstat
 
@@ -340,14 +336,10 @@ def test_a_file_system_that_fails(
     """An error of the file system is no absence: it ends no lease, and is warned of."""
     subject.look(cordon="10m by alice")
     caplog.clear()
-
-    def fail(*arguments: Any, **options: Any) -> Any:
-        raise OSError(5, "Input/output error")
-
     with monkeypatch.context() as patch:
         if failing == "open":
             subject.write("20m by bob")
-        patch.setattr(builtins if failing == "open" else os, failing, fail)
+        patch.setattr(builtins if failing == "open" else os, failing, raiser(OSError(5, "Input/output error")))
         subject.look(3)
     assert subject.reason == "cordoned by alice for 10m"
     what = f"the control directory '{subject.path}'" if failing == "stat" else f"the file '{subject.path}/cordon'"

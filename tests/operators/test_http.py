@@ -56,10 +56,8 @@ ACTIONS = ["/lifecycle/drain?by=alice", "/lifecycle/cordon?by=alice&for=10m", "/
 
 
 def test_cordon_and_uncordon(caplog: pytest.LogCaptureFixture) -> None:
-    """A cordon says what it is, readiness fails for it until it is taken back, and each use is logged once.
-
-    A request that is sent twice leads to the same state with the same answer.
-    """
+    """A cordon says what it is, readiness fails for it until it is taken back, and each use is logged once."""
+    # A request that is sent twice leads to the same state with the same answer.
     app = serve()
     for _ in range(2):
         assert told(ask(app, "/lifecycle/cordon?for=10m&by=alice")) == (200, "cordoned by alice for 10m")
@@ -97,10 +95,8 @@ def not_found(response: TestResponse) -> bool:
 @pytest.mark.parametrize("path", ACTIONS)
 @pytest.mark.parametrize("method", ["POST", "GET", "PUT", "OPTIONS", "DELETE"])
 def test_who_may_and_how(path: str, method: str) -> None:
-    """Without the token an action looks like any path that does not exist; if none is set, always.
-
-    With the token and another method than POST the answer says which one does it.
-    """
+    """Without the token an action looks like any path that does not exist; if none is set, always."""
+    # With the token and another method than POST the answer says which one does it.
     app = serve()
     assert not_found(ask(app, path, method, None))
     for token in ("", "0", TOKEN[:-1], f"{TOKEN}x", TOKEN.upper(), "ü" * 16):

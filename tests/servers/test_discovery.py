@@ -20,7 +20,7 @@ from flask_lifecycle import _servers
 from flask_lifecycle._core.process import Process
 from flask_lifecycle._servers import discovery, serving, sockets
 from flask_lifecycle._servers.adapter import Adapter
-from tests._fakes import BOUND, in_child, run_python, running
+from tests._fakes import BOUND, in_child, raiser, run_python, running
 
 
 def wsgi(environ: Any, start_response: Any) -> list[bytes]:
@@ -60,12 +60,10 @@ class Asked:
 
 @pytest.mark.parametrize("second", [discovery.find, lambda: serving.Serving(Process(signals=False))._find_werkzeug()])
 def test_two_that_search_find_one(monkeypatch: pytest.MonkeyPatch, second: Callable[[], Adapter | None]) -> None:
-    """The threads that wait for a server or for ``run_simple``, and the first request, search one after the other.
-
-    Interleaving: one searches; the other begins, waits, and gets what the first found. At the same time each would make
-    an adapter, and the one put in place would not be the one that is told to stop; or both would track the connections
-    of a server, each by a handler class of its own.
-    """
+    """The threads that wait for a server or for ``run_simple``, and the first request, search one after the other."""
+    # Interleaving: one searches; the other begins, waits, and gets what the first found. At the same time each would
+    # make an adapter, and the one put in place would not be the one that is told to stop; or both would track the
+    # connections of a server, each by a handler class of its own.
     searching, made = Asked(2), list[Adapter]()
 
     def find() -> Adapter:
@@ -263,28 +261,12 @@ def test_a_frozen_server_is_found(server: str) -> None:
     assert (done.returncode, done.stdout) == (0, f"{server} True True\n"), done.stderr
 
 
-# -- what is no server ----------------------------------------------------------------------------------------------
-
-
-def test_nothing_is_found_where_nothing_serves() -> None:
-    """A process that has imported no server has none, and looking imports none."""
-    code = (
-        "import sys; from flask_lifecycle._servers import discovery as found; assert found.find() is None;"
-        "assert 'waitress' not in sys.modules"
-    )
-    assert run_python(code).returncode == 0
-
-
 def test_a_server_is_found_without_a_list_of_descriptors(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where a process cannot list its descriptors (no /proc) its server is found all the same."""
-
-    def refuse(path: str) -> list[str]:
-        raise FileNotFoundError(errno.ENOENT, "No such file or directory", path)
-
     gc.collect()  # servers of other tests: without a list of descriptors any of them is a candidate
     server = make_server("127.0.0.1", 0, wsgi, threaded=True)
     with monkeypatch.context() as patch:
-        patch.setattr(os, "listdir", refuse)
+        patch.setattr(os, "listdir", raiser(FileNotFoundError(errno.ENOENT, "No such file or directory")))
         found = discovery.find()
     assert found is not None
     assert found.name == "werkzeug"
@@ -294,21 +276,22 @@ def test_a_server_is_found_without_a_list_of_descriptors(monkeypatch: pytest.Mon
 @pytest.mark.parametrize(
     "listens",
     [
+        "",
         "import socket; listener = socket.create_server(('127.0.0.1', 0))",
         "from flask_lifecycle._probes.http_server import ProbeServer; listener = ProbeServer(None, '127.0.0.1', 0)",
     ],
 )
-def test_a_listener_that_is_no_server_we_know(listens: str) -> None:
-    """Neither a listener of an unknown server nor our own probe listener is taken for the application's server."""
-    code = f"{listens}; import os; from flask_lifecycle._servers import discovery as found; assert found.listens();"
-    done = run_python(f"{code} print(found.find()); os._exit(0)")
-    assert (done.returncode, done.stdout, done.stderr) == (0, "None\n", "")
+def test_what_is_no_server_we_know(listens: str) -> None:
+    """No listener, one of an unknown server and our own for probes are not the server's, and looking imports none."""
+    look = "import os, sys; from flask_lifecycle._servers import discovery as found"
+    done = run_python(
+        f"{listens}\n{look}; print(found.listens(), found.find(), 'waitress' in sys.modules, flush=True); os._exit(0)"
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"{bool(listens)} None False\n", "")
 
 
 def test_a_closed_or_half_made_server_is_no_server() -> None:
-    """One that was closed without having served is not found, while the collector has not been there yet; nor is one
-    whose making failed halfway, which has no socket and does not break the search.
-    """
+    """Neither one closed without having served is found, nor one whose making failed halfway, which has no socket."""
     gc.collect()  # servers of other tests
     half = object.__new__(BaseWSGIServer)
     with socket.create_server(("127.0.0.1", 0)) as listener:

@@ -123,10 +123,8 @@ def test_what_a_leaving_worker_has_accepted(shared: Any) -> None:
 
 
 def test_the_last_to_come_are_accepted_by_a_loop(shared: Any, listener: socket.socket) -> None:
-    """A gthread worker accepts them in its loop, and leaves it then; while the others go on it leaves at once.
-
-    Interleaving: the master finds the queue empty; the kernel completes a handshake; the master dismisses the worker.
-    """
+    """A gthread worker accepts them in its loop, and leaves it then; while the others go on it leaves at once."""
+    # Interleaving: the master finds the queue empty; the kernel completes a handshake; the master dismisses the worker.
     calls, deferred = list[Any](), list[Any]()
     worker = FakeWorker(
         sockets=[FakeServerSocket(sock=listener)],
@@ -166,10 +164,8 @@ def test_the_warning_names_the_number(
 
 
 def test_no_worker_is_signalled_twice(shared: Any, listener: socket.socket) -> None:
-    """Workers are dismissed when the listener is closed, and once: a second SIGTERM kills an interpreter that ends.
-
-    Interleaving: the master dismisses a worker and sees it end; gunicorn, which goes through its list, signals it.
-    """
+    """Workers are dismissed when the listener is closed, and once: a second SIGTERM kills an interpreter that ends."""
+    # Interleaving: the master dismisses a worker and sees it end; gunicorn, which goes through its list, signals it.
     server = FakeArbiter(listener, ages=(1,))
     kill, looks = server.kill_worker, list[int]()
     master = hooks.Master(server, shared)
@@ -195,11 +191,10 @@ def test_no_worker_is_signalled_twice(shared: Any, listener: socket.socket) -> N
 
 
 def test_how_long_the_master_waits(shared: Any, listener: socket.socket) -> None:
-    """A worker that never ends its delay, and a queue that nobody serves, hold the master for as long as they may.
-
-    Before anything is loaded nobody has to notice, and what waits is waited for as long as gunicorn waits for a worker.
-    Where no worker has ever taken part SIGTERM does what it does without us, and where none can start, no client waits.
-    """
+    """A worker that never ends its delay, and a queue that nobody serves, hold the master for as long as they may."""
+    # Before anything is loaded nobody has to notice, and what waits is waited for as long as gunicorn waits for a
+    # worker. Where no worker has ever taken part SIGTERM does what it does without us, and where none can start, no
+    # client waits.
     server = FakeArbiter(listener, ages=(1,))
     with socket.create_connection(listener.getsockname()):  # from the first look on nobody else can
         shared.set_state(1, states.DELAYING)
@@ -231,9 +226,7 @@ def test_listeners_of_others_are_left_alone(shared: Any, listener: socket.socket
 
 
 def test_a_tick_is_not_interrupted_by_the_next(shared: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The timer is wound up when a tick is over: on a busy machine ticks would nest otherwise, without end. What goes
-    wrong in a tick neither ends the master's loop nor holds it: gunicorn stops as ever.
-    """
+    """On a busy machine ticks do not nest without end; what goes wrong in one neither ends nor holds a stop."""
     timers, failure = list[tuple[float, float]](), list[Exception]()
 
     def values() -> list[Any]:
@@ -341,10 +334,8 @@ def test_a_gunicorn_that_is_not_known_is_left_alone(
 
 
 def test_a_worker_that_is_signalled_while_it_loads(process: Process, shared: Any) -> None:
-    """It begins nothing if the master has dismissed it alone; if all stop it serves what waits, until its turn comes.
-
-    Interleaving: gunicorn's handler gets SIGTERM while the application is loaded; then our hook is called.
-    """
+    """It begins nothing if the master has dismissed it alone; if all stop, it serves what waits until its turn."""
+    # Interleaving: gunicorn's handler gets SIGTERM while the application is loaded; then our hook is called.
     hooks.here.shared = shared
     worker = FakeWorker(3, alive=False)
     shared.dismiss(3)
@@ -413,11 +404,9 @@ def test_connections_of_gevent_that_wait_are_hung_up(now: list[float]) -> None:
 
 
 def test_a_connection_that_comes_to_a_leaving_worker_has_its_linger(listener: socket.socket, now: list[float]) -> None:
-    """A gevent worker accepts for a second after it was asked to leave: its new connections are not hung up at once.
-
-    Interleavings: if the request arrives between the accept and our look, the connection is not silent. If the look
-    comes first, the connection is silent; it was hung up as one that had waited since the worker was asked to leave.
-    """
+    """A gevent worker accepts for a second after it was asked to leave: its new connections are not hung up at once."""
+    # Interleavings: if the request arrives between the accept and our look, the connection is not silent. If the look
+    # comes first, the connection is silent; it was hung up as one that had waited since the worker was asked to leave.
     ended = list[bool]()
 
     def handle(_listener: Any, client: Any, _address: Any) -> None:

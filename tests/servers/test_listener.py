@@ -31,14 +31,9 @@ def listener() -> Iterator[socket.socket]:
         yield sock
 
 
-# -- what the kernel knows ----------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(("kind", "reset"), [("tcp", False), ("unix", False), ("tcp", True)])
 def test_what_a_connection_has(kind: str, reset: bool) -> None:
-    """Bytes are input and bytes, and an end of file is input alone; what the peer has not taken is counted until it
-    has, or until a reset has made it undeliverable.
-    """
+    """Bytes differ from an end of file; what the peer has not taken is counted until it has, or until a reset."""
     with contextlib.ExitStack() as stack:
         if kind == "unix":
             one, two = map(stack.enter_context, socket.socketpair())
@@ -108,18 +103,13 @@ def test_bind_errors(error: OSError, cause: str, cure: str) -> None:
     assert (made.errno, made.strerror) == (error.errno, f"Cannot listen on here: {cause}; {cure}.")
 
 
-# -- closing a listener -------------------------------------------------------------------------------------------
-
-
 def method_of(sock: socket.socket) -> str:
     """How a listener would be closed."""
     return closing.ClosingListener(sock, time.monotonic()).method
 
 
 def test_all_that_waits_is_accepted(listener: socket.socket, caplog: pytest.LogCaptureFixture) -> None:
-    """A listener is closed when the server's loop has accepted what is in its queue, and the log says how; whoever
-    connects meanwhile is refused.
-    """
+    """A listener is closed when the server's loop has accepted its queue; whoever connects meanwhile is refused."""
     caplog.set_level(logging.INFO, "flask_lifecycle")
     with contextlib.ExitStack() as stack:
         for _ in range(5):

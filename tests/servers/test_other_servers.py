@@ -28,9 +28,6 @@ def module_of(name: str) -> Any:
     return importlib.import_module(f"flask_lifecycle._servers.{name}")
 
 
-# -- granian ------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("arguments", "variable", "limit"),
     [
@@ -50,9 +47,6 @@ def test_granians_kill_timeout_is_found(
     if variable is not None:
         monkeypatch.setenv("GRANIAN_WORKERS_KILL_TIMEOUT", variable)
     assert module_of("asgi.granian").kill_timeout() == limit
-
-
-# -- idle connections ---------------------------------------------------------------------------------------------
 
 
 class Looping(asgi.LoopAdapter):
@@ -76,10 +70,8 @@ class Looping(asgi.LoopAdapter):
 
 
 def test_an_idle_connection_is_hung_up_unless_a_request_comes() -> None:
-    """One with bytes that were not read yet stays; the end of what a client sends is no request.
-
-    Interleaving: the drain finds the connection idle; its next request arrives; the loop comes to hang it up.
-    """
+    """One with bytes that were not read yet stays; the end of what a client sends is no request."""
+    # Interleaving: the drain finds the connection idle; its next request arrives; the loop comes to hang it up.
     loop = asyncio.new_event_loop()
     ours, theirs = socket.socketpair()
     transport = Mock(get_extra_info={"socket": ours}.get)
@@ -92,9 +84,6 @@ def test_an_idle_connection_is_hung_up_unless_a_request_comes() -> None:
             ours.recv(1)
         assert subject.wait_idle(BOUND, 0.0)
         loop.call_soon_threadsafe(loop.stop)
-
-
-# -- versions that are not known ----------------------------------------------------------------------------------
 
 
 def serve_by_uvicorn(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,8 +140,6 @@ def test_a_server_that_lacks_what_its_adapter_uses(
     assert adapter.ours is not lacks
 
 
-# -- uWSGI and mod_wsgi, which tests cannot import: with modules that stand for theirs -------------------------------
-
 WHOLE = {
     "master": True,
     "enable-threads": True,
@@ -204,9 +191,6 @@ def test_an_embedded_mod_wsgi_guarantees_less(monkeypatch: pytest.MonkeyPatch, g
     module = module_of("mod_wsgi")
     assert module.find().guarantee == guarantee
     del sys.modules["flask_lifecycle._servers.mod_wsgi"]
-
-
-# -- the wrapper around the application ------------------------------------------------------------------------------
 
 
 class Result:

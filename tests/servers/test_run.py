@@ -23,7 +23,7 @@ from werkzeug.serving import WSGIRequestHandler, make_server
 from flask_lifecycle import Lifecycle, _servers
 from flask_lifecycle._core.inflight import Load
 from flask_lifecycle._servers import sockets
-from tests._fakes import BOUND, Served, in_child, make_app, running, served, until
+from tests._fakes import BOUND, Served, in_child, make_app, raiser, running, served, until
 from tests.live._client import Connection, get, request_head
 
 if TYPE_CHECKING:
@@ -67,13 +67,6 @@ def made(server: str, **options: Any) -> Any:
 def werkzeug() -> Iterator[Served]:
     """The application above."""
     with served("werkzeug", app) as subject:
-        yield subject
-
-
-@pytest.fixture
-def cheroot() -> Iterator[Served]:
-    """The application above."""
-    with served("cheroot", app) as subject:
         yield subject
 
 
@@ -197,9 +190,7 @@ def test_a_child_of_a_process_that_stops() -> None:
 
 
 def test_a_listener_that_another_process_has_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A fork's copy of a listener is seen, and goes on taking connections when Werkzeug, which has it by ``fd=``,
-    stops; where systemd has passed a listener on such a copy is taken for granted.
-    """
+    """A fork's copy of a listener is seen, and takes connections after Werkzeug's stop; one of systemd is assumed."""
     with socket.create_server(("127.0.0.1", 0)) as sock:
         assert not sockets.has_other_owners(sock)
         read, write = os.pipe()
@@ -265,11 +256,10 @@ def test_a_ping_comes_through_all_listeners(server: str) -> None:
             until(lambda: subject.runner.load() == Load(0, 2, 0))
 
 
-def test_a_ping_does_not_wait_for_a_lock_of_cheroot(cheroot: Served) -> None:
+def test_a_ping_does_not_wait_for_a_lock_of_cheroot() -> None:
     """Where the lock of the queue is held, the ping is not sent."""
-    (server,) = cheroot.runner._servers
-    with server.requests._queue.mutex:
-        assert cheroot.runner.ping(lambda: None) is False
+    with served("cheroot", app) as subject, subject.runner._servers[0].requests._queue.mutex:
+        assert subject.runner.ping(lambda: None) is False
 
 
 NEEDS = [
@@ -324,20 +314,18 @@ def test_what_wakes_cheroot_is_no_harm_to_a_loop_that_is_awake(monkeypatch: pyte
     assert raised == [None]
 
 
-def test_cheroot_sends_at_once(cheroot: Served) -> None:
+def test_cheroot_sends_at_once() -> None:
     """Connections of cheroot under run wait for no acknowledgement before they send, as under its own bind."""
-    (listener,) = cheroot.runner.listeners()
-    assert listener.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+    with served("cheroot", app) as subject:
+        assert subject.runner.listeners()[0].getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
 # -- Werkzeug -------------------------------------------------------------------------------------------------------
 
 
 def test_a_stop_does_not_wait_for_the_poll(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The loop is woken by the end of its listener, and then by the stop, however long it polls.
-
-    The bad interleaving is the usual one: the loop polls its listener when that is closed.
-    """
+    """The loop is woken by the end of its listener, and then by the stop, however long it polls."""
+    # The bad interleaving is the usual one: the loop polls its listener when that is closed.
     turn, select = BaseServer.serve_forever, selectors.PollSelector.select.__code__
     monkeypatch.setattr(BaseServer, "serve_forever", lambda server, poll_interval: turn(server, 10 * BOUND))
     with served("werkzeug", app) as subject:
@@ -393,12 +381,8 @@ def test_no_thread_to_be_had(
     werkzeug: Served, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """Where no thread can be started a connection is closed, and the next is answered."""
-
-    def refuse(thread: threading.Thread) -> None:
-        raise RuntimeError("can't start new thread")
-
     with monkeypatch.context() as patch:
-        patch.setattr(threading.Thread, "start", refuse)
+        patch.setattr(threading.Thread, "start", raiser(RuntimeError("can't start new thread")))
         with Connection(werkzeug.address) as client:
             assert client.rest() == b""
     assert get(werkzeug.address, "/whole").body == b"body"

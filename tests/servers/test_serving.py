@@ -13,7 +13,7 @@ import pytest
 from flask_lifecycle import Lifecycle, ServerInfo, State, _servers
 from flask_lifecycle._core.process import Process
 from flask_lifecycle._servers.serving import Serving
-from tests._fakes import BOUND, SELF_WAIT, FakeMember, FakeServer, make_app, running, until, whole
+from tests._fakes import BOUND, SELF_WAIT, FakeMember, FakeServer, make_app, raiser, running, until, whole
 
 
 class FakeRunner(FakeServer):
@@ -126,9 +126,7 @@ def test_shutdown_in_the_servers_loop(runner: FakeRunner) -> None:
     ("waits", "verbs"), [(False, ["announce", "stop_accepting", "wait_idle", "stop"]), (True, ["close"])]
 )
 def test_a_shutdown_while_the_server_is_made(monkeypatch: pytest.MonkeyPatch, waits: bool, verbs: list[str]) -> None:
-    """A server that is being made when a shutdown begins is drained, as it listens already; if the shutdown has waited
-    for it in vain, it is let go without serving.
-    """
+    """A server that is being made when a shutdown begins is drained; if it is made too late, it never serves."""
     lifecycle = Lifecycle(app := make_app())
     runner = FakeRunner()
 
@@ -147,11 +145,7 @@ def test_a_server_that_fails(runner: FakeRunner, caplog: pytest.LogCaptureFixtur
     """A loop that raises ends run() with its exception, and the hooks have run."""
     lifecycle, ran = Lifecycle(app := make_app()), list[str]()
     lifecycle.on_shutdown(name="hook")(lambda: ran.append("hook"))
-
-    def serve() -> None:
-        raise ValueError("loop")
-
-    runner.serve = serve  # type: ignore[method-assign]
+    runner.serve = raiser(ValueError("loop"))  # type: ignore[method-assign]
     with pytest.raises(ValueError, match=whole("loop")):
         lifecycle.run(app)
     assert ran == ["hook"]

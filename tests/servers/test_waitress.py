@@ -19,7 +19,7 @@ from waitress.trigger import trigger
 
 from flask_lifecycle._core.inflight import Load
 from flask_lifecycle._servers import discovery, sockets, waitress
-from tests._fakes import BOUND, Served, running, served, until
+from tests._fakes import BOUND, Served, raiser, running, served, until
 from tests.live._client import Connection, get, refuses
 
 if TYPE_CHECKING:
@@ -93,9 +93,6 @@ def attached(*each: Theirs) -> Any:
     return adapter
 
 
-# -- connections ----------------------------------------------------------------------------------------------------
-
-
 def channel_of(subject: Served) -> Any:
     """Its only connection."""
     until(lambda: len(subject.runner.connections()) == 1)
@@ -126,16 +123,12 @@ def test_a_half_closed_client_in_a_drain(ours: Served, resets: bool) -> None:
 
 def test_a_network_that_fails_during_the_lingering_close(ours: Served) -> None:
     """A connection that cannot be read any more is closed although its client has said nothing of the sort."""
-
-    def fail(size: int) -> bytes:
-        raise OSError(errno.ETIMEDOUT, "Connection timed out")
-
     with Connection(ours.address) as client:
         client.send(b"GET / HTTP/1.1\r\nnot a header\r\n\r\n")
         channel = channel_of(ours)
         assert client.answer().status == 400
         until(lambda: channel.lingering)
-        channel.recv = fail
+        channel.recv = raiser(OSError(errno.ETIMEDOUT, "Connection timed out"))
         client.send(b"more")
         until(lambda: not ours.runner.connections())
     assert get(ours.address, "/").body == b"ok"
@@ -170,9 +163,6 @@ def test_a_worker_that_outlasts_the_loop(app: App, stays: bool) -> None:
     until(gone)
     with pytest.raises(OSError, match="Bad file descriptor"):
         listener.pull_trigger()
-
-
-# -- servers that somebody else started -----------------------------------------------------------------------------
 
 
 def test_a_connection_from_before_is_taken_along(app: App) -> None:
@@ -285,9 +275,6 @@ def test_classes_of_the_user_s_own(app: App) -> None:
         subject.announce()
         assert connection.get("/").says_close
     assert made == ["channel", "task"]
-
-
-# -- a ping: ahead of all that waits, and without ever holding up who sends it ---------------------------------------
 
 
 def test_a_ping_is_ahead_of_all_that_waits(app: App, ours: Served) -> None:
