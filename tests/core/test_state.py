@@ -40,14 +40,10 @@ class Heard(list[tuple[State, State, str]]):
         self.append((old, new, reason))
 
 
-def machine(*, ready: bool = True) -> tuple[StateMachine, Heard]:
-    """A machine at its beginning, and what it tells."""
+def machine(state: State = State.STARTING, *, ready: bool = True) -> tuple[StateMachine, Heard]:
+    """A machine that legal events have led to a state, and what it tells from then on."""
     heard = Heard()
-    return StateMachine(ready=ready, notify=heard), heard
-
-
-def bring(machine: StateMachine, state: State) -> None:
-    """Lead a machine to a state by legal events."""
+    made = StateMachine(ready=ready, notify=heard)
     way = {
         State.STARTING: [],
         State.READY: [Event.STARTED],
@@ -57,16 +53,16 @@ def bring(machine: StateMachine, state: State) -> None:
         State.STOPPED: [Event.DRAIN, Event.STOP, Event.STOPPED],
     }
     for event in way[state]:
-        machine.apply(event, "brought")
-    assert machine.state is state
+        made.apply(event, "brought")
+    assert made.state is state
+    heard.clear()
+    return made, heard
 
 
 @pytest.mark.parametrize("state", State)
 def test_a_stop_is_legal_in_every_state(state: State) -> None:
     """A drain leads to DRAINING from any state before it, and changes nothing after it, its reason included."""
-    subject, heard = machine()
-    bring(subject, state)
-    del heard[:]
+    subject, heard = machine(state)
     after = subject.apply(Event.DRAIN, "stop")
     assert after is (state if state in ENDING else State.DRAINING)
     assert len(heard) == (0 if state in ENDING else 1)
@@ -77,8 +73,7 @@ def test_a_stop_is_legal_in_every_state(state: State) -> None:
 @pytest.mark.parametrize(("state", "event"), ILLEGAL, ids=lambda value: value.name)
 def test_an_illegal_event_changes_nothing(state: State, event: Event) -> None:
     """An event that the table does not have raises, names itself and the state, and changes nothing."""
-    subject, heard = machine()
-    bring(subject, state)
+    subject, heard = machine(state)
     before = (subject.state, subject.reason, subject.reached_ready, subject.cordon, list(heard))
     message = f"'{event.value}' cannot happen in state {state.name}; {CURES[event]}."
     with pytest.raises(RuntimeError, match=whole(message)) as caught:
@@ -130,9 +125,7 @@ def test_a_cordon_ends_in_what_the_application_wishes(
     before: State, wish: Event | None, after: State, reason: str
 ) -> None:
     """A cordon makes an application not ready for its reason; its end leads to what was wished before or meanwhile."""
-    subject, heard = machine()
-    bring(subject, before)
-    del heard[:]
+    subject, heard = machine(before)
     subject.apply(Event.CORDON, "cordoned")
     if wish is not None:
         subject.apply(wish, "wish")
@@ -159,9 +152,7 @@ def test_a_cordon_before_the_start_is_remembered(ended: bool) -> None:
 
 def test_a_new_cordon_takes_the_place_of_the_old_one() -> None:
     """There is one cordon at a time, the last; the end of an old one does not end it, but a drain does."""
-    subject, heard = machine()
-    bring(subject, State.READY)
-    del heard[:]
+    subject, heard = machine(State.READY)
     assert subject.apply(Event.UNCORDON, "there is none") is State.READY
     assert subject.reason == "started"
     old, new = object(), object()
@@ -215,8 +206,7 @@ def test_changes_out_of_order_tell_both_ends() -> None:
 
 def test_a_forked_child_is_before_its_start() -> None:
     """What is forked off a served process has not started, but knows what was wished; one that stops stays so."""
-    subject, heard = machine()
-    bring(subject, State.READY)
+    subject, heard = machine(State.READY)
     subject.apply(Event.SET_NOT_READY, "paused")
     before = len(heard)
     subject.after_fork()

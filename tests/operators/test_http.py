@@ -131,27 +131,20 @@ def test_where_it_is() -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "written"),
+    ("name", "given", "written"),
     [
-        *(("10m", "10m"), ("90s", "1m30s"), ("1h30m", "1h30m"), ("1d12h", "1d12h"), ("1d2h3m4s", "1d2h3m4s")),
-        *(("1.5h", "1h30m"), ("0.5s", "0.5s"), ("5", "5s"), ("2.5", "2.5s"), ("61.25s", "1m1.25s")),
-        *((" 5s\n", "5s"), ("7d", "7d")),
+        *(("alice", each, each) for each in ("10m", "1h30m", "1d12h", "1d2h3m4s", "0.5s", "7d")),
+        *(("alice", "90s", "1m30s"), ("alice", "1.5h", "1h30m"), ("alice", "5", "5s"), ("alice", "2.5", "2.5s")),
+        *(("alice", "61.25s", "1m1.25s"), ("alice", " 5s\n", "5s")),
+        *((name, "1d", "1d") for name in ("alice@host.example", "Zoë", "x" * 64, "a=b", "10.0.0.1", "::1")),
     ],
 )
-def test_durations(given: str, written: str) -> None:
-    """A duration is a number of seconds, or numbers with units, longer ones first, and is written likewise."""
+def test_names_and_durations(name: str, given: str, written: str) -> None:
+    """A duration is a number of seconds, or numbers with units, longer ones first; a name has visible characters."""
     app = serve()
     for each in (given, written):
-        path = f"/lifecycle/cordon?by=alice&for={quote(each)}"
-        assert told(ask(app, path)) == (200, f"cordoned by alice for {written}")
-    state_of(app).end()
-
-
-@pytest.mark.parametrize("name", ["alice", "alice@host.example", "Zoë", "x" * 64, "a=b", "10.0.0.1", "::1"])
-def test_names(name: str) -> None:
-    """A name has visible characters only."""
-    app = serve()
-    assert ask(app, f"/lifecycle/cordon?by={quote(name)}&for=1d").text == f"cordoned by {name} for 1d\n"
+        path = f"/lifecycle/cordon?by={quote(name)}&for={quote(each)}"
+        assert told(ask(app, path)) == (200, f"cordoned by {name} for {written}")
     state_of(app).end()
 
 

@@ -62,13 +62,6 @@ class FakeWorker(SimpleNamespace):
         self.alive = False
 
 
-class FakeServerSocket(SimpleNamespace):
-    """gunicorn's wrapper of a listening socket, as workers have it."""
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.sock, name)
-
-
 @pytest.fixture
 def shared() -> Any:
     """What master and workers share, with the numbers of some settings on it."""
@@ -127,7 +120,7 @@ def test_the_last_to_come_are_accepted_by_a_loop(shared: Any, listener: socket.s
     # Interleaving: the master finds the queue empty; the kernel completes a handshake; the master dismisses the worker.
     calls, deferred = list[Any](), list[Any]()
     worker = FakeWorker(
-        sockets=[FakeServerSocket(sock=listener)],
+        sockets=[Mock(wraps=listener, sock=listener)],  # gunicorn's wrapper
         method_queue=SimpleNamespace(defer=lambda *call: deferred.append(call)),
         set_accept_enabled=calls.append,
         accept=lambda accepted: calls.append(accepted.accept()[0].close()),

@@ -21,6 +21,7 @@ from uvicorn import Config, Server
 from flask_lifecycle._servers import asgi
 from flask_lifecycle._servers.wsgi import WSGIWrapper
 from tests._fakes import BOUND, running
+from tests.core.test_inflight import Chunks
 
 
 def module_of(name: str) -> Any:
@@ -193,23 +194,10 @@ def test_an_embedded_mod_wsgi_guarantees_less(monkeypatch: pytest.MonkeyPatch, g
     del sys.modules["flask_lifecycle._servers.mod_wsgi"]
 
 
-class Result:
-    """A body that says how often it was closed."""
-
-    def __init__(self) -> None:
-        self.closed = 0
-
-    def __iter__(self) -> Iterator[bytes]:
-        yield b"x"
-
-    def close(self) -> None:
-        self.closed += 1
-
-
 @pytest.mark.parametrize("end", ["iterated", "closed", "both", "dropped"])
 def test_a_body_is_closed_once(end: str) -> None:
     """However a server treats a body, it is closed, and once."""
-    subject, result = WSGIWrapper(), Result()
+    subject, result = WSGIWrapper(), Chunks(b"x")
     called: Any = subject.wrap(lambda environ, start_response: result)
     body = called({}, None)
     assert len(subject.running) == 1
