@@ -301,9 +301,13 @@ def test_the_previous_shutdown(report: Any, expected: dict[str, float]) -> None:
 HOSTILE = 'db\n"} 1\n# TYPE x\\ \udcff \N{SNOWMAN}'
 
 
-@pytest.mark.parametrize(("accept", "parse"), [("", read_text), (OPENMETRICS, read_openmetrics)], ids=["text", "open"])
+@pytest.mark.parametrize(
+    ("accept", "parse"),
+    [("", read_text), (OPENMETRICS, read_openmetrics), (f"{OPENMETRICS},{'a/b,' * 256}", read_text)],
+    ids=["text", "open", "too long"],
+)
 def test_both_formats(accept: str, parse: Any) -> None:
-    """Both formats can be parsed, also with names that contain line ends or quotes."""
+    """Both formats can be parsed, also with names that contain line ends or quotes; a long header is not."""
     app, lifecycle = with_metrics()
     lifecycle.check(HOSTILE)(lambda: False)
     with lifecycle.work(HOSTILE):
@@ -312,7 +316,8 @@ def test_both_formats(accept: str, parse: Any) -> None:
     get(app, "/readyz")
     lifecycle.shutdown()
     response = scrape(app, headers={"Accept": accept})
-    assert response.content_type.partition(";")[0] == (accept.partition(";")[0] or "text/plain")
+    wanted = "text/plain" if parse is read_text else "application/openmetrics-text"
+    assert response.content_type.partition(";")[0] == wanted
     ours = [family for family in parse(response.get_data(as_text=True)) if family.name.startswith("flask_lifecycle")]
     found = flat(ours)
     name = 'db\n"} 1\n# TYPE x\\ \\udcff \N{SNOWMAN}'
