@@ -413,12 +413,8 @@ def run_python(
     return subprocess.run(
         [sys.executable, *python, "-c", code, *arguments],
         cwd=ROOT,
-        env={
-            **os.environ,
-            "PYTHONPATH": str(ROOT),
-            "PYTHONUNBUFFERED": "1",
-            **(environ or {}),
-        },  # some leave by os._exit
+        # Unbuffered, because some leave by os._exit.
+        env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", **(environ or {})},
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,

@@ -72,9 +72,6 @@ class Chunks:
         self.closed += 1
 
 
-# -- counting -----------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("to_the_end", [True, False])
 def test_counted_until_closed_or_iterated_to_the_end(to_the_end: bool) -> None:
     """A request is in flight from before the application is called until its body has come to its end or is closed."""
@@ -264,9 +261,6 @@ def test_requests_answered_around_the_middleware_are_counted() -> None:
     assert (len(ledger), len(ledger.active), ledger.left, told) == (0, 0, 2, ["past"])
 
 
-# -- what a server optimises --------------------------------------------------------------------------------------
-
-
 def test_a_body_has_its_length_or_none() -> None:
     """A result has a length behind us if it had one, so a server frames it as before."""
     (_ledger, whole), (_other, stream) = begun([b"whole"]), begun(iter([b"a", b"b"]))
@@ -374,18 +368,10 @@ def test_file_wrapper_that_is_no_class(ledger: Ledger, hashable: bool) -> None:
 )
 def test_wsgiref_validate(ledger: Ledger, result: Any) -> None:
     """The middleware is a WSGI application to the server and a WSGI server to the application."""
-    app = validator(counted(validator(gives(result)), ledger))
-    environ = create_environ("/work")
-    environ["wsgi.file_wrapper"] = FileWrapper
-    environ.pop("HTTP_CONTENT_TYPE", None)
-    environ.pop("HTTP_CONTENT_LENGTH", None)
-    body: Any = app(environ, start_response)
+    body = call(validator(counted(validator(gives(result)), ledger)), wrapper=FileWrapper)
     b"".join(body)
     body.close()
     assert len(ledger) == 0
-
-
-# -- asking -------------------------------------------------------------------------------------------------------
 
 
 def test_requests_oldest_first() -> None:
@@ -413,9 +399,6 @@ def test_a_request_writes_no_line_of_its_own() -> None:
     """What a client put into its path is in the log as it was on the wire, line ends and escapes quoted."""
     path = "/caf\u00e9 1\nERROR forged\x1b[31m"
     assert str(RequestInfo("GET", path, 3.21)) == "GET /caf%E9%201%0AERROR%20forged%1B%5B31m after 3.2 s (running)"
-
-
-# -- waiting ------------------------------------------------------------------------------------------------------
 
 
 class Announcing(threading.Condition):

@@ -49,9 +49,6 @@ REPORT = ShutdownReport(
 )
 
 
-# -- what it says -------------------------------------------------------------------------------------------------
-
-
 def test_the_report_as_json() -> None:
     """The report says all of it but the text of exceptions, which may hold hosts and passwords, and is JSON."""
     assert json.loads(json.dumps(REPORT.as_dict())) == {
@@ -100,9 +97,6 @@ def test_the_course_in_words() -> None:
     assert forced.as_dict()["signal"] == "999"
 
 
-# -- what is counted ----------------------------------------------------------------------------------------------
-
-
 def test_requests_served_and_refused_are_counted() -> None:
     """Requests that end after the drain has begun are served, those that the guard answers are refused."""
     app, lifecycle = serve(LIFECYCLE_DRAIN_POLICY="reject")
@@ -146,9 +140,6 @@ def test_a_report_that_cannot_be_kept(caplog: pytest.LogCaptureFixture) -> None:
     """Whatever goes wrong with the report, the shutdown ends."""
     assert stop(FakeMember(), keep=raiser(ValueError("no disk"))).clean
     assert "the report could not be written" in caplog.messages
-
-
-# -- stragglers ---------------------------------------------------------------------------------------------------
 
 
 def test_what_holds_up_a_drain_is_told_halfway(caplog: pytest.LogCaptureFixture) -> None:
@@ -202,9 +193,6 @@ def test_a_flood_of_stragglers_is_counted(caplog: pytest.LogCaptureFixture) -> N
     told = [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
     assert (len(told), told[-1]) == (51, "abandoned 3 more")
     assert len(report.abandoned) == len(bodies)
-
-
-# -- the file -----------------------------------------------------------------------------------------------------
 
 
 def test_the_report_is_written_whole(tmp_path: Path) -> None:
@@ -369,9 +357,6 @@ def test_a_report_that_is_none(tmp_path: Path, content: str) -> None:
     assert report_file.read(str(tmp_path / "report.json")) is None
     assert report_file.read(str(tmp_path / "nowhere")) is None
     assert report_file.read(None) is None
-
-
-# -- from setting to file -----------------------------------------------------------------------------------------
 
 
 def test_each_file_is_written_once(tmp_path: Path) -> None:

@@ -40,9 +40,6 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> ManualClock:
     return ManualClock()
 
 
-# -- the phases ---------------------------------------------------------------------------------------------------
-
-
 def ready(clock: ManualClock, **settings: Any) -> FakeMember:
     """An application that was ready once."""
     member = FakeMember(clock, **settings)
@@ -103,19 +100,11 @@ def test_a_shutdown_in_the_middle_of_its_beginning() -> None:
 
 def test_what_fails_does_not_end_the_shutdown(clock: ManualClock, caplog: pytest.LogCaptureFixture) -> None:
     """A phase that raises, or an application that cannot be drained or stopped, is logged, and the shutdown goes on."""
-
-    class Broken(FakeMember):
-        def begin_drain(self, request: StopRequest) -> Callable[[], object]:
-            raise ValueError("deaf")
-
-    class BrokenServer(FakeServer):
-        def stop_accepting(self, timeout: float) -> None:
-            raise OSError("broken")
-
-    ran: list[str] = []
-    broken, well = Broken(clock), FakeMember(clock)
+    broken, well, server, ran = FakeMember(clock), FakeMember(clock), FakeServer(), list[str]()
+    broken.begin_drain = raiser(ValueError("deaf"))  # type: ignore[method-assign]
+    server.stop_accepting = raiser(OSError("broken"))  # type: ignore[method-assign]
     well.hooks.add("shutdown", lambda: ran.append("hook"), "hook", None)
-    result = stop(broken, well, clock=clock, server=BrokenServer())
+    result = stop(broken, well, clock=clock, server=server)
     assert (ran, len(result.phases)) == (["hook"], 5)
     assert (well.machine.draining.is_set(), well.machine.state) == (True, State.STOPPED)
     [record] = [record for record in caplog.records if record.getMessage().startswith("phase")]
@@ -124,9 +113,6 @@ def test_what_fails_does_not_end_the_shutdown(clock: ManualClock, caplog: pytest
     assert (record.__dict__["lifecycle_phase"], record.__dict__["lifecycle_seconds"]) == ("stop accepting", 0.0)
     assert "an application could not be made to drain" in caplog.messages
     assert "an application could not be marked as stopped" in caplog.messages
-
-
-# -- announce and delay -------------------------------------------------------------------------------------------
 
 
 def test_the_delay_leaves_the_reserve_alone(clock: ManualClock) -> None:
@@ -248,18 +234,13 @@ def test_policies(clock: ManualClock, policy: str, server: str | None) -> None:
     member = ready(clock, drain_policy=policy)
     seen: list[int] = []
 
-    class Server(FakeServer):
-        def wait_idle(self, timeout: float, linger: float) -> bool:
-            seen.append(member.refused)
-            return True
+    def look(*_arguments: float) -> bool:
+        seen.append(member.refused)
+        return True
 
-    class Ledger(StuckLedger):
-        def wait_idle(self, timeout: float) -> bool:
-            seen.append(member.refused)
-            return True
-
-    member.ledger = Ledger(clock)
-    stop(member, clock=clock, server=None if server is None else Server(ours=server == "ours"))
+    served_by = FakeServer(ours=server == "ours")
+    vars(member.ledger)["wait_idle"] = vars(served_by)["wait_idle"] = look
+    stop(member, clock=clock, server=served_by if server else None)
     assert seen[-1] == int(refuses)
 
 
@@ -273,9 +254,6 @@ def test_two_stuck_applications_share_the_deadline(clock: ManualClock) -> None:
     result = stop(*members, clock=clock)
     assert result.duration == 7.0
     assert len(result.abandoned) == 2
-
-
-# -- hooks --------------------------------------------------------------------------------------------------------
 
 
 def test_order_of_hooks(clock: ManualClock) -> None:
@@ -478,9 +456,6 @@ def test_the_drain_waits_for_a_startup_under_way(clock: ManualClock, free: threa
     assert order == ["built", "torn down"]
 
 
-# -- races --------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("second", ["begin", "attach"])
 def test_what_comes_while_a_shutdown_begins(clock: ManualClock, second: str) -> None:
     """Another stop, or a server, that comes while the first stop is being begun waits for it, and is too late."""
@@ -507,9 +482,6 @@ def test_what_comes_while_a_shutdown_begins(clock: ManualClock, second: str) -> 
     finish(shutdown)
     assert sorted(answers) == [("first", True), ("second", False)]
     assert (shutdown.reason, server.calls, shutdown.server) == ("first", [], None)
-
-
-# -- late in an interpreter's life --------------------------------------------------------------------------------
 
 
 @pytest.fixture

@@ -48,9 +48,6 @@ def test_a_request_that_waits_for_a_hung_start_is_answered_when_the_process_stop
     ended(app)
 
 
-# -- tasks --------------------------------------------------------------------------------------------------------
-
-
 def test_a_task_holds_readiness(lifecycle: Lifecycle) -> None:
     """Until the last task has ended the state is STARTING; a second end does no harm, nor the end of an application."""
     first, second = lifecycle.startup_task("cache"), lifecycle.startup_task("model")
@@ -300,9 +297,6 @@ def test_a_start_that_hangs_is_not_silent(
     assert {r.levelname for r in caplog.records if "waiting for" in r.getMessage()} == {"WARNING"}
 
 
-# -- waiting for ready --------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("end", ["ready", "shutdown"])
 def test_wait_ready(lifecycle: Lifecycle, end: str) -> None:
     """``wait_ready`` comes back when the application is ready, or cannot be any more, or when its time is over."""
@@ -341,9 +335,6 @@ def test_wait_ready_where_readiness_waits_is_refused() -> None:
     with task, pytest.raises(RuntimeError, match=whole(WAITS_FOR_ITSELF)):
         lifecycle.wait_ready()
     assert lifecycle.wait_ready(BOUND)
-
-
-# -- resources and twins ------------------------------------------------------------------------------------------
 
 
 def test_resources_are_opened_in_order_and_closed_in_reverse() -> None:

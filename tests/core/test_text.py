@@ -17,18 +17,16 @@ FORGED = "x\n2026-01-01 INFO shutdown complete\r\x1b[2J\u202e\x9b1m\u2028y"
 
 
 @pytest.fixture
-def log() -> Iterator[io.StringIO]:
+def log(caplog: pytest.LogCaptureFixture) -> Iterator[io.StringIO]:
     """What a plain handler of the application writes."""
     stream = io.StringIO()
     handler = logging.StreamHandler(stream)
     handler.setFormatter(logging.Formatter("RECORD %(levelname)s %(message)s"))
     root = logging.getLogger("flask_lifecycle")
     root.addHandler(handler)
-    level = root.level
-    root.setLevel(logging.DEBUG)
-    yield stream
+    with caplog.at_level(logging.DEBUG, root.name):
+        yield stream
     root.removeHandler(handler)
-    root.setLevel(level)
 
 
 def harmless(text: str) -> bool:

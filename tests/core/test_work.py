@@ -75,10 +75,7 @@ class Mute:
 @pytest.mark.parametrize(
     ("info", "text"),
     [
-        (
-            WorkInfo("import", 3.14, info={"file": "a\nb", "rows": 5}),
-            "work 'import' (file='a\\nb', rows=5) after 3.1 s",
-        ),
+        (WorkInfo("a", 3.14, info={"file": "a\nb", "rows": 5}), "work 'a' (file='a\\nb', rows=5) after 3.1 s"),
         (WorkInfo("import", 1.0, info={"what": Mute()}), "work 'import' (what=<Mute>) after 1.0 s"),
         (WorkInfo("a\x1b[2J", 0.0), "work 'a\\x1b[2J' after 0.0 s"),
         (WorkInfo("x", 0.0, info={"a\nb": 1}), "work 'x' ('a\\nb'=1) after 0.0 s"),

@@ -22,10 +22,9 @@ class Subject:
         self.lifecycle = Lifecycle(self.app)
         self.state = state_of(self.app)
         self.state.startup.run()
-        self.clock = ManualClock()
         control: Any = self.state.control
         self.control = control
-        self.control.clock = self.clock
+        self.control.clock = self.clock = ManualClock()
 
     @property
     def reason(self) -> str:

@@ -25,8 +25,7 @@ class Subject(test_cordon.Subject):
     def __init__(self, path: Path) -> None:
         super().__init__(path)
         self.path = path
-        directory: Any = self.state.features["control directory"]
-        self.directory = directory
+        self.directory: Any = self.state.features["control directory"]
 
     def write(self, text: str | bytes, age: float = 0.0) -> None:
         """Put a cordon into the place of another, in one step and as another file, some seconds old."""

@@ -89,9 +89,6 @@ def no_trace() -> Iterator[None]:
     hooks.here.shared = hooks.here.master = hooks.here.worker = None
 
 
-# -- the worker -------------------------------------------------------------------------------------------------------
-
-
 def adapter_of(worker: FakeWorker, shared: Any) -> Any:
     serving: Any = SimpleNamespace(process=SimpleNamespace(shutdown=SimpleNamespace(in_flight=1)))
     return hooks.HookedWorker(worker, shared, serving)
@@ -151,9 +148,6 @@ def test_the_warning_names_the_number(
         f" 'graceful_timeout' to {needed}, or a shorter 'LIFECYCLE_GRACE_PERIOD'."
     )
     assert caplog.messages == ([] if needed is None else [expected])
-
-
-# -- the master -------------------------------------------------------------------------------------------------------
 
 
 def test_no_worker_is_signalled_twice(shared: Any, listener: socket.socket) -> None:
@@ -267,9 +261,6 @@ def test_the_master_waits_no_longer_than_the_grace_period(shared: Any, age: floa
     assert server.cfg.graceful_timeout == timeout
 
 
-# -- the hooks --------------------------------------------------------------------------------------------------------
-
-
 @pytest.fixture
 def process(monkeypatch: pytest.MonkeyPatch) -> Iterator[Process]:
     """A process that touches no signals, with one application, in the place of this one."""
@@ -343,9 +334,6 @@ def test_a_worker_that_is_signalled_while_it_loads(process: Process, shared: Any
     os.kill(os.getpid(), signal.SIGTERM)
     assert not worker.alive
     hooks.worker_exit(None, worker)
-
-
-# -- connections that wait ---------------------------------------------------------------------------------------------
 
 
 @pytest.fixture

@@ -70,9 +70,6 @@ def werkzeug() -> Iterator[Served]:
         yield subject
 
 
-# -- listeners ------------------------------------------------------------------------------------------------------
-
-
 @each_runner
 def test_a_server_is_bound_when_it_is_made(server: str) -> None:
     """A server listens from the moment it is made, says where, and lets go of it without having served."""
@@ -218,9 +215,6 @@ def test_a_listener_that_another_process_has_as_well(monkeypatch: pytest.MonkeyP
         assert sockets.has_other_owners(sock)
 
 
-# -- the application ------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("path", RAISED)
 @each_runner
 def test_what_the_application_raises_is_answered(server: str, path: str) -> None:
@@ -239,9 +233,6 @@ def test_a_body_that_exits(server: str) -> None:
             connection.head()
             assert connection.rest() == b"3\r\none\r\n"
         assert get(subject.address, "/whole").body == b"body"
-
-
-# -- a ping, and versions that are not known -------------------------------------------------------------------------
 
 
 @each_runner
@@ -289,9 +280,6 @@ def test_a_server_that_lacks_what_its_adapter_uses(name: str, lacks: int, monkey
     assert all(repr(each) in adapter.advice for each in names)
 
 
-# -- cheroot --------------------------------------------------------------------------------------------------------
-
-
 def test_what_wakes_cheroot_is_no_harm_to_a_loop_that_is_awake(monkeypatch: pytest.MonkeyPatch) -> None:
     """The bad interleaving: the loop looks for connections to expire before it selects what a stop has registered."""
     raised: list[Exception | None] = []
@@ -318,9 +306,6 @@ def test_cheroot_sends_at_once() -> None:
     """Connections of cheroot under run wait for no acknowledgement before they send, as under its own bind."""
     with served("cheroot", app) as subject:
         assert subject.runner.listeners()[0].getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
-
-
-# -- Werkzeug -------------------------------------------------------------------------------------------------------
 
 
 def test_a_stop_does_not_wait_for_the_poll(monkeypatch: pytest.MonkeyPatch) -> None:
