@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import re
@@ -11,7 +10,7 @@ import socket
 import sys
 import threading
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -108,14 +107,13 @@ def test_descriptors_reach_run() -> None:
     """Each descriptor is a listening socket, which run() gets."""
     state = FakeState()
     with socket.create_server(("127.0.0.1", 0)) as one, socket.create_server(("127.0.0.1", 0)) as two:
-        numbers = [str(os.dup(each.fileno())) for each in (one, two)]
-        _app, result = invoke(state, "--fd", numbers[0], "--fd", numbers[1])
-        assert (result.exit_code, result.output) == (0, "")
-        [(*_where, options)] = state.calls
-        for given, listener in zip(options.pop("sockets"), (one, two), strict=True):
-            with given:
-                assert given.getsockname() == listener.getsockname()
-        assert options == {}
+        numbers = [os.dup(each.fileno()) for each in (one, two)]
+        _app, result = invoke(state, *(f"--fd={number}" for number in numbers))
+    assert (result.exit_code, result.output) == (0, "")
+    [(*_where, options)] = state.calls
+    assert {name: [sock.detach() for sock in given] for name, given in options.items()} == {"sockets": numbers}
+    for number in numbers:
+        os.close(number)
 
 
 def test_how_the_command_ends() -> None:
@@ -154,18 +152,6 @@ def test_help() -> None:
     assert "Serve until SIGTERM or Ctrl-C" in app.test_cli_runner().invoke(args=["lifecycle", "run", "--help"]).output
 
 
-@contextlib.contextmanager
-def silent(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Nobody has set logging up; what the test sets up is taken back."""
-    level = LOGGER.level
-    with monkeypatch.context() as patch:
-        patch.setattr(logging.getLogger(), "handlers", [])
-        patch.setattr(LOGGER, "handlers", [])
-        LOGGER.setLevel(logging.NOTSET)
-        yield
-    LOGGER.setLevel(level)
-
-
 @pytest.mark.parametrize(
     ("prepare", "levels"),
     [
@@ -179,11 +165,15 @@ def silent(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         (lambda: LOGGER.addHandler(logging.NullHandler()), []),
     ],
 )
-def test_the_log_is_shown(monkeypatch: pytest.MonkeyPatch, prepare: Callable[[], Any], levels: list[str]) -> None:
+def test_the_log_is_shown(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, prepare: Callable[[], Any], levels: list[str]
+) -> None:
     """Where nothing would handle our log, run() and the command show it on standard error, from INFO on; once."""
     stream = Terminal()
-    with silent(monkeypatch):
-        monkeypatch.setattr(sys, "stderr", stream)
+    with monkeypatch.context() as patch, caplog.at_level(logging.NOTSET, LOGGER.name):
+        for logger in (logging.getLogger(), LOGGER):
+            patch.setattr(logger, "handlers", [])
+        patch.setattr(sys, "stderr", stream)
         prepare()
         show_log()
         show_log()

@@ -214,8 +214,7 @@ def test_the_last_task_ends_while_the_start_looks(monkeypatch: pytest.MonkeyPatc
     # start: functions are over | task: leaves, looks: both over, applies STARTED | start: looks, applies it again.
     lifecycle = Lifecycle()
     task = lifecycle.startup_task("cache")
-    app = make_app()
-    lifecycle.init_app(app)
+    lifecycle.init_app(app := make_app())
     state, changes = state_of(app), list[State]()
     check = state.startup.check_tasks
 
@@ -281,8 +280,7 @@ def test_a_start_that_hangs_is_not_silent(
     free = threading.Event()
     lifecycle.on_startup(name="migrate")(lambda: free.wait(BOUND))
     task = lifecycle.startup_task("cache")
-    app = make_app()
-    lifecycle.init_app(app)
+    lifecycle.init_app(app := make_app())
     state = state_of(app)
 
     def said(what: str) -> bool:
@@ -357,7 +355,7 @@ def test_resources_are_opened_in_order_and_closed_in_reverse() -> None:
 
     pool = lifecycle.resource(name="pool")(Pool)
     instance = lifecycle.resource(name="instance")(Pool())
-    app = started(lifecycle)
+    started(lifecycle)
     assert (engine.value, type(pool.value), type(instance.value)) == ("the engine", Pool, Pool)
     lifecycle.on_shutdown(name="last")(lambda: course.append("last registered"))
     assert lifecycle.shutdown().clean
@@ -367,7 +365,6 @@ def test_resources_are_opened_in_order_and_closed_in_reverse() -> None:
     message = "The resource 'engine' is not open; it is, from the start-up to the end of the drain."
     with pytest.raises(RuntimeError, match=whole(message)):
         _ = engine.value
-    assert app.name == "testing"
 
 
 def test_what_did_not_open_is_not_closed() -> None:

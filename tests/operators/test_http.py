@@ -14,7 +14,6 @@ from flask_lifecycle import Lifecycle, State
 from tests._fakes import listener_of, make_app, state_of
 
 TOKEN = "0123456789abcdef"
-NOT_FOUND = b"not found: only probes are answered here\n"
 
 
 def serve(**config: Any) -> Flask:
@@ -89,7 +88,7 @@ def test_a_drain_begins_when_its_answer_is_written() -> None:
 def not_found(response: TestResponse) -> bool:
     """Whether an answer is the one of any path that does not exist."""
     assert "Allow" not in response.headers
-    return (response.status_code, response.data) == (404, NOT_FOUND)
+    return (response.status_code, response.data) == (404, b"not found: only probes are answered here\n")
 
 
 @pytest.mark.parametrize("path", ACTIONS)

@@ -84,9 +84,6 @@ def test_unlink_only_what_was_bound(tmp_path: Path) -> None:
     assert [sockets.socket_identity(str(tmp_path / name)) for name in ("file", "nothing")] == [None, None]
 
 
-NO_NAME = socket.gaierror(socket.EAI_NONAME, "Name or service not known")
-
-
 @pytest.mark.parametrize(
     ("error", "cause", "cure"),
     [
@@ -94,18 +91,13 @@ NO_NAME = socket.gaierror(socket.EAI_NONAME, "Name or service not known")
         (OSError(errno.EACCES, "x"), "permission is denied", "choose a port above 1023 or a path that may be written"),
         (OSError(errno.EADDRNOTAVAIL, "x"), "Cannot assign requested address", "choose another address"),
         (OSError("told"), "told", "choose another address"),
-        (NO_NAME, "Name or service not known", "choose another address"),
+        (socket.gaierror(socket.EAI_NONAME, "no name"), "no name", "choose another address"),
     ],
 )
 def test_bind_errors(error: OSError, cause: str, cure: str) -> None:
     """Each way in which an address cannot be listened on is one sentence with a cure."""
     made = sockets.bind_error(error, "here")
     assert (made.errno, made.strerror) == (error.errno, f"Cannot listen on here: {cause}; {cure}.")
-
-
-def method_of(sock: socket.socket) -> str:
-    """How a listener would be closed."""
-    return closing.ClosingListener(sock, time.monotonic()).method
 
 
 def test_all_that_waits_is_accepted(listener: socket.socket, caplog: pytest.LogCaptureFixture) -> None:
@@ -173,7 +165,7 @@ def test_the_best_way_that_is_permitted(forbidden: tuple[int, ...], method: str)
         given.append((option, value))
 
     sock: Any = types.SimpleNamespace(family=socket.AF_INET6, getsockopt=lambda *_: 0, setsockopt=set_option)
-    assert method_of(sock) == method
+    assert closing.ClosingListener(sock, time.monotonic()).method == method
     if method == "socket filter":
         [(option, program)] = given
         assert option == 26
