@@ -17,7 +17,8 @@ import pytest
 from flask_lifecycle._core import exit as exit_module
 from flask_lifecycle._core import process as process_module
 from flask_lifecycle._core.process import Process
-from tests._fakes import BOUND, FakeMember, finish, run_python, whole
+from flask_lifecycle._servers.serving import this_process
+from tests._fakes import BOUND, FakeMember, finish, in_child, run_python, running, whole
 
 
 def test_an_application_after_a_shutdown_begins_anew() -> None:
@@ -79,10 +80,13 @@ def refuse(thread):
         ("print('kept', end=''); sys.stderr.close(); exit_now(7)", 7, "kept"),
         ("sys.stdout = None; exit_now(6)", 6, ""),
         ("threading.Thread.start = refuse; print('kept', end=''); exit_now(5, 'last words')", 5, "kept"),
+        ("exit_now(4, 'last words', keep=threading.Event().wait, limit=4.0)", 4, ""),
     ],
 )
 def test_exit_now_keeps_what_was_printed(code: str, leaves: int, output: str) -> None:
-    """Leaving at once flushes the streams and says its last words, although streams or threads are missing."""
+    """Leaving at once flushes the streams and says its last words, although streams or threads are missing, or the disk
+    of the report hangs.
+    """
     done = run_python(EXIT + code)
     assert (done.returncode, done.stdout) == (leaves, output)
     assert done.stderr == ("last words\n" if "last words" in code else "")
@@ -304,6 +308,21 @@ def test_pid_1_under_a_foreign_server_leaves_by_the_code(monkeypatch: pytest.Mon
     with pytest.raises(SystemExit, match=whole("143")):
         process.exit.give_back(signal.SIGTERM, 128 + signal.SIGTERM)
     assert died == [signal.SIGTERM]
+
+
+def test_a_forked_child_has_a_lock_of_its_own() -> None:
+    """A thread that the child does not have may hold the lock of the applications at the fork."""
+    held, free = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with this_process._lock:
+            held.set()
+            assert free.wait(BOUND)
+
+    with running(hold):
+        assert held.wait(BOUND)
+        assert in_child(lambda: not isinstance(this_process.applications(), list)) == 0
+        free.set()
 
 
 FORKED = """
