@@ -129,6 +129,7 @@ def told(text: str, value: Any) -> str:
 
 
 # A setting, and values with the error that they have; see told().
+# fmt: off
 REFUSED: dict[type[Exception], list[tuple[str, list[Any], str]]] = {
     TypeError: [
         ("GRACE_PERIOD", ["25", True, None], SECONDS),
@@ -145,11 +146,8 @@ REFUSED: dict[type[Exception], list[tuple[str, list[Any], str]]] = {
         ("CONTROL_DIR", ["", b"/run", 1, "a\0b"], "must be the path of a directory or None, not {}."),
         ("PROBE_HOST", ["", None], "must be an address to listen on, such as '0.0.0.0' or '::', not {}."),
         ("PATHS", [["/livez"]], "must be a mapping from a probe to its path, not {}."),
-        (
-            "STOP_ON_CRASH",
-            [True, 1, b"*", ["MainThread", 1], {"*": 1}],
-            "must be a list of patterns of thread names such as ['MainThread', 'consumer-*'], not {}.",
-        ),
+        ("STOP_ON_CRASH", [True, 1, b"*", ["MainThread", 1], {"*": 1}],
+         "must be a list of patterns of thread names such as ['MainThread', 'consumer-*'], not {}."),
         ("STATUS_CODES", [500, None, [("fail", 500)]], "must be a mapping such as {'fail': 500}, not {}."),
         ("HEADERS", ["X-Node: a", None, [("X-Node", "a")]], "must be a mapping from header names to strings, not {}."),
     ],
@@ -165,16 +163,10 @@ REFUSED: dict[type[Exception], list[tuple[str, list[Any], str]]] = {
         ("DELAY_MIN", [NAN], NOT_NEGATIVE),
         ("DELAY_MAX", [0], POSITIVE),
         ("DELAY_PROBES", [0, True, 2.5], "must be a whole number from 1 to 1000, not {}."),
-        (
-            "REPORT_FILE",
-            ["/nowhere/report.json", "/"],
-            "names {}, which is not a file in an existing directory; create the directory, or name another.",
-        ),
-        (
-            "SIGNALS",
-            [[15, name] for name in ("SIGTREM", 999, True, None)],
-            "names {last}, which is not a signal on this system; use names such as 'SIGTERM'.",
-        ),
+        ("REPORT_FILE", ["/nowhere/report.json", "/"],
+         "names {}, which is not a file in an existing directory; create the directory, or name another."),
+        ("SIGNALS", [[15, name] for name in ("SIGTREM", 999, True, None)],
+         "names {last}, which is not a signal on this system; use names such as 'SIGTERM'."),
         ("SIGNALS", [["SIGKILL"], ["SIGSTOP"]], "names {last}, which a process cannot catch; leave it out."),
         ("SIGNALS", [[9]], "names 'SIGKILL', which a process cannot catch; leave it out."),
         ("EXIT", ["quick"], "must be one of 'code', 'signal', not {}."),
@@ -183,106 +175,60 @@ REFUSED: dict[type[Exception], list[tuple[str, list[Any], str]]] = {
         ("READINESS_ON_DRAIN", ["hold"], "must be one of 'fail', 'keep', not {}."),
         ("DETAILS", ["some"], "must be one of 'never', 'token', 'always', not {}."),
         ("DETAILS", ["token"], "is {} but 'LIFECYCLE_TOKEN' is not set; set it to a long secret."),
-        (
-            "TOKEN",
-            ["from a file\n"],
-            "begins or ends with a blank, or contains a line break, which a header cannot; remove it.",
-        ),
-        (
-            "METRICS",
-            [True],
-            "is True but 'LIFECYCLE_PROBE_PORT' is not set, and only the probe listener serves metrics; set it to a"
-            " port, or register flask_lifecycle.metrics.LifecycleCollector in a registry that you serve.",
-        ),
+        ("TOKEN", ["from a file\n"],
+         "begins or ends with a blank, or contains a line break, which a header cannot; remove it."),
+        ("METRICS", [True],
+         "is True but 'LIFECYCLE_PROBE_PORT' is not set, and only the probe listener serves metrics; set it to a"
+         " port, or register flask_lifecycle.metrics.LifecycleCollector in a registry that you serve."),
         ("PROBE_PORT", [-1, 65536, "8000", True], "must be a port from 0 (any free one) to 65535, or None, not {}."),
-        (
-            "URL_PREFIX",
-            ["ops", "/ops?x", "/<ops>", 3, "/größe", "/a b", "/50%"],
-            "must hold paths such as '/livez', not {}.",
-        ),
+        ("URL_PREFIX", ["ops", "/ops?x", "/<ops>", 3, "/größe", "/a b", "/50%"],
+         "must hold paths such as '/livez', not {}."),
         ("PATHS", [{"livez": "/"}], "must hold paths such as '/livez', not '/'."),
-        (
-            "PATHS",
-            [{"alive": "/alive"}],
-            "names the probe 'alive'; the probes are 'healthcheck', 'livez', 'readyz', 'startupz'.",
-        ),
+        ("PATHS", [{"alive": "/alive"}],
+         "names the probe 'alive'; the probes are 'healthcheck', 'livez', 'readyz', 'startupz'."),
         ("PATHS", [{"livez": "/readyz"}], "gives two probes the same path; each needs its own."),
         ("STOP_ON_CRASH", ["", ["a", ""]], "contains an empty pattern, which matches no thread; use '*' for all."),
-        (
-            "STATUS_CODES",
-            [{"error": 500}, {503: 500}],
-            "names the status {key}; the statuses are 'pass', 'warn' and 'fail'.",
-        ),
-        (
-            "STATUS_CODES",
-            [{"fail": code} for code in ("500", 100, 600, True, None, 500.0)],
-            "must give 'fail' an HTTP status from 200 to 599, not {given}.",
-        ),
-        (
-            "HEADERS",
-            [{name: "a"} for name in ("", "X Node", "X-Node:", "X-Größe", 3, "X-Node\r\nX")],
-            "names the header {key}, which is not a header name; use one such as 'X-Node'.",
-        ),
-        (
-            "HEADERS",
-            [{"X-Node": text} for text in ("a\r\nb", "größe", 3, None, b"a", "\x00")],
-            "must give 'X-Node' one line of printable ASCII, not {given}.",
-        ),
-        (
-            "HEADERS",
-            [{name: "a"} for name in ("Content-Length", "transfer-encoding", "Connection")],
-            "names the header {key}, which is the server's to set; leave it out.",
-        ),
+        ("STATUS_CODES", [{"error": 500}, {503: 500}],
+         "names the status {key}; the statuses are 'pass', 'warn' and 'fail'."),
+        ("STATUS_CODES", [{"fail": code} for code in ("500", 100, 600, True, None, 500.0)],
+         "must give 'fail' an HTTP status from 200 to 599, not {given}."),
+        ("HEADERS", [{name: "a"} for name in ("", "X Node", "X-Node:", "X-Größe", 3, "X-Node\r\nX")],
+         "names the header {key}, which is not a header name; use one such as 'X-Node'."),
+        ("HEADERS", [{"X-Node": text} for text in ("a\r\nb", "größe", 3, None, b"a", "\x00")],
+         "must give 'X-Node' one line of printable ASCII, not {given}."),
+        ("HEADERS", [{name: "a"} for name in ("Content-Length", "transfer-encoding", "Connection")],
+         "names the header {key}, which is the server's to set; leave it out."),
     ],
 }
 
 # Settings that do not go together, or that do not exist; all are a ValueError.
 TOGETHER: list[tuple[dict[str, Any], str]] = [
-    (
-        {"GRACE_PEROID": 5},
-        "'LIFECYCLE_GRACE_PEROID' is not a setting of flask_lifecycle; did you mean 'LIFECYCLE_GRACE_PERIOD'?",
-    ),
-    (
-        {"POLICY": "auto"},
-        "'LIFECYCLE_POLICY' is not a setting of flask_lifecycle; did you mean 'LIFECYCLE_DRAIN_POLICY'?",
-    ),
-    (
-        {"SHUTDOWN_DELAY": 8, "HOOK_RESERVE": 2},
-        f"'LIFECYCLE_SHUTDOWN_DELAY' (8 s) and 'LIFECYCLE_HOOK_RESERVE' (2 s) {NOTHING_LEFT} the two.",
-    ),
-    (
-        {"SHUTDOWN_DELAY": "auto", "DELAY_MAX": 8, "HOOK_RESERVE": 2},
-        f"'LIFECYCLE_DELAY_MAX' (8 s) and 'LIFECYCLE_HOOK_RESERVE' (2 s) {NOTHING_LEFT} the two.",
-    ),
-    (
-        {"SHUTDOWN_DELAY": "auto", "DELAY_MAX": 4, "DELAY_MIN": 5},
-        "'LIFECYCLE_DELAY_MIN' (5 s) is more than 'LIFECYCLE_DELAY_MAX' (4 s); lower it, or raise the maximum.",
-    ),
-    (
-        {"SHUTDOWN_DELAY": "auto", "READINESS_ON_DRAIN": "keep"},
-        f"{DELAY_SUCCEEDS} 'LIFECYCLE_READINESS_ON_DRAIN' is 'keep', so none fails; set the delay to a number of"
-        " seconds.",
-    ),
-    (
-        {"SHUTDOWN_DELAY": "auto", "STATUS_CODES": {"fail": 200}},
-        f"{DELAY_SUCCEEDS} 'LIFECYCLE_STATUS_CODES' answers them with 200, which means success; give 'fail' a status of"
-        " 400 or more.",
-    ),
-    (
-        {"TOKEN": "x" * 15, "PROBE_PORT": 0},
-        "'LIFECYCLE_TOKEN' has fewer than 16 characters, and a client that guesses it and reaches the probe listener"
-        " can stop the process; set it to a long secret.",
-    ),
-    (
-        {"METRICS": True, "PROBE_PORT": 0, "PATHS": {"livez": "/Metrics"}},
-        "'LIFECYCLE_PATHS' gives 'livez' the path '/Metrics', where 'LIFECYCLE_METRICS' is served; give it another.",
-    ),
-    (
-        {"PATHS": {"livez": "/ReadyZ"}, "CASE_INSENSITIVE": True},
-        "'LIFECYCLE_PATHS' gives two probes paths that differ in their case alone, which 'LIFECYCLE_CASE_INSENSITIVE'"
-        " ignores; give each its own.",
-    ),
+    ({"GRACE_PEROID": 5},
+     "'LIFECYCLE_GRACE_PEROID' is not a setting of flask_lifecycle; did you mean 'LIFECYCLE_GRACE_PERIOD'?"),
+    ({"POLICY": "auto"},
+     "'LIFECYCLE_POLICY' is not a setting of flask_lifecycle; did you mean 'LIFECYCLE_DRAIN_POLICY'?"),
+    ({"SHUTDOWN_DELAY": 8, "HOOK_RESERVE": 2},
+     f"'LIFECYCLE_SHUTDOWN_DELAY' (8 s) and 'LIFECYCLE_HOOK_RESERVE' (2 s) {NOTHING_LEFT} the two."),
+    ({"SHUTDOWN_DELAY": "auto", "DELAY_MAX": 8, "HOOK_RESERVE": 2},
+     f"'LIFECYCLE_DELAY_MAX' (8 s) and 'LIFECYCLE_HOOK_RESERVE' (2 s) {NOTHING_LEFT} the two."),
+    ({"SHUTDOWN_DELAY": "auto", "DELAY_MAX": 4, "DELAY_MIN": 5},
+     "'LIFECYCLE_DELAY_MIN' (5 s) is more than 'LIFECYCLE_DELAY_MAX' (4 s); lower it, or raise the maximum."),
+    ({"SHUTDOWN_DELAY": "auto", "READINESS_ON_DRAIN": "keep"},
+     f"{DELAY_SUCCEEDS} 'LIFECYCLE_READINESS_ON_DRAIN' is 'keep', so none fails; set the delay to a number of"
+     " seconds."),
+    ({"SHUTDOWN_DELAY": "auto", "STATUS_CODES": {"fail": 200}},
+     f"{DELAY_SUCCEEDS} 'LIFECYCLE_STATUS_CODES' answers them with 200, which means success; give 'fail' a status of"
+     " 400 or more."),
+    ({"TOKEN": "x" * 15, "PROBE_PORT": 0},
+     "'LIFECYCLE_TOKEN' has fewer than 16 characters, and a client that guesses it and reaches the probe listener"
+     " can stop the process; set it to a long secret."),
+    ({"METRICS": True, "PROBE_PORT": 0, "PATHS": {"livez": "/Metrics"}},
+     "'LIFECYCLE_PATHS' gives 'livez' the path '/Metrics', where 'LIFECYCLE_METRICS' is served; give it another."),
+    ({"PATHS": {"livez": "/ReadyZ"}, "CASE_INSENSITIVE": True},
+     "'LIFECYCLE_PATHS' gives two probes paths that differ in their case alone, which 'LIFECYCLE_CASE_INSENSITIVE'"
+     " ignores; give each its own."),
 ]
+# fmt: on
 
 
 @pytest.mark.parametrize(
@@ -420,6 +366,7 @@ def in_group(group: str) -> Callable[[Lifecycle], object]:
 
 
 # What is registered or begun on a Lifecycle, with the error that it has.
+# fmt: off
 REGISTERED: dict[type[Exception], list[tuple[Callable[[Any], object], str]]] = {
     TypeError: [
         (lambda it: it.check("db")(3), NOT_CALLABLE.format(3)),
@@ -429,10 +376,8 @@ REGISTERED: dict[type[Exception], list[tuple[Callable[[Any], object], str]]] = {
         *((add(name), NOT_A_NAME.format(repr(name))) for name in ("", 3, None)),
         (lambda it: it.check("db")(takes_two), f"The check 'db' takes (one: 'Any', two: 'Any') -> 'None'; {MAY_TAKE}"),
         (lambda it: it.check("db", tiemout=3)(nothing), "A check has no option 'tiemout'; did you mean 'timeout'?"),
-        (
-            lambda it: it.add_check(nothing, function=nothing),
-            "A check has no option 'function'; did you mean 'timeout'?",
-        ),
+        (lambda it: it.add_check(nothing, function=nothing),
+         "A check has no option 'function'; did you mean 'timeout'?"),
         *((group(name), f"A group needs a name that is a string, not {name!r}.") for name in ("", 3, None)),
         (group(renderer="json"), "The renderer 'json' is not callable; give a function that takes the report."),
         (lambda it: it.renderer(None), "The renderer None is not callable; give a function that takes the report."),
@@ -440,28 +385,20 @@ REGISTERED: dict[type[Exception], list[tuple[Callable[[Any], object], str]]] = {
         (lambda it: it.resource(name="a")(coroutine), NO_RESOURCE.format("<coroutine>")),
         *((lambda it, no=no: it.startup_task(no), f"{NO_TASK} not {no!r}.") for no in ("", 3)),
         *((lambda it, no=no: it.work(no), NO_WORK.format(repr(no))) for no in (None, "", 5)),
-        (
-            lambda it: it.work("rows")(numbers),
-            "The async generator 'numbers' cannot be decorated; use 'with lifecycle.work(...)' inside it.",
-        ),
+        (lambda it: it.work("rows")(numbers),
+         "The async generator 'numbers' cannot be decorated; use 'with lifecycle.work(...)' inside it."),
         (lambda it: it.work("rows")(5), "work() decorates functions, and 5 is not callable."),
         *((lambda it, no=no: it.submit(no, print), NO_EXECUTOR.format(repr(no))) for no in (None, print, Executor)),
     ],
     ValueError: [
-        (
-            lambda it: it.check("db", fail_interval=1)(nothing),
-            "The check 'db' has a fail_interval but no interval; give it both.",
-        ),
-        (
-            lambda it: it.check("db", scope="shared", groups=("ready", "live"))(nothing),
-            "The check 'db' is shared and in the group 'live': restarting every replica does not repair what they"
-            " share; take it out of 'live'.",
-        ),
+        (lambda it: it.check("db", fail_interval=1)(nothing),
+         "The check 'db' has a fail_interval but no interval; give it both."),
+        (lambda it: it.check("db", scope="shared", groups=("ready", "live"))(nothing),
+         "The check 'db' is shared and in the group 'live': restarting every replica does not repair what they"
+         " share; take it out of 'live'."),
         *((in_group(name), NO_GROUP.format(repr(name))) for name in ("redy", "healthcheck", "")),
-        (
-            lambda it: [it.check("db")(nothing) for _ in range(2)],
-            f"The check 'db' is registered already; give this one another name. {FACTORY}",
-        ),
+        (lambda it: [it.check("db")(nothing) for _ in range(2)],
+         f"The check 'db' is registered already; give this one another name. {FACTORY}"),
         *(
             (group(name), f"The group '{name}' has its path; set 'LIFECYCLE_PATHS' instead.")
             for name in ("live", "ready", "startup", "healthcheck")
@@ -472,36 +409,25 @@ REGISTERED: dict[type[Exception], list[tuple[Callable[[Any], object], str]]] = {
             for path in ("own", "/", "/own?x", 3, "/<own>")
         ),
         (group(details="some"), "The details of the group 'own' must be 'never', 'token' or 'always', not 'some'."),
-        (
-            group(status_codes={"error": 500}),
-            "'status_codes' names the status 'error'; the statuses are 'pass', 'warn' and 'fail'.",
-        ),
-        (
-            group(headers={"Connection": "close"}),
-            "'headers' names the header 'Connection', which is the server's to set; leave it out.",
-        ),
-        (
-            lambda it: [it.group("own", path=path) for path in ("/one", "/two")],
-            "The group 'own' is configured already; give this one another name.",
-        ),
-        (
-            lambda it: [it.group(name, path="/own") for name in ("one", "two")],
-            "The path '/own' has a group already; give 'two' another path.",
-        ),
-        (
-            lambda it: it.on_shutdown(scope="master"),
-            "The scope of an on_shutdown function must be 'process' or 'process-group', not 'master'.",
-        ),
-        (
-            lambda it: it.startup_task("x", on_failure="retry"),
-            "The on_failure of the startup task 'x' must be 'shutdown' or 'not_ready', not 'retry'.",
-        ),
+        (group(status_codes={"error": 500}),
+         "'status_codes' names the status 'error'; the statuses are 'pass', 'warn' and 'fail'."),
+        (group(headers={"Connection": "close"}),
+         "'headers' names the header 'Connection', which is the server's to set; leave it out."),
+        (lambda it: [it.group("own", path=path) for path in ("/one", "/two")],
+         "The group 'own' is configured already; give this one another name."),
+        (lambda it: [it.group(name, path="/own") for name in ("one", "two")],
+         "The path '/own' has a group already; give 'two' another path."),
+        (lambda it: it.on_shutdown(scope="master"),
+         "The scope of an on_shutdown function must be 'process' or 'process-group', not 'master'."),
+        (lambda it: it.startup_task("x", on_failure="retry"),
+         "The on_failure of the startup task 'x' must be 'shutdown' or 'not_ready', not 'retry'."),
         *(
             (lambda it, code=code: HealthCheckError("down", status_code=code), f"{STATUS_CODE} not {code!r}.")
             for code in ("503", 0, 199, 600, 503.0)
         ),
     ],
 }
+# fmt: on
 
 
 @pytest.mark.parametrize(
@@ -522,24 +448,15 @@ def test_registrations(make: Callable[[Lifecycle], object], kind: type[Exception
     ("config", "options", "message"),
     [
         ({}, {"path": "/readyz/"}, "There is a probe at '/readyz' already; give the group 'own' another path."),
-        (
-            {"LIFECYCLE_URL_PREFIX": "/ops", "LIFECYCLE_PATHS": {"livez": "/own"}},
-            {"path": "/own"},
-            "There is a probe at '/ops/own' already; give the group 'own' another path.",
-        ),
-        (
-            {"LIFECYCLE_CASE_INSENSITIVE": True},
-            {"path": "/LiveZ"},
-            "There is a probe at '/livez' already; give the group 'own' another path.",
-        ),
-        (
-            {},
-            {"path": "/own", "details": "token"},
-            "The details of the group 'own' are for a 'token', but 'LIFECYCLE_TOKEN' is not set;"
-            " set it to a long secret.",
-        ),
+        ({"LIFECYCLE_URL_PREFIX": "/ops", "LIFECYCLE_PATHS": {"livez": "/own"}}, {"path": "/own"},
+         "There is a probe at '/ops/own' already; give the group 'own' another path."),
+        ({"LIFECYCLE_CASE_INSENSITIVE": True}, {"path": "/LiveZ"},
+         "There is a probe at '/livez' already; give the group 'own' another path."),
+        ({}, {"path": "/own", "details": "token"},
+         "The details of the group 'own' are for a 'token', but 'LIFECYCLE_TOKEN' is not set;"
+         " set it to a long secret."),
     ],
-)
+)  # fmt: skip
 @pytest.mark.parametrize("late", [True, False])
 def test_groups_that_settings_do_not_allow(
     config: dict[str, Any], options: dict[str, Any], message: str, late: bool
@@ -569,22 +486,16 @@ TIMEOUT = "The timeout of the on_{kind} function must be a number of seconds gre
         (lambda on: on(name="a")(3), TypeError, "on_{kind} was given 3, which is not callable; register a function."),
         (lambda on: on("b"), TypeError, "on_{kind} was given 'b', which is not callable; register a function."),
         (lambda on: on(coroutine), TypeError, f"on_{{kind}} was given the async function <coroutine>; {PLAIN}"),
-        (
-            lambda on: [on(nothing) for _ in range(2)],
-            ValueError,
-            "There is an on_{kind} function 'nothing' already; pass name='...' to distinguish them, or, if a factory"
-            " registers it for each application, register it once, outside the factory.",
-        ),
-        (
-            lambda on: on(takes_keyword),
-            TypeError,
-            f"The on_{{kind}} function 'takes_keyword' takes (*, context: 'Any') -> 'None'; {MAY_TAKE}",
-        ),
+        (lambda on: [on(nothing) for _ in range(2)], ValueError,
+         "There is an on_{kind} function 'nothing' already; pass name='...' to distinguish them, or, if a factory"
+         " registers it for each application, register it once, outside the factory."),
+        (lambda on: on(takes_keyword), TypeError,
+         f"The on_{{kind}} function 'takes_keyword' takes (*, context: 'Any') -> 'None'; {MAY_TAKE}"),
         (lambda on: on(name=5)(nothing), TypeError, "An on_{kind} function needs a name that is a string, not 5."),
         (lambda on: on(timeout=0)(nothing), ValueError, f"{TIMEOUT} 0."),
         (lambda on: on(timeout=NAN)(nothing), ValueError, f"{TIMEOUT} nan."),
     ],
-)
+)  # fmt: skip
 def test_hooks(kind: str, make: Callable[[Any], object], error: type[Exception], message: str) -> None:
     """A bad hook is refused where it is registered."""
     with pytest.raises(error, match=whole(message.replace("{kind}", kind).replace("<coroutine>", repr(coroutine)))):
@@ -624,14 +535,12 @@ def test_run_where_it_cannot(why: str, message: str) -> None:
 THERE_ARE = "The servers that can be run here are waitress, werkzeug, cheroot, gevent."
 TWO_ADDRESSES = "A host or port cannot be combined with 'listen', 'sockets' or 'unix_socket'; give one of them."
 
+# fmt: off
 SERVERS: list[tuple[str, dict[str, Any], str]] = [
-    (
-        "gunicron",
-        {},
-        "There is no server 'gunicron'; did you mean 'gunicorn'? The server 'gunicorn' starts itself, and init_app is"
-        " enough there; start it by 'gunicorn app:app' with 'from flask_lifecycle.gunicorn import *' in"
-        f" 'gunicorn.conf.py'. {THERE_ARE}",
-    ),
+    ("gunicron", {},
+     "There is no server 'gunicron'; did you mean 'gunicorn'? The server 'gunicorn' starts itself, and init_app is"
+     " enough there; start it by 'gunicorn app:app' with 'from flask_lifecycle.gunicorn import *' in"
+     f" 'gunicorn.conf.py'. {THERE_ARE}"),
     ("nonsense", {}, f"There is no server 'nonsense'. {THERE_ARE}"),
     ("werkzeg", {}, f"There is no server 'werkzeg'; did you mean 'werkzeug'? {THERE_ARE}"),
     ("waitress", {"treads": 8}, "waitress has no option 'treads'; did you mean 'threads'?"),
@@ -643,17 +552,15 @@ SERVERS: list[tuple[str, dict[str, Any], str]] = [
         for server in ("werkzeug", "cheroot", "gevent")
         for at in ("127.0.0.1", "127.0.0.1:http", "127.0.0.1:70000")
     ),
-    (
-        "cheroot",
-        {"sockets": [None], "unix_socket": "/tmp/x"},
-        "'sockets' cannot be combined with 'listen' or 'unix_socket'; give one of them.",
-    ),
+    ("cheroot", {"sockets": [None], "unix_socket": "/tmp/x"},
+     "'sockets' cannot be combined with 'listen' or 'unix_socket'; give one of them."),
     ("cheroot", {"treads": 8}, "cheroot has no option 'treads'; did you mean 'threads'?"),
     ("cheroot", {"timeout": "long"}, "cheroot's option 'timeout' must be a number, not 'long'."),
     ("cheroot", {"threads": 0}, "cheroot's option 'threads' must be more than 0, not 0."),
     ("gevent", {"threads": 8}, "gevent has no option 'threads'; it takes backlog, listen, unix_socket, sockets."),
     ("gevent", {"backlog": "many"}, "gevent's option 'backlog' must be a number, not 'many'."),
 ]
+# fmt: on
 
 
 @pytest.mark.parametrize(("server", "arguments", "message"), SERVERS)
@@ -717,29 +624,17 @@ def flask(directory: Path, source: str, *arguments: str) -> subprocess.Completed
         (APP, ["-o", "=8"], "Invalid value for '--option' / '-o': '=8' is not of the form KEY=VALUE."),
         (APP, ["-p", "70000"], "Invalid value for '--port' / '-p': 70000 is not in the range 0<=x<=65535."),
         (APP, ["--threads", "0"], "Invalid value for '--threads': 0 is not in the range 1<=x<=10000."),
-        (
-            "from flask import Flask\napp = Flask('shop')",
-            [],
-            "The application 'shop' has no Lifecycle; give it one with Lifecycle(app).",
-        ),
-        (
-            APP.replace("lifecycle =", "app.config['LIFECYCLE_GRACE_PERIOD'] = -1\nlifecycle ="),
-            [],
-            f"'LIFECYCLE_GRACE_PERIOD' {POSITIVE.format(-1)}",
-        ),
-        (
-            APP + 2 * "lifecycle.check('again')(lambda: None)\n",
-            [],
-            "The check 'again' is registered already; give this one another name. If a factory registers it for each"
-            " application, register it once, outside the factory.",
-        ),
-        (
-            APP + WITHOUT_WAITRESS,
-            [],
-            "The server 'waitress' is not installed; install it with: pip install 'flask-lifecycle[waitress]'",
-        ),
+        ("from flask import Flask\napp = Flask('shop')", [],
+         "The application 'shop' has no Lifecycle; give it one with Lifecycle(app)."),
+        (APP.replace("lifecycle =", "app.config['LIFECYCLE_GRACE_PERIOD'] = -1\nlifecycle ="), [],
+         f"'LIFECYCLE_GRACE_PERIOD' {POSITIVE.format(-1)}"),
+        (APP + 2 * "lifecycle.check('again')(lambda: None)\n", [],
+         "The check 'again' is registered already; give this one another name. If a factory registers it for each"
+         " application, register it once, outside the factory."),
+        (APP + WITHOUT_WAITRESS, [],
+         "The server 'waitress' is not installed; install it with: pip install 'flask-lifecycle[waitress]'"),
     ],
-)
+)  # fmt: skip
 def test_command_line(tmp_path: Path, source: str, arguments: list[str], message: str) -> None:
     """A bad option, or an application that cannot be served, is one sentence on stderr, exit 2 and no traceback."""
     done = flask(tmp_path, source, *arguments)
