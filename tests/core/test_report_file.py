@@ -307,12 +307,14 @@ def termination_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_the_termination_log(termination_log: Path) -> None:
-    """What Kubernetes mounts is written in place, because a file that is mounted cannot be replaced."""
+    """What Kubernetes mounts is written in place, as a mounted file cannot be replaced, and no more than it keeps."""
     termination_log.write_text("x" * 9000)
     inode = termination_log.stat().st_ino
     report_file.write(str(termination_log), REPORT)
     assert json.loads(termination_log.read_text()) == REPORT.as_dict()
     assert termination_log.stat().st_ino == inode
+    report_file.write(str(termination_log), dataclasses.replace(REPORT, abandoned=REPORT.abandoned * 500))
+    assert len(termination_log.read_bytes()) <= 4096
 
 
 @pytest.mark.parametrize("link", [True, False])
