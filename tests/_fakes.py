@@ -28,7 +28,7 @@ from flask_lifecycle._config import Settings
 from flask_lifecycle._core.deadline import Clock
 from flask_lifecycle._core.feature import Feature
 from flask_lifecycle._core.hooks import Hooks
-from flask_lifecycle._core.inflight import Ledger, Load
+from flask_lifecycle._core.inflight import Ledger, Load, count_requests
 from flask_lifecycle._core.shutdown import Shutdown, StopRequest
 from flask_lifecycle._core.startup import StartupTasks
 from flask_lifecycle._core.state import Event, StateMachine
@@ -261,7 +261,6 @@ def enter(ledger: Ledger, path: str = "/work", result: Iterable[bytes] = (b"x",)
 
     The ledger keeps it, because a body that is dropped has ended.
     """
-    from flask_lifecycle._core.inflight import count_requests
 
     def app(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         return result

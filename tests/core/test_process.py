@@ -1,7 +1,4 @@
-"""One process: its applications, its signals, its server and the way it leaves.
-
-What ends a process or touches its signals runs in a process of its own.
-"""
+"""One process: its signals and the way it leaves. What ends it or touches its signals runs in one of its own."""
 
 from __future__ import annotations
 

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from flask import Flask
 
 from flask_lifecycle import HookRecord, PhaseRecord, RequestInfo, ShutdownReport, WorkInfo, shutdown_complete
 from flask_lifecycle._config import Settings
@@ -126,11 +125,7 @@ def test_the_signal_at_the_end() -> None:
     """``shutdown_complete`` gives each application the report that everybody gets; it is JSON whatever the reason."""
     app, lifecycle = serve()
     heard: list[tuple[Any, Any]] = []
-
-    def hear(sender: Flask, report: ShutdownReport) -> None:
-        heard.append((sender, report))
-
-    with shutdown_complete.connected_to(hear, sender=app):
+    with shutdown_complete.connected_to(lambda sender, report: heard.append((sender, report)), sender=app):
         report = lifecycle.shutdown(404)  # type: ignore[call-overload]  # mypy would have said it
     assert heard == [(app, report)]
     assert json.loads(json.dumps(report.as_dict()))["reason"] == "404"

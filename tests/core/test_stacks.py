@@ -91,9 +91,9 @@ def test_the_collector_is_left_as_it_was() -> None:
 
 
 def test_a_second_thread_waits_for_the_first_pause() -> None:
-    """Interleaving: one thread pauses, another pauses and finds the collector switched off, the first resumes it, and
-    the second looks while it runs, or leaves it off for ever.
-    """
+    """Only one thread at a time has the collector paused."""
+    # One thread pauses, another pauses and finds the collector switched off, the first resumes it, and the second looks
+    # while it runs, or leaves it off for ever.
     seen: list[bool] = []
 
     def pause() -> None:

@@ -448,14 +448,10 @@ def test_a_resource_that_fails(lifecycle: Lifecycle) -> None:
     def number() -> int:
         return 5
 
+    error = "TypeError: The resource 'number' gave 5, which is not a context manager; yield once, or return one."
     assert [(r.name, r.kind, r.outcome, r.error) for r in ended(started(lifecycle)).hooks] == [
         ("pool", "startup", "ok", ""),
-        (
-            "number",
-            "startup",
-            "failed",
-            "TypeError: The resource 'number' gave 5, which is not a context manager; yield once, or return one.",
-        ),
+        ("number", "startup", "failed", error),
         ("number", "shutdown", "skipped", ""),
         ("pool", "shutdown", "failed", "OSError: cannot close"),
     ]

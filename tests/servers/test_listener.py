@@ -149,13 +149,11 @@ def test_listeners_that_share_an_address_keep_their_devices(monkeypatch: pytest.
 
 
 @pytest.mark.parametrize(
-    ("forbidden", "method"),
-    [((), "device binding"), ((62,), "socket filter"), ((62, 26), "quiet period")],
+    ("forbidden", "method"), [((), "device binding"), ((62,), "socket filter"), ((62, 26), "quiet period")]
 )
 def test_the_best_way_that_is_permitted(forbidden: tuple[int, ...], method: str) -> None:
-    """No device before the socket filter, which lets clients wait for a second; else a quiet period. The filter is five
-    instructions: load byte 13, keep SYN and ACK, drop what is SYN alone.
-    """
+    """No device before the socket filter, which lets clients wait for a second; else a quiet period."""
+    # The filter is five instructions: load byte 13, keep SYN and ACK, drop what is SYN alone.
     given: list[tuple[int, bytes]] = []
 
     def set_option(level: int, option: int, value: Any) -> None:

@@ -102,8 +102,7 @@ def test_run_has_probes_told_from_work(runner: FakeRunner, contained: bool) -> N
     with running(lambda: runner.serving.wait(BOUND) and lifecycle.shutdown("enough")):
         assert lifecycle.run(outer if contained else app).reason == "enough"
     assert runner.probe_worker is not None
-    lanes = {"livez": "live", "readyz": "ready", "startupz": "startup", "healthcheck": "healthcheck"}
-    for path, name in lanes.items():
+    for path, name in (("livez", "live"), ("readyz", "ready"), ("startupz", "startup"), ("healthcheck", "healthcheck")):
         assert [runner.probe_worker(at) for at in (f"/ops/{path}", f"/ops/{path}/", f"/{path}")] == [name, name, None]
 
 
