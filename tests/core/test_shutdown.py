@@ -247,10 +247,9 @@ def test_policies(clock: ManualClock, policy: str, server: str | None) -> None:
 def test_two_stuck_applications_share_the_deadline(clock: ManualClock) -> None:
     """The second application is not given the time again that the first has taken."""
     members = [ready(clock, grace_period=10.0, hook_reserve=3.0) for _ in range(2)]
-    bodies = []
     for member in members:
         member.ledger = StuckLedger(clock)
-        bodies.append(enter(member.ledger))
+        enter(member.ledger)
     result = stop(*members, clock=clock)
     assert result.duration == 7.0
     assert len(result.abandoned) == 2

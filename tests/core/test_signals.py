@@ -131,14 +131,13 @@ def test_saved_and_restored(recorded: Recorded, before: Any) -> None:
 
 def test_a_handler_of_c_code_becomes_the_default(recorded: Recorded, monkeypatch: pytest.MonkeyPatch) -> None:
     """A handler that C code installed can be neither named nor given back; the default takes its place."""
-    real = signal.getsignal
     with monkeypatch.context() as patch:
         patch.setattr(signal, "getsignal", lambda signum: None)
         before = recorded.relay.install([ONE])
     assert before == {ONE: None}
     assert recorded.relay.previous(ONE) == signal.SIG_DFL
     recorded.relay.restore(before)
-    assert real(ONE) == signal.SIG_DFL
+    assert signal.getsignal(ONE) == signal.SIG_DFL
 
 
 def test_the_inner_of_two_installs_gives_back_its_own(recorded: Recorded) -> None:
