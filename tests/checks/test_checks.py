@@ -360,20 +360,14 @@ def test_the_probe_has_its_own_bound(hanging: Hanging) -> None:
     assert (report.status, report.hanging, report.output) == ("fail", False, "no answer yet after 0.0 s")
 
 
-def test_a_check_that_is_still_well_stays_so_until_its_timeout() -> None:
+def test_a_check_that_is_still_well_stays_so_until_its_timeout(hanging: Hanging) -> None:
     """A probe that gives up early reports the last status, until the check has failed."""
-    hang, free = [False], threading.Event()
-
-    def check() -> None:
-        assert not hang[0] or free.wait(BOUND)
-
-    made = Engineered(Check("slow", check, timeout=5.0, ttl=0))
+    hanging.free.set()
+    made = Engineered(Check("slow", hanging, timeout=5.0, ttl=0))
     assert made.one().status == "pass"
-    hang[0] = True
+    hanging.free.clear()
     assert made.probe(timeout=0)[0].status == "pass"
     assert made.later(5.0).probe(timeout=0)[0].status == "fail"
-    free.set()
-    until(lambda: not lifecycle_threads())
 
 
 def test_a_flood_of_probes_does_not_wait(hanging: Hanging, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -595,29 +589,25 @@ def test_a_damped_failure_is_shown() -> None:
     ]
 
 
-def test_a_hang_counts_once_for_each_timeout() -> None:
+def test_a_hang_counts_once_for_each_timeout(hanging: Hanging) -> None:
     """A check that goes on hanging fails once more for each timeout, however often it is asked, and not at its end.
 
     Interleaving: a probe counts the hang, then the run returns. Counted again, two failures of one run would be three.
     """
-    hang, free = [False], threading.Event()
-
-    def check() -> None:
-        assert not hang[0] or free.wait(BOUND)
-
-    made = Engineered(Check("db", check, timeout=2.0, ttl=0, fail_after=3))
+    hanging.free.set()
+    made = Engineered(Check("db", hanging, timeout=2.0, ttl=0, fail_after=3))
     made.one()
-    hang[0] = True
+    hanging.free.clear()
     made.probe(timeout=0)
     reports = [made.later(pause).probe(timeout=0)[0] for pause in (2.0, 0.0, 1.9, 0.1)]
     assert [(report.status, report.damped) for report in reports] == [("pass", 1)] * 3 + [("pass", 2)]
-    free.set()
+    hanging.free.set()
     until(lambda: not lifecycle_threads())
     assert [(report.status, report.damped) for report in made.engine.known()] == [("pass", 2)]
-    free.clear()
+    hanging.free.clear()
     made.probe(timeout=0)
     assert made.later(2.0).probe(timeout=0)[0].status == "fail"
-    free.set()
+    hanging.free.set()
     until(lambda: not lifecycle_threads())
     assert made.changes == [("db", "", "pass", ""), ("db", "pass", "fail", "TimeoutError")]
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from flask_lifecycle import Check, HealthCheckError, Lifecycle
+from flask_lifecycle import Check, CheckResult, HealthCheckError, Lifecycle
 from flask_lifecycle.checks import CertificateCheck, DNSCheck, HTTPCheck, TCPCheck
 from tests._fakes import BOUND, fails
 from tests._raw_server import RawServer, answer, repeating, resetting, saying, silent
@@ -361,9 +361,7 @@ def test_no_descriptor_is_left_over(authority: Authority, refusing: int, black_h
 def test_a_name_that_resolves_is_well() -> None:
     """The number of addresses is in the result, the addresses are not."""
     result = DNSCheck("localhost")()
-    assert result.status == "pass"
-    assert result.unit == "addresses"
-    assert result.observed == {"addresses": result.value}
+    assert result == CheckResult("pass", "", {"addresses": result.value}, result.value, "addresses")
     assert DNSCheck("127.0.0.1", expected="127.0.0.1")().value == 1
     assert DNSCheck("::1", expected=["10.0.0.0/8", "::/64"])().value == 1
     assert DNSCheck("localhost", expected=["127.0.0.0/8", "::1"])().status == "pass"

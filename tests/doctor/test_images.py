@@ -8,18 +8,7 @@ from typing import Any
 import pytest
 
 import flask_lifecycle.gunicorn
-from tests.doctor.test_doctor import (
-    DEPLOYMENT,
-    POD,
-    PROVED,
-    ROOM,
-    RUN,
-    SHELL,
-    changed,
-    compare,
-    directory,
-    said,
-)
+from tests.doctor.test_doctor import DEPLOYMENT, POD, PROVED, ROOM, RUN, SHELL, changed, compare, directory, said
 
 __all__ = ["directory"]
 

@@ -11,7 +11,6 @@ import json
 import os
 import threading
 import time
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,16 +18,7 @@ from typing import TYPE_CHECKING, Any
 from flask import Flask, request
 from werkzeug.middleware.dispatcher import DispatcherMiddleware
 
-from flask_lifecycle import (
-    CheckContext,
-    HealthCheckError,
-    HealthReport,
-    Lifecycle,
-    ShutdownContext,
-    State,
-    probe_refused,
-    state_changed,
-)
+from flask_lifecycle import HealthCheckError, HealthReport, Lifecycle, ShutdownContext, State, state_changed
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication
@@ -66,13 +56,12 @@ def add_check(lifecycle: Lifecycle, tell: Tell, name: str, plan: dict[str, Any])
     """Register a check that says on the event file when it runs, and then does as the plan says."""
 
     @lifecycle.check(name, **{"ttl": 0, **plan.get("options", {})})
-    def check(context: CheckContext) -> Any:
+    def check() -> None:
         tell(f"check {name}")
         if "raises" in plan:
             raise ValueError(plan["raises"])
         if "fails" in plan:
             fail(**plan["fails"])
-        return {"state": context.state.name} if plan.get("tells_state") else plan.get("returns")
 
 
 def up_or_down(report: HealthReport) -> dict[str, str]:
@@ -80,21 +69,7 @@ def up_or_down(report: HealthReport) -> dict[str, str]:
     return {"status": "DOWN" if report.status == "fail" else "UP"}
 
 
-def merged(report: HealthReport) -> dict[str, Any]:
-    """What the checks have observed beside the status."""
-    body: dict[str, Any] = {}
-    for check in report.checks:
-        body |= check.result.observed
-    return body | {"status": report.status}
-
-
-def stacks(report: HealthReport) -> dict[str, Any]:
-    """Where each check has failed, for whoever dares to publish it."""
-    errors = [check.error for check in report.checks if check.error is not None]
-    return {"status": report.status, "stacks": ["".join(traceback.format_exception(error)) for error in errors]}
-
-
-RENDERERS: dict[str, Callable[[HealthReport], Any]] = {"up_or_down": up_or_down, "merged": merged, "stacks": stacks}
+RENDERERS: dict[str, Callable[[HealthReport], Any]] = {"up_or_down": up_or_down}
 
 
 # -- hooks -----------------------------------------------------------------------------------------------------------
@@ -136,19 +111,6 @@ def add_routes(app: Flask, lifecycle: Lifecycle, tell: Tell) -> None:
         return "told"
 
 
-def listen(app: Flask, tell: Tell) -> None:
-    """Tell what the signals of the package tell."""
-
-    def changed(_sender: Flask, new: State, **_more: Any) -> None:
-        tell(f"state {new.name}")
-
-    def refused(_sender: Flask, group: str) -> None:
-        tell(f"refused {group}")
-
-    state_changed.connect(changed, app, weak=False)
-    probe_refused.connect(refused, app, weak=False)
-
-
 def make_app(
     name: str,
     settings: dict[str, Any] | None = None,
@@ -175,7 +137,11 @@ def make_app(
         lifecycle.renderer(RENDERERS[renderer])
     add_hooks(lifecycle, tell, hooks or {})
     add_routes(app, lifecycle, tell)
-    listen(app, tell)
+
+    def changed(_sender: Flask, new: State, **_more: Any) -> None:
+        tell(f"state {new.name}")
+
+    state_changed.connect(changed, app, weak=False)
     if waits:
         threading.Thread(target=lambda: tell(f"waited {lifecycle.wait_ready(60)}"), daemon=True).start()
     return app

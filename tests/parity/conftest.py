@@ -52,7 +52,7 @@ class Mounted:
         return ask(self.running.address, f"/{self.name}{path}", method, **headers)
 
     def told(self, kind: str) -> list[str]:
-        """What it has told of a kind (``check``, ``request``, ``refused``, ``state``) so far."""
+        """What it has told of a kind (``check``, ``request``, ``state``) so far."""
         return self.running.hooks(f"{self.name} {kind}")
 
 

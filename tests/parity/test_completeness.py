@@ -19,7 +19,7 @@ SUITES = pytest.mark.parametrize(
 
 @SUITES
 def test_every_case_is_tested_or_listed(module: ModuleType, cases: int) -> None:
-    """Every number has a test here or in ``tests/live``, or a reason in NOT_TESTED; none has both, and there are no
+    """Every number has a test here or in another folder, or a reason in NOT_TESTED; none has both, and there are no
     others; and every test says which case it is.
     """
     names = {name: _NUMBERS.match(name) for name in vars(module) if name.startswith("test_")}
@@ -30,4 +30,4 @@ def test_every_case_is_tested_or_listed(module: ModuleType, cases: int) -> None:
     assert all(len(reason.split()) >= 6 for reason in module.NOT_TESTED.values())
     for test in module.SHOWN_BY.values():
         file, _, name = test.partition("::")
-        assert f"def {name}(" in (ROOT / "tests" / "live" / file).read_text(encoding="utf-8"), test
+        assert f"def {name}(" in (ROOT / "tests" / file).read_text(encoding="utf-8"), test

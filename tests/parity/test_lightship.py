@@ -17,15 +17,15 @@ from .conftest import Mounted
 NOT_TESTED: dict[int, str] = {}
 # Tests that ask the same of servers, or of more of them.
 SHOWN_BY = {
-    7: "test_work.py::test_a_task_holds_readiness_and_no_request",
-    8: "test_probes.py::test_probe_listener_opens_first_and_closes_last",
-    10: "test_probes.py::test_probe_listener_opens_first_and_closes_last",
-    11: "test_startup.py::test_signal_while_a_startup_function_runs",
-    12: "test_logs.py::test_a_whole_life",
-    13: "test_hostile_surroundings.py::test_signal_joins_a_shutdown",
-    14: "test_work.py::test_a_stop_waits_for_work",
-    15: "test_promise.py::test_the_delay",
-    16: "test_start_failures.py::test_startup_function_fails",
+    7: "live/test_work.py::test_a_task_holds_readiness_and_no_request",
+    8: "live/test_probes.py::test_probe_listener_opens_first_and_closes_last",
+    10: "live/test_probes.py::test_probe_listener_opens_first_and_closes_last",
+    11: "live/test_startup.py::test_signal_while_a_startup_function_runs",
+    12: "live/test_logs.py::test_a_whole_life",
+    13: "live/test_hostile_surroundings.py::test_signal_joins_a_shutdown",
+    14: "live/test_work.py::test_a_stop_waits_for_work",
+    15: "live/test_promise.py::test_the_delay",
+    16: "live/test_start_failures.py::test_startup_function_fails",
 }
 PROBES = ("/healthcheck", "/livez", "/readyz")
 NOT_READY = [(503, b"fail\n"), (200, b"pass\n"), (503, b"fail\n")]

@@ -21,11 +21,24 @@ NOT_TESTED = {
     53: "the export of HealthCheckError is a matter of names in a module; tests/test_public_api.py lists ours",
     54: "the export of createTerminus is a matter of names in a module; Lifecycle is in tests/test_public_api.py",
     55: "that an error object keeps its causes is asked in the process by checks/test_checks.py; case 22 sees it sent",
-}  # A test that asks the same of more servers.
-SHOWN_BY = dict.fromkeys((51, 52), "test_exit.py::test_exit_functions_run_and_buffers_are_written")
+}
+# Tests that ask the same of more servers, or of what has nothing to do with a server.
+SHOWN_BY = {
+    **dict.fromkeys((6, 7, 8), "probes/test_endpoints.py::test_configured_paths"),
+    **dict.fromkeys((10, 22), "probes/test_render.py::test_json"),
+    11: "probes/test_endpoints.py::test_a_renderer",
+    **dict.fromkeys((20, 21), "checks/test_health.py::test_what_a_check_may_ask"),
+    **dict.fromkeys((23, 25), "checks/test_checks.py::test_causes"),
+    24: "checks/test_checks.py::test_raising",
+    29: "live/test_promise.py::test_the_delay",
+    **dict.fromkeys((33, 34), "probes/test_endpoints.py::test_probes_that_the_drain_refuses"),
+    35: "live/test_probes.py::test_readiness_kept_until_the_listener_closes",
+    36: "checks/test_health.py::test_keeping_readiness_in_a_drain",
+    50: "probes/test_endpoints.py::test_headers",
+    **dict.fromkeys((51, 52), "live/test_exit.py::test_exit_functions_run_and_buffers_are_written"),
+}
 
 ALL_THREE = ["SIGTERM", "SIGINT", "SIGUSR2"]
-SHOWN = {"LIFECYCLE_DETAILS": "always"}
 LIST = {"fails": {"errors": [["HealthCheckError", "disk full"], ["HealthCheckError", "queue long"]]}}
 
 
@@ -105,43 +118,11 @@ def test_case_3_status_without_a_body(own: Own) -> None:
     assert running.stop() == 0
 
 
-def test_case_6_case_matters(mounted: Mounted) -> None:
-    """A path in another case is no probe's: the application gets it, and no check runs."""
-    assert mounted.ask("/READYZ").status == 404
-    assert mounted.told("request") == ["/READYZ"]
-    assert mounted.told("check") == []
-
-
-@pytest.mark.app(settings={"LIFECYCLE_CASE_INSENSITIVE": True, "LIFECYCLE_PATHS": {"readyz": "/Health/Ready"}})
-def test_cases_7_8_any_case(mounted: Mounted) -> None:
-    """LIFECYCLE_CASE_INSENSITIVE knows the path as it was written, in lower case, and in any other."""
-    paths = ("/Health/Ready", "/health/ready", "/HEALTH/READY")
-    assert [mounted.ask(path).status for path in paths] == [200] * 3
-    assert mounted.told("check") == ["database"] * 3
-
-
 def test_case_9_a_check_runs_once_a_probe(mounted: Mounted) -> None:
     """Although a probe could be answered in two places, its check runs once and the application is not called."""
     assert mounted.ask("/readyz").status == 200
     assert mounted.told("check") == ["database"]
     assert mounted.told("request") == []
-
-
-@pytest.mark.app(settings=SHOWN, checks={"database": {"returns": {"pool": 5}}, "disk": {"returns": {"free": "3 GB"}}})
-def test_case_10_what_a_check_returns(mounted: Mounted) -> None:
-    """What a check returns is in the answer, under the check's name; for whom LIFECYCLE_DETAILS shows it only."""
-    checks = body_of(mounted.ask("/readyz"))["checks"]
-    assert {name: entry["observed"] for name, (entry,) in checks.items()} == {
-        "database": {"pool": 5},
-        "disk": {"free": "3 GB"},
-    }
-
-
-@pytest.mark.app(renderer="merged", checks={"database": {"returns": {"pool": 5, "status": "hidden"}}})
-def test_case_11_verbatim(mounted: Mounted) -> None:
-    """A renderer puts what checks return beside the status, and it shows up in no other probe's answer."""
-    assert body_of(mounted.ask("/readyz")) == {"pool": 5, "status": "pass"}
-    assert body_of(mounted.ask("/livez")) == {"status": "pass"}
 
 
 @pytest.mark.app(checks={"case-12": {"raises": "case 12: password123"}})
@@ -156,63 +137,7 @@ def test_case_12_a_check_that_raises(mounted: Mounted) -> None:
     assert len(re.findall("check 'case-12' fails after", mounted.running.log)) == 1
 
 
-@pytest.mark.app(settings=SHOWN, checks={"database": {"tells_state": True}})
-def test_case_20_a_check_may_see_that_nothing_stops(mounted: Mounted) -> None:
-    """A check that takes the context sees the state; READY where Terminus says isShuttingDown: false."""
-    assert body_of(mounted.ask("/readyz"))["checks"]["database"][0]["observed"] == {"state": "READY"}
-
-
-@pytest.mark.app(settings={**SHOWN, "LIFECYCLE_READINESS_ON_DRAIN": "keep"}, checks={"database": {"tells_state": True}})
-def test_case_21_a_check_may_see_the_stop(in_drain: Mounted) -> None:
-    """After the signal a check that still runs sees DRAINING."""
-    assert body_of(in_drain.ask("/readyz"))["checks"]["database"][0]["observed"] == {"state": "DRAINING"}
-
-
-# -- causes ----------------------------------------------------------------------------------------------------------
-
-# The error of the check, and the causes that are sent.
-CAUSES_SENT: dict[int, tuple[dict[str, Any], dict[str, str]]] = {
-    22: ({"causes": {"db": "away", "mq": "full"}}, {"db": "away", "mq": "full"}),
-    23: ({"errors": [["HealthCheckError", "disk full"], ["ValueError", "secret dsn"]]},
-         {"1": "disk full", "2": "ValueError"}),
-    25: (LIST["fails"], {"1": "disk full", "2": "queue long"}),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    "causes",
-    [
-        pytest.param(causes, marks=pytest.mark.app(settings=SHOWN, **failing(**error)), id=str(case))
-        for case, (error, causes) in CAUSES_SENT.items()
-    ],
-)
-def test_cases_22_23_25_causes(mounted: Mounted, causes: dict[str, str]) -> None:
-    """Causes are sent with 503, under the check's name, so that those of several checks do not mix. Of a list of errors
-    the messages are sent and no stacks; of errors that are not meant for it the type alone.
-    """
-    answer = mounted.ask("/readyz")
-    assert answer.status == 503
-    assert body_of(answer)["checks"]["database"][0]["causes"] == causes
-    assert b"Traceback" not in answer.body
-    assert b"secret" not in answer.body
-
-
-@pytest.mark.app(renderer="stacks", checks={"database": LIST})
-def test_case_24_stacks(mounted: Mounted) -> None:
-    """Stacks are sent by a renderer that does so; there is no flag for it."""
-    (stack,) = body_of(mounted.ask("/readyz"))["stacks"]
-    assert stack.startswith("Traceback (most recent call last)")
-
-
 # -- answers after the signal ----------------------------------------------------------------------------------------
-
-
-def test_case_29_failing_in_the_delay(in_drain: Mounted) -> None:
-    """In the delay readiness is 503 and work is served; liveness stays 200, and every answer closes its connection."""
-    answers = [in_drain.ask(path) for path in ("/readyz", "/healthcheck", "/livez", "/startupz", "/hello")]
-    assert [answer.status for answer in answers] == [503, 503, 200, 200, 200]
-    assert all(answer.says_close for answer in answers)
-    assert in_drain.told("check") == []
 
 
 # The application of a case, and the status and the body after the signal.
@@ -228,34 +153,6 @@ def test_cases_30_31_32_answers_after_the_signal(in_drain: Mounted, status: int,
     """Status and body of a failure hold after the signal, also those of the settings and of a renderer."""
     answer = in_drain.ask("/readyz")
     assert (answer.status, body_of(answer)) == (status, body)
-
-
-def test_case_33_refused_probes_are_told(in_drain: Mounted) -> None:
-    """The signal probe_refused is sent once for a probe that fails because of the stop, before the answer."""
-    assert in_drain.ask("/readyz").status == 503
-    assert in_drain.told("refused") == ["ready"]
-
-
-@pytest.mark.app(checks={"database": {"raises": "down"}})
-def test_case_34_failed_probes_are_not_told(mounted: Mounted) -> None:
-    """The signal probe_refused is not sent for a probe that a check makes fail."""
-    assert mounted.ask("/readyz").status == 503
-    assert mounted.told("refused") == []
-
-
-@pytest.mark.app(settings={"LIFECYCLE_READINESS_ON_DRAIN": "keep"})
-def test_case_35_readiness_may_outlive_the_signal(in_drain: Mounted) -> None:
-    """With LIFECYCLE_READINESS_ON_DRAIN "keep" checks go on deciding after the signal; while the listener is open."""
-    assert in_drain.ask("/readyz").status == 200
-    assert in_drain.told("check") == ["database"]
-
-
-@pytest.mark.app(settings={"LIFECYCLE_READINESS_ON_DRAIN": "keep"}, checks={"database": {"raises": "down"}})
-def test_case_36_and_then_nothing_is_refused(in_drain: Mounted) -> None:
-    """With LIFECYCLE_READINESS_ON_DRAIN "keep" the signal probe_refused is not sent, not for a failing check either."""
-    assert in_drain.ask("/readyz").status == 503
-    assert in_drain.told("check") == ["database"]
-    assert in_drain.told("refused") == []
 
 
 # -- hooks and signals -----------------------------------------------------------------------------------------------
@@ -282,18 +179,3 @@ def test_case_49_three_applications(own: Own) -> None:
     assert running.stop() == 0
     told = [event.text for event in running.events if "shutdown" in event.text]
     assert told == ["third shutdown of third 15", "second shutdown of second 15", "shutdown of first 15"]
-
-
-@pytest.mark.app(settings={"LIFECYCLE_HEADERS": {"X-Node": "a 1", "Cache-Control": "max-age=1"}})
-def test_case_50_own_headers(mounted: Mounted) -> None:
-    """LIFECYCLE_HEADERS go with every answer of a probe, over those that it has by itself; not with other answers."""
-    answer = mounted.ask("/readyz")
-    assert (answer.headers["x-node"], answer.headers["cache-control"]) == ("a 1", "max-age=1")
-    assert "x-node" not in mounted.ask("/hello").headers
-
-
-@pytest.mark.app(settings={"LIFECYCLE_HEADERS": {"X-Node": "a 1"}})
-def test_case_50_own_headers_after_the_signal(in_drain: Mounted) -> None:
-    """LIFECYCLE_HEADERS go with the 503 after the signal too, where Terminus leaves them out."""
-    answer = in_drain.ask("/readyz")
-    assert (answer.status, answer.headers["x-node"]) == (503, "a 1")

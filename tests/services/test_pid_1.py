@@ -17,6 +17,7 @@ from tests.live.test_processes import FOREIGN as COMMANDS
 from tests.live.test_processes import start_foreign
 from tests.live.test_reload import SERVES
 
+pytestmark = pytest.mark.usefixtures("pid_namespace")
 UNSHARE = ("unshare", "--fork", "--pid", "--kill-child")
 RELOADER = ("-m", "flask", "--app", "live_app.py", "run", "--reload", "-p", "0")
 FOREIGN = {**COMMANDS, "flask run --reload": RELOADER}
@@ -37,7 +38,6 @@ def pid_namespace() -> None:
         missing("the right to make a PID namespace")
 
 
-@pytest.mark.usefixtures("pid_namespace")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_pid_1(live: Starter, server: str, number: int) -> None:
     """As PID 1, for which the kernel ignores what has no handler, the process answers what is in flight and exits 0."""
@@ -49,7 +49,6 @@ def test_pid_1(live: Starter, server: str, number: int) -> None:
     assert running.hooks() == ["last", "first"]
 
 
-@pytest.mark.usefixtures("pid_namespace")
 @pytest.mark.parametrize("command", FOREIGN.values(), ids=FOREIGN)
 def test_pid_1_under_a_foreign_server(live: Starter, command: tuple[str, ...]) -> None:
     """As PID 1 under a server that the package did not start SIGTERM drains, runs the hooks and ends the process."""
@@ -61,7 +60,6 @@ def test_pid_1_under_a_foreign_server(live: Starter, command: tuple[str, ...]) -
     assert running.hooks() == ["last", "first"]
 
 
-@pytest.mark.usefixtures("pid_namespace")
 def test_pid_1_leaves_by_a_signal(live: Starter, server: str) -> None:
     """As PID 1, which cannot die by a signal of its own, the process leaves with LIFECYCLE_EXIT "signal" too."""
     running = live.serve(server, prefix=UNSHARE, settings={"LIFECYCLE_EXIT": "signal"})
@@ -69,7 +67,6 @@ def test_pid_1_leaves_by_a_signal(live: Starter, server: str) -> None:
     assert running.stop() in (-signal.SIGTERM, 128 + signal.SIGTERM)
 
 
-@pytest.mark.usefixtures("pid_namespace")
 def test_pid_1_that_reloads(live: Starter) -> None:
     """As PID 1 it reloads, reaps what a process has left behind, and stops."""
     running = live.serve("waitress", "--reload-on", "SIGHUP", "-p", "0", prefix=UNSHARE)
