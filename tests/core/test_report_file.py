@@ -24,6 +24,7 @@ from tests._fakes import (
     ManualClock,
     StuckLedger,
     enter,
+    get,
     raiser,
     run_python,
     running,
@@ -107,15 +108,12 @@ def test_requests_served_and_refused_are_counted() -> None:
         free.wait(BOUND)
         return "done"
 
-    def get(path: str) -> int:
-        return app.test_client().get(path, buffered=True).status_code
-
-    assert get("/work") == 200  # before the drain: not counted
-    with running(lambda: counted.append(get("/slow"))):
+    assert get(app, "/work").status_code == 200  # before the drain: not counted
+    with running(lambda: counted.append(get(app, "/slow").status_code)):
         assert begun.wait(BOUND)
         lifecycle.shutdown(wait=False)
         until(lambda: state_of(app).guard.installed)
-        assert [get("/work"), get("/work")] == [503, 503]
+        assert [get(app, "/work").status_code for _ in range(2)] == [503, 503]
         free.set()
     report = lifecycle.shutdown()
     assert (report.served, report.refused, counted) == (1, 2, [200])

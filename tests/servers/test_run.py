@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import os
 import selectors
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from socketserver import BaseServer
 from typing import TYPE_CHECKING, Any
+from unittest.mock import Mock
 
 import pytest
 from waitress.task import ThreadedTaskDispatcher
@@ -172,14 +173,9 @@ def test_a_forked_child_keeps_nothing_open(server: str) -> None:
 
 def test_a_child_of_a_process_that_stops() -> None:
     """A child that is forked when some sockets are closed already closes the others all the same."""
-
-    class Owner:
-        def sockets(self) -> list[socket.socket]:
-            return [closed, left]
-
     closed, left = socket.socketpair()
     closed.close()
-    owner = Owner()
+    owner = Mock(sockets=[closed, left].copy)
     with left:
         sockets.close_in_children(owner)
         assert in_child(lambda: left.fileno()) == 255  # -1
@@ -190,12 +186,7 @@ def test_a_listener_that_another_process_has_as_well(monkeypatch: pytest.MonkeyP
     """A fork's copy of a listener is seen, and takes connections after Werkzeug's stop; one of systemd is assumed."""
     with socket.create_server(("127.0.0.1", 0)) as sock:
         assert not sockets.has_other_owners(sock)
-        read, write = os.pipe()
-        child = os.fork()
-        if child == 0:
-            os.read(read, 1)
-            os._exit(0)
-        try:
+        with subprocess.Popen(["cat"], stdin=subprocess.PIPE, pass_fds=[sock.fileno()]):  # it ends with its input
             assert sockets.has_other_owners(sock)
             server = make_server("127.0.0.1", 0, app, threaded=True, fd=sock.fileno())
             with running(server.serve_forever):
@@ -206,11 +197,6 @@ def test_a_listener_that_another_process_has_as_well(monkeypatch: pytest.MonkeyP
                     until(lambda: sockets.has_input(sock))
                 server.shutdown()
             server.server_close()
-        finally:
-            os.write(write, b"x")
-            os.waitpid(child, 0)
-            os.close(read)
-            os.close(write)
         monkeypatch.setenv("LISTEN_FDS", "1")
         assert sockets.has_other_owners(sock)
 
