@@ -54,8 +54,10 @@ def subject() -> Subject:
             ([{}, {header: "203.0.113.7"}], "address", ["10.0.0.1", "relayed by 10.0.0.1"])
             for header in ("HTTP_X_FORWARDED_FOR", "HTTP_FORWARDED", "HTTP_VIA")
         ),
-        # flask lifecycle status is none, and a hundred characters of an agent are kept.
+        # flask lifecycle status is none; of an agent a hundred characters are kept, of an address and a port fewer.
         ([{"agent": "flask-lifecycle/0.1.0"}, {"agent": "x" * 5000}], "agent", ["x" * 100]),
+        ([{"address": "1" * 5000}], "address", ["1" * 64]),
+        ([{"SERVER_PORT": "1" * 5000}], "port", ["1" * 8]),
     ],
 )
 def test_who_is_a_prober(subject: Subject, visits: list[dict[str, str]], attribute: str, values: list[Any]) -> None:
