@@ -192,12 +192,10 @@ def line(given: str) -> str:
 @pytest.mark.parametrize(
     ("content", "complaint"),
     [
-        ("", line("")),
-        ("10m", line("10m")),
-        ("by alice", line("by alice")),
-        ("10m alice", line("10m alice")),
-        ("10m by alice\n20m by bob", line("10m by alice\n20m by bob")),
-        ("10m by alice bob", line("10m by alice bob")),
+        *(
+            (text, line(text))
+            for text in ("", "10m", "by alice", "10m alice", "10m by alice\n20m by bob", "10m by alice bob")
+        ),
         ("10m by a\u2028lice", r"is not valid: 'by' must be a name of up to 64 visible characters without blanks,"
          r" such as 'alice', not 'a\u2028lice'"),
         ("10x by alice", "is not valid: 'for' must be a duration such as '10m', '90s' or '1h30m', in the units"

@@ -183,7 +183,7 @@ def test_a_child_of_a_process_that_stops() -> None:
 
 
 def test_a_listener_that_another_process_has_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A fork's copy of a listener is seen, and takes connections after Werkzeug's stop; one of systemd is assumed."""
+    """A child's copy of a listener is seen, and takes connections after Werkzeug's stop; one of systemd is assumed."""
     with socket.create_server(("127.0.0.1", 0)) as sock:
         assert not sockets.has_other_owners(sock)
         with subprocess.Popen(["cat"], stdin=subprocess.PIPE, pass_fds=[sock.fileno()]):  # it ends with its input
