@@ -356,6 +356,14 @@ def running(function: Callable[[], Any], name: str = "test") -> Iterator[threadi
         raise raised[0]
 
 
+def in_thread(function: Callable[[], Any]) -> Any:
+    """The result of a function in its own thread, as the engine runs every check."""
+    returned: list[Any] = []
+    with running(lambda: returned.append(function())):
+        pass
+    return returned[0]
+
+
 def in_child(function: Callable[[], int]) -> int:
     """What a function returns in a forked child, which ends with it."""
     with warnings.catch_warnings():

@@ -355,16 +355,6 @@ def group(name: Any = "own", **options: Any) -> Callable[[Lifecycle], object]:
     return lambda lifecycle: lifecycle.group(name, **{"path": "/own", **options})
 
 
-def add(name: Any) -> Callable[[Lifecycle], object]:
-    """What adds a check of this name."""
-    return lambda lifecycle: lifecycle.add_check(Check(name, nothing))
-
-
-def in_group(group: str) -> Callable[[Lifecycle], object]:
-    """What adds a check in this group."""
-    return lambda lifecycle: lifecycle.check("db", groups=(group,))(nothing)
-
-
 # What is registered or begun on a Lifecycle, with the error that it has.
 # fmt: off
 REGISTERED: dict[type[Exception], list[tuple[Callable[[Any], object], str]]] = {
@@ -373,7 +363,7 @@ REGISTERED: dict[type[Exception], list[tuple[Callable[[Any], object], str]]] = {
         (lambda it: it.check(3), NOT_CALLABLE.format(3)),
         (lambda it: it.add_check("db"), NOT_CALLABLE.format("'db'")),
         (lambda it: Check("db", 3), NOT_CALLABLE.format("'db'")),  # type: ignore[arg-type]
-        *((add(name), NOT_A_NAME.format(repr(name))) for name in ("", 3, None)),
+        *((lambda it, no=no: it.add_check(Check(no, nothing)), NOT_A_NAME.format(repr(no))) for no in ("", 3, None)),
         (lambda it: it.check("db")(takes_two), f"The check 'db' takes (one: 'Any', two: 'Any') -> 'None'; {MAY_TAKE}"),
         (lambda it: it.check("db", tiemout=3)(nothing), "A check has no option 'tiemout'; did you mean 'timeout'?"),
         (lambda it: it.add_check(nothing, function=nothing),
@@ -396,7 +386,8 @@ REGISTERED: dict[type[Exception], list[tuple[Callable[[Any], object], str]]] = {
         (lambda it: it.check("db", scope="shared", groups=("ready", "live"))(nothing),
          "The check 'db' is shared and in the group 'live': restarting every replica does not repair what they"
          " share; take it out of 'live'."),
-        *((in_group(name), NO_GROUP.format(repr(name))) for name in ("redy", "healthcheck", "")),
+        *((lambda it, no=no: it.check("db", groups=(no,))(nothing), NO_GROUP.format(repr(no)))
+          for no in ("redy", "healthcheck", "")),
         (lambda it: [it.check("db")(nothing) for _ in range(2)],
          f"The check 'db' is registered already; give this one another name. {FACTORY}"),
         *(

@@ -18,7 +18,7 @@ from flask import Response
 
 from flask_lifecycle import Check, CheckContext, CheckResult, HealthCheckError, Lifecycle, State
 from flask_lifecycle.checks import CheckReport
-from tests._fakes import BOUND, in_child, make_app, running, state_of, until
+from tests._fakes import BOUND, in_child, make_app, raiser, running, state_of, until
 
 
 class Engineered:
@@ -58,10 +58,6 @@ class Engineered:
 
 def passes() -> None:
     """Nothing is wrong."""
-
-
-def fails() -> None:
-    raise ValueError("broken")
 
 
 class Hanging:
@@ -185,16 +181,12 @@ def test_a_value_that_means_nothing(returned: Any, kind: str, caplog: pytest.Log
     assert sum(record.levelname == "ERROR" for record in caplog.records) == 1
 
 
-def leaves() -> None:
-    raise SystemExit(1)
-
-
 @pytest.mark.parametrize(
     ("function", "critical", "status", "output"),
     [
-        (fails, True, "fail", "ValueError"),
-        (fails, False, "warn", "ValueError"),
-        (leaves, True, "fail", "SystemExit"),  # it must not end its thread silently
+        (raiser(ValueError("broken")), True, "fail", "ValueError"),
+        (raiser(ValueError("broken")), False, "warn", "ValueError"),
+        (raiser(SystemExit(1)), True, "fail", "SystemExit"),  # it must not end its thread silently
     ],
 )
 def test_raising(function: Any, critical: bool, status: str, output: str) -> None:
@@ -268,10 +260,7 @@ GROUPS = [(GROUP("several", MEMBERS), {"1": "one is down", "2": "ValueError"})] 
 def test_causes(error: Exception, causes: dict[str, str]) -> None:
     """A check that fails shows its causes by their names or numbers."""
 
-    def check() -> None:
-        raise error
-
-    report = Engineered(Check("db", check)).one()
+    report = Engineered(Check("db", raiser(error))).one()
     public = "down" if isinstance(error, HealthCheckError) else type(error).__name__
     assert (report.status, report.output, report.causes) == ("fail", public, causes)
 

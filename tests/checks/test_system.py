@@ -75,10 +75,6 @@ def test_a_path_does_not_follow_the_working_directory(tmp_path: Path, monkeypatc
 # -- paths ----------------------------------------------------------------------------------------------------------
 
 
-def make_file(path: Path) -> None:
-    path.write_text("x")
-
-
 def make_socket(path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as sock:
         sock.bind(str(path))
@@ -94,9 +90,6 @@ def make_broken_link(path: Path) -> None:
     path.symlink_to(path.parent / "nothing")
 
 
-def make_nothing(path: Path) -> None: ...
-
-
 KINDS = ("exists", "file", "directory", "mount", "writable")
 NOT_THERE, NOT_FILE, NOT_DIRECTORY, NOT_MOUNTED = (
     "The path does not exist.",
@@ -109,9 +102,9 @@ NOT_THERE, NOT_FILE, NOT_DIRECTORY, NOT_MOUNTED = (
 @pytest.mark.parametrize(
     ("make", "expected"),
     [
-        (make_nothing, dict.fromkeys(KINDS, NOT_THERE)),
+        (lambda _path: None, dict.fromkeys(KINDS, NOT_THERE)),
         (make_broken_link, dict.fromkeys(KINDS, NOT_THERE)),
-        (make_file, {"directory": NOT_DIRECTORY, "mount": NOT_MOUNTED, "writable": NOT_DIRECTORY}),
+        (Path.touch, {"directory": NOT_DIRECTORY, "mount": NOT_MOUNTED, "writable": NOT_DIRECTORY}),
         (Path.mkdir, {"file": NOT_FILE, "mount": NOT_MOUNTED}),
         (make_link, {"file": NOT_FILE, "mount": NOT_MOUNTED}),
         (os.mkfifo, {"file": NOT_FILE, "directory": NOT_DIRECTORY, "mount": NOT_MOUNTED, "writable": NOT_DIRECTORY}),

@@ -12,12 +12,6 @@ from flask_lifecycle._core.inflight import Load
 from flask_lifecycle.checks import WorkerPoolCheck
 from tests._fakes import FakeServer, make_app, state_of, until
 
-
-def status_of(load: Load | None, **thresholds: Any) -> tuple[str, str]:
-    result = WorkerPoolCheck(lambda: load, **thresholds)()
-    return result.status, result.output
-
-
 # -- the check ------------------------------------------------------------------------------------------------------
 
 
@@ -44,7 +38,7 @@ def status_of(load: Load | None, **thresholds: Any) -> tuple[str, str]:
 )
 def test_the_load_decides(load: Load | None, thresholds: dict[str, Any], status: str, output: str) -> None:
     """The queue has its thresholds; an old request warns, and fails if no thread is idle."""
-    assert status_of(load, **thresholds) == (status, output)
+    assert astuple(WorkerPoolCheck(lambda: load, **thresholds)())[:2] == (status, output)
     result = WorkerPoolCheck(lambda: Load(2, 4, 3, 1.23456))()
     assert result.observed == {"queued": 2, "threads": 4, "busy": 3, "idle": 1, "oldest": 1.235}
     assert (result.value, result.unit) == (2, "requests")

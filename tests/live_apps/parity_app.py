@@ -40,36 +40,22 @@ def teller(name: str) -> Tell:
 
 # -- checks and what is made of them ---------------------------------------------------------------------------------
 
-ERRORS: dict[str, type[Exception]] = {"HealthCheckError": HealthCheckError, "ValueError": ValueError}
-
-
-def fail(message: str = "", causes: Any = (), errors: Any = (), **options: Any) -> None:
-    """Fail as the plan says.
-
-    :param causes: texts, by name or as a list.
-    :param errors: exceptions, as pairs of type and text, in place of ``causes``.
-    """
-    raise HealthCheckError(message, [ERRORS[kind](text) for kind, text in errors] or causes, **options)
-
 
 def add_check(lifecycle: Lifecycle, tell: Tell, name: str, plan: dict[str, Any]) -> None:
     """Register a check that says on the event file when it runs, and then does as the plan says."""
 
-    @lifecycle.check(name, **{"ttl": 0, **plan.get("options", {})})
+    @lifecycle.check(name, ttl=0)
     def check() -> None:
         tell(f"check {name}")
         if "raises" in plan:
             raise ValueError(plan["raises"])
         if "fails" in plan:
-            fail(**plan["fails"])
+            raise HealthCheckError(**plan["fails"])
 
 
-def up_or_down(report: HealthReport) -> dict[str, str]:
+def body_of_ones_own(report: HealthReport) -> dict[str, str]:
     """A body of one's own for good and for bad."""
     return {"status": "DOWN" if report.status == "fail" else "UP"}
-
-
-RENDERERS: dict[str, Callable[[HealthReport], Any]] = {"up_or_down": up_or_down}
 
 
 # -- hooks -----------------------------------------------------------------------------------------------------------
@@ -116,7 +102,7 @@ def make_app(
     settings: dict[str, Any] | None = None,
     checks: dict[str, dict[str, Any]] | None = None,
     hooks: dict[str, list[str]] | None = None,
-    renderer: str | None = None,
+    up_or_down: bool = False,
     waits: bool = False,
 ) -> Flask:
     """Make one application as the plan has it.
@@ -124,7 +110,7 @@ def make_app(
     :param settings: for ``app.config``, over those for all.
     :param checks: by name what they do, see :func:`add_check`; by default one that passes.
     :param hooks: see :func:`add_hooks`.
-    :param renderer: one of ``RENDERERS``.
+    :param up_or_down: whether the bodies are of one's own.
     :param waits: whether somebody waits until it is ready.
     """
     app = Flask(name or "root")
@@ -133,8 +119,8 @@ def make_app(
     lifecycle = Lifecycle(app)
     for check, plan in ({"database": {}} if checks is None else checks).items():
         add_check(lifecycle, tell, check, plan)
-    if renderer is not None:
-        lifecycle.renderer(RENDERERS[renderer])
+    if up_or_down:
+        lifecycle.renderer(body_of_ones_own)
     add_hooks(lifecycle, tell, hooks or {})
     add_routes(app, lifecycle, tell)
 

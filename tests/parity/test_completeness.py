@@ -12,12 +12,11 @@ from tests.live._process import ROOT
 from . import test_lightship, test_terminus
 
 _NUMBERS = re.compile(r"test_cases?((?:_\d+)+)_[a-z]")
-SUITES = pytest.mark.parametrize(
+
+
+@pytest.mark.parametrize(
     ("module", "cases"), [(test_terminus, 55), (test_lightship, 16)], ids=["terminus", "lightship"]
 )
-
-
-@SUITES
 def test_every_case_is_tested_or_listed(module: ModuleType, cases: int) -> None:
     """Every number has a test here or in another folder, or a reason in NOT_TESTED; none has both, and there are no
     others; and every test says which case it is.

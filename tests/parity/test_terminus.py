@@ -39,7 +39,7 @@ SHOWN_BY = {
 }
 
 ALL_THREE = ["SIGTERM", "SIGINT", "SIGUSR2"]
-LIST = {"fails": {"errors": [["HealthCheckError", "disk full"], ["HealthCheckError", "queue long"]]}}
+LIST = {"causes": ["disk full", "queue long"]}
 
 
 def failing(**error: Any) -> dict[str, Any]:
@@ -51,7 +51,7 @@ def status_codes(**codes: int) -> dict[str, Any]:
     return {"settings": {"LIFECYCLE_STATUS_CODES": codes}}
 
 
-UP_OR_DOWN = {"renderer": "up_or_down"}
+UP_OR_DOWN = {"up_or_down": True}
 AWAY = {"response": {"status": "NO DATABASE"}}
 CAUSES = {"message": "not for you", "causes": {"db": "nor this"}}
 Rows = dict[int, tuple[dict[str, Any], int, dict[str, str]]]
@@ -68,9 +68,9 @@ ANSWERS: Rows = {
     17: ({**UP_OR_DOWN, "checks": {"database": {"raises": "down"}}}, 503, {"status": "DOWN"}),
     18: (failing(**AWAY), 503, {"status": "NO DATABASE"}),
     19: ({**UP_OR_DOWN, **failing(**AWAY)}, 503, {"status": "NO DATABASE"}),
-    26: ({**status_codes(fail=500), **failing(**LIST["fails"])}, 500, {"status": "fail"}),
-    27: (failing(**LIST["fails"], status_code=500), 500, {"status": "fail"}),
-    28: ({**status_codes(fail=500), **failing(**LIST["fails"], status_code=502)}, 502, {"status": "fail"}),
+    26: ({**status_codes(fail=500), **failing(**LIST)}, 500, {"status": "fail"}),
+    27: (failing(**LIST, status_code=500), 500, {"status": "fail"}),
+    28: ({**status_codes(fail=500), **failing(**LIST, status_code=502)}, 502, {"status": "fail"}),
 }
 
 

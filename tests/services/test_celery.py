@@ -13,7 +13,7 @@ from kombu import pools
 
 from flask_lifecycle import CheckResult
 from flask_lifecycle.checks import CeleryCheck
-from tests._fakes import BOUND, fails, running, until
+from tests._fakes import BOUND, fails, in_thread, until
 
 from ._servers import Redis, Worker
 from ._tasks import make
@@ -129,14 +129,9 @@ def test_no_broker(broker: Redis) -> None:
     with celery_app(broker, broker_connection_timeout=6 * BOUND) as app:
         check = CeleryCheck(app, reply_timeout=SHORT)
         broker.stop()
-
-        def run() -> None:
-            error = fails(check, NO_BROKER)
-            assert str(broker.port) in str(error.__cause__)
-
         for _ in range(2):
-            with running(run):
-                pass
+            error = in_thread(lambda: fails(check, NO_BROKER))
+            assert str(broker.port) in str(error.__cause__)
         broker.start()
         assert check() == none()
         broker.stop()
@@ -172,20 +167,15 @@ def test_no_connection_of_its_own(broker: Redis, app: Celery, worker: Callable[[
     worker("threads")
     check = CeleryCheck(app, reply_timeout=LONG)
 
-    def run() -> None:
-        assert check() == ONE
-
     def keys() -> set[Any]:
         with broker.client() as client:
             return set(client.keys())
 
     for _ in range(2):
-        with running(run):
-            pass
+        assert in_thread(check) == ONE
     before, keys_before = broker.clients(), keys()
     for _ in range(50):
-        with running(run):
-            pass
+        assert in_thread(check) == ONE
     assert len(broker.clients()) == len(before)
     assert keys() <= keys_before
 

@@ -13,7 +13,7 @@ import redis.asyncio
 
 from flask_lifecycle import CheckResult, HealthCheckError, Lifecycle
 from flask_lifecycle.checks import RedisCheck
-from tests._fakes import fails, make_app, running, until
+from tests._fakes import fails, in_thread, make_app, until
 
 from ._servers import Redis
 
@@ -185,8 +185,7 @@ def test_no_connection_of_its_own(broker: Redis, client: redis.Redis) -> None:
     check()
     before = broker.clients()
     for _ in range(50):
-        with running(check):
-            pass
+        in_thread(check)
     assert len(before) == 1
     assert broker.clients() == before
 

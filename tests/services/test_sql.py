@@ -15,7 +15,7 @@ from sqlalchemy.pool import AssertionPool, NullPool, Pool, SingletonThreadPool, 
 
 from flask_lifecycle import CheckResult, HealthCheckError, Lifecycle
 from flask_lifecycle.checks import DatabaseCheck, MigrationsCheck, PoolCheck
-from tests._fakes import fails, make_app, running, until, whole
+from tests._fakes import fails, in_thread, make_app, until, whole
 from tests.checks.test_migrations import Scripts, pending, scripts, well
 
 from ._servers import Postgres
@@ -46,14 +46,6 @@ def engine(postgres: Postgres) -> Iterator[Engine]:
         yield made
 
 
-def in_thread(function: Callable[[], Any]) -> Any:
-    """The result of a function in its own thread, as the engine runs every check."""
-    returned: list[Any] = []
-    with running(lambda: returned.append(function())):
-        pass
-    return returned[0]
-
-
 def fill(engine: Engine, count: int) -> None:
     """Put idle connections into the pool."""
     with contextlib.ExitStack() as stack:
@@ -61,19 +53,12 @@ def fill(engine: Engine, count: int) -> None:
             stack.enter_context(engine.connect()).execute(text("SELECT 1"))
 
 
-def flask_app(url: str, **config: Any) -> tuple[Flask, SQLAlchemy]:
-    """A Flask application with Flask-SQLAlchemy."""
-    app = make_app(SQLALCHEMY_DATABASE_URI=url, **config)
-    db = SQLAlchemy()
-    db.init_app(app)
-    return app, db
-
-
 @pytest.fixture
 def application(postgres: Postgres) -> Iterator[tuple[Flask, SQLAlchemy]]:
     """An application whose default database is PostgreSQL, with a bind 'other' to a pool of one connection there."""
     bind = {"url": postgres.url, "pool_size": 1, "max_overflow": 0}
-    app, db = flask_app(postgres.url, SQLALCHEMY_BINDS={"other": bind})
+    app = make_app(SQLALCHEMY_DATABASE_URI=postgres.url, SQLALCHEMY_BINDS={"other": bind})
+    db = SQLAlchemy(app)
     yield app, db
     with app.app_context():
         for engine in db.engines.values():
@@ -152,17 +137,12 @@ def statements(engine: Engine, meddle: Callable[[Connection], str | None]) -> li
     return seen
 
 
-def backend_of(connection: Connection) -> int:
-    driver: Any = connection.connection.dbapi_connection
-    pid: int = driver.info.backend_pid
-    return pid
-
-
 def test_one_retry(postgres: Postgres, engine: Engine) -> None:
     """A connection that breaks is replaced once; if the second breaks too, the check fails."""
 
     def end(connection: Connection) -> None:
-        postgres.ask(f"SELECT pg_terminate_backend({backend_of(connection)}, 5000)")
+        driver: Any = connection.connection.dbapi_connection
+        postgres.ask(f"SELECT pg_terminate_backend({driver.info.backend_pid}, 5000)")
 
     seen = statements(engine, end)
     error = fails(DatabaseCheck(engine), NO_ANSWER)
