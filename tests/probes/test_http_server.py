@@ -279,12 +279,13 @@ def test_no_answer_is_logged_or_names_what_answers(
 def test_a_request_that_is_cut_off_is_none(started: Any, said: bytes) -> None:
     """Where a connection ends before the headers do, nothing is done and nobody answered.
 
-    A bare carriage return in a head is a blank, and not the end of a line that a header of its own comes behind.
+    A bare carriage return in a head is a blank, and not the end of a line that a header of its own comes behind. No
+    body in chunks is read.
     """
     asked = []
 
     def note(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        asked.append((environ["PATH_INFO"], environ.get("HTTP_X_A")))
+        asked.append((environ["PATH_INFO"], environ.get("HTTP_X_A"), "HTTP_TRANSFER_ENCODING" in environ))
         return alive(environ, start_response)
 
     server = started(note)
@@ -293,10 +294,10 @@ def test_a_request_that_is_cut_off_is_none(started: Any, said: bytes) -> None:
         client.shutdown(socket.SHUT_WR)
         assert client.recv(1) == b""
     with connect(server) as client:
-        client.sendall(b"GET /whole HTTP/1.1\r\nX-A: 1\rX-B: 2\r\n\r\n")
+        client.sendall(b"GET /whole HTTP/1.1\r\nX-A: 1\rX-B: 2\r\nTransfer-Encoding: chunked\r\n\r\n")
         client.shutdown(socket.SHUT_WR)
         assert client.recv(12) == b"HTTP/1.1 200"
-    assert asked == [("/whole", "1 X-B: 2")]
+    assert asked == [("/whole", "1 X-B: 2", False)]
 
 
 @pytest.mark.parametrize(("length", "status"), [(8190, b"200"), (8191, b"414")])

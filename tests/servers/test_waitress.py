@@ -215,10 +215,15 @@ def test_a_loop_of_the_main_thread_is_not_ended(app: App, monkeypatch: pytest.Mo
 
 
 def test_a_loop_that_does_not_run(app: App) -> None:
-    """A server whose loop does not run is not waited for, its listener is not touched, and the guard is to refuse."""
+    """A server whose loop does not run is not waited for, its listener is not touched, and the guard is to refuse.
+
+    What only a stop needs costs neither a turn of the loop nor a request before: the methods are waitress' own.
+    """
     theirs = Theirs(app)
     subject = attached(theirs)
     assert not subject.serving()
+    for name in ("readable", "writable", "handle_read", "handle_write", "received", "service"):
+        assert getattr(theirs.servers[0].channel_class, name) is getattr(HTTPChannel, name)
     subject.announce()
     assert not subject.ours
     subject.stop_accepting(BOUND)
