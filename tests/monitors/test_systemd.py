@@ -194,6 +194,21 @@ def test_the_status_counts(subject: Subject) -> None:
     requests.pop().close()
 
 
+def test_a_stop_is_sent_at_once(subject: Subject) -> None:
+    """STOPPING=1 comes at once with a status and an extension, also in the middle of the start-up, and no READY=1."""
+    subject.app.hooks.add("startup", lambda: None, "migrate", 12.0)
+    subject.app.hooks.startup_begun.set()
+    assert subject.asked() == [10.0]
+    subject.clock.advance(0.1)
+    request = enter(subject.app.ledger)
+    subject.process.begin_stop()
+    status = "STATUS=stopping (drain), 1 in flight, 25 s left"
+    assert subject.look() == [["STOPPING=1", status, "EXTEND_TIMEOUT_USEC=10000000"]]
+    subject.clock.advance(1)
+    assert subject.look() == [["STATUS=stopping (drain), 1 in flight, 24 s left"]]
+    request.close()
+
+
 def test_time_is_asked_for_as_long_as_it_is_needed(subject: Subject) -> None:
     """The limit is extended at once, then before it is reached, and never beyond the grace period."""
     subject.start()
