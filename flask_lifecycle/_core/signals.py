@@ -17,6 +17,13 @@ Interleavings: a signal from outside may arrive after the errand was stored and 
 the errand, which is harmless, and the relay's own signal goes to the previous handler. The kernel merges equal pending
 signals; the errand runs only once, because the handler removes it first.
 
+A signal that arrives after the main thread has released the interpreter's lock, and before its system call, does not
+interrupt that call. So a signal for an errand is repeated until the handler has taken it, but only for some seconds,
+because the call may be uninterruptible. Interleavings: the check and the repeated signal come before the handler takes
+the errand, and the two signals are one; or the errand is gone, and no signal follows, which would go to the handler
+before ours, or kill the process. A lock makes the check and the signal one step. The main thread holds it only while
+the handler takes the errand; it is reentrant because a signal may interrupt that.
+
 Werkzeug's reloader replaces our handlers, and then no signal of ours reaches the main thread. For this case we also
 handle SIGURG, which is ignored without a handler, and which no other library uses here. Its errands are separate: the
 process continues after them, so a signal from outside must not run the other kind. Without an errand the receiver gets
@@ -42,7 +49,7 @@ from typing import Any
 from .fork import renew_in_children
 from .state import logger
 
-# Seconds to wait for an errand before sending SIGURG again, and seconds until we give up.
+# Seconds to wait for an errand before sending its signal again, and seconds until we give up.
 _AGAIN = 0.01
 _PATIENCE = 5.0
 
@@ -69,6 +76,7 @@ class SignalRelay:
         self._saved: dict[int, Handler] = {}
         self._pipe: tuple[int, int] | None = None
         self._errand: Callable[[], None] | None = None
+        self._taking = threading.RLock()  # held while the errand is taken, and while its signal is repeated
         self._has_sigurg = False  # whether SIGURG leads to the main thread
         self._sigurg_errand: Callable[[], None] | None = None
 
@@ -128,21 +136,26 @@ class SignalRelay:
             os.close(write)
 
     def run_in_main(self, errand: Callable[[], None]) -> bool:
-        """Interrupt the main thread and run a function there; ``False`` if we handle no signal."""
+        """Interrupt the main thread and run a function there; ``False`` if we handle no signal.
+
+        Blocks until the main thread has begun it, but only for some seconds.
+        """
         signum = next(iter(self._saved), None)
         if signum is None:
             return False
         self._errand = errand
         interrupt_main(signum)
+        pause, until = threading.Event(), time.monotonic() + _PATIENCE
+        while not (in_main_thread() or _has_greenlets()) and time.monotonic() < until:
+            pause.wait(_AGAIN)
+            with self._taking:
+                if self._errand is not errand:
+                    break
+                interrupt_main(signum)
         return True
 
     def run_in_main_by_sigurg(self, errand: Callable[[], None]) -> None:
-        """As :meth:`run_in_main`, but works even if other code has replaced our handlers. Blocks until it has run.
-
-        A signal that arrives after the main thread has released the interpreter's lock, and before its system call,
-        does not interrupt that call. So we send it repeatedly until the handler has taken the errand, but only for some
-        seconds, because the call may be uninterruptible.
-        """
+        """As :meth:`run_in_main`, but works even if other code has replaced our handlers."""
         if in_main_thread() or _has_greenlets():  # all greenlets are in the main thread
             errand()
             return
@@ -153,7 +166,8 @@ class SignalRelay:
             pause.wait(_AGAIN)
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
-        errand, self._errand = self._errand, None
+        with self._taking:
+            errand, self._errand = self._errand, None
         if errand is not None:
             errand()
         else:

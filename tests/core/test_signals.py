@@ -205,6 +205,25 @@ def test_a_signal_from_outside_fetches_the_errand(recorded: Recorded, monkeypatc
     assert (ran, heard) == (["errand"], [ONE])
 
 
+def test_a_signal_that_interrupts_nothing_is_repeated(recorded: Recorded, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An errand runs although its first signal has not interrupted the main thread's wait."""
+    # main: releases the interpreter's lock | relay: signal | main: begins its wait, which nothing ends
+    recorded.relay.install([ONE])
+    began = threading.Event()
+    real = signal.pthread_kill
+    sent: list[int] = []
+
+    def lost(thread: int, signum: int) -> None:
+        sent.append(signum)
+        if len(sent) > 1:
+            real(thread, signum)
+
+    monkeypatch.setattr(signal, "pthread_kill", lost)
+    with running(lambda: recorded.relay.run_in_main(began.set)):
+        assert began.wait(BOUND)
+    assert recorded.got.empty()
+
+
 def test_an_errand_runs_once(recorded: Recorded) -> None:
     """An errand runs in the main thread, and is taken before: the kernel's next signal, merged or not, is a signal."""
     recorded.relay.install([ONE])
