@@ -32,8 +32,6 @@ def nothing() -> None: ...
 async def coroutine() -> None: ...
 
 
-# -- absurd values ------------------------------------------------------------------------------------------------
-
 ABSURD = (10**400, 10**5000, -(10**400), 1e10, 1e300, math.inf, -math.inf, NAN, True, "\0", "\ud800", "x" * 100_000)
 
 
@@ -108,8 +106,6 @@ def test_a_wait_of_any_length() -> None:
     stopping.join(BOUND)
     assert app.extensions
 
-
-# -- settings -----------------------------------------------------------------------------------------------------
 
 SECONDS = "must be a number of seconds, not {}."
 POSITIVE = "must be a finite number of seconds, more than zero, not {}."
@@ -254,9 +250,6 @@ def test_settings(config: dict[str, Any], kind: type[Exception], message: str) -
     assert app.wsgi_app == before
 
 
-# -- init_app -----------------------------------------------------------------------------------------------------
-
-
 def test_a_second_init_app() -> None:
     """A second init_app on one application is an error, by whichever Lifecycle."""
     app = make_app()
@@ -281,9 +274,6 @@ def test_used_before_init_app(name: str) -> None:
     with pytest.raises(RuntimeError, match=whole(NO_APP)):
         other.run(Flask("other"))
     assert app.extensions
-
-
-# -- checks and hooks ---------------------------------------------------------------------------------------------
 
 
 def takes_two(one: Any, two: Any) -> None: ...
@@ -493,9 +483,6 @@ def test_hooks(kind: str, make: Callable[[Any], object], error: type[Exception],
         make(getattr(Lifecycle(), f"on_{kind}"))
 
 
-# -- run ----------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("why", "message"),
     [
@@ -584,8 +571,6 @@ def test_port_taken(server: str) -> None:
         f"Cannot listen on 127.0.0.1:{port}: it is in use by another program; stop that program or choose another port."
     )
 
-
-# -- the command line ---------------------------------------------------------------------------------------------
 
 APP = """
 from flask import Flask

@@ -31,9 +31,6 @@ SERVE = (
 TEST = "python3 -m venv .venv && .venv/bin/pip install -e '.[dev]' && .venv/bin/python -m pytest"
 
 
-# -- the API reference ------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("module", MODULES)
 def test_every_public_name_is_in_the_api_reference(module: str) -> None:
     """``docs/api.md`` has a directive for each name of ``__all__``; its examples use it, and all of ``Lifecycle``."""
@@ -50,9 +47,6 @@ def test_the_examples_of_the_api_reference(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "doctest", "-o", "ELLIPSIS", str(page)]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=100)
     assert done.returncode == 0, done.stdout + done.stderr
-
-
-# -- settings ---------------------------------------------------------------------------------------------------------
 
 
 def test_the_table_of_settings_is_the_code_s() -> None:
@@ -75,9 +69,6 @@ def test_no_setting_is_mentioned_that_does_not_exist(document: str) -> None:
     """Every ``LIFECYCLE_*`` name in the documents is a setting."""
     text = (ROOT / document).read_text(encoding="utf-8")
     assert set(re.findall(r"(?<![A-Z_])(?:FLASK_)?(LIFECYCLE_[A-Z_]+[A-Z])", text)) <= set(KEYS)
-
-
-# -- pages and links --------------------------------------------------------------------------------------------------
 
 
 def test_every_page_is_in_the_index() -> None:
@@ -136,9 +127,6 @@ def test_the_comparison_names_scenarios_of_verify() -> None:
     named = re.findall(rf"`((?:{families})/[\w*.-]+)`", (DOCS / "peers.md").read_text(encoding="utf-8"))
     assert named
     assert [name for name in named if name not in catalogue and not name.endswith("/*")] == []
-
-
-# -- the README -------------------------------------------------------------------------------------------------------
 
 
 def test_the_two_commands_of_the_readme() -> None:

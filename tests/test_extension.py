@@ -28,9 +28,6 @@ def get(app: Flask, path: str = "/work", **arguments: Any) -> TestResponse:
     return app.test_client().open(path, buffered=True, **arguments)
 
 
-# -- the shape of an extension ------------------------------------------------------------------------------------
-
-
 def test_the_extension_keeps_no_application_alive() -> None:
     """An application that nobody else holds goes, although its Lifecycle and the process knew it."""
     lifecycle = Lifecycle()
@@ -75,9 +72,6 @@ def test_decorators_return_the_function() -> None:
     checks = {check.name: check for check in lifecycle._registered.checks.checks()}
     assert checks["named"] == Check("named", function, timeout=1, critical=False, groups=("live",))
     assert checks["function"] == Check("function", function)
-
-
-# -- the start-up -------------------------------------------------------------------------------------------------
 
 
 def test_work_waits_for_the_start_up_and_probes_do_not(free: threading.Event) -> None:
@@ -181,9 +175,6 @@ def test_state_changed_is_sent_once_for_each_change(caplog: pytest.LogCaptureFix
     assert fields == [(new.name, reason) for _old, new, reason in heard]
 
 
-# -- stopping -----------------------------------------------------------------------------------------------------
-
-
 def test_every_caller_gets_the_same_report() -> None:
     """Two callers of shutdown(), and one that comes later, get the same report."""
     app, lifecycle = serve()
@@ -252,9 +243,6 @@ def test_a_request_sees_itself_in_flight() -> None:
     assert (report.reason, report.clean, lifecycle.in_flight) == ("asked", True, 0)
 
 
-# -- several applications -----------------------------------------------------------------------------------------
-
-
 def test_two_applications_with_one_lifecycle() -> None:
     """One Lifecycle may serve several applications, each asked inside its own context; a single one anywhere."""
     lifecycle = Lifecycle()
@@ -316,9 +304,6 @@ def test_applications_with_one_lifecycle_start_and_stop_each() -> None:
         "The resource 'pool' is open for several applications; use it inside the application context of one.",
         "close two", "stop two", "close one", "stop one",
     ], done.stderr  # fmt: skip
-
-
-# -- signals ------------------------------------------------------------------------------------------------------
 
 
 IN_A_THREAD = """

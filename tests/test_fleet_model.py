@@ -52,9 +52,6 @@ def test_nothing_is_refused_when_the_delay_is_longer_than_what_it_is_for(lag: fl
     assert deploy(fleet._replace(delay=2.8 + lag)).refused > 0
 
 
-# -- a second model -----------------------------------------------------------------------------------------------
-
-
 def every_request(fleet: Fleet, stopping: int, seed: int) -> int:
     """What is refused for good when so many replicas stop at once, by following each request."""
     rng = random.Random(seed)
@@ -129,9 +126,6 @@ def test_draws_have_the_mean_of_their_distribution() -> None:
         assert statistics.variance(draws) == pytest.approx(mean, rel=0.1)
 
 
-# -- time ---------------------------------------------------------------------------------------------------------
-
-
 def test_a_deploy_takes_what_its_batches_take() -> None:
     """In place, each of four batches: delay, start, and the checks until the balancer has it. In Kubernetes, not the
     delay, as a pod that terminates makes room at once; with a surge alone each batch waits for the one before.
@@ -158,9 +152,6 @@ def test_a_deploy_that_can_never_begin_is_refused(fleet: Fleet) -> None:
     """As Kubernetes does it."""
     with pytest.raises(ValueError, match=r"^'unavailable' or, unless it is in place, 'surge' has to be 1 at least\.$"):
         deploy(fleet)
-
-
-# -- the command --------------------------------------------------------------------------------------------------
 
 
 def test_the_table_is_printed_for_what_is_asked(capsys: pytest.CaptureFixture[str]) -> None:

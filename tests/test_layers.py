@@ -133,8 +133,6 @@ def test_import_of_the_package_imports_nothing_optional() -> None:
     assert run_python("import sys, flask_lifecycle; print('waitress' in sys.modules)").stdout == "False\n"
 
 
-# -- docs/architecture.md -------------------------------------------------------------------------------------------
-
 PAGE = (PACKAGE.parent / "docs" / "architecture.md").read_text()
 # A name directly behind a file is in that file: `_core/exit.py` `Exit.leave`.
 PAIRS = sorted(set(re.findall(r"`([\w/]+\.py)`\s+`([\w.]+)`", PAGE)))

@@ -103,9 +103,6 @@ def lifecycle_threads() -> list[str]:
 JITTER = 0.1
 
 
-# -- results ------------------------------------------------------------------------------------------------------
-
-
 PAGE = Response("<p>down\nfor   repairs</p>" + 300 * "x", 500)
 JSON = "application/json"
 RESULT = CheckResult("warn", "nearly full", {"free": 3}, 97, "%")
@@ -294,9 +291,6 @@ def test_a_context_that_fails() -> None:
     assert (made.one().status, made.one().output) == ("fail", "LookupError")
 
 
-# -- making checks ------------------------------------------------------------------------------------------------
-
-
 def test_making_a_check() -> None:
     """A function, a callable object with attributes or a Check makes a check; options override its attributes."""
 
@@ -316,9 +310,6 @@ def test_making_a_check() -> None:
     assert [Check.of(each).name for each in (passes, functools.partial(passes), Switch())] == [
         "passes", "partial", "Switch"
     ]  # fmt: skip
-
-
-# -- side by side, one thread each --------------------------------------------------------------------------------
 
 
 def real_time(*checks: Check) -> Engineered:
@@ -494,9 +485,6 @@ def test_a_forked_child_goes_on_in_the_background(started: bool, stopped: bool) 
     made.engine.stop()
 
 
-# -- caching -----------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("down", "options", "seconds"),
     [
@@ -536,9 +524,6 @@ def test_fifty_probes_at_once_run_each_check_once() -> None:
         for _ in range(50):
             stack.enter_context(running(probe))
     assert len(runs) == 10
-
-
-# -- what counts --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -610,9 +595,6 @@ def test_a_warning_that_gets_worse_stays_one() -> None:
     assert made.changes == [("db", "", "warn", "slow"), ("db", "warn", "pass", "")]
 
 
-# -- the log ------------------------------------------------------------------------------------------------------
-
-
 def test_a_change_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     """A failure is logged when it begins, with its exception or text, and when it ends, and not at every probe."""
     caplog.set_level(logging.INFO, "flask_lifecycle")
@@ -652,9 +634,6 @@ def test_a_slow_check_is_warned_about_once(caplog: pytest.LogCaptureFixture) -> 
     assert [record.getMessage() for record in caplog.records] == [
         "check 'db' took 1.50 s, more than half of its timeout of 2 s"
     ]
-
-
-# -- in the background --------------------------------------------------------------------------------------------
 
 
 def background(switch: Switch, **options: Any) -> Engineered:

@@ -78,9 +78,6 @@ def heard(sender: Any) -> Iterator[list[tuple[str, ...]]]:
         yield told
 
 
-# -- groups and scope ---------------------------------------------------------------------------------------------
-
-
 WARNS = dict.fromkeys(("ready", "startup", "healthcheck", "own", None), "warn")
 
 
@@ -111,9 +108,6 @@ def test_only_what_is_asked_is_run() -> None:
         for report in (made.health.report(group, None, ["bad", "other"]), made.health.report(group, "good", ["good"])):
             assert (report.status, [check.name for check in report.checks]) == ("pass", ["good"])
     assert (bad.calls, good.calls) == (0, 1)
-
-
-# -- states -------------------------------------------------------------------------------------------------------
 
 
 ENDING = "warn pass fail fail fail fail pass"
@@ -211,9 +205,6 @@ def test_a_check_that_ends_the_readiness() -> None:
     report = made.health.report("ready")
     assert (report.status, report.state, report.reason) == ("fail", State.NOT_READY, "by the check")
     assert not report.draining
-
-
-# -- changes ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("scope", "whole"), [("local", "fail"), ("shared", "warn")])
@@ -427,9 +418,6 @@ def test_a_forked_child_begins_with_the_health_of_its_state() -> None:
     made.health.engine.after_fork()
     made.health.engine.run(lambda check: True, BOUND)
     assert [each.subject for each in made.health.transitions()[listed:]] == ["check db"]
-
-
-# -- through the extension ----------------------------------------------------------------------------------------
 
 
 def get(app: Flask, path: str) -> int:

@@ -26,9 +26,6 @@ def made(clock: ManualClock, path: Path | None = None) -> Heartbeat:
     return Heartbeat("importer", max_age=60, path=path, clock=clock.monotonic)
 
 
-# -- in this process ------------------------------------------------------------------------------------------------
-
-
 def test_a_job_that_beats_is_well(clock: ManualClock) -> None:
     """The check passes up to the largest age, from its creation until there is a beat, and fails above it."""
     beat = made(clock)
@@ -54,9 +51,6 @@ def test_the_clock_is_one_that_cannot_be_set(monkeypatch: pytest.MonkeyPatch) ->
     for now in (0.0, 4e9):
         monkeypatch.setattr(time, "time", lambda now=now: now)
         assert beat().status == "pass"
-
-
-# -- by a file ------------------------------------------------------------------------------------------------------
 
 
 def test_another_process_beats(tmp_path: Path) -> None:

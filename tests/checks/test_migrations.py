@@ -108,9 +108,6 @@ def unknown(count: int, database: list[str], scripts: list[str]) -> CheckResult:
     return CheckResult("fail", output, {"database": database, "scripts": scripts}, count)
 
 
-# -- pending, up to date, ahead -------------------------------------------------------------------------------------
-
-
 def test_step_by_step(scripts: Scripts, engine: Engine, tmp_path: Path) -> None:
     """It fails while there are migrations to apply, says how many, and passes once there are none.
 
@@ -170,9 +167,6 @@ def test_ahead(scripts: Scripts, engine: Engine, tmp_path: Path) -> None:
     assert MigrationsCheck(engine, directory=scripts.path)() == well("a4")
 
 
-# -- where the scripts are ------------------------------------------------------------------------------------------
-
-
 def test_each_way_to_name_the_scripts(scripts: Scripts, engine: Engine) -> None:
     """The scripts are given as a path, a text, Alembic's own directory or its configuration."""
     scripts.upgrade(engine)
@@ -212,9 +206,6 @@ def test_unreadable_scripts(scripts: Scripts, engine: Engine, source: str) -> No
     assert error.__cause__ is not None
     bad.unlink()
     assert check() == pending(3, 3, [], ["a3"])
-
-
-# -- Flask-Migrate --------------------------------------------------------------------------------------------------
 
 
 def test_flask_migrate(tmp_path: Path) -> None:

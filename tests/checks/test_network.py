@@ -58,9 +58,6 @@ def black_hole() -> Iterator[int]:
             sock.close()
 
 
-# -- HTTP: well, dead, hung, back ---------------------------------------------------------------------------------
-
-
 def test_an_upstream_that_answers_is_well(serve: Callable[..., RawServer]) -> None:
     """The check passes, with the status and the milliseconds, after one request that closes its connection."""
     server = serve(answer())
@@ -166,9 +163,6 @@ def test_a_name_that_cannot_be_resolved(monkeypatch: pytest.MonkeyPatch) -> None
         assert isinstance(error.__cause__, socket.gaierror)
 
 
-# -- HTTP: what is read -------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("begin", "again"),
     [(b"", b"H"), (HEAD + b"X: ", b"x"), (HEAD + b"\r\n", b"x"), (CHUNKED, b"1\r\nx\r\n"), (b"", CONTINUE)],
@@ -212,9 +206,6 @@ def test_a_text_in_the_body(serve: Callable[..., RawServer], script: Any, text: 
             HealthCheckError, match=r"^The answer (does not contain the expected text|is not valid HTTP)"
         ):
             check()
-
-
-# -- HTTP: statuses, redirects, requests ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -277,9 +268,6 @@ def test_a_password_is_sent_and_never_shown(
     assert "s3cret" not in repr(error.__cause__)
 
 
-# -- HTTPS ----------------------------------------------------------------------------------------------------------
-
-
 def test_https_with_a_certificate_of_ones_own_authority(serve: Callable[..., RawServer], authority: Authority) -> None:
     """The check passes when the certificate is valid for the host and signed by whom the context trusts."""
     server = serve(answer(b"all well"), serving(authority.issue("valid")))
@@ -327,9 +315,6 @@ def test_the_limit_holds_for_the_tls_handshake(serve: Callable[..., RawServer], 
         fails(check, "There was no answer within 0.3 s.")
 
 
-# -- TCP ------------------------------------------------------------------------------------------------------------
-
-
 def test_no_descriptor_is_left_over(authority: Authority, refusing: int, black_hole: int) -> None:
     """The sockets of a check are closed when it returns, whether it passes or fails."""
     certificate = serving(authority.issue("leftover"))
@@ -355,9 +340,6 @@ def test_no_descriptor_is_left_over(authority: Authority, refusing: int, black_h
     assert after == before
 
 
-# -- DNS ------------------------------------------------------------------------------------------------------------
-
-
 def test_a_name_that_resolves_is_well() -> None:
     """The number of addresses is in the result, the addresses are not."""
     result = DNSCheck("localhost")()
@@ -375,9 +357,6 @@ def test_addresses_that_are_not_expected(monkeypatch: pytest.MonkeyPatch) -> Non
     assert DNSCheck("name.test")().value == 3
     fails(DNSCheck("name.test", expected="10.0.0.0/8"), "2 of 3 addresses of the name are not expected.")
     assert DNSCheck("name.test", expected=["10.0.0.0/8", "203.0.113.0/24", "fe80::/10"])().value == 3
-
-
-# -- certificates ---------------------------------------------------------------------------------------------------
 
 
 EXPIRED = {"begins": from_now(days=-9), "ends": from_now(days=-5, hours=-1)}
@@ -469,9 +448,6 @@ def test_a_file_without_a_certificate(authority: Authority, tmp_path: Path) -> N
     fails(check, "The certificate file cannot be read.")
     path.write_text("-----BEGIN CERTIFICATE-----\nMAAA\n-----END CERTIFICATE-----\n")
     fails(check, "The certificate cannot be read.")
-
-
-# -- together -------------------------------------------------------------------------------------------------------
 
 
 def test_scopes_and_timeouts() -> None:

@@ -72,9 +72,6 @@ def test_a_path_does_not_follow_the_working_directory(tmp_path: Path, monkeypatc
     check()
 
 
-# -- paths ----------------------------------------------------------------------------------------------------------
-
-
 def make_socket(path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as sock:
         sock.bind(str(path))
@@ -156,9 +153,6 @@ def test_a_directory_without_permission(tmp_path: Path, unprivileged: None) -> N
     fails(PathCheck("/root/any"), "The path cannot be read.")
 
 
-# -- maintenance ----------------------------------------------------------------------------------------------------
-
-
 def test_maintenance_begins_and_ends_with_the_file(tmp_path: Path) -> None:
     """While the file exists the check fails; a link to nothing, and a path below a file, do not exist."""
     path = tmp_path / "maintenance"
@@ -209,8 +203,6 @@ def test_maintenance_that_may_not_be_read(unprivileged: None) -> None:
     error = fails(MaintenanceFileCheck("/root/any"), "The maintenance file cannot be read.")
     assert isinstance(error.__cause__, PermissionError)
 
-
-# -- memory ---------------------------------------------------------------------------------------------------------
 
 HOST = {"proc/meminfo": "MemTotal: 8388608 kB\nMemFree: 1 kB\nMemAvailable: 6291456 kB\nHugePages_Total: 0\n"}
 

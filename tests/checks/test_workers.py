@@ -12,8 +12,6 @@ from flask_lifecycle._core.inflight import Load
 from flask_lifecycle.checks import WorkerPoolCheck
 from tests._fakes import FakeServer, make_app, state_of, until
 
-# -- the check ------------------------------------------------------------------------------------------------------
-
 
 @pytest.mark.parametrize(
     ("load", "thresholds", "status", "output"),
@@ -42,9 +40,6 @@ def test_the_load_decides(load: Load | None, thresholds: dict[str, Any], status:
     result = WorkerPoolCheck(lambda: Load(2, 4, 3, 1.23456))()
     assert result.observed == {"queued": 2, "threads": 4, "busy": 3, "idle": 1, "oldest": 1.235}
     assert (result.value, result.unit) == (2, "requests")
-
-
-# -- how it finds the server ----------------------------------------------------------------------------------------
 
 
 def test_the_server_is_found_by_the_application_context() -> None:

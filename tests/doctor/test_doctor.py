@@ -120,9 +120,6 @@ def compare(text: str, file: str, subject: str, row: tuple[str, ...]) -> None:
     assert sorted(line for line in found if ": ok:" not in line) == sorted(wanted)
 
 
-# -- what is right ------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("text", "file", "expected"),
     [
@@ -156,8 +153,6 @@ def test_every_rule_is_in_the_documentation() -> None:
     named = {name for row in re.findall(r"^\| (`.*?) \|", table, re.M) for name in re.findall("`(.*?)`", row)}
     assert rules | {"settings", "form"} == named
 
-
-# -- Kubernetes ---------------------------------------------------------------------------------------------------
 
 PRESTOP = "          startupProbe:\n"
 
@@ -390,8 +385,6 @@ def test_several_containers() -> None:
     ]
 
 
-# -- compose ------------------------------------------------------------------------------------------------------
-
 BY_DEFAULT = (
     f"error: stop_grace_period is 10 s by default, but a shutdown may take {ROOM}; set it to 12 or more, or"
     " LIFECYCLE_GRACE_PERIOD to less than 9."
@@ -469,8 +462,6 @@ def test_several_services() -> None:
     assert said(silent, "compose.yaml", name="web")[0].startswith("compose.yaml:9: ok: service 'web'")
     assert "not clear which service" in said(by_check.replace("//localhost:8000", "//[::1"), "compose.yaml")[0]
 
-
-# -- systemd ------------------------------------------------------------------------------------------------------
 
 TOO_SHORT = (
     f"error: TimeoutStopSec is 10 s, but a shutdown may take {ROOM}; set it to 12 or more, or LIFECYCLE_GRACE_PERIOD to"
@@ -552,8 +543,6 @@ def test_drop_ins(lines: str, expected: str) -> None:
     """A unit is also recognised by its first line; a drop-in is checked by what it has."""
     assert expected in [line.partition(": ")[2] for line in said(f"; comment\n\n[Service]\n{lines}\n", "a.conf")]
 
-
-# -- unreadable files --------------------------------------------------------------------------------------------
 
 TEMPLATE = "This is a template; render it ('helm template', Jinja) and give the result."
 NOTHING = "The file contains no Kubernetes workload, no compose service and no systemd unit."
@@ -651,8 +640,6 @@ def test_both_parsers_say_the_same(parser: str) -> None:
     ]
 
 
-# -- each finding at once -----------------------------------------------------------------------------------------
-
 BROKEN = changed(DEPLOYMENT, "kind: Deployment", "kind: [Deployment")
 TWICE = changed(DEPLOYMENT, "  name: shop", "  name: shop\n  name: shop")
 FILLED_IN = changed(DEPLOYMENT, "name: web", "name: '{{ web }}'")
@@ -696,8 +683,6 @@ def test_names_and_annotations() -> None:
     (line,) = said(changed(DEPLOYMENT, "  name: shop", '  name: "\\e[31mshop"'))
     assert "Deployment/\\x1b[31mshop" in line
 
-
-# -- bombs --------------------------------------------------------------------------------------------------------
 
 LIMIT = 1_000_000  # bytes of a file
 _KEYS = "".join(f"  k{n}: 1\n" for n in range(40_000))
@@ -761,9 +746,6 @@ def test_without_pyyaml_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> N
         "deploy.yaml: unreadable: PyYAML is needed to read YAML; install flask_lifecycle[doctor]."
     ]
     assert len(said(UNIT, "a.service")) == 1
-
-
-# -- the command --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -113,9 +113,6 @@ def test_an_image_without_a_command_has_that_of_its_base() -> None:
     ]
 
 
-# -- gunicorn -----------------------------------------------------------------------------------------------------
-
-
 def command(*words: str) -> str:
     """The deployment with another command."""
     return changed(DEPLOYMENT, RUN, f"[gunicorn, {', '.join(words)}]")

@@ -486,8 +486,6 @@ def test_what_is_to_happen_once_without_a_worker(live: Starter, preload: tuple[s
     assert ("No worker was left to run" in running.log) is not bool(preload)
 
 
-# -- workers that serve ASGI ------------------------------------------------------------------------------------------
-
 # Where it lives today, and where it was before.
 UVICORN = "uvicorn_worker" if importlib.util.find_spec("uvicorn_worker") else "uvicorn.workers"
 
@@ -518,9 +516,6 @@ def test_asgi_workers(live: Starter, worker_class: str, config: str | None) -> N
     assert sorted(running.hooks()) == ["first"] * 4 + ["last"] * 4
     assert "flask_lifecycle.gunicorn" not in running.log
     assert ("does not know workers of" in running.log) is (config is not None)
-
-
-# -- without our hooks ------------------------------------------------------------------------------------------------
 
 
 def test_without_hooks_readiness_turns_first(live: Starter) -> None:

@@ -39,9 +39,6 @@ def start(live: Starter, *command: str, plan: dict[str, Any] | None = None, **mo
     return running
 
 
-# -- workers ------------------------------------------------------------------------------------------------------
-
-
 def documented(server: str, port: int) -> list[str]:
     """The command of a server's section in docs/servers.md, with this port, for the live app."""
     text = (ROOT / "docs" / "servers.md").read_text(encoding="utf-8")
@@ -85,9 +82,6 @@ def test_workers_answer_what_they_have(live: Starter, stack: contextlib.ExitStac
     assert running.log.count(": clean, exit 0") == 2
 
 
-# -- uvicorn ------------------------------------------------------------------------------------------------------
-
-
 # The command, and the name by which the log calls the server.
 ASGI = {
     "uvicorn-native": (("-c", WITHOUT_A2WSGI, *UVICORN), "uvicorn"),
@@ -118,9 +112,6 @@ def test_requests_whose_body_is_not_closed_end(live: Starter, server: str) -> No
     assert running.wait_gone() == 0
     assert running.hooks() == ["last", "first"]
     assert running.told("end stream")[-1] < running.told("shutdown last")[0]
-
-
-# -- uWSGI --------------------------------------------------------------------------------------------------------
 
 
 def uwsgi(live: Starter, *options: str, ini: bool = True, **more: Any) -> Running:
@@ -197,9 +188,6 @@ def test_uwsgi_is_told_what_it_lacks(live: Starter) -> None:
     assert running.stop(signal.SIGINT) == 0
 
 
-# -- granian ------------------------------------------------------------------------------------------------------
-
-
 def test_granian_hears_what_another_thread_has_taken(live: Starter) -> None:
     """A SIGTERM that came while a worker was frozen is taken by any of its threads, and handled all the same. A time
     after which granian would kill workers is warned of if it is shorter than the grace period.
@@ -229,8 +217,6 @@ def takes_sigterm(pid: int) -> bool:
     return has_signal(pid, "SigCgt")
 
 
-# -- access logs --------------------------------------------------------------------------------------------------
-
 LOGGING = {
     "werkzeug": ("-m", "flask", "--app", "live_app.py", "run", "--no-reload", "-p", "0"),
     "uvicorn": ("-m", "uvicorn", *UVICORN),
@@ -255,9 +241,6 @@ def test_probes_stay_out_of_access_logs(live: Starter, server: str, wished: bool
     running.wait_log(r'"GET /fast\S* HTTP/1.1"|"GET /fast HTTP/1.1|GET /fast 1.1')
     assert bool(re.search(r"GET /(livez|readyz)", running.log)) == wished
     assert running.stop() == 0
-
-
-# -- cheroot and gevent ----------------------------------------------------------------------------------------------
 
 
 def test_no_thread_of_cheroot_is_left(live: Starter) -> None:

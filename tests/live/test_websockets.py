@@ -132,9 +132,6 @@ def test_pings_do_not_hold_the_exit(live: Starter) -> None:
     assert "threads still run" not in running.log
 
 
-# -- Flask-SocketIO -----------------------------------------------------------------------------------------------
-
-
 def begin_event(
     live: Starter, *, disconnect: bool, kind: str = "import", grace_period: float = 25.0
 ) -> tuple[Running, Client]:

@@ -88,8 +88,6 @@ def test_a_stop_that_hangs_leaves_a_report(live: Starter, settings: dict[str, An
     assert (told["forced"], [phase["name"] for phase in told["phases"]]) == (True, ["announce"])
 
 
-# -- without a server ---------------------------------------------------------------------------------------------
-
 WORKED = "from live_app import event, lifecycle, pass_gate\nwith lifecycle.work('job'): "
 BLOCKED = f"{WORKED}pass\ntry: event('idle'); pass_gate('next')\nfinally: event('closed')"
 ENDLESS = f"{WORKED}\n  try: event('idle'); pass_gate('next')\n  finally: event('closed')"
@@ -156,9 +154,6 @@ def test_a_process_that_has_done_no_work(live: Starter) -> None:
     running.wait_event("here")
     assert running.stop() == -signal.SIGTERM
     assert running.hooks() == []
-
-
-# -- the start-up -------------------------------------------------------------------------------------------------
 
 
 def test_a_task_holds_readiness_and_no_request(live: Starter, server: str) -> None:

@@ -38,9 +38,6 @@ def teller(name: str) -> Tell:
     return tell
 
 
-# -- checks and what is made of them ---------------------------------------------------------------------------------
-
-
 def add_check(lifecycle: Lifecycle, tell: Tell, name: str, plan: dict[str, Any]) -> None:
     """Register a check that says on the event file when it runs, and then does as the plan says."""
 
@@ -58,9 +55,6 @@ def body_of_ones_own(report: HealthReport) -> dict[str, str]:
     return {"status": "DOWN" if report.status == "fail" else "UP"}
 
 
-# -- hooks -----------------------------------------------------------------------------------------------------------
-
-
 def add_hooks(lifecycle: Lifecycle, tell: Tell, plan: dict[str, list[str]]) -> None:
     """Register hooks, by kind and name, that say when they run and by which signal."""
     for kind, names in plan.items():
@@ -70,9 +64,6 @@ def add_hooks(lifecycle: Lifecycle, tell: Tell, plan: dict[str, list[str]]) -> N
                 tell(f"{text} {context.signal}")
 
             (lifecycle.on_drain if kind == "drain" else lifecycle.on_shutdown)(name=name)(hook)
-
-
-# -- applications ----------------------------------------------------------------------------------------------------
 
 
 def add_routes(app: Flask, lifecycle: Lifecycle, tell: Tell) -> None:

@@ -85,9 +85,6 @@ def test_cases_3_to_28_answers(mounted: Mounted, status: int, body: dict[str, st
     assert (answer.status, body_of(answer)) == (status, body)
 
 
-# -- answers ---------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.app(checks={})
 def test_case_1_no_checks(mounted: Mounted) -> None:
     """Without checks other routes answer as ever; the probes are there all the same, and pass."""
@@ -137,9 +134,6 @@ def test_case_12_a_check_that_raises(mounted: Mounted) -> None:
     assert len(re.findall("check 'case-12' fails after", mounted.running.log)) == 1
 
 
-# -- answers after the signal ----------------------------------------------------------------------------------------
-
-
 # The application of a case, and the status and the body after the signal.
 AFTER_THE_SIGNAL: Rows = {
     30: (status_codes(fail=501), 501, {"status": "fail"}),
@@ -153,9 +147,6 @@ def test_cases_30_31_32_answers_after_the_signal(in_drain: Mounted, status: int,
     """Status and body of a failure hold after the signal, also those of the settings and of a renderer."""
     answer = in_drain.ask("/readyz")
     assert (answer.status, body_of(answer)) == (status, body)
-
-
-# -- hooks and signals -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR2], ids=ALL_THREE)

@@ -31,9 +31,6 @@ def ends() -> Iterator[tuple[worker_module.Channel, worker_module.Channel]]:
         yield worker_module.Channel(one), worker_module.Channel(two)
 
 
-# -- the channel --------------------------------------------------------------------------------------------------
-
-
 def test_messages(ends: Ends, tmp_path: Any) -> None:
     """Words, texts and descriptors arrive in order, also in two parts, and no child inherits the descriptors."""
     one, two = ends
@@ -70,9 +67,6 @@ def test_the_other_end_is_gone(ends: Ends, unread: bool) -> None:
     two.send("word")
 
 
-# -- a worker ---------------------------------------------------------------------------------------------------
-
-
 def test_when_a_worker_is_ready(ends: Ends) -> None:
     """A worker is ready when it has started and readiness passes, or an operator has cordoned the service."""
     ends[0].send("serve", "next 0 0")
@@ -94,9 +88,6 @@ def test_when_a_worker_is_ready(ends: Ends) -> None:
     app.machine.apply(Event.CORDON, "cordoned by alice")
     assert worker._not_ready() == ""
     worker.await_sole_owner(1.0)  # it has nothing to close
-
-
-# -- the supervisor -----------------------------------------------------------------------------------------------
 
 
 @pytest.fixture

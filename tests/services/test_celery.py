@@ -48,9 +48,6 @@ def none(minimum: int = 1) -> CheckResult:
     return CheckResult("fail", output, {"answered": 0, "minimum": minimum}, 0)
 
 
-# -- workers: well, none, hung, killed, back ------------------------------------------------------------------------
-
-
 def test_workers_come_and_go(app: Celery, worker: Callable[[str], Worker]) -> None:
     """A worker that answers passes, one that hangs or was killed fails, and one that is back passes again.
 
@@ -121,9 +118,6 @@ def test_too_few_answers_too_early(app: Celery) -> None:
     assert late.counts == [2]
 
 
-# -- the broker: dead, hung, back -----------------------------------------------------------------------------------
-
-
 def test_no_broker(broker: Redis) -> None:
     """A dead broker fails at once, also one that dies behind the pool, and passes when it is back."""
     with celery_app(broker, broker_connection_timeout=6 * BOUND) as app:
@@ -157,9 +151,6 @@ def test_the_broker_hangs(broker: Redis) -> None:
         fails(check, NO_BROKER)
         broker.well()
         assert check() == none()
-
-
-# -- the application's own connections ------------------------------------------------------------------------------
 
 
 def test_no_connection_of_its_own(broker: Redis, app: Celery, worker: Callable[[str], Worker]) -> None:

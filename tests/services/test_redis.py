@@ -47,9 +47,6 @@ def refused(client: Any) -> str:
     return str(caught.value)
 
 
-# -- well, dead, hung, back -----------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("options", [{}, {"decode_responses": True}, {"protocol": 2}, {"protocol": 3}])
 def test_an_answer_passes(broker: Redis, options: dict[str, Any]) -> None:
     """A Redis that answers passes, however the client talks to it."""
@@ -91,9 +88,6 @@ def test_hung(broker: Redis) -> None:
         broker.resume()
         broker.well()
         assert RedisCheck(hasty)() == CheckResult()
-
-
-# -- refusals ------------------------------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
@@ -174,9 +168,6 @@ def test_other_errors(error: Exception, sentence: str) -> None:
     """The text of an error may name hosts and is not public; an answer that is not PONG fails."""
     assert refused(Answering(error)) == sentence
     fails(RedisCheck(Answering(False)), "Redis answered PING with something else than PONG.")
-
-
-# -- the application's own pool -------------------------------------------------------------------------------------
 
 
 def test_no_connection_of_its_own(broker: Redis, client: redis.Redis) -> None:

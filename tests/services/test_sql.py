@@ -65,9 +65,6 @@ def application(postgres: Postgres) -> Iterator[tuple[Flask, SQLAlchemy]]:
             engine.dispose()
 
 
-# -- the database: well, dead, hung, back ---------------------------------------------------------------------------
-
-
 def test_killed_while_connected(postgres: Postgres, engine: Engine) -> None:
     """A dead database fails with a public sentence, the pool's state is still known, and it passes when it is back.
 
@@ -118,9 +115,6 @@ def test_hung_seen_by_a_probe(postgres: Postgres, engine: Engine) -> None:
         with small.connect():
             assert [client.get("/readyz").status_code for _ in range(3)] == [503] * 3
         until(lambda: client.get("/readyz").status_code == 200)
-
-
-# -- exactly one retry ----------------------------------------------------------------------------------------------
 
 
 def statements(engine: Engine, meddle: Callable[[Connection], str | None]) -> list[str]:
@@ -176,9 +170,6 @@ def test_what_is_asked(engine: Engine, dialect: str, expected: str) -> None:
     assert asked == [expected]
 
 
-# -- the application's own pool -------------------------------------------------------------------------------------
-
-
 def test_no_connection_of_its_own(postgres: Postgres, engine: Engine) -> None:
     """Fifty runs leave the server with the same connections, none in a transaction."""
     check = DatabaseCheck(engine)
@@ -220,9 +211,6 @@ def test_pools_that_share_a_connection_are_left_alone(poolclass: type[Pool]) -> 
         assert PoolCheck(engine)() == CheckResult(output="The pool has no size, so it cannot be exhausted.")
 
 
-# -- Flask-SQLAlchemy -----------------------------------------------------------------------------------------------
-
-
 def test_flask_sqlalchemy(postgres: Postgres, application: tuple[Flask, SQLAlchemy]) -> None:
     """The db of Flask-SQLAlchemy gives the engine of the current application, by the name of a bind that it has."""
     app, db = application
@@ -240,9 +228,6 @@ def test_flask_sqlalchemy(postgres: Postgres, application: tuple[Flask, SQLAlche
     for check in (DatabaseCheck(db, bind="none"), PoolCheck(db, bind="none")):
         with app.app_context(), pytest.raises(HealthCheckError, match=whole(message)):
             check()
-
-
-# -- the pool -------------------------------------------------------------------------------------------------------
 
 
 def pool_result(engine: Engine, taken: int, **options: Any) -> CheckResult:
@@ -294,9 +279,6 @@ def test_a_pool_without_a_limit(postgres: Postgres, options: dict[str, int]) -> 
     with engine_to(postgres.url, poolclass=NullPool) as engine:
         expected = CheckResult(output="The pool has no size, so it cannot be exhausted.")
         assert pool_result(engine, 3) == expected
-
-
-# -- migrations -----------------------------------------------------------------------------------------------------
 
 
 def test_migrations_of_a_database_that_is_dead_and_back(postgres: Postgres, engine: Engine, scripts: Scripts) -> None:

@@ -35,9 +35,6 @@ def disk(tmp_path: Path) -> Iterator[Path]:
     run("umount", str(path))
 
 
-# -- disk -----------------------------------------------------------------------------------------------------------
-
-
 def test_a_disk_that_fills(disk: Path) -> None:
     """The check passes, warns at nine tenths, fails when the disk is full, and passes again when there is room."""
     check = DiskCheck(disk, fail_free=100 * 1024)

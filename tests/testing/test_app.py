@@ -58,9 +58,6 @@ def shop() -> Shop:
     return Shop()
 
 
-# -- start and stop ---------------------------------------------------------------------------------------------------
-
-
 def test_it_starts_and_stops_when_the_test_asks(lifecycle_app: AppFactory, shop: Shop) -> None:
     """The on_startup functions have run when the factory returns; stop() runs the others and returns the report."""
     app = lifecycle_app(shop.create_app, "mine", SECRET_KEY="x")
@@ -152,9 +149,6 @@ def test_a_response_that_is_left_open_does_not_keep_the_test(lifecycle_app: AppF
     stream.close()
 
 
-# -- checks -----------------------------------------------------------------------------------------------------------
-
-
 def test_a_check_fails_where_the_test_wants_it(lifecycle_app: AppFactory, shop: Shop) -> None:
     """failing() turns readiness at once and back, and leaves other checks and liveness alone."""
     shop.lifecycle.check("cache", critical=False)(lambda: None)
@@ -222,9 +216,6 @@ def test_an_unknown_check_is_named(lifecycle_app: AppFactory, shop: Shop) -> Non
         pass
     with pytest.raises(ValueError, match=message):
         app.check("databse")
-
-
-# -- what it takes and what it leaves behind --------------------------------------------------------------------------
 
 
 def test_settings_override_those_of_the_factory(lifecycle_app: AppFactory, shop: Shop, tmp_path: Path) -> None:
