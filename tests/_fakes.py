@@ -257,10 +257,8 @@ def finish(shutdown: Shutdown) -> ShutdownReport:
 
 
 def enter(ledger: Ledger, path: str = "/work", result: Iterable[bytes] = (b"x",)) -> Any:
-    """Begin a request that goes through the middleware into this ledger; close what is returned to end it.
-
-    The ledger keeps it, because a body that is dropped has ended.
-    """
+    """Begin a request that goes through the middleware into this ledger; close what is returned to end it."""
+    # The ledger keeps it, because a body that is dropped has ended.
 
     def app(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         return result

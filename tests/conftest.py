@@ -54,11 +54,9 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark every test by its folder, before tests are selected by their markers.
-
-    Live tests are distributed one by one. The others stay together with those of their file, because a server object
-    that one leaves to the garbage collector could be found by one of another file.
-    """
+    """Mark every test by its folder, before tests are selected by their markers."""
+    # Live tests are distributed one by one. The others stay together with those of their file, because a server object
+    # that one leaves to the garbage collector could be found by one of another file.
     for item in items:
         marker = _MARKERS.get(item.path.parent.name)
         if marker:

@@ -565,10 +565,9 @@ def test_a_damped_failure_is_shown() -> None:
 
 
 def test_a_hang_counts_once_for_each_timeout(hanging: Hanging) -> None:
-    """A check that goes on hanging fails once more for each timeout, however often it is asked, and not at its end.
-
-    Interleaving: a probe counts the hang, then the run returns. Counted again, two failures of one run would be three.
-    """
+    """A check that goes on hanging fails once more for each timeout, however often it is asked, and not at its end."""
+    # Interleaving: a probe counts the hang, then the run returns. Counted again, two failures of one run would be
+    # three.
     hanging.free.set()
     made = Engineered(Check("db", hanging, timeout=2.0, ttl=0, fail_after=3))
     made.one()
@@ -732,10 +731,8 @@ def test_nothing_in_the_background() -> None:
 
 
 def test_a_stop_before_the_start_holds() -> None:
-    """An engine that was stopped runs nothing in the background, also where its start comes later.
-
-    The start-up has made the application ready; a whole shutdown happens; only then the start-up gets on.
-    """
+    """An engine that was stopped runs nothing in the background, also where its start comes later."""
+    # The start-up has made the application ready; a whole shutdown happens; only then the start-up gets on.
     switch = Switch()
     made = real_time(Check("db", switch, interval=60.0))
     made.engine.stop()

@@ -124,10 +124,8 @@ ENDING = "warn pass fail fail fail fail pass"
     ],
 )
 def test_groups_in_each_state(state: State, said: str) -> None:
-    """Each group, and the check as a component, has the status of the table at the head of the module; it warns here.
-
-    A component is not the instance: it has its own status before that is ready, but not in a drain.
-    """
+    """Each group, and the check as a component, has the status of the table above; it warns here."""
+    # A component is not the instance: it has its own status before that is ready, but not in a drain.
     made = Healthy(Check("db", Switch("warn"), groups=("live", "ready", "startup", "own")))
     made.machine.state = state
     asked = [(group, None) for group in ("live", "startup", "ready", "healthcheck", "own")]
@@ -138,10 +136,8 @@ def test_groups_in_each_state(state: State, said: str) -> None:
 
 
 def test_keeping_readiness_in_a_drain() -> None:
-    """With "keep" readiness depends on its checks after the beginning of a drain, until it is ended.
-
-    An application that was not ready before the drain does not become ready; its own groups go on.
-    """
+    """With "keep" readiness depends on its checks after the beginning of a drain, until it is ended."""
+    # An application that was not ready before the drain does not become ready; its own groups go on.
     switch = Switch()
     made = Healthy(Check("db", switch, groups=("ready", "own"), ttl=0), keep=True)
     made.machine.apply(Event.DRAIN, "SIGTERM")
@@ -196,10 +192,8 @@ def test_waiting_probes_are_answered_when_readiness_ends(keep: bool) -> None:
 
 
 def test_a_check_that_ends_the_readiness() -> None:
-    """A probe whose check was still running when the state changed answers by the new state.
-
-    Interleaving: the probe finds READY and runs the check; the check sets the application not ready, and passes.
-    """
+    """A probe whose check was still running when the state changed answers by the new state."""
+    # Interleaving: the probe finds READY and runs the check; the check sets the application not ready, and passes.
     made = Healthy()
     made.lifecycle.add_check(Check("db", lambda: made.machine.apply(Event.SET_NOT_READY, "by the check")))
     report = made.health.report("ready")
@@ -463,10 +457,8 @@ def test_a_shutdown_that_is_quicker_than_the_start_up() -> None:
 
 
 def test_each_run_has_its_own_application_context() -> None:
-    """The context of a run is torn down after it, with its exception, in its thread; a teardown may fail the check.
-
-    Flask-SQLAlchemy keeps its session in the context, and there it is removed.
-    """
+    """The context of a run is torn down after it, with its exception, in its thread; a teardown may fail the check."""
+    # Flask-SQLAlchemy keeps its session in the context, and there it is removed.
     lifecycle = Lifecycle(app := make_app())
     closed: list[tuple[str, str | None]] = []
 

@@ -124,10 +124,8 @@ def test_a_beat_that_cannot_be_written(clock: ManualClock, tmp_path: Path, caplo
 
 
 def test_a_beat_that_cannot_be_read(clock: ManualClock, tmp_path: Path) -> None:
-    """A beat that cannot be read fails, with the reason for the log; a path below a file does not exist.
-
-    A link to nothing creates no file elsewhere.
-    """
+    """A beat that cannot be read fails, with the reason for the log; a path below a file does not exist."""
+    # A link to nothing creates no file elsewhere.
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     error = fails(made(clock, tmp_path / "loop" / "beat"), "The beat cannot be read.")
     assert isinstance(error.__cause__, OSError)

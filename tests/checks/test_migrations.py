@@ -109,10 +109,8 @@ def unknown(count: int, database: list[str], scripts: list[str]) -> CheckResult:
 
 
 def test_step_by_step(scripts: Scripts, engine: Engine, tmp_path: Path) -> None:
-    """It fails while there are migrations to apply, says how many, and passes once there are none.
-
-    It belongs into the start-up, and holds back the instance whose scripts it compares.
-    """
+    """It fails while there are migrations to apply, says how many, and passes once there are none."""
+    # It belongs into the start-up, and holds back the instance whose scripts it compares.
     check = MigrationsCheck(engine, directory=scripts.path)
     assert (check.name, check.groups, check.scope) == ("migrations", ("startup",), "local")
     assert check() == pending(3, 3, [], ["a3"])

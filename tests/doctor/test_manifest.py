@@ -76,11 +76,9 @@ def test_balancers_know_within_the_delay(config: dict[str, Any], expected: tuple
 
 
 def test_envoy() -> None:
-    """Envoy asks readiness at its path and port and accepts its statuses.
-
-    Neither Envoy's interval without traffic (60 s) nor its merging of changes (1 s) makes the delay too short, and it
-    closes an idle connection before the server does.
-    """
+    """Envoy asks readiness at its path and port and accepts its statuses."""
+    # Neither Envoy's interval without traffic (60 s) nor its merging of changes (1 s) makes the delay too short, and it
+    # closes an idle connection before the server does.
     (cluster,) = yaml.safe_load(made("envoy", {"LIFECYCLE_SHUTDOWN_DELAY": 1}))["clusters"]
     (check,) = cluster["health_checks"]
     assert check["no_traffic_interval"] == check["interval"] == "0.2s"

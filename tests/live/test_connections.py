@@ -12,7 +12,7 @@ import pytest
 
 from ._client import Connection, get, refuses
 from ._process import BIG, UNTIL_ASKED, Starter
-from ._traffic import fill_accept_queue, in_flight
+from ._traffic import fill_accept_queue, hung_request, in_flight
 from .conftest import each_lossless_server
 
 # Longer than a test waits for anything, with as long a grace period.
@@ -93,9 +93,7 @@ def test_answer_is_not_cut_by_what_the_client_sends_on(live: Starter, lossless_s
 def test_small_answer_is_not_reset_by_what_the_client_sent_on(live: Starter, lossless_server: str) -> None:
     """Bytes that the server never read do not turn the end of an answer into a reset."""
     running = live.serve(lossless_server)
-    with Connection(running.address) as connection:
-        connection.ask("/gate/a")
-        running.wait_event("begin live a")
+    with hung_request(running, "a") as connection:
         running.begin_stop()
         connection.send(b"GET /fa")
         running.open_gate("a")
@@ -109,9 +107,7 @@ def test_small_answer_is_not_reset_by_what_the_client_sent_on(live: Starter, los
 
 
 def test_many_idle_connections(live: Starter) -> None:
-    """More idle keep-alive connections than ``select`` can wait for are served, and hung up without a reset, all after
-    one linger.
-    """
+    """More idle connections than ``select`` can wait for are served, and hung up without a reset after one linger."""
     many = 1100
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = 2 * many + 200  # the process inherits the limit

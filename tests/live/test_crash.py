@@ -9,7 +9,7 @@ import pytest
 
 from ._client import Connection, get
 from ._process import Running, Starter
-from ._traffic import in_flight
+from ._traffic import hung_request, in_flight
 
 CRASH = {"LIFECYCLE_STOP_ON_CRASH": ["MainThread", "consumer-*"], "LIFECYCLE_GRACE_PERIOD": 20}
 
@@ -76,9 +76,7 @@ def test_signals_during_the_stop(live: Starter, number: int) -> None:
     """A held main thread hears of signals: Ctrl-C forces the end, and so does the second SIGTERM."""
     running = script(live, serve=True)
     running.wait_for(lambda: running.addresses, "its listener")
-    with Connection(running.address) as connection:
-        connection.ask("/gate/a")
-        running.wait_event("begin live a")
+    with hung_request(running, "a"):
         running.open_gate("main")
         running.wait_log("-> DRAINING")
         running.send(number)

@@ -413,12 +413,10 @@ BEFORE_THE_SIGNALS = HELD.format(
     ids=["parent, no server", "parent, no signals", "child, no signals", "terminal, no signals"],
 )
 def test_a_stop_before_the_child_has_our_handler(live: Starter, target: str, held: str) -> None:
-    """Neither Werkzeug's own handler of SIGTERM nor Ctrl-C ends a child that serves already.
-
-    Interleavings: the child serves, and our handler takes the place of Werkzeug's; then SIGTERM comes. Or SIGTERM comes
-    first: the parent waits with it for our handler, and in the child itself the shutdown begins where Werkzeug's
-    handler makes it close the server.
-    """
+    """Neither Werkzeug's own handler of SIGTERM nor Ctrl-C ends a child that serves already."""
+    # Interleavings: the child serves, and our handler takes the place of Werkzeug's; then SIGTERM comes. Or SIGTERM
+    # comes first: the parent waits with it for our handler, and in the child itself the shutdown begins where
+    # Werkzeug's handler makes it close the server.
     script = held + SCRIPT.format(host="127.0.0.1", options="use_reloader=True")
     flask = Flask(live, target=target, script=script)
     running = flask.running

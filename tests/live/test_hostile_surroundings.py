@@ -14,6 +14,7 @@ import pytest
 
 from ._client import Connection, get, refuses
 from ._process import Running, Starter
+from ._traffic import hung_request
 from .test_probes import PROBE_LISTENER, probe_address
 
 # Longer than a test waits for a stop: one that waits for what never comes fails.
@@ -55,18 +56,13 @@ def test_forked_child_that_lives_on(live: Starter, server: str) -> None:
 
 
 def test_forked_child_and_a_forced_exit(live: Starter, server: str) -> None:
-    """A child that a view forked does not keep clients waiting when the process leaves at once: the
-    connections end with it.
-    """
+    """When the process leaves at once, its connections end, although a child that a view forked has them too."""
     running = live.serve(server, settings=LONG_GRACE)
-    with Connection(running.address) as connection:
-        connection.ask("/gate/never")
-        running.wait_event("begin live never")
-        with forked_child(running):
-            running.begin_stop()
-            assert not running.gone.wait(0.5)
-            assert running.stop() == 128 + signal.SIGTERM
-            assert connection.rest() == b""
+    with hung_request(running) as connection, forked_child(running):
+        running.begin_stop()
+        assert not running.gone.wait(0.5)
+        assert running.stop() == 128 + signal.SIGTERM
+        assert connection.rest() == b""
 
 
 def stall(running: Running) -> None:

@@ -178,10 +178,9 @@ def test_a_deploy_that_is_not_ready_in_time(live: Starter, within: str, applicat
 
 
 def test_what_waits_is_served_by_the_next(live: Starter) -> None:
-    """What the one before has accepted it answers, and what it has not is answered by the next one.
-
-    The one before is stopped by the kernel, so that its accept queue fills up; in the meantime the next one takes over.
-    """
+    """What the one before has accepted it answers, and what it has not is answered by the next one."""
+    # The one before is stopped by the kernel, so that its accept queue fills up; in the meantime the next one takes
+    # over.
     service = Service(live, "waitress")
     _, before = service.ask_version()
     with in_flight(service.running):
@@ -375,10 +374,8 @@ def test_a_stop_while_the_next_one_starts(service: Service) -> None:
 
 
 def test_a_stop_as_the_next_one_takes_over(service: Service) -> None:
-    """A stop that the process before has not begun when the next one takes over is the next one's, too.
-
-    The one before is held up between the signal and its word ``stopping``; meanwhile the next one says ``ready``.
-    """
+    """A stop that the process before has not begun when the next one takes over is the next one's, too."""
+    # The one before is held up between the signal and its word ``stopping``; meanwhile the next one says ``ready``.
     (first,) = service.pids
     service.begin_reload()
     service.stop_process(first)

@@ -96,9 +96,7 @@ def ask_once(running: Running, port: int) -> None:
 
 @pytest.mark.parametrize("server", WAYS)
 def test_probe_port_taken(live: Starter, server: str) -> None:
-    """A probe port that is taken ends the process with 1 (gunicorn 3, uWSGI 22) at once; the log has one sentence for
-    it and no traceback.
-    """
+    """A taken probe port ends the process at once, with 1 (gunicorn 3, uWSGI 22), one sentence and no traceback."""
     port = free_port()
     with taken_port() as taken:
         settings = {"LIFECYCLE_PROBE_HOST": "127.0.0.1", "LIFECYCLE_PROBE_PORT": taken}

@@ -30,9 +30,7 @@ sys.exit(run_by_script())
 
 
 def test_signal_at_any_moment_of_the_start(live: Starter, server: str) -> None:
-    """At whichever of many moments of the start the signal comes, the process ends cleanly and
-    prints no traceback.
-    """
+    """At whichever moment of the start the signal comes, the process ends cleanly and prints no traceback."""
     began = time.monotonic()
     running = live.serve(server)
     start_takes = time.monotonic() - began

@@ -50,9 +50,7 @@ def test_the_countdown(live: Starter, server: str, way_out: str) -> None:
     running = live.serve(server, terminal=True, plan={"logging": True}, settings={"LIFECYCLE_GRACE_PERIOD": 60.0})
     assert get(running.address, "/work/job").status == 202
     running.wait_event("begin work job")
-    with Connection(running.address) as connection:
-        connection.ask("/gate/a")
-        running.wait_event("begin live a")
+    with hung_request(running, "a") as connection:
         if way_out == "Ctrl-C":
             running.send(signal.SIGTERM)
         else:

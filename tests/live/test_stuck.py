@@ -28,10 +28,8 @@ def alive(address: Address, path: str = "/livez") -> bool:
 
 
 def stays_alive(*addresses: Address, look: Callable[[], object] = lambda: None) -> None:
-    """Look until a pool that is stuck would have failed long ago; it never does.
-
-    After a pause of the machine each worker has been busy for all of it, so such a look counts for nothing.
-    """
+    """Look until a pool that is stuck would have failed long ago; it never does."""
+    # After a pause of the machine each worker has been busy for all of it, so such a look counts for nothing.
     last = time.monotonic()
     end = last + 4 * AFTER
     while last < end:

@@ -14,9 +14,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from ._client import Connection, get
+from ._client import get
 from ._process import Running, Starter, wait_until
-from ._traffic import in_flight
+from ._traffic import hung_request, in_flight
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="systemd is the subject")
 
@@ -107,9 +107,7 @@ def test_heartbeats_stop_with_liveness(live: Starter, manager: Manager) -> None:
     heard = manager.lines.count("WATCHDOG=1")
     assert get(running.address, "/sleep/1.0").body == b"slept 1.0"
     assert manager.lines.count("WATCHDOG=1") <= heard + 1  # the one that was due when the check began to hang
-    with Connection(running.address) as connection:
-        connection.ask("/gate/a")
-        running.wait_event("begin live a")
+    with hung_request(running, "a") as connection:
         running.begin_stop()
         wait_until(lambda: manager.lines.count("WATCHDOG=1") >= heard + 3, "heartbeats in the stop")
         running.open_gate("a")

@@ -116,10 +116,8 @@ def test_the_page_lists_the_table() -> None:
 
 
 def test_state_readiness_and_checks() -> None:
-    """The current state is 1, the others are 0; ready depends on it and on the last results of the checks.
-
-    A check that has run has a status, a duration and the time of its last change; another has none.
-    """
+    """The current state is 1, the others are 0; ready depends on it and on the last results of the checks."""
+    # A check that has run has a status, a duration and the time of its last change; another has none.
     app, lifecycle = serve()
     broken: list[bool] = []
     lifecycle.check("db", ttl=0)(lambda: not broken)
@@ -508,10 +506,8 @@ def threads() -> list[str]:
 
 
 def test_metrics_of_all_workers_are_served(multiprocess: Path) -> None:
-    """/metrics shows what all workers have written, also from a worker that has not started its own writer.
-
-    A gauge that is gone is 0 in the files, and a counter keeps its value.
-    """
+    """/metrics shows what all workers have written, also from a worker that has not started its own writer."""
+    # A gauge that is gone is 0 in the files, and a counter keeps its value.
     app, _ = with_metrics()
     Gauge("orders_open", "Orders.", registry=None, multiprocess_mode="livesum").set(7)
     assert flat(read_text(scrape(app).get_data(as_text=True))) == {"orders_open": 7}

@@ -86,10 +86,8 @@ def test_all_workers_with_the_same_requests(bench: Bench) -> None:
 
 
 def test_more_old_requests_than_workers(bench: Bench) -> None:
-    """The reported age is one that all workers reach, and of each thread only the newest request counts.
-
-    A file that is still being sent has left its thread, which runs a newer request.
-    """
+    """The reported age is one that all workers reach, and of each thread only the newest request counts."""
+    # A file that is still being sent has left its thread, which runs a newer request.
     bench.begin(1)
     bench.clock.advance(10)
     bench.begin(2)
@@ -160,10 +158,8 @@ def test_a_server_without_a_way_in(bench: Bench) -> None:
 
 
 def test_a_server_that_was_found(bench: Bench) -> None:
-    """A server that a search has found may not run: its silence counts only after it has answered.
-
-    A ping to a server that is gone does not count for it.
-    """
+    """A server that a search has found may not run: its silence counts only after it has answered."""
+    # A ping to a server that is gone does not count for it.
     bench.look()
     bench.shutdown.server = FakeServer(ours=False)
     assert [bench.look(61.0), bench.look(61.0)] == ["", ""]
@@ -183,10 +179,8 @@ def test_no_server(bench: Bench) -> None:
 
 @pytest.mark.parametrize("bench", [2], indirect=True)
 def test_applications_that_share_a_pool(bench: Bench) -> None:
-    """The requests of all applications in the process occupy its workers.
-
-    The start-up of one may occupy the workers of another; one that never starts hides no stuck pool.
-    """
+    """The requests of all applications in the process occupy its workers."""
+    # The start-up of one may occupy the workers of another; one that never starts hides no stuck pool.
     bodies = bench.begin(1, member=0) + bench.begin(2, member=1)
     assert bench.look(61.0) != ""
     for body in bodies:
@@ -267,10 +261,8 @@ def test_the_stacks_are_logged_once(bench: Bench, caplog: pytest.LogCaptureFixtu
 
 
 def test_a_receiver_that_blocks(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
-    """A receiver that blocks delays no look and no record, costs one thread, and receives all changes in order.
-
-    A change that cannot be published is logged, and the next one is published.
-    """
+    """A receiver that blocks delays no look and no record, costs one thread, and receives all changes in order."""
+    # A change that cannot be published is logged, and the next one is published.
     health = bench.members[0].health
     publish = health.check_changed
 
@@ -322,11 +314,9 @@ def test_no_more_threads(bench: Bench, monkeypatch: pytest.MonkeyPatch, caplog: 
 
 
 def test_two_looks_at_once(bench: Bench) -> None:
-    """A look that began earlier and ends later does not overwrite the other's result.
-
-    Forced: while the first look asks the server for its load, a request ends and the second look begins and ends. The
-    other order is in every other test.
-    """
+    """A look that began earlier and ends later does not overwrite the other's result."""
+    # Forced: while the first look asks the server for its load, a request ends and the second look begins and ends. The
+    # other order is in every other test.
     one, _two = bench.begin(1, 2)
     server: Any = bench.server
 

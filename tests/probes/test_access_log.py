@@ -114,10 +114,8 @@ def test_an_application_that_is_gone(log: pytest.LogCaptureFixture) -> None:
 
 
 def test_an_application_that_comes_while_a_line_is_logged(log: pytest.LogCaptureFixture) -> None:
-    """A line that is being looked at goes on with the applications that there were.
-
-    Interleaving: the filter asks each of two applications, and meanwhile another one is initialised.
-    """
+    """A line that is being looked at goes on with the applications that there were."""
+    # Interleaving: the filter asks each of two applications, and meanwhile another one is initialised.
     kept = [serve()[0], serve()[0]]
 
     def asks(path: str) -> bool:

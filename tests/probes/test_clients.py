@@ -78,10 +78,8 @@ def test_who_is_a_prober(subject: Subject, visits: list[dict[str, str]], attribu
     ],
 )
 def test_the_interval(subject: Subject, visits: list[float], interval: float) -> None:
-    """An outlier does not count, of two gaps that take turns the longer one does, and old gaps do not.
-
-    A prober is silent when it is three turns and a second late.
-    """
+    """An outlier does not count, of two gaps that take turns the longer one does, and old gaps do not."""
+    # A prober is silent when it is three turns and a second late.
     for visit in visits:
         subject.clock.now = visit
         subject.ask()
@@ -141,10 +139,8 @@ def test_refusals_and_a_forked_child(subject: Subject) -> None:
 
 
 def test_which_requests_are_recorded(subject: Subject) -> None:
-    """GET and HEAD of a probe are recorded; other methods, the self-test, work and unknown paths are not.
-
-    An answer refuses by its status code, whatever it means to us; a prober of one check has its name.
-    """
+    """GET and HEAD of a probe are recorded; other methods, the self-test, work and unknown paths are not."""
+    # An answer refuses by its status code, whatever it means to us; a prober of one check has its name.
     app, lifecycle = serve(LIFECYCLE_DETAILS="always", LIFECYCLE_STATUS_CODES={"fail": 299})
     lifecycle.check("database")(lambda: None)
     probers = state_of(app).probes.probers

@@ -164,10 +164,8 @@ def test_accept(accept: str | None, kind: str, verbose: str | None) -> None:
 
 
 def test_configured_paths() -> None:
-    """Paths and prefix are settings, and the default paths are the application's then; case matters by default.
-
-    A probe that reaches Flask past the middleware, as one rewritten inside, is answered alike.
-    """
+    """Paths and prefix are settings, and the default paths are the application's then; case matters by default."""
+    # A probe that reaches Flask past the middleware, as one rewritten inside, is answered alike.
     app, _lifecycle = serve(LIFECYCLE_URL_PREFIX="/ops", LIFECYCLE_PATHS={"livez": "/alive"})
     assert codes(app, "/ops/alive", "/ops/alive/", "/ops/readyz") == [200] * 3
     assert codes(app, "/livez", "/ops/livez", "/readyz", "/ops/Alive") == [404] * 4
@@ -180,10 +178,8 @@ def test_configured_paths() -> None:
 
 
 def test_where_an_application_is_mounted_is_learned() -> None:
-    """A probe under a mount is recognised by its path once one was answered there; a claimed prefix is not believed.
-
-    Where clients choose the mount, as a tenant's, only some are remembered.
-    """
+    """A probe under a mount is recognised by its path once one was answered there; a claimed prefix is not believed."""
+    # Where clients choose the mount, as a tenant's, only some are remembered.
     app, _lifecycle = serve()
     probe_worker = state_of(app).probe_worker
     outer = Client(DispatcherMiddleware(Flask("outer").wsgi_app, {"/shop": app.wsgi_app}), Response)
@@ -326,10 +322,8 @@ def test_exclusion_is_for_those_who_see_the_checks() -> None:
 @pytest.mark.parametrize("method", ["GET", "HEAD", "POST", "OPTIONS"])
 @pytest.mark.parametrize("headers", [{}, {"Authorization": "Bearer wrong"}])
 def test_a_hidden_component_is_not_there(method: str, headers: dict[str, str]) -> None:
-    """For a caller who may not see details, a component is answered exactly as a path that does not exist.
-
-    If the application has a route there, such a caller gets that.
-    """
+    """For a caller who may not see details, a component is answered exactly as a path that does not exist."""
+    # If the application has a route there, such a caller gets that.
     app, lifecycle = grouped(LIFECYCLE_DETAILS="token", LIFECYCLE_TOKEN=TOKEN)
     for group in ("/healthcheck", "/health/data"):
         answers = [get(app, f"{group}/{name}", method=method, headers=headers) for name in ("db", "no")]
@@ -386,10 +380,8 @@ def test_components_of_any_name(name: str) -> None:
 
 
 def test_probe_workers() -> None:
-    """Each probe and own group has a dedicated worker, all components share one, and work has none.
-
-    A hidden check has none: its path is answered no sooner than one that does not exist.
-    """
+    """Each probe and own group has a dedicated worker, all components share one, and work has none."""
+    # A hidden check has none: its path is answered no sooner than one that does not exist.
     workers = {"/livez": "live", "/readyz/": "ready", "/startupz": "startup", "/healthcheck": "healthcheck"}
     workers |= dict.fromkeys(("/health/data", "/health/data/"), "data")
     workers |= dict.fromkeys(("/healthcheck/db", "/health/data/cache/"), "component")
@@ -510,10 +502,8 @@ NO_BODY = "The body of a probe is a mapping, a list, a text or bytes, or one of 
     ],
 )
 def test_a_renderer_without_a_body(returned: Any, message: str | None, caplog: pytest.LogCaptureFixture) -> None:
-    """The default is sent for a renderer that returns None, raises, or returns what is no body: logged once a group.
-
-    A renderer gets the whole report, which says whether the caller is allowed to see details.
-    """
+    """The default is sent for a renderer that returns None, raises, or returns what is no body: logged once a group."""
+    # A renderer gets the whole report, which says whether the caller is allowed to see details.
     app, lifecycle = serve(LIFECYCLE_DETAILS="token", LIFECYCLE_TOKEN=TOKEN)
     reports: list[HealthReport] = []
 
@@ -632,10 +622,8 @@ def test_drain_policies(policy: str, ours: bool, code: int) -> None:
 
 @pytest.mark.parametrize(("grace_period", "retry_after"), [(0.2, "1"), (12.4, "12")])
 def test_a_refusal(grace_period: float, retry_after: str) -> None:
-    """A refusal is 503 with problem+json, not cached, and says when this process is gone, in a second or more.
-
-    It comes before all functions of the application, whether they were registered before or after init_app.
-    """
+    """A refusal is 503 with problem+json, not cached, and says when this process is gone, in a second or more."""
+    # It comes before all functions of the application, whether they were registered before or after init_app.
     app = make_app(LIFECYCLE_GRACE_PERIOD=grace_period)
     ran: list[str] = []
     app.before_request(lambda: ran.append("early"))
@@ -680,10 +668,8 @@ def test_a_request_under_way_keeps_its_functions() -> None:
 
 
 def test_probes_are_counted_by_group_and_status() -> None:
-    """Each answer of a probe counts by group and status; work and unknown paths do not.
-
-    In a forked child the counts begin anew, even if another thread counts at that moment.
-    """
+    """Each answer of a probe counts by group and status; work and unknown paths do not."""
+    # In a forked child the counts begin anew, even if another thread counts at that moment.
     app, lifecycle = serve(LIFECYCLE_DETAILS="always")
     lifecycle.check("db")(raises_secret)
     codes(app, "/work", "/nowhere", "/livez", "/livez", "/readyz", "/readyz/db")

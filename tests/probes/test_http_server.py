@@ -56,10 +56,8 @@ class Blocked:
 
 
 def test_the_listener_of_another_process(started: Any) -> None:
-    """One that has the address is used, port 0 being any; else another is bound, and that one is left alone.
-
-    Workers of one server listen on the same port, and a client reaches any of them.
-    """
+    """One that has the address is used, port 0 being any; else another is bound, and that one is left alone."""
+    # Workers of one server listen on the same port, and a client reaches any of them.
     one = started(shared=True)
     started(port=one.port, shared=True)
     assert [get(one) for _ in range(10)] == [(200, b"alive\n")] * 10
@@ -277,11 +275,9 @@ def test_no_answer_is_logged_or_names_what_answers(
 
 @pytest.mark.parametrize("said", [b"GET /livez HTTP/1.1\r\n", b"GET /livez HTTP/1.1\r\nHost: here\r\nX-M"])
 def test_a_request_that_is_cut_off_is_none(started: Any, said: bytes) -> None:
-    """Where a connection ends before the headers do, nothing is done and nobody answered.
-
-    A bare carriage return in a head is a blank, and not the end of a line that a header of its own comes behind. No
-    body in chunks is read.
-    """
+    """Where a connection ends before the headers do, nothing is done and nobody answered."""
+    # A bare carriage return in a head is a blank, and not the end of a line that a header of its own comes behind. No
+    # body in chunks is read.
     asked = []
 
     def note(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
@@ -375,10 +371,8 @@ def test_no_descriptor_to_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("path", ["/work", "/livez"])
 def test_a_taken_port_where_nothing_serves(caplog: pytest.LogCaptureFixture, path: str) -> None:
-    """Where no server runs, as in a test suite, a probe port that is taken is one warning.
-
-    The request or probe that began the start-up is answered.
-    """
+    """Where no server runs, as in a test suite, a probe port that is taken is one warning."""
+    # The request or probe that began the start-up is answered.
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
         app, lifecycle = serve(LIFECYCLE_PROBE_HOST="127.0.0.1", LIFECYCLE_PROBE_PORT=port)

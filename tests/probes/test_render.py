@@ -46,10 +46,8 @@ class Broken(dict[str, int]):
 
 
 def test_json() -> None:
-    """A check has the shape of the IETF draft: its own figure, also zero, or its duration; text, causes and effects.
-
-    With ?verbose, callers allowed to see details get the last transitions.
-    """
+    """A check has the shape of the IETF draft: its own figure, also zero, or its duration; text, causes and effects."""
+    # With ?verbose, callers allowed to see details get the last transitions.
     app, lifecycle = serve()
     lifecycle.check("plain")(lambda: None)
     lifecycle.check("zero")(lambda: CheckResult("pass", "", {}, 0, "%"))
@@ -130,11 +128,9 @@ def test_values(value: Any, expected: Any) -> None:
 
 
 def test_values_that_are_hard_to_write() -> None:
-    """A huge number is its type or its digits, and a value that contains itself is followed once.
-
-    What is nested deeper than eight is text from there on, and nesting without end breaks nothing. A mapping that
-    grows while it is written is written as it was.
-    """
+    """A huge number is its type or its digits, and a value that contains itself is followed once."""
+    # What is nested deeper than eight is text from there on, and nesting without end breaks nothing. A mapping that
+    # grows while it is written is written as it was.
     limit = getattr(sys, "get_int_max_str_digits", lambda: 0)()
     seen = rendered(10 ** (limit + 2000))
     assert seen == "int" if limit else set(seen[1:]) == {"0"}
@@ -218,10 +214,8 @@ def test_the_state_in_the_text(path: str, state: State, reason: str, first: str,
 
 
 def test_html() -> None:
-    """The page is one whole document with the status, the state, and a row for each check; it loads nothing.
-
-    Nothing that an application or a check says becomes markup.
-    """
+    """The page is one whole document with the status, the state, and a row for each check; it loads nothing."""
+    # Nothing that an application or a check says becomes markup.
     app, lifecycle = serve()
     assert "<table>" not in body(app, accept=HTML)
     lifecycle.check("disk")(lambda: CheckResult("warn", "full", value=97, unit="%"))

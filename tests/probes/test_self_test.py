@@ -149,10 +149,8 @@ def test_the_result_is_closed(fails: bool) -> None:
 
 
 def test_one_warning(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An obstacle is one warning, which names the path, the answer, the layers and the cure; none in testing mode.
-
-    Under run() the probe goes through the whole of what is served, not through the Flask application alone.
-    """
+    """An obstacle is one warning, which names the path, the answer, the layers and the cure; none in testing mode."""
+    # Under run() the probe goes through the whole of what is served, not through the Flask application alone.
     app = wrapped(HostCheck, LIFECYCLE_URL_PREFIX="/ops", LIFECYCLE_PATHS={"livez": "/alive"})
     state_of(app).startup.run()
     assert caplog.records == []

@@ -215,10 +215,8 @@ def test_a_loop_of_the_main_thread_is_not_ended(app: App, monkeypatch: pytest.Mo
 
 
 def test_a_loop_that_does_not_run(app: App) -> None:
-    """A server whose loop does not run is not waited for, its listener is not touched, and the guard is to refuse.
-
-    What only a stop needs costs neither a turn of the loop nor a request before: the methods are waitress' own.
-    """
+    """A server whose loop does not run is not waited for, its listener is not touched, and the guard is to refuse."""
+    # What only a stop needs costs neither a turn of the loop nor a request before: the methods are waitress' own.
     theirs = Theirs(app)
     subject = attached(theirs)
     assert not subject.serving()

@@ -248,10 +248,8 @@ class Worker(Server):
         super().start()
 
     def answers(self) -> bool:
-        """Whether it listens; its log and the broker tell, so that nothing has to be sent.
-
-        It says that it is ready before it subscribes to what is broadcast, and a ping that comes between is lost.
-        """
+        """Whether it listens; its log and the broker tell, so that nothing has to be sent."""
+        # It says that it is ready before it subscribes to what is broadcast, and a ping that comes between is lost.
         return b" ready." in (self.home / "log").read_bytes() and bool(self._broker.subscribers() - self._others)
 
     def stop(self) -> None:

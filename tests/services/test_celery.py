@@ -49,10 +49,8 @@ def none(minimum: int = 1) -> CheckResult:
 
 
 def test_workers_come_and_go(app: Celery, worker: Callable[[str], Worker]) -> None:
-    """A worker that answers passes, one that hangs or was killed fails, and one that is back passes again.
-
-    Workers are shared by all replicas; the check's own timeout is longer than the time for replies.
-    """
+    """A worker that answers passes, one that hangs or was killed fails, and one that is back passes again."""
+    # Workers are shared by all replicas; the check's own timeout is longer than the time for replies.
     patient, hasty = CeleryCheck(app, reply_timeout=LONG), CeleryCheck(app, name="mail", reply_timeout=SHORT)
     assert (patient.name, patient.scope, patient.timeout) == ("celery workers", "shared", LONG + 2.0)
     assert (hasty.name, CeleryCheck(app).timeout) == ("mail", 3.0)
@@ -83,10 +81,8 @@ def test_too_few(app: Celery, worker: Callable[[str], Worker]) -> None:
 
 @pytest.mark.parametrize(("pool", "answers"), [("solo", False), ("threads", True)])
 def test_busy(app: Celery, worker: Callable[[str], Worker], tmp_path: Path, pool: str, answers: bool) -> None:
-    """A busy worker of the solo pool does not answer until its task ends; one of another pool does.
-
-    The late answers to earlier pings, which kombu counts but does not return, raise no false alarm.
-    """
+    """A busy worker of the solo pool does not answer until its task ends; one of another pool does."""
+    # The late answers to earlier pings, which kombu counts but does not return, raise no false alarm.
     patient = CeleryCheck(app, reply_timeout=LONG)
     worker(pool)
     started, end = tmp_path / "started", tmp_path / "end"

@@ -100,10 +100,8 @@ def test_a_stop_behind_the_example_s_balancer_loses_nothing(live: Starter, kind:
 
 
 def test_an_adaptive_delay_behind_haproxy(live: Starter, server: str) -> None:
-    """HAProxy is refused three times and then sends nothing more, so nothing is lost without a second try.
-
-    The delay is over long before its maximum.
-    """
+    """HAProxy is refused three times and then sends nothing more, so nothing is lost without a second try."""
+    # The delay is over long before its maximum.
     stopped = stop_one_of_two(live, server, "haproxy", AUTO, retries=0)
     assert "delay auto, at most 15.0 s" in stopped.log
     ended = stopped.wait_log(r"delay ended after ([\d.]+) s: 1 prober refused 3 times, no new work for 1\.\d s")

@@ -66,10 +66,8 @@ def application(postgres: Postgres) -> Iterator[tuple[Flask, SQLAlchemy]]:
 
 
 def test_killed_while_connected(postgres: Postgres, engine: Engine) -> None:
-    """A dead database fails with a public sentence, the pool's state is still known, and it passes when it is back.
-
-    It is shared by all replicas, and a pool belongs to one; names can be chosen.
-    """
+    """A dead database fails with a public sentence, the pool's state is still known, and it passes when it is back."""
+    # It is shared by all replicas, and a pool belongs to one; names can be chosen.
     check, pool = DatabaseCheck(engine, name="orders"), PoolCheck(engine)
     assert (check.name, check.scope, pool.name, pool.scope) == ("orders", "shared", "database pool", "local")
     fill(engine, 3)

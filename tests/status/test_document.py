@@ -143,10 +143,8 @@ def test_what_is_under_way() -> None:
 
 
 def test_what_the_server_holds() -> None:
-    """Requests that wait in the server are listed with those that run, oldest first, and the load of its pool.
-
-    If several applications share a process, each lists its own requests alone: other callers may see those.
-    """
+    """Requests that wait in the server are listed with those that run, oldest first, and the load of its pool."""
+    # If several applications share a process, each lists its own requests alone: other callers may see those.
     app, _lifecycle = serve()
     enter(state_of(app).ledger, "/running")
     process = state_of(app).process

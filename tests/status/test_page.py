@@ -113,11 +113,9 @@ def test_the_page_of_an_idle_application() -> None:
 
 
 def test_everything_there_is() -> None:
-    """Checks, requests, work items, changes, probers and the last stop are shown, a status as a word and a sign.
-
-    Nothing that a check, a request, a work item, an operator, a prober or a file says becomes markup. The page loads
-    two files, both its own and by relative URLs; what it shows is in it without them.
-    """
+    """Checks, requests, work items, changes, probers and the last stop are shown, a status as a word and a sign."""
+    # Nothing that a check, a request, a work item, an operator, a prober or a file says becomes markup. The page loads
+    # two files, both its own and by relative URLs; what it shows is in it without them.
     app, _lifecycle = full()
     page = page_of(app)
     for words in (
@@ -215,10 +213,8 @@ def test_structure(make: Callable[[], tuple[Flask, Lifecycle]]) -> None:
 
 
 def test_headers() -> None:
-    """The page has a policy that forbids all but its own two files, is not kept, and depends on who asks.
-
-    LIFECYCLE_HEADERS can replace the policy, as any other header of a probe, whatever the case.
-    """
+    """The page has a policy that forbids all but its own two files, is not kept, and depends on who asks."""
+    # LIFECYCLE_HEADERS can replace the policy, as any other header of a probe, whatever the case.
     headers = dict(get(serve()[0]).headers)
     assert (headers.pop("Content-Type"), int(headers.pop("Content-Length")) > 1000) == (
         "text/html; charset=utf-8",
@@ -239,10 +235,8 @@ def test_headers() -> None:
 
 @pytest.mark.parametrize("failing", [True, False])
 def test_status_codes(failing: bool) -> None:
-    """The page has the status of the health check, the feed is always 200; HEAD is answered without a body.
-
-    Other groups, and single checks, have the small page.
-    """
+    """The page has the status of the health check, the feed is always 200; HEAD is answered without a body."""
+    # Other groups, and single checks, have the small page.
     app, lifecycle = serve()
     lifecycle.group("own", path="/own")
     lifecycle.check("db", groups=("ready", "own"))(lambda: CheckResult("fail" if failing else "pass"))
