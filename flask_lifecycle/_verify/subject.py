@@ -37,20 +37,37 @@ class MisuseError(Exception):
     """The check cannot be made; the text names the cause and the cure."""
 
 
+# The ports that this process has chosen, each with a socket whose name says so to others.
+_chosen: dict[int, socket.socket] = {}
+
+
 def free_port() -> int:
-    """A port that nothing listens on.
+    """A port that nothing listens on, and that no other check has chosen.
 
     It is below those that the kernel gives to clients and to listeners of port 0, so that none of them takes it before
-    the command listens; and at random, so that two checks hardly choose the same.
+    the command listens. Interleavings: two checks find the same port free before either's command listens, and the
+    responses of one command are taken for the other's; or the second check finds the first one's name in use, and
+    chooses another port.
     """
     first = 32_768
     with contextlib.suppress(FileNotFoundError):  # not Linux
         first = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
     while True:
         port = random.randrange(min(10_000, first - 1_000), first)
-        with contextlib.suppress(OSError), socket.socket() as sock:
+        with contextlib.suppress(OSError), socket.socket() as sock, contextlib.ExitStack() as stack:
             sock.bind(("", port))
+            if sys.platform == "linux":
+                name = stack.enter_context(socket.socket(socket.AF_UNIX))
+                name.bind(f"\0lifecycle-verify-port-{port}")
+                _chosen[port] = name
+                stack.pop_all()
             return port
+
+
+def release_port(port: int) -> None:
+    """Let other checks choose this port."""
+    if port in _chosen:
+        _chosen.pop(port).close()
 
 
 class ServerProcess:
@@ -178,14 +195,20 @@ class Subject(ServerProcess):
     """
 
     def __init__(self, command: Sequence[str], address: Tcp | None, home: Path, patience: float, hook: str) -> None:
-        ports = {"{port}": str(free_port()), "{probe_port}": str(free_port())}
-        self.address = address or ("127.0.0.1", int(ports["{port}"]))
+        self._ports = [free_port(), free_port()]
+        ports = dict(zip(("{port}", "{probe_port}"), map(str, self._ports), strict=True))
+        self.address = address or ("127.0.0.1", self._ports[0])
         self.prefix = f"lifecycle-verify-{secrets.token_hex(8)}"
         self._record = home / "record"
         self._record.touch()
         words = [replaced(word, ports) for word in command]
         environment = {**os.environ, "PATH": search_path(), VARIABLE: f"{self.prefix}:{hook}:{self._record}"}
         super().__init__(words, environment, f"{VARIABLE}={self.prefix}:", patience)
+
+    def end(self) -> None:
+        super().end()
+        for port in self._ports:
+            release_port(port)
 
     def recorded(self, what: str) -> list[Event]:
         lines = [line.split(" ", 2) for line in self._record.read_text().splitlines()]

@@ -21,7 +21,7 @@ from werkzeug.test import EnvironBuilder, TestResponse
 from werkzeug.wrappers import Request
 
 from .._config import TEST_SETTINGS
-from .._verify.subject import MisuseError, ServerProcess, free_port, replaced, search_path
+from .._verify.subject import MisuseError, ServerProcess, free_port, release_port, replaced, search_path
 
 _HOST = "127.0.0.1"
 _MARK = "LIFECYCLE_TEST_PROCESS"
@@ -229,6 +229,8 @@ class Server:
     def _end(self) -> None:
         """Kill all its processes and close all connections."""
         self._process.end()
+        for port in (self.port, self.probe_port):
+            release_port(port)
         for thread in self._threads:
             thread.join(self.timeout)
         self._opened.close()

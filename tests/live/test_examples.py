@@ -114,9 +114,7 @@ def test_websocket_ends_by_itself(live: Starter) -> None:
 
 
 def test_executors_finish_what_is_accepted(live: Starter) -> None:
-    """What a request has handed to an executor or a thread is finished, also what has not begun there, and the pool is
-    closed after it.
-    """
+    """What a request has handed to an executor or a thread is finished, begun or not; then the pool is closed."""
     running = live.start(*flask("executors.py"))
     ready(running)
     for name in ("may", "june", "july"):  # one more than the executor has threads

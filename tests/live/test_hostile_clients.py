@@ -31,9 +31,7 @@ REFUSED_HEADS = {
 
 
 def test_heads_that_http_server_refuses(live: Starter) -> None:
-    """Werkzeug's base class may refuse a head before there are headers: the client reads why, and
-    the log has no traceback.
-    """
+    """A head that Werkzeug's base class refuses before there are headers: the client reads why, without a traceback."""
     running = live.serve("werkzeug")
     for name, (status, head) in REFUSED_HEADS.items():
         with Connection(running.address) as connection:

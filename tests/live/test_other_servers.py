@@ -92,9 +92,7 @@ ASGI = {
 
 @pytest.mark.parametrize("server", ASGI)
 def test_requests_whose_body_is_not_closed_end(live: Starter, server: str) -> None:
-    """An adapter to WSGI that never closes a body leaves nothing in flight, and what runs at the stop is answered
-    whole.
-    """
+    """An adapter to WSGI that never closes a body leaves nothing in flight; what runs at the stop is answered whole."""
     command, name = ASGI[server]
     running = start(live, sys.executable, *command, settings={})
     wait_guarantee(running, name, "full")

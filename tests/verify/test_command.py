@@ -14,7 +14,7 @@ import pytest
 from click.testing import CliRunner, Result
 from flask.cli import FlaskGroup
 
-from flask_lifecycle._verify import client, runner
+from flask_lifecycle._verify import client, runner, subject
 from tests._fakes import ROOT, serve
 
 BREAKING = str(Path(__file__).with_name("breaking_server.py"))
@@ -42,6 +42,15 @@ http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
 
 def verify(*arguments: str) -> Result:
     return CliRunner().invoke(FlaskGroup(), ["lifecycle", "verify", *arguments])
+
+
+def test_a_port_is_chosen_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two checks do not choose the same port, though nothing listens on it yet."""
+    one, two = subject.free_port(), subject.free_port()
+    subject.release_port(two)
+    choices = [one, two]
+    monkeypatch.setattr("random.randrange", lambda *_: choices.pop(0))
+    assert subject.free_port() == two
 
 
 def test_the_list() -> None:
