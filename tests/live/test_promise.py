@@ -88,7 +88,7 @@ def test_a_storm_without_capabilities(live: Starter, keep_alive: bool) -> None:
 
 @pytest.mark.parametrize("server", ["waitress", "werkzeug", "cheroot", "gevent"])
 def test_a_storm_where_the_listener_goes_on_accepting(live: Starter, server: str) -> None:
-    """Where the kernel cannot refuse clients, those that never pause keep no listener open, nor the process too long."""
+    """Where the kernel cannot refuse clients, those that never pause neither keep the listener open nor the process."""
     running = live.serve(server, settings={"LIFECYCLE_GRACE_PERIOD": 60.0}, plan={"fallback": True})
     with storm(running.address, running.gone, clients=16, keep_alive=False) as clients:
         assert running.stop() == 0, running.log_tail
