@@ -144,14 +144,10 @@ class SignalRelay:
         if signum is None:
             return False
         self._errand = errand
-        interrupt_main(signum)
-        pause, until = threading.Event(), time.monotonic() + _PATIENCE
-        while not (in_main_thread() or _has_greenlets()) and time.monotonic() < until:
-            pause.wait(_AGAIN)
-            with self._taking:
-                if self._errand is not errand:
-                    break
-                interrupt_main(signum)
+        if in_main_thread() or _has_greenlets():
+            interrupt_main(signum)
+        else:
+            self._interrupt_while(signum, lambda: self._errand is errand)
         return True
 
     def run_in_main_by_sigurg(self, errand: Callable[[], None]) -> None:
@@ -160,9 +156,16 @@ class SignalRelay:
             errand()
             return
         self._sigurg_errand = errand
+        self._interrupt_while(signal.SIGURG, lambda: self._has_sigurg and self._sigurg_errand is errand)
+
+    def _interrupt_while(self, signum: int, waits: Callable[[], bool]) -> None:
+        """Send a signal to the main thread again and again while an errand waits, but only for some seconds."""
         pause, until = threading.Event(), time.monotonic() + _PATIENCE
-        while self._has_sigurg and self._sigurg_errand is errand and time.monotonic() < until:
-            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGURG)
+        while time.monotonic() < until:
+            with self._taking:
+                if not waits():
+                    return
+                interrupt_main(signum)
             pause.wait(_AGAIN)
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
