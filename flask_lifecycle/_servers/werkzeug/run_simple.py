@@ -94,13 +94,8 @@ class RunSimple:
         which keeps the descriptor for the reloader's thread. Or the server has closed it, and that thread, which begins
         its loop then, prints a traceback.
         """
-        if role() not in (ALONE, CHILD) or self._find_server() is None:
-            return
-        pause, until = threading.Event(), time.monotonic() + _TAKEN_WITHIN
-        while self.server is None and self._watcher is not None and self._watcher.is_alive():
-            if time.monotonic() > until:
-                return
-            pause.wait(_SOON)
+        if self._watcher is not None and role() in (ALONE, CHILD) and self._find_server() is not None:
+            self._watcher.join(_TAKEN_WITHIN)
 
     def await_start(self) -> None:
         """With ``processes=``, wait for the start-up before a fork; each process would run its own start-up."""
