@@ -299,9 +299,10 @@ class HookedWorker(Adapter, Peers):
         until = time.monotonic() + CLOSING_BOUND / 2
         accepted = []
         for listener in self._worker.sockets:
+            name = listener.getsockname()
             with contextlib.suppress(OSError):  # another worker has accepted it, or no descriptor is left
                 while has_input(listener) and time.monotonic() < until:
-                    accepted.append(_accept(listener))
+                    accepted.append(_as_listener(listener.accept(), name))
             listener.close()
             listener.sock = _Closed()
         for each in accepted:
@@ -323,9 +324,8 @@ def _wait_for(*descriptors: int) -> list[int]:
     return [descriptor for descriptor, _ in poll.poll()]
 
 
-def _accept(listener: Any) -> SimpleNamespace:
-    """Accept a connection before gunicorn asks for it; returns what takes the place of its listener then."""
-    connection, name = listener.accept(), listener.getsockname()
+def _as_listener(connection: tuple[Any, Any], name: Any) -> SimpleNamespace:
+    """A connection that was accepted before gunicorn asked for it, in the place of its listener."""
     return SimpleNamespace(accept=lambda: connection, getsockname=lambda: name)
 
 
