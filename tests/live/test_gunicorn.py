@@ -301,10 +301,13 @@ def test_a_unix_socket(live: Starter, kind: str, tmp_path: Path) -> None:
 
 def test_a_storm_on_a_listener_that_is_not_deaf_ends(live: Starter, kind: str) -> None:
     """Where it cannot be made deaf clients that come without end hold it for two seconds, not for the grace period."""
-    running = serve(live, kind, config=configuration(live, FALLBACK), settings={"LIFECYCLE_GRACE_PERIOD": 60.0})
+    # A client that a worker is just answering comes again at the close, and may be reset: one for each worker. Each of
+    # the four lost a request before.
+    config, settings = configuration(live, FALLBACK), {"LIFECYCLE_GRACE_PERIOD": 60.0}
+    running = serve(live, kind, workers=1, config=config, settings=settings)
     with load(running) as clients:
         assert running.stop() == 0
-    assert len(clients.lost) < 4  # who connects at the close may be reset; each of the four was, before
+    assert len(clients.lost) <= 1
     assert "listener closed (quiet period)" in running.log
 
 
