@@ -66,6 +66,14 @@ class Bench:
         """Wait until everything is published."""
         until(lambda: not any(thread.name == "lifecycle-stuck-workers" for thread in threading.enumerate()))
 
+    def recover(self, bodies: list[Any]) -> None:
+        """End these requests, after which the pool is well."""
+        for body in bodies:
+            body.close()
+        self.answer()
+        assert self.look() == ""
+        self.published()
+
 
 @pytest.fixture
 def bench(request: pytest.FixtureRequest) -> Iterator[Bench]:
@@ -183,20 +191,12 @@ def test_applications_that_share_a_pool(bench: Bench) -> None:
     # The start-up of one may occupy the workers of another; one that never starts hides no stuck pool.
     bodies = bench.begin(1, member=0) + bench.begin(2, member=1)
     assert bench.look(61.0) != ""
-    for body in bodies:
-        body.close()
-    bench.answer()
-    assert bench.look() == ""
-    bench.published()
+    bench.recover(bodies)
     other = bench.members[1]
     other.startup.served_since = None
     bodies = bench.begin(1, 2)
     assert bench.look(61.0) != ""
-    for body in bodies:
-        body.close()
-    bench.answer()
-    assert bench.look() == ""
-    bench.published()
+    bench.recover(bodies)
     bench.begin(1, 2, member=1)
     assert [bench.look(61.0), bench.look(61.0)] == ["", ""]
     other.startup.served_since = bench.clock.now
