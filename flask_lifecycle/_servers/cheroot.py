@@ -15,9 +15,13 @@ only when no connection is left. A shutdown before that:
   acknowledged the response.
 - *The listener* is removed from the loop's selector and closed in the shutdown's thread, when the loop has accepted all
   connections in the queue (``_servers/listener.py``).
-- *The drain* waits until no worker has a connection and no connection is kept. A kept connection without a new request
-  is shut down after the linger; the loop then finds its end and closes it. cheroot gives a new connection to a worker
-  before the client has sent anything; the kernel knows which connections have never received a byte.
+- *The drain* waits until no connection is open. A kept connection without a new request is shut down after the linger;
+  the loop then finds its end and closes it. cheroot gives a new connection to a worker before the client has sent
+  anything; the kernel knows which connections have never received a byte. On its way from the loop to a worker a
+  connection is in none of cheroot's lists, and on a busy machine the way may take long: the loop's thread accepts it,
+  or takes it from the selector; we look, see nothing, and the drain ends; the thread goes on, and the guard refuses the
+  request. So our class of connections lists each from its first instant until it is closed, and while the loop is
+  inside its accept, we wait.
 - *cheroot's threads* are not daemons and would keep the interpreter open, because ``start()`` does not catch the
   ``SystemExit`` that ends the main thread. ``server.stop()`` ends them as soon as the loop has ended.
 
@@ -37,7 +41,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from cheroot.connections import ConnectionManager
 from cheroot.server import HTTPConnection, HTTPRequest, HTTPServer
@@ -57,11 +61,12 @@ if TYPE_CHECKING:
 NEEDS = (
     (HTTPServer, ("ConnectionClass", "process_conn", "stop")),
     (HTTPServer.prepare, ("_connections",)),
-    (ConnectionManager, ("can_add_keepalive_connection", "run")),
+    (ConnectionManager, ("_from_server_socket", "can_add_keepalive_connection", "run")),
     (ConnectionManager.__init__, ("_selector", "_serving")),
     (ThreadPool.__init__, ("_queue", "_threads")),
     (HTTPRequest, ("respond",)),
 )
+_ACCEPT = ConnectionManager._from_server_socket
 _TICK = 0.01
 # A loop in the main thread ends at once. After this time we stop one in another thread, which would keep the
 # interpreter open.
@@ -84,19 +89,24 @@ class Cheroot(ConnectionAdapter):
 
     def __init__(self, listeners: Sequence[Listener]) -> None:
         super().__init__(listeners)
-        self._announced = False
+        self.opened: dict[Any, None] = {}  # in a shutdown: the connections, some of them closed since the last look
         self._stages: dict[Any, str | None] = {}  # of the connections, at the last look
 
     def serving(self) -> bool:
         return any(inside(ConnectionManager.run, self=server._connections) for server in self._servers)
 
     def announce(self) -> None:
-        self._announced = True
         for server in self._servers:
             kind = server.ConnectionClass
             if not issubclass(kind, _Lingering):
                 server._connections.__class__ = _StoppingManager
-                server.ConnectionClass = type(kind.__name__, (_Lingering, kind), {"patience": self.patience})
+                server.ConnectionClass = type(kind.__name__, (_Lingering, kind), {"adapter": self})
+        # The loop makes a connection of the class that it has just looked up. Otherwise it might escape us here.
+        for connection in instances(HTTPConnection):
+            server = getattr(connection, "server", self._servers[0])  # it has none at its first instant
+            if server in self._servers and not isinstance(connection, _Lingering):
+                connection.__class__ = server.ConnectionClass
+                self.opened[connection] = None
 
     def close_listener(self, listener: Listener) -> None:
         listener.server._connections._selector.unregister(listener.socket.fileno())
@@ -104,15 +114,19 @@ class Cheroot(ConnectionAdapter):
         listener.socket.close()
 
     def connections(self) -> Iterable[Any]:
+        # In the order in which a connection passes them. One on its way to a worker counts as queued.
+        accepting = [server for server in self._servers if inside(_ACCEPT, self=server._connections)]
+        stages: dict[Any, str | None] = dict.fromkeys(accepting)
+        for connection in self.opened.copy():
+            if _is_closed(connection):
+                self.opened.pop(connection, None)
+            else:
+                stages[connection] = "queued"
         responding = inside(HTTPRequest.respond)
-        stages: dict[Any, str | None] = {}
         for server in self._servers:
             stages |= {each: "sending" if sockets.unsent(each.socket) else None for each in _kept(server)}
             stages |= dict.fromkeys(_queued(server), "queued")
             stages |= {each: _stage(each, worker.ident in responding) for each, worker in _busy(server).items()}
-        for connection in stages:  # also one that was accepted before the announcement and not listed then
-            if self._announced and not isinstance(connection, _Lingering):
-                connection.__class__ = connection.server.ConnectionClass
         self._stages = stages
         return stages
 
@@ -121,7 +135,7 @@ class Cheroot(ConnectionAdapter):
         return () if stage is None else [RequestInfo("-", "-", 0.0, stage=stage)]
 
     def hang_up(self, connection: Any) -> None:
-        if not sockets.has_input(connection.socket):
+        if connection not in self._servers and not sockets.has_input(connection.socket):
             sockets.hang_up(connection.socket)
 
     def load(self) -> Load:
@@ -175,12 +189,16 @@ def _at_request(connection: Any) -> bool:
 
 
 class _Lingering:
-    """Mixed into a class of connections: closing does not cut the last response."""
+    """Mixed into a class of connections: they are listed, and closing does not cut the last response."""
 
+    adapter: ClassVar[Cheroot]
     lingers = False
-    patience: Callable[[], float]  # for how many seconds the client may be silent
     server: Any
     socket: socket.socket
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.adapter.opened[self] = None
+        super().__init__(*args, **kwargs)
 
     def close(self) -> None:
         if not _is_silent(self.socket):
@@ -190,7 +208,7 @@ class _Lingering:
 
     def _patience(self) -> float:
         """No patience if other connections wait for this worker: the client has acknowledged the response by then."""
-        return _TICK if _queued(self.server) else self.patience()
+        return _TICK if _queued(self.server) else self.adapter.patience()
 
 
 def _flag(value: Any) -> bool:
@@ -340,6 +358,12 @@ def _send_ahead(server: Any, done: Callable[[], object]) -> bool:
     """Put a ping at the head of the workers' queue; ``False`` if the queue's lock is taken."""
     queue = server.requests._queue
     return put_ahead(queue.mutex, queue.queue, queue.not_empty, _Ping(done), LOCK_PATIENCE)
+
+
+def _is_closed(connection: Any) -> bool:
+    """Whether it is closed; at its first instant it has no file yet."""
+    file = getattr(connection, "rfile", None)
+    return file is not None and file.closed
 
 
 def _kept(server: Any) -> list[Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import queue
 import selectors
 import socket
 import subprocess
@@ -17,7 +18,9 @@ from socketserver import BaseServer
 from typing import TYPE_CHECKING, Any
 from unittest.mock import Mock
 
+import cheroot.connections
 import pytest
+from cheroot.server import HTTPServer
 from waitress.task import ThreadedTaskDispatcher
 from werkzeug.serving import WSGIRequestHandler, make_server
 
@@ -286,6 +289,39 @@ def test_what_wakes_cheroot_is_no_harm_to_a_loop_that_is_awake(monkeypatch: pyte
 
         monkeypatch.setattr(selector, "register", register)
     assert raised == [None]
+
+
+@pytest.mark.parametrize(
+    ("where", "name", "after"),
+    [
+        (cheroot.connections, "prevent_socket_inheritance", False),
+        (HTTPServer, "process_conn", False),
+        (queue.Queue, "get", True),
+    ],
+    ids=["in the accept", "in the loop", "in a worker"],
+)
+def test_a_connection_on_its_way_to_a_worker_of_cheroot(
+    where: Any, name: str, after: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The bad interleaving: its thread gets no time while the drain looks, and cheroot lists it nowhere."""
+    held, released, step = threading.Event(), threading.Event(), getattr(where, name)
+
+    def hold(*arguments: Any) -> Any:
+        result = step(*arguments) if after else None
+        held.set()
+        released.wait(BOUND)
+        return result if after else step(*arguments)
+
+    monkeypatch.setattr(where, name, hold)
+    with served("cheroot", app) as subject, Connection(subject.address) as client:
+        client.send(request_head("/"))
+        assert held.wait(BOUND)
+        try:
+            subject.begin_drain()
+            assert not subject.runner.wait_idle(0.0, 0.0)
+        finally:
+            released.set()
+        assert client.response().body == b"body"
 
 
 def test_cheroot_sends_at_once() -> None:
