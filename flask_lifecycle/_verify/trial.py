@@ -92,9 +92,10 @@ class Trial:
         self._resources.callback(connection.close)
         return connection
 
-    def connect_unless_gone(self) -> Connection | None:
-        """A new connection, or ``None`` if it is refused."""
-        connection = connect_unless_gone(self.subject.address, self.subject.gone, self.subject.patience)
+    def connect_unless_gone(self, within: float | None = None) -> Connection | None:
+        """A new connection, or ``None`` if it is refused, or not made within these seconds."""
+        subject = self.subject
+        connection = connect_unless_gone(subject.address, subject.gone, within or subject.patience)
         if connection is not None:
             self._resources.callback(connection.close)
         return connection

@@ -110,7 +110,9 @@ def _must_answer_meanwhile(trial: Trial) -> str:
 def live_busy(trial: Trial) -> str:
     trial.begin("slow", 6)
     for _ in range(40):
-        trial.connect().ask(trial.path("slow", 6))
+        # A full accept queue drops a SYN, which is repeated a second later; the first requests may have ended by then.
+        if (client := trial.connect_unless_gone(0.1)) is not None:
+            client.ask(trial.path("slow", 6))
     busy = 0
     while (begun := len(trial.subject.recorded("begin"))) > busy:  # until no worker is free
         busy = begun
