@@ -82,9 +82,7 @@ def test_the_doctor_accepts_the_examples() -> None:
 
 @pytest.mark.parametrize("version", ["1.31", kubernetes_validate.latest_version()])
 def test_kubernetes_accepts_the_base(version: str) -> None:
-    """Every object fits the strict schema of its kind, from the version on that knows all that they say. The schemas
-    know each field.
-    """
+    """Every object fits the strict schema of its kind, from the version that knows all its fields."""
     base = objects()
     for each in base:
         kubernetes_validate.validate(each, version, strict=True)

@@ -17,9 +17,7 @@ RACES = {("granian", "exit/during-start")}
 @pytest.mark.parametrize("scenario", next(iter(results().values())))
 @pytest.mark.parametrize("server", COMMANDS)
 def test_the_result_is_the_documented_one(monkeypatch: pytest.MonkeyPatch, server: str, scenario: str) -> None:
-    """What ``docs/verified.json`` says of a server is true. What it does not guarantee may hold one time and not the
-    next: a race of the server's own.
-    """
+    """What ``docs/verified.json`` says is true; what is not guaranteed may hold one time and not the next."""
     for name, value in environment().items():
         monkeypatch.setenv(name, value)
     monkeypatch.chdir(ROOT / "examples")

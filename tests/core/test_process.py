@@ -81,9 +81,7 @@ def refuse(thread):
     ],
 )
 def test_exit_now_keeps_what_was_printed(code: str, leaves: int, output: str) -> None:
-    """Leaving at once flushes the streams and says its last words, although streams or threads are missing, or the disk
-    of the report hangs.
-    """
+    """Leaving at once flushes the streams and says its last words, though streams or the report's disk hang."""
     done = run_python(EXIT + code)
     assert (done.returncode, done.stdout) == (leaves, output)
     assert done.stderr == ("last words\n" if "last words" in code else "")

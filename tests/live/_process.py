@@ -279,9 +279,7 @@ class Running:
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     def end(self) -> str:
-        """End the process if it is still there, and return the end of its log if that has a traceback that nobody
-        excused.
-        """
+        """End the process if it still runs; return the end of its log if that has a traceback that nobody excused."""
         if not self.gone.is_set():
             if self.target != self.popen.pid:
                 os.kill(self.target, signal.SIGKILL)

@@ -11,9 +11,7 @@ from ._traffic import hung_request, in_flight
 
 
 def test_clients_longer_than_the_grace_period(live: Starter, server: str) -> None:
-    """A client that never reads its answer is given up at the deadline, and named in the log; so is one whose request
-    never comes to its end.
-    """
+    """A client that never reads its answer is given up at the deadline and named; so is an unfinished request."""
     running = live.serve(server, settings={"LIFECYCLE_GRACE_PERIOD": 1.0})
     with Connection(running.address) as half, Connection(running.address, slow=True) as connection:
         half.send(request_head("/echo", "POST", 1000) + b"x" * 500)

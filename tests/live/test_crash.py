@@ -62,9 +62,7 @@ def test_a_thread_beside_a_foreign_server(live: Starter, gate: str, thread: str)
     [({"crashing": ["consumer-1"]}, "consumer-1", "consumer-1"), ({"job": True}, "main", "MainThread")],
 )
 def test_a_process_that_only_has_jobs(live: Starter, plan: dict[str, object], gate: str, thread: str) -> None:
-    """A consumer that crashes in a process without a server stops it, and so does a main thread that crashes between
-    two jobs of its own; the hooks run.
-    """
+    """A consumer, or a main thread between two jobs, that crashes without a server stops it; the hooks run."""
     running = script(live, **plan)
     running.wait_event("main waits")
     running.open_gate(gate)

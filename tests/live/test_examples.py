@@ -79,9 +79,7 @@ def test_factory_warms_up_before_it_is_ready(live: Starter) -> None:
     ("server", "last", "first"), [("waitress", None, 1), ("werkzeug", "41", 42), ("waitress", "no number", 1)]
 )
 def test_streaming_response_ends_by_itself(live: Starter, server: str, last: str | None, first: int) -> None:
-    """A stream without an end notices the drain, ends by itself and arrives to its last byte; it begins behind the
-    event that the client has seen last.
-    """
+    """A stream without an end notices the drain and arrives to its last byte; a client goes on where it was."""
     running = live.start(*flask("streaming.py", server))
     with Connection(ready(running)) as client:
         client.ask("/ticks", "GET", b"", **({} if last is None else {"Last-Event-ID": last}))

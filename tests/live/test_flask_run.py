@@ -173,9 +173,7 @@ def test_whatever_is_accepted_is_answered(
 
 @pytest.mark.parametrize("fallback", [False, True])
 def test_storm(live: Starter, fallback: bool) -> None:
-    """Under the reloader, of clients that connect without pause none loses a request; without the socket filter the
-    stop is clean as well.
-    """
+    """Under the reloader clients that connect without pause lose nothing, also without the socket filter."""
     flask = Flask(live, *RELOAD, target="parent", plan={"fallback": fallback})
     with storm(flask.address, flask.running.gone, clients=6, keep_alive=False) as clients:
         flask.signal()
@@ -327,9 +325,7 @@ def test_https(live: Starter, tmp_path: Path, threads: bool) -> None:
 
 
 def test_a_syntax_error_after_a_change(live: Starter) -> None:
-    """When the changed code cannot be imported its error is shown and the next change mends it; a stop is clean, also
-    while the code is broken.
-    """
+    """The error of changed code is shown, and the next change mends it; a stop is clean also in between."""
     flask = Flask(live, *RELOAD, target="parent", excuse="Traceback")
     flask.change("def broken(:\n")
     wait_until(lambda: answers(flask.address, "/version", 500), "the error's page")

@@ -95,9 +95,7 @@ def serve(
     ready: bool | None = True,
     **more: Any,
 ) -> Running:
-    """Start gunicorn and wait until all its workers are ready, or with ``ready=False`` have loaded the application, or
-    with ``None`` not at all.
-    """
+    """Start gunicorn and wait until all workers are ready; with ``ready=False`` loaded, with ``None`` nothing."""
     running = live.start(
         sys.executable, "-m", "gunicorn", "--no-control-socket", *KINDS[kind],
         *(("--config", config) if config else ()),
@@ -164,9 +162,7 @@ def load(running: Running, *, keep_alive: bool = False) -> Storm:
 
 @pytest.mark.parametrize(("kind", "preload"), [("sync", ()), ("gthread", PRELOAD)])
 def test_what_is_under_way_is_answered(live: Starter, kind: str, preload: tuple[str, ...]) -> None:
-    """What runs, streams, is half received or read slowly when the signal comes is answered; then each worker runs its
-    hooks, once.
-    """
+    """What runs, streams, is half received or read slowly is answered; then each worker runs its hooks, once."""
     workers = 6 if kind == "sync" else 1  # one for each connection
     running = serve(live, kind, *preload, workers=workers, threads=8)
     address = address_of(running)
@@ -346,9 +342,7 @@ def test_a_stop_while_a_worker_has_nearly_loaded(live: Starter, kind: str) -> No
 
 
 def test_workers_come_and_go_under_load(live: Starter, kind: str) -> None:
-    """HUP, TTIN, TTOU and a stop lose no request, the first three leave the listener alone, and the hooks of workers
-    that go run once.
-    """
+    """HUP, TTIN, TTOU and a stop lose no request; only the stop closes the listener; hooks run once."""
     running = serve(live, kind, settings={"LIFECYCLE_SHUTDOWN_DELAY": 0.3, "LIFECYCLE_KEEPALIVE_LINGER": 10.0})
     with load(running) as clients:
         running.send(signal.SIGHUP)

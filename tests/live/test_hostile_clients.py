@@ -237,9 +237,7 @@ DESCRIPTORS = 64
 
 
 def take_all_descriptors(live: Starter, server: str, stack: contextlib.ExitStack) -> tuple[Running, list[Connection]]:
-    """Start a process that may have few descriptors, and take what is left of them for connections
-    that have sent half a head.
-    """
+    """Start a process with few descriptors, and take what is left for connections with half a head."""
     prefix = ("sh", "-c", f'ulimit -n {DESCRIPTORS} && exec "$@"', "sh")
     running = live.serve(server, prefix=prefix, excuse="Too many open files|During handling of the above exception")
     opened = Path(f"/proc/{running.target}/fd")
@@ -303,9 +301,7 @@ def test_upload_that_is_refused_early(live: Starter, server: str) -> None:
 
 
 def test_half_closed_slow_reader(live: Starter, server: str) -> None:
-    """A client that has shut down its sending side and reads slowly gets every byte across the
-    stop, which waits for its last acknowledgement.
-    """
+    """A client that has ended its input and reads slowly gets every byte across the stop, which waits for it."""
     running = live.serve(server)
     with Connection(running.address, slow=True) as connection:
         connection.ask("/big")

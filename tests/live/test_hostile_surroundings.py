@@ -112,9 +112,7 @@ RAISING: dict[str, dict[str, Any]] = {"log handler": {"log_handler": "raise"}, "
 
 @pytest.mark.parametrize("plan", RAISING.values(), ids=RAISING.keys())
 def test_what_raises_does_not_change_the_stop(live: Starter, plan: dict[str, Any]) -> None:
-    """A log handler or a receiver that raises changes nothing: streams hear of the drain, what runs is answered, the
-    hooks run, exit 0.
-    """
+    """A log handler or receiver that raises changes nothing: what runs is answered, the hooks run, exit 0."""
     running = live.serve("waitress", plan=plan, settings=LONG_GRACE, excuse="ValueError: boom")
     with Connection(running.address) as stream, Connection(running.address) as connection:
         stream.ask("/until-drain")

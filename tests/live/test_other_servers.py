@@ -138,9 +138,7 @@ def test_uwsgi_answers_what_it_runs(live: Starter, stack: contextlib.ExitStack) 
 
 
 def test_uwsgi_that_is_drained_loses_nothing(live: Starter, stack: contextlib.ExitStack) -> None:
-    """Told to drain, it answers what it has and what waits in the kernel, runs the hooks, refuses, and stays until
-    SIGTERM comes.
-    """
+    """Told to drain, it answers what it has and what waits in the kernel, refuses, and stays until SIGTERM."""
     port = free_port()
     settings = {"LIFECYCLE_PROBE_PORT": port, "LIFECYCLE_TOKEN": TOKEN, "LIFECYCLE_SHUTDOWN_DELAY": 0.5}
     running = uwsgi(live, settings=settings)
@@ -264,9 +262,7 @@ def test_clients_that_do_not_close_hold_no_worker(live: Starter) -> None:
 
 
 def test_gevent_that_is_not_patched(live: Starter) -> None:
-    """Without patching our threads are real: while a request holds up all greenlets the probe listener answers, and the
-    grace period is kept.
-    """
+    """Without patching our threads are real: the probe listener answers beside a request that blocks all."""
     command = ["-m", "flask", "--app", "live_app.py", "lifecycle", "run", "--server", "gevent", "-p", "0"]
     settings = {**PROBE_LISTENER, "LIFECYCLE_GRACE_PERIOD": 2.0}
     running = live.start(sys.executable, *command, settings=settings)

@@ -26,9 +26,7 @@ def statuses(address: Address) -> list[int]:
 
 @each_lossless_server
 def test_all_workers_busy(live: Starter, lossless_server: str) -> None:
-    """With every worker busy and more work queued, the probe listener and the main port both answer every probe, also
-    in the delay of a stop.
-    """
+    """With every worker busy and work queued, both listeners answer every probe, also in the delay of a stop."""
     running = live.serve(lossless_server, threads=2, settings=PROBE_LISTENER, plan=UNTIL_ASKED)
     probes = probe_address(running)
     with contextlib.ExitStack() as stack:

@@ -111,9 +111,7 @@ def test_probe_port_taken(live: Starter, server: str) -> None:
 
 @pytest.mark.parametrize("server", [*WAYS, *OTHERS])
 def test_startup_function_fails(live: Starter, server: str) -> None:
-    """A start-up function that raises ends the process with 1 (gunicorn 3, uWSGI 22) at once, on every server, and the
-    on_shutdown functions run.
-    """
+    """A start-up function that raises ends the process (1, gunicorn 3, uWSGI 22), and on_shutdown runs."""
     port = free_port()
     plan = {"hooks": {"startup": [["warm-up", "raise", None]]}}
     # The one traceback is the function's own, in each worker.

@@ -49,9 +49,7 @@ def test_signal_at_any_moment_of_the_start(live: Starter, server: str) -> None:
 
 @pytest.mark.parametrize("server", ["waitress", "werkzeug", "cheroot", "gevent"])
 def test_signal_before_the_server_serves(live: Starter, server: str) -> None:
-    """Who has connected to a listener before its server was in place is answered; the program of ``run`` has its own
-    handlers back.
-    """
+    """Who connects before the server is in place is answered; the program of ``run`` has its handlers back."""
     running = live.start(sys.executable, "-c", LISTENS_EARLY, plan={"run": {"server": server}})
     running.wait_for(lambda: running.addresses, "its listener")
     connections = [Connection(running.address) for _ in range(3)]

@@ -91,9 +91,7 @@ def test_a_close_frame_that_is_not_answered(live: Starter) -> None:
 
 
 def test_a_websocket_that_is_left_or_fails(live: Starter) -> None:
-    """A websocket that its client closes is in flight no more, and the next is served. One whose function raises ends
-    without a close frame, and the log says why.
-    """
+    """A closed websocket is in flight no more; one that raises ends without a close frame, and is logged."""
     running = serve(live, excuse="ValueError: boom")
     with Connection(running.address) as client:
         switch(client, "/raises")

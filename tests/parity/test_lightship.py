@@ -49,9 +49,7 @@ def heads(mounted: Mounted) -> list[tuple[int, bytes]]:
 
 @BY_HAND
 def test_cases_1_2_not_ready_at_first(mounted: Mounted) -> None:
-    """With LIFECYCLE_READY "manual" an application is alive and not ready until it says so; it has started, though.
-    HEAD has the same statuses.
-    """
+    """With LIFECYCLE_READY "manual" it is started, alive and not ready until it says so; HEAD is the same."""
     assert answers(mounted) == NOT_READY
     assert heads(mounted) == [(status, b"") for status, _ in NOT_READY]
     assert mounted.ask("/startupz").status == 200
