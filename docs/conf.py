@@ -56,6 +56,12 @@ def attributes_as_table(_app, what, _name, record, _options, lines):
     lines.append("")
 
 
+def no_signature_of_records(_app, _what, name, _record, _options, signature, returns):
+    """Leave out the parameters of a record."""
+    return ("", None) if name.rpartition(".")[2] in RECORDS else (signature, returns)
+
+
 def setup(app):
     """Called by Sphinx."""
+    app.connect("autodoc-process-signature", no_signature_of_records)
     app.connect("autodoc-process-docstring", attributes_as_table)

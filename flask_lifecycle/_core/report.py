@@ -49,8 +49,7 @@ class PhaseRecord(NamedTuple):
     duration: float
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class ShutdownReport:
+class ShutdownReport(NamedTuple):
     """What happened during a shutdown; every caller of ``shutdown`` gets the same report. Times are seconds.
 
     :param reason: why it began, such as ``SIGTERM`` or ``shutdown()``.

@@ -47,8 +47,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from .deadline import Clock, Deadline
 from .delay import Delay, Plan
@@ -69,8 +68,7 @@ MAKING = 1.0
 WAY_OUT = 0.25
 
 
-@dataclass(frozen=True, eq=False, repr=False)
-class StopRequest:
+class StopRequest(NamedTuple):
     """Why and how the process stops.
 
     :param delay: whether load balancers have to notice; ``False`` if other processes keep serving the listener.
@@ -78,7 +76,6 @@ class StopRequest:
     :param successor: another process serves at this address now, so the service stays ready.
     :param crash: the thread whose crash began the shutdown, which is then not clean.
     :param alone: no other thread is left that could end a request or a work item, so the drain does not wait.
-    :param at: the time of the request, in seconds since the epoch.
     """
 
     reason: str
@@ -88,7 +85,6 @@ class StopRequest:
     successor: bool = False
     crash: HookRecord | None = None
     alone: bool = False
-    at: float = field(default_factory=time.time)
 
 
 class End:
@@ -253,7 +249,7 @@ class Shutdown:
     def join_by_signal(self, signum: int) -> None:
         """Add a signal to a shutdown that ``shutdown()`` has begun, for its report."""
         if self.request is not None and self.request.signal is None:
-            self.request = replace(self.request, signal=signum)
+            self.request = self.request._replace(signal=signum)
 
     def wait(self) -> ShutdownReport:
         """Block until the shutdown is over and return its report."""
@@ -335,7 +331,7 @@ class Shutdown:
         duration = sum(phase.duration for phase in phases)
         return ShutdownReport(
             request.reason, request.signal, tuple(phases), abandoned.requests, hooks, duration,
-            abandoned.work, served, refused, request.at, forced,
+            abandoned.work, served, refused, time.time() - duration, forced,
         )  # fmt: skip
 
     def _plan(self, request: StopRequest, applications: Sequence[Application], deadline: Deadline) -> Plan:

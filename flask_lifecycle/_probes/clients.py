@@ -16,13 +16,12 @@ the fewest probes, then those that came longest ago. So a flood of new probers r
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import threading
 import time
 from collections import deque
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from .._core.fork import renew_in_children
 from .._core.inflight import _quoted
@@ -44,8 +43,7 @@ _BROWSER = "Mozilla/"
 _FORWARDED = ("HTTP_X_FORWARDED_FOR", "HTTP_FORWARDED", "HTTP_VIA")
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class ProberInfo:
+class ProberInfo(NamedTuple):
     """One prober at this moment. Times are seconds.
 
     :param group: the group that it asks, ``ready`` for ``/readyz``; with the check after a slash if it asks for one.
@@ -66,23 +64,19 @@ class ProberInfo:
     last: float
     interval: float
     status: str
-    count: int
+    count: int  # type: ignore[assignment]  # in the place of a method of tuples
     refused: int
 
 
-@dataclasses.dataclass(eq=False, repr=False, slots=True)
 class Prober:
     """One prober; written under the lock of :class:`Probers`, read by any thread."""
 
-    group: str
-    agent: str
-    address: str
-    port: str
-    count: int = 0
-    refused: int = 0
-    status: str = ""
-    last: float = 0.0
-    arrivals: deque[float] = dataclasses.field(default_factory=lambda: deque(maxlen=_ARRIVALS))
+    def __init__(self, group: str, agent: str, address: str, port: str) -> None:
+        self.group, self.agent, self.address, self.port = group, agent, address, port
+        self.count = self.refused = 0
+        self.status = ""
+        self.last = 0.0
+        self.arrivals: deque[float] = deque(maxlen=_ARRIVALS)
 
     def came(self, now: float, status: str, refused: bool) -> None:
         """Record a probe. ``last`` is written at the end: a reader that sees it, sees the rest as well."""

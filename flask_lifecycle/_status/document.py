@@ -9,7 +9,6 @@ All times are seconds. A moment has its ISO 8601 time and its ``age``, because t
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import socket
 import time
@@ -55,7 +54,7 @@ def status_document(app: Any, report: HealthReport) -> dict[str, Any]:
         **_listed("requests", _requests(app), _request),
         **_listed("work", app.work.items(), _work_item),
         "startup_tasks": [_work_item(task) for task in app.tasks.items()],
-        "probers": [dataclasses.asdict(prober) for prober in app.probes.probers.snapshot()],
+        "probers": [prober._asdict() for prober in app.probes.probers.snapshot()],
         "last_report": None if app.last_report is None else _report(app.last_report),
     }
     found: dict[str, Any] = plain(document)

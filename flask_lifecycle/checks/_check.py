@@ -7,6 +7,7 @@ import inspect
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from .._config import bound, is_seconds, shown
@@ -170,8 +171,7 @@ class CheckContext(NamedTuple):
     remaining: float | None
 
 
-@dataclass(frozen=True, slots=True)
-class CheckResult:
+class CheckResult(NamedTuple):
     """The result that a check may return.
 
     :param status: ``"pass"``, ``"warn"`` or ``"fail"``.
@@ -182,7 +182,7 @@ class CheckResult:
 
     status: str = "pass"
     output: str = ""
-    observed: Mapping[str, Any] = field(default_factory=dict)
+    observed: Mapping[str, Any] = MappingProxyType({})
     value: float | int | str | None = None
     unit: str = ""
 

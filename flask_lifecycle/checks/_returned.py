@@ -8,7 +8,6 @@ mistake is logged once.
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
 import re
 from collections.abc import Mapping
@@ -63,7 +62,7 @@ def _checked(result: CheckResult) -> CheckResult:
     observed: Any = result.observed
     if not isinstance(observed, Mapping):  # the status page lists it by name
         observed = {} if observed is None else {"observed": observed}
-    return dataclasses.replace(result, output=output, observed=observed)
+    return result._replace(output=output, observed=observed)
 
 
 def _of_mapping(observed: Mapping[Any, Any]) -> CheckResult:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import astuple
 from typing import Any
 
 import pytest
@@ -36,7 +35,7 @@ from tests._fakes import FakeServer, make_app, state_of, until
 )
 def test_the_load_decides(load: Load | None, thresholds: dict[str, Any], status: str, output: str) -> None:
     """The queue has its thresholds; an old request warns, and fails if no thread is idle."""
-    assert astuple(WorkerPoolCheck(lambda: load, **thresholds)())[:2] == (status, output)
+    assert WorkerPoolCheck(lambda: load, **thresholds)()[:2] == (status, output)
     result = WorkerPoolCheck(lambda: Load(2, 4, 3, 1.23456))()
     assert result.observed == {"queued": 2, "threads": 4, "busy": 3, "idle": 1, "oldest": 1.235}
     assert (result.value, result.unit) == (2, "requests")
@@ -56,7 +55,7 @@ def test_the_server_is_found_by_the_application_context() -> None:
         return "seen"
 
     with app.app_context():
-        assert astuple(check())[:2] == ("pass", "The server of this process does not report its load.")
+        assert check()[:2] == ("pass", "The server of this process does not report its load.")
         state_of(app).process.shutdown.server = FakeServer()
         assert check().observed["oldest"] == 0
         assert app.test_client().get("/look", buffered=True).text == "seen"

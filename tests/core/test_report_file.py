@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import logging
 import os
@@ -306,7 +305,7 @@ def test_the_termination_log(termination_log: Path) -> None:
     report_file.write(str(termination_log), REPORT)
     assert json.loads(termination_log.read_text()) == REPORT.as_dict()
     assert termination_log.stat().st_ino == inode
-    report_file.write(str(termination_log), dataclasses.replace(REPORT, abandoned=REPORT.abandoned * 500))
+    report_file.write(str(termination_log), REPORT._replace(abandoned=REPORT.abandoned * 500))
     assert len(termination_log.read_bytes()) <= 4096
 
 
@@ -332,7 +331,7 @@ def test_the_report_fits(number: int) -> None:
     requests = tuple(RequestInfo("GET", f"/päth/{n}" + "x" * 50, 1.0, "w", stack=stack) for n in range(number))
     hooks = tuple(HookRecord(f"hook {n}", "shutdown", "ok", 0.0) for n in range(number))
     work = tuple(WorkInfo("import", 1.0, "t", {"file": "y" * 150}, stack) for n in range(number))
-    document = dataclasses.replace(REPORT, abandoned=requests, hooks=hooks, work=work).as_dict()
+    document = REPORT._replace(abandoned=requests, hooks=hooks, work=work).as_dict()
     encoded = report_file.shortened(document, 4096)
     told = json.loads(encoded)
     assert len(encoded) <= 4096
