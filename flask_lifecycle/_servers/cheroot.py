@@ -17,11 +17,10 @@ only when no connection is left. A shutdown before that:
   connections in the queue (``_servers/listener.py``).
 - *The drain* waits until no connection is open. A kept connection without a new request is shut down after the linger;
   the loop then finds its end and closes it. cheroot gives a new connection to a worker before the client has sent
-  anything; the kernel knows which connections have never received a byte. On its way from the loop to a worker a
-  connection is in none of cheroot's lists, and on a busy machine the way may take long: the loop's thread accepts it,
-  or takes it from the selector; we look, see nothing, and the drain ends; the thread goes on, and the guard refuses the
-  request. So our class of connections lists each from its first instant until it is closed, and while the loop is
-  inside its accept, we wait.
+  anything; the kernel knows which connections have never received a byte. Between the loop and a worker a connection is
+  in none of cheroot's lists. On a busy machine that may last: we look, see nothing, and end the drain; the thread goes
+  on, and the guard refuses the request. So our class of connections lists them itself, and we wait for a loop that is
+  inside its accept, where a TLS handshake without progress is hung up after the linger.
 - *cheroot's threads* are not daemons and would keep the interpreter open, because ``start()`` does not catch the
   ``SystemExit`` that ends the main thread. ``server.stop()`` ends them as soon as the loop has ended.
 
@@ -35,15 +34,16 @@ Limit: cheroot gives each connection a worker before the client has sent anythin
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import selectors
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from cheroot.connections import ConnectionManager
+from cheroot.connections import ConnectionManager, _ThreadsafeSelector
 from cheroot.server import HTTPConnection, HTTPRequest, HTTPServer
 from cheroot.workers.threadpool import ThreadPool
 from cheroot.wsgi import Gateway_10, Server
@@ -51,7 +51,7 @@ from cheroot.wsgi import Gateway_10, Server
 from .._core.inflight import Load, RequestInfo
 from . import bind, sockets
 from .adapter import LOCK_PATIENCE, STARTED_HERE, Adapter, ConnectionAdapter, attach, put_ahead
-from .discovery import inside, instances
+from .discovery import handshakes, inside, instances
 from .listener import Listener
 from .wsgi import as_error, guarded
 
@@ -61,8 +61,9 @@ if TYPE_CHECKING:
 NEEDS = (
     (HTTPServer, ("ConnectionClass", "process_conn", "stop")),
     (HTTPServer.prepare, ("_connections",)),
-    (ConnectionManager, ("_from_server_socket", "can_add_keepalive_connection", "run")),
+    (ConnectionManager, ("_expire", "_from_server_socket", "can_add_keepalive_connection", "run")),
     (ConnectionManager.__init__, ("_selector", "_serving")),
+    (_ThreadsafeSelector.__init__, ("_lock", "_selector")),
     (ThreadPool.__init__, ("_queue", "_threads")),
     (HTTPRequest, ("respond",)),
 )
@@ -89,7 +90,7 @@ class Cheroot(ConnectionAdapter):
 
     def __init__(self, listeners: Sequence[Listener]) -> None:
         super().__init__(listeners)
-        self.opened: dict[Any, None] = {}  # in a shutdown: the connections, some of them closed since the last look
+        self.opened: dict[Any, None] = {}  # in a shutdown: the connections, until they are closed
         self._stages: dict[Any, str | None] = {}  # of the connections, at the last look
 
     def serving(self) -> bool:
@@ -101,9 +102,9 @@ class Cheroot(ConnectionAdapter):
             if not issubclass(kind, _Lingering):
                 server._connections.__class__ = _StoppingManager
                 server.ConnectionClass = type(kind.__name__, (_Lingering, kind), {"adapter": self})
-        # The loop makes a connection of the class that it has just looked up. Otherwise it might escape us here.
+        # Those that the loop has made of the old class, or makes: then a connection may have no server yet.
         for connection in instances(HTTPConnection):
-            server = getattr(connection, "server", self._servers[0])  # it has none at its first instant
+            server = getattr(connection, "server", self._servers[0])
             if server in self._servers and not isinstance(connection, _Lingering):
                 connection.__class__ = server.ConnectionClass
                 self.opened[connection] = None
@@ -114,14 +115,9 @@ class Cheroot(ConnectionAdapter):
         listener.socket.close()
 
     def connections(self) -> Iterable[Any]:
-        # In the order in which a connection passes them. One on its way to a worker counts as queued.
-        accepting = [server for server in self._servers if inside(_ACCEPT, self=server._connections)]
-        stages: dict[Any, str | None] = dict.fromkeys(accepting)
-        for connection in self.opened.copy():
-            if _is_closed(connection):
-                self.opened.pop(connection, None)
-            else:
-                stages[connection] = "queued"
+        # In the order in which a connection passes them. One between the loop and a worker counts as queued.
+        stages: dict[Any, str | None] = dict.fromkeys(self._accepting())
+        stages |= {each: "queued" for each in self.opened.copy() if _is_open(each)}
         responding = inside(HTTPRequest.respond)
         for server in self._servers:
             stages |= {each: "sending" if sockets.unsent(each.socket) else None for each in _kept(server)}
@@ -130,13 +126,22 @@ class Cheroot(ConnectionAdapter):
         self._stages = stages
         return stages
 
+    def _accepting(self) -> Iterator[Any]:
+        """The servers whose loops are inside their accept, and the sockets of their TLS handshakes."""
+        for server in self._servers:
+            for thread in inside(_ACCEPT, self=server._connections):
+                yield server
+                yield from handshakes(thread)
+
     def under_way(self, connection: Any) -> Sequence[RequestInfo]:
         stage = self._stages.get(connection)
         return () if stage is None else [RequestInfo("-", "-", 0.0, stage=stage)]
 
     def hang_up(self, connection: Any) -> None:
-        if connection not in self._servers and not sockets.has_input(connection.socket):
-            sockets.hang_up(connection.socket)
+        if isinstance(connection, HTTPConnection):
+            _hang_up(connection)
+        elif isinstance(connection, socket.socket):
+            sockets.end_input(connection)
 
     def load(self) -> Load:
         threads = sum(len(server.requests._threads) for server in self._servers)
@@ -169,6 +174,12 @@ class _StoppingManager(ConnectionManager):  # type: ignore[misc]  # see setup.cf
         """Whether the client has sent a further request. Called by the worker that has the connection."""
         return _at_request(threading.current_thread().conn)  # type: ignore[attr-defined]  # a thread of cheroot's
 
+    def _expire(self, threshold: float) -> None:
+        # Not close(), which lingers. Meanwhile the loop would neither accept nor give connections to workers.
+        for connection in _kept(self.server):
+            if connection.last_used < threshold:
+                _hang_up(connection)
+
     def _from_server_socket(self, server_socket: socket.socket) -> Any:
         try:
             return super()._from_server_socket(server_socket)
@@ -197,14 +208,15 @@ class _Lingering:
     socket: socket.socket
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self.adapter.opened[self] = None
         super().__init__(*args, **kwargs)
+        self.adapter.opened[self] = None  # the loop is still inside its accept
 
     def close(self) -> None:
         if not _is_silent(self.socket):
             self.lingers = True
             sockets.linger(self.socket, self._patience, time.sleep)
         super().close()  # type: ignore[misc]
+        self.adapter.opened.pop(self, None)
 
     def _patience(self) -> float:
         """No patience if other connections wait for this worker: the client has acknowledged the response by then."""
@@ -360,10 +372,24 @@ def _send_ahead(server: Any, done: Callable[[], object]) -> bool:
     return put_ahead(queue.mutex, queue.queue, queue.not_empty, _Ping(done), LOCK_PATIENCE)
 
 
-def _is_closed(connection: Any) -> bool:
-    """Whether it is closed; at its first instant it has no file yet."""
+def _is_open(connection: Any) -> bool:
+    """Whether a connection is made and not closed. cheroot forgets some whose client has reset them."""
     file = getattr(connection, "rfile", None)
-    return file is not None and file.closed
+    return file is not None and not file.closed and not sockets.is_dead(connection.socket)
+
+
+def _hang_up(connection: Any) -> None:
+    """Hang up a connection, unless a request has arrived on it.
+
+    Interleavings: the drain sees an idle connection; a request arrives, and a worker reads it; the drain sees no input,
+    and hangs up. But the loop takes a connection out of its selector before a worker reads from it, which the lock of
+    the selector prevents here; and one that no byte has ever reached has no request.
+    """
+    selector, sock = connection.server._connections._selector, connection.socket
+    with selector._lock, contextlib.suppress(OSError, ValueError):  # closed meanwhile
+        key = (selector._selector.get_map() or {}).get(sock.fileno())
+        if ((key is not None and key.data is connection) or _is_silent(sock)) and not sockets.has_input(sock):
+            sockets.hang_up(sock)
 
 
 def _kept(server: Any) -> list[Any]:

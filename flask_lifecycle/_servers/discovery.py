@@ -207,6 +207,13 @@ def _derived(kind: type[Any]) -> Iterator[type[Any]]:
         yield from _derived(each)
 
 
+def handshakes(thread: int | None = None) -> list[Any]:
+    """The sockets in a TLS handshake with a server's thread, or with this one."""
+    handshake = getattr(getattr(sys.modules.get("ssl"), "SSLSocket", None), "do_handshake", None)
+    found = [] if handshake is None else [call.variables["self"] for call in calls_of(handshake.__code__, thread)]
+    return [sock for sock in found if sock.server_side]  # in other handshakes the application is the client
+
+
 def inside(function: FunctionType, **having: object) -> list[int]:
     """The threads that run a Python function with these values of local variables."""
     return [

@@ -140,7 +140,12 @@ class Gevent(ConnectionAdapter):
         return [RequestInfo(connection.command or "-", connection.path or "-", 0.0, stage=stage)]
 
     def hang_up(self, connection: _Tracked) -> None:
-        if connection.stage == "sending" or not connection.has_input():
+        # Interleaving, if this thread did it: it sees an idle connection; the hub reads a request; this thread sees no
+        # input, and hangs up.
+        self._in_hub(self._hang_up, connection)
+
+    def _hang_up(self, connection: _Tracked) -> None:
+        if connection.stage == "sending" or not (self.under_way(connection) or connection.has_input()):
             sockets.hang_up(connection.raw)
 
     def opened(self, handler: _Tracked) -> None:

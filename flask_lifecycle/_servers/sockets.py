@@ -59,7 +59,12 @@ def unsent(sock: socket.socket) -> int:
     """
     # SIOCOUTQ and TIOCOUTQ are the same number. On a Unix socket it counts the bytes that the peer has not read.
     left = _count(sock, termios.TIOCOUTQ)
-    return 0 if left and tcp_info(sock, "=B", 0) == _TCP_CLOSE else left
+    return 0 if left and is_dead(sock) else left
+
+
+def is_dead(sock: socket.socket) -> bool:
+    """Whether the connection was reset, so that nothing that is sent arrives; ``False`` on a Unix socket."""
+    return tcp_info(sock, "=B", 0) == _TCP_CLOSE
 
 
 def _count(sock: socket.socket, request: int) -> int:
@@ -87,6 +92,13 @@ def hang_up(sock: socket.socket) -> None:
     """End a connection for the peer. Closing alone would not, if a forked child has a copy of the socket."""
     with contextlib.suppress(OSError):
         sock.shutdown(socket.SHUT_RDWR)
+
+
+def end_input(sock: socket.socket) -> None:
+    """End the input of a connection for the thread that reads it. Output still reaches the peer."""
+    # Not SSLSocket.shutdown(), which would remove the TLS state that the other thread uses.
+    with contextlib.suppress(OSError, TypeError):
+        socket.socket.shutdown(sock, socket.SHUT_RD)
 
 
 def half_close(sock: socket.socket) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import queue
 import selectors
 import socket
 import subprocess
@@ -18,9 +17,7 @@ from socketserver import BaseServer
 from typing import TYPE_CHECKING, Any
 from unittest.mock import Mock
 
-import cheroot.connections
 import pytest
-from cheroot.server import HTTPServer
 from waitress.task import ThreadedTaskDispatcher
 from werkzeug.serving import WSGIRequestHandler, make_server
 
@@ -291,39 +288,6 @@ def test_what_wakes_cheroot_is_no_harm_to_a_loop_that_is_awake(monkeypatch: pyte
     assert raised == [None]
 
 
-@pytest.mark.parametrize(
-    ("where", "name", "after"),
-    [
-        (cheroot.connections, "prevent_socket_inheritance", False),
-        (HTTPServer, "process_conn", False),
-        (queue.Queue, "get", True),
-    ],
-    ids=["in the accept", "in the loop", "in a worker"],
-)
-def test_a_connection_on_its_way_to_a_worker_of_cheroot(
-    where: Any, name: str, after: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The bad interleaving: its thread gets no time while the drain looks, and cheroot lists it nowhere."""
-    held, released, step = threading.Event(), threading.Event(), getattr(where, name)
-
-    def hold(*arguments: Any) -> Any:
-        result = step(*arguments) if after else None
-        held.set()
-        released.wait(BOUND)
-        return result if after else step(*arguments)
-
-    monkeypatch.setattr(where, name, hold)
-    with served("cheroot", app) as subject, Connection(subject.address) as client:
-        client.send(request_head("/"))
-        assert held.wait(BOUND)
-        try:
-            subject.begin_drain()
-            assert not subject.runner.wait_idle(0.0, 0.0)
-        finally:
-            released.set()
-        assert client.response().body == b"body"
-
-
 def test_cheroot_sends_at_once() -> None:
     """Connections of cheroot under run wait for no acknowledgement before they send, as under its own bind."""
     with served("cheroot", app) as subject:
@@ -434,3 +398,28 @@ def test_a_stop_before_the_loop(begun: bool) -> None:
         began = time.monotonic()
         runner.serve()
         assert time.monotonic() - began < BOUND
+
+
+@pytest.mark.parametrize("kept", [False, True])
+@each_runner
+def test_a_request_that_arrives_before_the_hang_up(server: str, kept: bool) -> None:
+    """The bad interleaving: the drain sees an idle connection, its request is read, and the drain comes to hang up."""
+    begun, released = threading.Event(), threading.Event()
+
+    def hold(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        if environ["PATH_INFO"] == "/hold":
+            begun.set()
+            released.wait(BOUND)
+        return app(environ, start_response)
+
+    with served(server, hold) as subject, Connection(subject.address) as client:
+        if kept and server != "werkzeug":  # which keeps none
+            client.get("/")
+        subject.runner.announce()
+        until(lambda: [list(subject.runner.under_way(each)) for each in subject.runner.connections()] == [[]])
+        (connection,) = subject.runner.connections()
+        client.send(request_head("/hold"))
+        assert begun.wait(BOUND)
+        subject.runner.hang_up(connection)
+        released.set()
+        assert client.response().body == b"body"

@@ -34,7 +34,6 @@ import functools
 import os
 import signal
 import socket
-import sys
 import threading
 import time
 import weakref
@@ -51,7 +50,7 @@ from ..._core.server import STARTED
 from ..._core.stacks import calls_of
 from .. import bind, sockets
 from ..adapter import STARTED_HERE, Adapter, ConnectionAdapter, attach
-from ..discovery import instances
+from ..discovery import handshakes, instances
 from ..listener import Listener, silence, silent_pipe
 from ..wsgi import guarded
 from . import run_simple
@@ -164,7 +163,8 @@ class Werkzeug(ConnectionAdapter):
         # Servers whose loop has accepted a connection, or is about to, and has not listed it yet.
         accepted = [call.variables.get("self") for call in calls_of(_ACCEPT) if _is_coming(call.variables)]
         coming = [server for server in self._servers if server in accepted]
-        return [*children, *coming, *_handshakes(), *(sock for each in self._open for sock in each.handlers.copy())]
+        shaking = [("handshake", sock) for sock in handshakes()]
+        return [*children, *coming, *shaking, *(sock for each in self._open for sock in each.handlers.copy())]
 
     def under_way(self, connection: Any) -> Sequence[RequestInfo]:
         if not isinstance(connection, socket.socket):
@@ -187,7 +187,7 @@ class Werkzeug(ConnectionAdapter):
             with contextlib.suppress(OSError):
                 os.kill(connection, signal.SIGURG)  # it hangs up if its client is silent
         else:
-            _end_input(connection[1] if isinstance(connection, tuple) else connection)
+            sockets.end_input(connection[1] if isinstance(connection, tuple) else connection)
 
     def unfinished(self) -> Sequence[RequestInfo]:
         children = [RequestInfo("-", "-", 0.0) for server in self._servers for _pid in _children(server)]
@@ -323,14 +323,6 @@ def _find_answered() -> list[Any]:
     return [call.variables.get("self") for call in calls_of(_EXECUTE) if "selector" in call.variables]
 
 
-def _handshakes() -> list[tuple[str, Any]]:
-    """The connections in a TLS handshake with a server's thread."""
-    handshake = getattr(getattr(sys.modules.get("ssl"), "SSLSocket", None), "do_handshake", None)
-    found = [] if handshake is None else [call.variables["self"] for call in calls_of(handshake.__code__)]
-    # In other handshakes the application is the client.
-    return [("handshake", sock) for sock in found if sock.server_side]
-
-
 def _bytes_received(sock: Any) -> int:
     """The number of bytes that a client has sent; 0 with TLS and Unix sockets, where it is unknown."""
     if hasattr(sock, "context"):
@@ -342,13 +334,6 @@ def _is_heard(sock: Any) -> bool:
     """Whether the client has sent something within the last ``_RECENT`` milliseconds."""
     milliseconds = sockets.tcp_info(sock, "=I", _LAST_DATA_RECV)
     return milliseconds is not None and milliseconds < _RECENT
-
-
-def _end_input(sock: Any) -> None:
-    """End the input of a connection for the thread that reads it. Output still reaches the client."""
-    # Not SSLSocket.shutdown(), which would remove the TLS state that the other thread uses.
-    with contextlib.suppress(OSError, TypeError):
-        socket.socket.shutdown(sock, socket.SHUT_RD)
 
 
 def _close_inherited(sock: socket.socket) -> None:
@@ -388,7 +373,7 @@ def _release_own(_signum: int, _frame: FrameType | None) -> None:
     for tracker in list(_trackers):
         for sock, handler in tracker.handlers.copy().items():
             if not _bytes_received(sock) or handler in answered:
-                _end_input(sock)
+                sockets.end_input(sock)
 
 
 # -- by run -----------------------------------------------------------------------------------------------------------
