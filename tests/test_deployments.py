@@ -93,9 +93,7 @@ def test_kubernetes_accepts_the_base(version: str) -> None:
 
 
 def test_the_base_is_whole() -> None:
-    """The kustomization names every file beside it, and its image is the Deployment's; service, budget and Deployment
-    speak of the same pods, and the service sends to a port that they have.
-    """
+    """The kustomization, the service, the budget and the Deployment agree on files, image, pods and port."""
     home = EXAMPLES / "kubernetes"
     base = yaml.safe_load((home / "kustomization.yaml").read_text())
     assert sorted([*base["resources"], "kustomization.yaml"]) == sorted(path.name for path in home.iterdir())

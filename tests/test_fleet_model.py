@@ -113,9 +113,7 @@ def test_kept_connections_are_served_for_the_linger() -> None:
 
 
 def test_draws_have_the_mean_of_their_distribution() -> None:
-    """The residual of a spread is that of the equilibrium: the second moment over twice the first. A Poisson draw is
-    counted, or for a large mean normal.
-    """
+    """The residual of a spread is the second moment over twice the first; a Poisson draw is counted or normal."""
     spread, rng = Spread(0.5, 2.0), random.Random(1)
     sigma = math.log(4.0) / 2.3263
     assert close_to([spread.residual(rng) for _ in range(20_000)], 0.5 * math.exp(1.5 * sigma**2) / 2)

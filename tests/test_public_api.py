@@ -86,9 +86,7 @@ OFFERED = {name: getattr(package, name) for package in (flask_lifecycle, testing
 
 @pytest.mark.parametrize("name", OFFERED)
 def test_public_names_are_documented(name: str) -> None:
-    """Every public name, and every public method and property of a class, has a docstring of its own; pickles,
-    tracebacks and help find the name in the package.
-    """
+    """Every public name, method and property has a docstring of its own, and is found in the package."""
     value = OFFERED[name]
     doc = value.__dict__.get("__doc__")
     assert doc

@@ -42,9 +42,7 @@ def test_a_named_thread_under_run(live: Starter, server: str) -> None:
 
 @pytest.mark.parametrize(("gate", "thread"), [("main", "MainThread"), ("consumer-1", "consumer-1")])
 def test_a_thread_beside_a_foreign_server(live: Starter, gate: str, thread: str) -> None:
-    """Beside waitress in a thread, the main thread is held until the request in flight is answered, and then ended,
-    whether it is the one that crashes or knows nothing of it.
-    """
+    """Beside waitress in a thread, the main thread ends after the request in flight, whichever has crashed."""
     running = script(live, serve=True, crashing=["consumer-1"])
     running.wait_for(lambda: running.addresses, "its listener")
     with Connection(running.address) as connection:

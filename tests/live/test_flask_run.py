@@ -182,9 +182,7 @@ def test_storm(live: Starter, fallback: bool) -> None:
 
 
 def test_a_change_of_code_in_the_middle_of_a_request(live: Starter) -> None:
-    """A request that runs when the code changes is answered, the hooks run, and what came meanwhile is answered by the
-    next process; its stop runs the hooks once more, and nobody else does.
-    """
+    """A request that runs when the code changes is answered, the next process answers later ones; hooks run."""
     flask = Flask(live, *RELOAD, target="parent")
     running = flask.running
     with Connection(flask.address) as old, Connection(flask.address) as new:
@@ -206,9 +204,7 @@ def test_a_change_of_code_in_the_middle_of_a_request(live: Starter) -> None:
 
 
 def test_without_threads(live: Starter) -> None:
-    """Without threads what waits is answered before the listener is closed, and neither a silent client nor one that
-    says nothing further once it has its answer holds up the stop.
-    """
+    """Without threads, what waits is answered before the listener closes; silent clients do not delay the stop."""
     flask = Flask(live, "--no-reload", "--without-threads")
     running = flask.running
     with contextlib.ExitStack() as opened:

@@ -198,9 +198,7 @@ def test_what_is_under_way_is_answered(live: Starter, kind: str, preload: tuple[
     ("kind", "preload", "to_all"), [("sync", PRELOAD, False), ("gthread", (), True), ("gevent", PRELOAD, False)]
 )
 def test_all_workers_leave_together(live: Starter, kind: str, preload: tuple[str, ...], to_all: bool) -> None:
-    """During the delay each worker refuses readiness, is alive, serves, and closes connections; a second SIGTERM, or
-    one to all processes, changes nothing.
-    """
+    """In the delay workers refuse readiness, serve and close connections; a second SIGTERM changes nothing."""
     probes = ("127.0.0.1", free_port())
     settings = {"LIFECYCLE_SHUTDOWN_DELAY": 0.3, "LIFECYCLE_PROBE_PORT": probes[1]}
     running = serve(live, kind, *preload, settings=settings, plan=UNTIL_ASKED)
@@ -491,9 +489,7 @@ UVICORN = "uvicorn_worker" if importlib.util.find_spec("uvicorn_worker") else "u
     ("worker_class", "config"), [(f"{UVICORN}.UvicornWorker", CONFIG), ("asgi", None)], ids=["uvicorn", "asgi"]
 )
 def test_asgi_workers(live: Starter, worker_class: str, config: str | None) -> None:
-    """Workers that serve ASGI are served as with ``init_app`` alone, also where our hooks are there: a reload leaves
-    the listener to the new ones, what runs at a stop is answered, and the log does not advise the hooks.
-    """
+    """Workers that serve ASGI are served as with ``init_app`` alone, and the log does not advise the hooks."""
     # A notice of uvicorn's, on which the tests' own switches would make each worker fail.
     running = live.start(
         sys.executable, "-W", "ignore::DeprecationWarning", "-m", "gunicorn", "--no-control-socket", "-k", worker_class,
@@ -608,9 +604,7 @@ def test_without_hooks_workers_start_by_themselves(live: Starter, preload: tuple
 
 @each_loading
 def test_without_hooks_a_reload(live: Starter, preload: tuple[str, ...]) -> None:
-    """Without a configuration a worker that is replaced by a reload goes through the whole stop, with its delay;
-    preloaded it has none, because its signal is gunicorn's.
-    """
+    """Without a configuration a replaced worker runs the whole shutdown; preloaded, it has no delay."""
     running = serve(live, "gthread", *preload, config=None, settings={"LIFECYCLE_SHUTDOWN_DELAY": 0.3}, ready=False)
     wait_ready(running, 2)
     running.send(signal.SIGHUP)

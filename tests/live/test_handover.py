@@ -52,9 +52,7 @@ def activated(live: Starter, server: str, given: Sequence[socket.socket], *optio
 
 
 def test_socket_activation(live: Starter, server: str, given: list[socket.socket]) -> None:
-    """Who is started with listeners serves them all, and leaves to the next one what waits in them; a request that
-    came before the process was there is answered by it.
-    """
+    """A process that is started with listeners serves all of them, also requests from before its start."""
     early = [Connection(address_of(sock)) for sock in given]
     for connection in early:
         connection.ask("/fast")

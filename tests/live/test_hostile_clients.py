@@ -107,9 +107,7 @@ def test_answers_of_another_length_than_they_said(live: Starter, server: str) ->
 
 
 def test_dribbling_clients_of_the_probe_listener(live: Starter) -> None:
-    """Connections that send a byte of their heads now and then do not keep a prober from its answer; each is hung up
-    when its five seconds for the whole request, not for each byte, are over.
-    """
+    """Connections that send a byte now and then do not block a prober; each is hung up after five seconds."""
     running = live.serve("waitress", settings=PROBE_LISTENER)
     probes = probe_address(running)
     with contextlib.ExitStack() as stack:
@@ -141,9 +139,7 @@ EXPENSIVE: dict[str, tuple[str, dict[str, str]]] = {
 
 
 def test_heads_that_are_made_to_be_expensive(live: Starter, server: str) -> None:
-    """No header and no query of a probe keeps a processor busy, on the main port nor on the probe listener: forty of
-    them cost less than one did whose header was parsed by the square of its length.
-    """
+    """No header and no query of a probe keeps a processor busy: forty cost less than one parsed in n² steps."""
     running = live.serve(server, settings=PROBE_LISTENER)
     for address in (running.address, probe_address(running)):
         get(address, "/healthcheck")
@@ -188,9 +184,7 @@ def drip(connections: list[Connection]) -> Iterator[None]:
 
 
 def test_probe_listener_under_attack(live: Starter) -> None:
-    """Beside 100 clients that drip behind their request, 600 half-open ones and 200 silent ones each prober of the
-    probe listener is answered; and memory, descriptors and threads come back.
-    """
+    """Beside slow, half-open and silent clients each prober is answered; memory, descriptors and threads return."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard < 4096:
         pytest.skip("a process may not have that many connections here")
@@ -282,9 +276,7 @@ def test_answered_without_descriptors_is_not_in_flight(live: Starter, server: st
 
 
 def test_upload_that_is_refused_early(live: Starter, server: str) -> None:
-    """A client whose upload is refused while it still sends may send all of it, at its own pace, and then reads why;
-    also if the shutdown begins meanwhile.
-    """
+    """A client whose upload is refused may send all of it, then reads why; also during the shutdown."""
     piece, pieces = b"x" * (1 << 19), 64
     options = ["--option", "max_request_body_size=1000"] if server == "waitress" else []
     running = live.serve(server, *options, settings={"LIFECYCLE_KEEPALIVE_LINGER": 15.0})

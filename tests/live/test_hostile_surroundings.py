@@ -33,9 +33,7 @@ def forked_child(running: Running) -> Iterator[None]:
 
 
 def test_forked_child_that_lives_on(live: Starter, server: str) -> None:
-    """A child that a view forked holds no connection open, nor the exit: silent and idle clients, those of the probe
-    listener too, are hung up, one that is answered after its answer, and new ones are refused.
-    """
+    """A child that a view has forked keeps neither a connection nor the listener open, nor delays the exit."""
     running = live.serve(server, settings={**LONG_GRACE, **PROBE_LISTENER})
     probes = probe_address(running)
     with contextlib.ExitStack() as stack:
@@ -166,9 +164,7 @@ def test_view_that_raises_system_exit(live: Starter, server: str) -> None:
 
 
 def test_readiness_probe_that_waits_for_a_hung_check(live: Starter, server: str) -> None:
-    """A readiness probe that waits for hung checks, one of them async, is answered 503 when the drain begins, holds no
-    stop, and liveness is answered meanwhile.
-    """
+    """A readiness probe that waits for hung checks answers 503 when the drain begins; liveness goes on."""
     settings = {**LONG_GRACE, **PROBE_LISTENER}
     running = live.serve(server, plan={"check": "hang"}, settings=settings)
     probes = probe_address(running)

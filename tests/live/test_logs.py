@@ -36,9 +36,7 @@ def fields(told: list[dict[str, Any]], *names: str) -> list[tuple[Any, ...]]:
 
 
 def test_a_whole_life(live: Starter) -> None:
-    """From the start to the end each change of the state, phase, hook and failing check is one record, with fields; 80
-    probes on both listeners and 20 requests are none.
-    """
+    """Each change of state, phase, hook and failing check is one record with fields; requests and probes are none."""
     running = live.serve("waitress", plan=PLAN, settings=SETTINGS, excuse="ValueError: boom")
     probes = probe_address(running)
     assert get(running.address, "/readyz").status == 503

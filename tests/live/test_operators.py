@@ -46,9 +46,7 @@ def url_of(address: Address) -> str:
 
 
 def test_a_drain_by_http(live: Starter) -> None:
-    """A drain that is asked for answers what is in flight, runs the hooks and ends the process with 0; the signal that
-    a supervisor sends behind it joins it.
-    """
+    """A drain by command answers what is in flight, runs the hooks and exits with 0; a later signal joins it."""
     running = live.serve("werkzeug", settings=SETTINGS)
     probes = probe_address(running)
     with in_flight(running):

@@ -60,9 +60,7 @@ WORKERS = {
 
 @pytest.mark.parametrize("server", WORKERS)
 def test_workers_answer_what_they_have(live: Starter, stack: contextlib.ExitStack, server: str) -> None:
-    """Each worker answers what it has accepted, whatever time its server would give it, and runs its hooks once, after
-    that; the first that ends takes nothing from the other.
-    """
+    """Each worker answers what it has accepted, then runs its hooks once; the first to end disturbs no other."""
     options, kind, stopped = WORKERS[server]
     settings = {**LINGER, "LIFECYCLE_SHUTDOWN_DELAY": 0.5}
     running = start(live, *documented(server, free_port()), "--workers", "2", *options, settings=settings)
@@ -185,9 +183,7 @@ def test_uwsgi_is_told_what_it_lacks(live: Starter) -> None:
 
 
 def test_granian_hears_what_another_thread_has_taken(live: Starter) -> None:
-    """A SIGTERM that came while a worker was frozen is taken by any of its threads, and handled all the same. A time
-    after which granian would kill workers is warned of if it is shorter than the grace period.
-    """
+    """A SIGTERM that came while a worker was frozen is handled; a shorter time limit of granian is warned of."""
     running = start(live, *documented("granian", free_port()), "--workers-kill-timeout", "5")
     wait_guarantee(running, "granian", "accepted")
     running.wait_log("granian's 'workers-kill-timeout' is 5 s, but a shutdown may take 25 s; set it to 25, or")

@@ -56,9 +56,7 @@ def test_all_workers_busy(live: Starter, lossless_server: str) -> None:
 
 
 def test_mounted_probes_have_their_lane(live: Starter, server: str) -> None:
-    """Once it has been probed, an application mounted under a prefix is answered for however busy the workers are,
-    and no prefix that a client makes up leads anywhere.
-    """
+    """Once probed, an application under a prefix is answered however busy; invented prefixes lead nowhere."""
     running = live.serve(server, threads=1, plan={"second": True})
     assert get(running.address, "/second/livez").status == 200
     with in_flight(running):
@@ -69,9 +67,7 @@ def test_mounted_probes_have_their_lane(live: Starter, server: str) -> None:
 
 
 def test_probe_listener_opens_first_and_closes_last(live: Starter) -> None:
-    """The probe listener answers while the start-up functions run, and while the hooks run when the main port has long
-    been closed; it does no work.
-    """
+    """The probe listener answers during start-up functions and during hooks; it does no work."""
     plan = {"hooks": {"startup": [["warm-up", "gate", None]], "shutdown": [["slow", "gate", None]]}}
     running = live.serve("werkzeug", settings=PROBE_LISTENER, plan=plan, listeners=0)
     probes = probe_address(running)

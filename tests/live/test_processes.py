@@ -35,9 +35,7 @@ def start_foreign(
 
 @each_foreign
 def test_foreign_server_is_ready_unasked(live: Starter, command: tuple[str, ...]) -> None:
-    """With init_app alone the start-up comes with the server: who asks the probe listener only sees it ready. SIGINT
-    stays with the server, which leaves with 0, and the hooks run once.
-    """
+    """With init_app alone the start-up comes with the server; SIGINT stays with the server, and the hooks run once."""
     running = start_foreign(live, command, settings=PROBE_LISTENER)
     assert get(probe_address(running), "/readyz").status == 200
     running.wait_log("flask_lifecycle: server ")
@@ -153,9 +151,7 @@ def test_worker_that_sigterm_ends(live: Starter, previous: str, code: int, calls
 
 @pytest.mark.parametrize(("previous", "told"), [("returns", True), ("signal.SIG_IGN", False)])
 def test_worker_that_sigterm_does_not_end(live: Starter, previous: str, told: bool) -> None:
-    """In a process that serves nothing a previous owner that ends its job first is left to do so, signal after signal;
-    one that ignored SIGTERM before goes on ignoring it.
-    """
+    """In a process that serves nothing the previous owner of the signal does its job; an ignored one stays so."""
     running = start_worker(live, previous)
     for times in (1, 2):
         running.send(signal.SIGTERM)

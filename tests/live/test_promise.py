@@ -26,9 +26,7 @@ WITHOUT_CAPABILITIES = ("setpriv", "--inh-caps=-all", "--bounding-set=-all") if 
 
 @pytest.mark.parametrize("server", TRAFFIC)
 def test_every_accepted_request_is_answered(live: Starter, stack: contextlib.ExitStack, server: str) -> None:
-    """A stop answers what runs, what the server has queued or half received, and what waits in the kernel's queue; then
-    the hooks run, once, last in first, and the process exits with 0.
-    """
+    """A stop answers what runs, is queued, half received or in the kernel's queue; then the hooks run; exit 0."""
     running = live.serve(server, threads=4, settings=LINGER)
     traffic = Traffic(running, stack, TRAFFIC[server], address=running.address)
     traffic.hold()
@@ -75,9 +73,7 @@ def test_the_delay(live: Starter, server: str) -> None:
 
 @pytest.mark.parametrize("keep_alive", [False, True])
 def test_a_storm_without_capabilities(live: Starter, keep_alive: bool) -> None:
-    """Of clients that ask without a pause not one loses a request over a stop, also in a process without capabilities;
-    where they keep their connections the stop has a delay.
-    """
+    """Clients that ask without a pause lose no request over a stop, also in a process without capabilities."""
     settings = {**LINGER, "LIFECYCLE_SHUTDOWN_DELAY": 0.3 if keep_alive else 0.0}
     running = live.serve("waitress", settings=settings, prefix=WITHOUT_CAPABILITIES)
     with storm(running.address, running.gone, clients=6, keep_alive=keep_alive) as clients:

@@ -241,9 +241,7 @@ def test_given_listeners(live: Starter) -> None:
 
 
 def test_probes_tell_the_truth(live: Starter) -> None:
-    """While the next one starts the probes are those of the one before; from then on they are its own, on the same
-    port, and who has kept a connection to the one before is told that the service is ready.
-    """
+    """While the next process starts, probes are the old one's; then its own; kept connections hear it is ready."""
     settings = {"LIFECYCLE_PROBE_PORT": 0, "LIFECYCLE_PROBE_HOST": "127.0.0.1", "LIFECYCLE_DETAILS": "always"}
     service = Service(live, "waitress", settings=settings)
     port = int(service.running.wait_log(r"probe listener on http://127.0.0.1:(\d+)")[1])
@@ -429,9 +427,7 @@ def test_the_second_signal_forces(service: Service) -> None:
 
 
 def test_a_signal_to_all(service: Service) -> None:
-    """Who gets the same signal from systemd and, however much later, from its supervisor, does not take it for a second
-    one; nor does the one that finishes what it had before a reload.
-    """
+    """The same signal from systemd and, later, from a supervisor is not taken for a second one."""
     with Connection(service.address) as before:
         before.ask("/gate/a")
         service.running.wait_event("begin live a")

@@ -20,9 +20,7 @@ def assert_clean(running: Running, code: int) -> None:
 
 
 def test_client_gone_and_raising_body_leave_nothing(live: Starter, lossless_server: str) -> None:
-    """A client that leaves in mid-stream and a body that raises leave nothing in flight. A request that asks for the
-    shutdown is answered whole, and the process exits as on a signal.
-    """
+    """A client that leaves, or a body that raises, leaves nothing in flight; a request may ask for the shutdown."""
     running = live.serve(lossless_server, excuse="raised in the body")
     with Connection(running.address) as connection:
         connection.ask("/stream?gate=a")
@@ -81,9 +79,7 @@ def test_ctrl_c_twice_on_a_terminal(live: Starter) -> None:
 
 
 def test_what_notices_the_drain(live: Starter, lossless_server: str) -> None:
-    """While requests are in flight the on_drain functions run, and a stream that looks at ``draining`` ends itself; a
-    request may still start threads, as the main thread has not returned.
-    """
+    """While requests are in flight on_drain functions run and streams end themselves; threads can still start."""
     running = live.serve(lossless_server, plan={"hooks": {"drain": [["consumer", "ok", None]]}})
     with Connection(running.address) as stream, Connection(running.address) as connection:
         stream.ask("/until-drain")

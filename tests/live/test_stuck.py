@@ -66,9 +66,7 @@ def said(address: Address) -> dict[str, Any]:
 
 
 def test_all_workers_hang(live: Starter) -> None:
-    """Liveness fails on both ports once all workers have hung for long enough, their stacks are logged once, and it
-    passes again, and goes on passing, when one of them has ended.
-    """
+    """Liveness fails once all workers have hung for long enough, their stacks are logged once; then it recovers."""
     settings = {**WATCHED, "LIFECYCLE_DETAILS": "always"}
     running = live.serve("waitress", threads=2, settings=settings)
     ports = (running.address, probe_address(running))
@@ -95,9 +93,7 @@ def test_all_workers_hang(live: Starter) -> None:
 
 
 def test_a_pool_that_has_much_to_do(live: Starter) -> None:
-    """A pool that is never idle and has a queue of quick requests is busy, and not stuck; clients that send or read
-    slowly, more of them than workers, hold none of them.
-    """
+    """A pool that is never idle is busy and not stuck; slow clients, more of them than workers, hold none."""
     running = live.serve("waitress", threads=2, settings={**WATCHED, "LIFECYCLE_GRACE_PERIOD": 1})
     enough = threading.Event()
 

@@ -154,9 +154,7 @@ def test_a_server_of_its_own(live: Starter, manager: Manager) -> None:
 
 
 def test_reloads(live: Starter, manager: Manager) -> None:
-    """The process that keeps the listeners speaks for those that serve: a reload is told as one, and the stop
-    of the one before is not the service's.
-    """
+    """The process that keeps the listeners speaks for those that serve: one reload, one stop."""
     options = ("--reload-on", "SIGHUP", "--reload-within", "20")
     env = {"NOTIFY_SOCKET": manager.name, "WATCHDOG_USEC": "200000"}
     command = 'WATCHDOG_PID=$$ SYSTEMD_EXEC_PID=$$ exec "$@"'

@@ -63,9 +63,7 @@ def closed_with(client: Client) -> tuple[int, str]:
 
 
 def test_a_websocket_that_notices_the_drain(live: Starter) -> None:
-    """A websocket is in flight until it ends; one that looks at `draining` ends by itself, and its client gets the last
-    message and close code 1001, before the hooks run.
-    """
+    """A websocket is in flight until it ends; one that looks at `draining` ends with code 1001, before the hooks."""
     running = serve(live)
     with connected(running, "/polite") as client:
         assert json.loads(get(running.address, "/paths").body) == ["/polite", "/paths"]
@@ -78,9 +76,7 @@ def test_a_websocket_that_notices_the_drain(live: Starter) -> None:
 
 
 def test_a_close_frame_that_is_not_answered(live: Starter) -> None:
-    """A client that never answers the close frame holds the stop no longer than an idle connection. What
-    Werkzeug writes behind that frame is what Flask-Sock returns.
-    """
+    """A client that never answers the close frame delays the stop no longer than an idle connection."""
     running = serve(live)
     with Connection(running.address) as client:
         switch(client, "/polite")

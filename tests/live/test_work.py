@@ -115,9 +115,7 @@ def test_a_job_loop_between_two_jobs(live: Starter) -> None:
 
 
 def test_a_process_that_waits_for_a_job(live: Starter) -> None:
-    """A process that is blocked between two jobs, and does not see the drain, is ended with the exit code of its stop;
-    what its main thread has to close is closed.
-    """
+    """A process that is blocked between two jobs ends with the exit code of its stop; its main thread cleans up."""
     running = live.start(sys.executable, "-c", BLOCKED, plan={"logging": True})
     running.wait_event("idle")
     assert_clean(running, running.stop())

@@ -18,9 +18,7 @@ _NUMBERS = re.compile(r"test_cases?((?:_\d+)+)_[a-z]")
     ("module", "cases"), [(test_terminus, 55), (test_lightship, 16)], ids=["terminus", "lightship"]
 )
 def test_every_case_is_tested_or_listed(module: ModuleType, cases: int) -> None:
-    """Every number has a test here or in another folder, or a reason in NOT_TESTED; none has both, and there are no
-    others; and every test says which case it is.
-    """
+    """Every number has a test or a reason in NOT_TESTED, not both; every test says which case it is."""
     names = {name: _NUMBERS.match(name) for name in vars(module) if name.startswith("test_")}
     assert [name for name, match in names.items() if not match] == []
     numbers = {int(number) for match in names.values() if match for number in match[1].split("_")[1:]}

@@ -73,9 +73,7 @@ def test_case_5_asked_again_and_again(mounted: Mounted) -> None:
 
 @pytest.mark.app(settings={"LIFECYCLE_READY": "manual"}, waits=True)
 def test_case_6_told_when_ready_at_first(mounted: Mounted) -> None:
-    """Whoever waits by wait_ready goes on when the application is ready at first, and the signal state_changed tells
-    it, once however often it says so.
-    """
+    """wait_ready returns once the application is ready, and the signal state_changed is sent once."""
     assert (mounted.told("state"), mounted.told("waited")) == (["NOT_READY"], [])
     for _ in range(2):
         mounted.ask("/ready", "POST")

@@ -199,9 +199,7 @@ print([signal.Signals(number).name for number in os.read(wake, 10)])
 
 
 def test_the_environment_and_the_signals_of_the_start() -> None:
-    """Variables that were set later, as from ``.env`` files, or meant for this process, go to no worker. A signal that
-    was ignored at the start is not caught, except the reload signal.
-    """
+    """Variables set later, or for this process, go to no worker; signals ignored at the start stay ignored."""
     environ = {"LISTEN_PID": "1", "LISTEN_FDS": "1", "LISTEN_FDNAMES": "a", "KEPT": "1", "WATCHDOG_PID": "1"}
     done = run_python(AS_IT_STARTS, environ=environ)
     assert done.stdout.splitlines() == ["['KEPT', 'WATCHDOG_PID']", "False", "['SIGUSR1', 'SIGTERM']"], done.stderr

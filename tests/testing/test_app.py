@@ -70,9 +70,7 @@ def test_it_starts_and_stops_when_the_test_asks(lifecycle_app: AppFactory, shop:
 
 
 def test_what_was_started_is_stopped_at_the_end_of_the_test(shop: Shop) -> None:
-    """The on_shutdown functions of a started application run at the end of the test, of another they do not. With
-    start=False, the first request starts it, as elsewhere.
-    """
+    """on_shutdown functions of a started application run after the test; with start=False a request starts it."""
     factory = AppFactory()
     factory(shop.create_app, start=False)
     factory.close()
@@ -241,9 +239,7 @@ def test_settings_override_those_of_the_factory(lifecycle_app: AppFactory, shop:
 def test_settings_are_those_of_one_factory(
     lifecycle_app: AppFactory, shop: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An application that is made later has its own settings, also if the factory has failed. A variable that this
-    package has not set is an error, so that it cannot change an application silently.
-    """
+    """A later application has its own settings; a variable that this package has not set is an error."""
 
     def create_app() -> Flask:
         raise LookupError("no configuration")
@@ -273,9 +269,7 @@ except ValueError as error:
 
 
 def test_what_it_takes(lifecycle_app: AppFactory) -> None:
-    """An application that was made in testing mode is taken as it is. Of others, the error says what is needed: a
-    shutdown of an application that handles signals would end the tests.
-    """
+    """An application made in testing mode is taken as it is; of others, the error says what is needed."""
     made = make_app()
     Lifecycle(made)
     app = lifecycle_app(made)

@@ -51,9 +51,7 @@ def test_the_fixtures_are_listed_with_what_they_do(project: pytest.Pytester) -> 
 
 
 def test_both_fixtures_without_any_configuration(project: pytest.Pytester) -> None:
-    """A user's test that asks for them gets them, and leaves no warning. The report of a failed test has the log of its
-    server; that of a passed one has not.
-    """
+    """A user's test gets them without a warning; the report of a failed test has the log of its server."""
     project.makepyfile(
         """
         import shop

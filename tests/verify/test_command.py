@@ -179,9 +179,7 @@ def test_the_routes_exist_only_under_verify(monkeypatch: pytest.MonkeyPatch, tmp
 
 
 def test_our_own_command() -> None:
-    """The promise of ``flask lifecycle run`` holds, by the claim that the server makes; ``tests/catalogue`` runs all
-    scenarios, but for the hand-over.
-    """
+    """``flask lifecycle run`` keeps its promise by its server's claim; ``tests/catalogue`` runs all scenarios."""
     app = str(ROOT / "examples" / "quickstart.py")
     settings = ("env", "FLASK_LIFECYCLE_PROBE_PORT={probe_port}", "FLASK_LIFECYCLE_GRACE_PERIOD=12")
     reload = ("--reload-on", "SIGHUP")
