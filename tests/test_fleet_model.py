@@ -125,9 +125,7 @@ def test_draws_have_the_mean_of_their_distribution() -> None:
 
 
 def test_a_deploy_takes_what_its_batches_take() -> None:
-    """In place, each of four batches: delay, start, and the checks until the balancer has it. In Kubernetes, not the
-    delay, as a pod that terminates makes room at once; with a surge alone each batch waits for the one before.
-    """
+    """In place, four batches with delay and checks; in Kubernetes no delay, and with a surge one after the other."""
     quick = Fleet(replicas=12, period=1e-9, start=Spread(3.0, 3.0), length=Spread(1e-9, 1e-9))
     assert deploy(quick._replace(unavailable=3, delay=2.0)).seconds == pytest.approx(4 * 5.0)
     surging = quick._replace(surge=4, unavailable=0, in_place=False, checks=False, rise=1)

@@ -1,6 +1,4 @@
-"""Where things are: imports point down, optional packages stay where they belong, and the page on the architecture
-names files and functions that are there.
-"""
+"""Where things are: imports point down, and the page on the architecture names what is there."""
 
 from __future__ import annotations
 

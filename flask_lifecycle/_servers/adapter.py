@@ -106,6 +106,7 @@ class ConnectionAdapter(Adapter):
     def __init__(self, listeners: Sequence[Listener]) -> None:
         self._listeners = listeners
         self._looks: dict[Any, tuple[float, bool]] = {}  # since when a connection is idle, or busy
+        self._orders: list[threading.Event] = []  # what the loop was told to do, each set when it is done
         self._linger = sockets.LINGER
         self._closed = False  # whether the listeners are closed, or about to be
 
@@ -167,10 +168,24 @@ class ConnectionAdapter(Adapter):
         close_listeners(own, self.close_listener, timeout, lambda: self._hang_up_idle(STARVED_LINGER))
         self._looks.clear()
 
+    def order(self) -> threading.Event:
+        """An event to be set by the loop when it has begun to track its connections, or has closed a listener.
+
+        The application may hold up the loop for any time. Interleavings, if the drain did not wait for the event: the
+        loop has accepted a connection and does not list it yet; the drain sees none, and ends; the loop goes on, and
+        the guard refuses the request.
+        """
+        self._orders.append(threading.Event())
+        return self._orders[-1]
+
     def wait_idle(self, timeout: float, linger: float) -> bool:
         deadline = time.monotonic() + timeout
         pause = threading.Event()
         self._linger = linger
+        while not all(each.is_set() for each in self._orders) and self.serving():
+            if time.monotonic() >= deadline:
+                return False
+            pause.wait(TICK)
         while True:
             began = time.monotonic()
             # A check may miss a connection that the server moves from one list to another meanwhile: check twice.

@@ -18,9 +18,9 @@ only when no connection is left. A shutdown before that:
 - *The drain* waits until no connection is open. A kept connection without a new request is shut down after the linger;
   the loop then finds its end and closes it. cheroot gives a new connection to a worker before the client has sent
   anything; the kernel knows which connections have never received a byte. Between the loop and a worker a connection is
-  in none of cheroot's lists. On a busy machine that may last: we look, see nothing, and end the drain; the thread goes
-  on, and the guard refuses the request. So our class of connections lists them itself, and we wait for a loop that is
-  inside its accept, where a TLS handshake without progress is hung up after the linger.
+  in none of cheroot's lists, on a busy machine for a while: the drain would see nothing, and end; the thread would go
+  on, and the guard refuse the request. So our class of connections lists them itself, and we wait for a loop that is
+  inside its accept. A TLS handshake there is hung up after the linger.
 - *cheroot's threads* are not daemons and would keep the interpreter open, because ``start()`` does not catch the
   ``SystemExit`` that ends the main thread. ``server.stop()`` ends them as soon as the loop has ended.
 
@@ -50,7 +50,7 @@ from cheroot.wsgi import Gateway_10, Server
 
 from .._core.inflight import Load, RequestInfo
 from . import bind, sockets
-from .adapter import LOCK_PATIENCE, STARTED_HERE, Adapter, ConnectionAdapter, attach, put_ahead
+from .adapter import LOCK_PATIENCE, STARTED_HERE, Adapter, ConnectionAdapter, attach, put_ahead, watched_only
 from .discovery import handshakes, inside, instances
 from .listener import Listener
 from .wsgi import as_error, guarded
@@ -80,6 +80,10 @@ _THREADS_END, _BUSY_THREADS_END = 2.0, 0.2
 def find() -> Adapter | None:
     """Attach to the cheroot servers of this process."""
     servers = [server for server in instances(HTTPServer) if server.ready and hasattr(server, "_connections")]
+    if any(type(getattr(server, "ssl_adapter", None)).__module__ == "cheroot.ssl.pyopenssl" for server in servers):
+        adapter = watched_only("cheroot", [])  # connections of pyOpenSSL do not behave like sockets
+        adapter.advice = "more needs cheroot's built-in TLS adapter"
+        return adapter
     return attach(Cheroot, servers, NEEDS)
 
 
@@ -90,7 +94,7 @@ class Cheroot(ConnectionAdapter):
 
     def __init__(self, listeners: Sequence[Listener]) -> None:
         super().__init__(listeners)
-        self.opened: dict[Any, None] = {}  # in a shutdown: the connections, until they are closed
+        self.opened: dict[Any, None] = {}  # in a shutdown: the connections, until we close them
         self._stages: dict[Any, str | None] = {}  # of the connections, at the last look
 
     def serving(self) -> bool:
@@ -140,7 +144,7 @@ class Cheroot(ConnectionAdapter):
     def hang_up(self, connection: Any) -> None:
         if isinstance(connection, HTTPConnection):
             _hang_up(connection)
-        elif isinstance(connection, socket.socket):
+        elif isinstance(connection, socket.socket) and connection in handshakes():  # otherwise it is over
             sockets.end_input(connection)
 
     def load(self) -> Load:
@@ -189,13 +193,17 @@ class _StoppingManager(ConnectionManager):  # type: ignore[misc]  # see setup.cf
 
 def _at_request(connection: Any) -> bool:
     """Whether the client has sent a byte of a request. Skips the line ends that some clients send between requests."""
-    while connection.rfile.has_data() or (
-        # poll() first: on a socket with a timeout, recv() waits for the timeout even with MSG_DONTWAIT.
-        sockets.has_input(connection.socket) and sockets.has_bytes(connection.socket)
-    ):
-        if connection.rfile.peek(1)[:1] not in (b"\r", b"\n"):
-            return True
-        connection.rfile.read(1)
+    timeout = connection.socket.gettimeout()
+    connection.socket.settimeout(0.0)
+    try:
+        while data := connection.rfile.peek(1):
+            if data[:1] not in (b"\r", b"\n"):
+                return True
+            connection.rfile.read(1)
+    except OSError:  # TLS has no whole record, or the client has reset the connection
+        pass
+    finally:
+        connection.socket.settimeout(timeout)
     return False
 
 
@@ -382,8 +390,8 @@ def _hang_up(connection: Any) -> None:
     """Hang up a connection, unless a request has arrived on it.
 
     Interleavings: the drain sees an idle connection; a request arrives, and a worker reads it; the drain sees no input,
-    and hangs up. But the loop takes a connection out of its selector before a worker reads from it, which the lock of
-    the selector prevents here; and one that no byte has ever reached has no request.
+    and hangs up. But a worker reads only after the loop has taken the connection out of the selector, and it cannot
+    while we hold the selector's lock; and a connection that no byte has ever reached has no request.
     """
     selector, sock = connection.server._connections._selector, connection.socket
     with selector._lock, contextlib.suppress(OSError, ValueError):  # closed meanwhile

@@ -208,7 +208,7 @@ def _derived(kind: type[Any]) -> Iterator[type[Any]]:
 
 
 def handshakes(thread: int | None = None) -> list[Any]:
-    """The sockets in a TLS handshake with a server's thread, or with this one."""
+    """The sockets (of the module ``ssl``) in a TLS handshake with a server, in any thread or in this one."""
     handshake = getattr(getattr(sys.modules.get("ssl"), "SSLSocket", None), "do_handshake", None)
     found = [] if handshake is None else [call.variables["self"] for call in calls_of(handshake.__code__, thread)]
     return [sock for sock in found if sock.server_side]  # in other handshakes the application is the client

@@ -3,8 +3,9 @@
 Theory of operation
 -------------------
 
-pywsgi accepts each connection in a new greenlet, all in one hub. Its own stop cuts running responses unless ``spawn``
-is a pool, and resets the accept queue. We close only the listener, and the hub runs until the last connection ends.
+pywsgi accepts each connection in a new greenlet, those of one server in one hub. Its own stop cuts running responses
+unless ``spawn`` is a pool, and resets the accept queue. We close only the listener, and the hub runs until the last
+connection ends.
 
 Before a shutdown we track nothing. When it begins, we replace the handler class of each server with a derived one
 (:class:`_Tracked`), and the ``__class__`` of existing handlers, in the hub. From then on responses say ``Connection:
@@ -29,7 +30,6 @@ from __future__ import annotations
 import logging
 import socket
 import threading
-import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -55,7 +55,7 @@ NEEDS = (
     (WSGIHandler, ("read_request", "handle_one_request", "handle_one_response", "finalize_headers", "log_request")),
 )
 # Seconds to wait for the hub to close a listener. If the application blocks the hub, it closes the listener later.
-_HUB_PATIENCE = 1.0
+HUB_PATIENCE = 1.0
 _access_log = logging.getLogger("gevent.pywsgi")
 
 
@@ -79,30 +79,29 @@ class Gevent(ConnectionAdapter):
     def __init__(self, listeners: Sequence[Listener]) -> None:
         super().__init__(listeners)
         self._handlers: dict[_Tracked, None] = {}
-        self._tracked = threading.Event()
+        self._alive: list[Any] = []  # timers
+        self._announced = False
         for server in self._servers:
             if not issubclass(server.handler_class, (_Silent, _Unlogged)):
                 server.handler_class = type("Handler", (_Silent, server.handler_class), {})
 
-    def _in_hub(self, function: Callable[..., object], *arguments: Any) -> None:
-        self._servers[0].loop.run_callback_threadsafe(function, *arguments)
-
     def announce(self) -> None:
-        if not self._tracked.is_set():
-            self._in_hub(self._track)
+        if not self._announced:
+            self._announced = True
+            for server in self._servers:
+                _in_hub(server, self._track, server, self.order())
 
-    def _track(self) -> None:
-        """Track the open connections and all later ones."""
+    def _track(self, server: Any, tracked: threading.Event) -> None:
+        """Track a server's open connections and all later ones."""
         # A hub without anything to wait for raises LoopExit, and the listeners are about to be closed.
-        self._alive = self._servers[0].loop.timer(1.0, 1.0)
-        self._alive.start(lambda: None)
-        for server in self._servers:
-            tracked = {"adapter": self}
-            server.handler_class = type("Tracked", (_Tracked, server.handler_class), tracked)
+        self._alive.append(server.loop.timer(1.0, 1.0))
+        self._alive[-1].start(lambda: None)
+        server.handler_class = type("Tracked", (_Tracked, server.handler_class), {"adapter": self})
         for handler in self._open():
-            handler.__class__ = type("Tracked", (_Tracked, type(handler)), {"adapter": self})
-            handler.begin_tracking()
-        self._tracked.set()
+            if handler.server is server:
+                handler.__class__ = type("Tracked", (_Tracked, type(handler)), {"adapter": self})
+                handler.begin_tracking()
+        tracked.set()
 
     def _open(self) -> list[Any]:
         """The handlers whose connections are open."""
@@ -110,22 +109,16 @@ class Gevent(ConnectionAdapter):
         return [each for each in handlers if each.server in self._servers and "socket" in each.__dict__]
 
     def close_listener(self, listener: Listener) -> None:
-        closed = threading.Event()
+        server, closed = listener.server, self.order()
 
         def close() -> None:
-            server = listener.server
             server.start_accepting = lambda: None  # a pool calls it as soon as it has room
             server.stop_accepting()
             server.socket.close()  # and not server.close(), which would end serve_forever()
             closed.set()
 
-        self._in_hub(close)
-        closed.wait(_HUB_PATIENCE)
-
-    def wait_idle(self, timeout: float, linger: float) -> bool:
-        began = time.monotonic()
-        tracked = self._tracked.wait(timeout)  # the application may block the hub
-        return super().wait_idle(timeout - (time.monotonic() - began), linger) and tracked
+        _in_hub(server, close)
+        closed.wait(HUB_PATIENCE)
 
     def connections(self) -> list[_Tracked]:
         # Handlers that are older than the tracking do not call closed().
@@ -142,7 +135,7 @@ class Gevent(ConnectionAdapter):
     def hang_up(self, connection: _Tracked) -> None:
         # Interleaving, if this thread did it: it sees an idle connection; the hub reads a request; this thread sees no
         # input, and hangs up.
-        self._in_hub(self._hang_up, connection)
+        _in_hub(connection.server, self._hang_up, connection)
 
     def _hang_up(self, connection: _Tracked) -> None:
         if connection.stage == "sending" or not (self.under_way(connection) or connection.has_input()):
@@ -164,6 +157,10 @@ class Gevent(ConnectionAdapter):
                 server.loop.run_callback_threadsafe(server._stop_event.set)
 
 
+def _in_hub(server: Any, function: Callable[..., object], *arguments: Any) -> None:
+    server.loop.run_callback_threadsafe(function, *arguments)
+
+
 class _Silent:
     """Mixed into a handler that writes its access log to a stream: applies the filters of gevent's logger."""
 
@@ -181,6 +178,7 @@ class _Tracked:
     adapter: ClassVar[Gevent]
     stage = "silent"
     # Attributes of pywsgi's handler.
+    server: Any
     socket: Any
     rfile: Any
     command: str | None
@@ -321,11 +319,11 @@ class RunningGevent(Gevent):
             pass
 
     def ping(self, done: Callable[[], None]) -> bool:
-        self._in_hub(done)  # each connection has its own greenlet, so only the hub can be stuck
+        _in_hub(self._servers[0], done)  # each connection has its own greenlet, so only the hub can be stuck
         return True
 
     def stop(self) -> None:
-        self._in_hub(self._ended.set)
+        _in_hub(self._servers[0], self._ended.set)
 
 
 class _Handler(WSGIHandler):  # type: ignore[misc]

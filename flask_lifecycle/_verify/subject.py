@@ -38,7 +38,7 @@ class MisuseError(Exception):
 
 
 # The ports that this process has chosen, each with a socket whose name says so to others.
-_chosen: dict[int, socket.socket] = {}
+_chosen: dict[int, int] = {}  # the descriptors of the names
 
 
 def free_port() -> int:
@@ -59,7 +59,7 @@ def free_port() -> int:
             if sys.platform == "linux":
                 name = stack.enter_context(socket.socket(socket.AF_UNIX))
                 name.bind(f"\0lifecycle-verify-port-{port}")
-                _chosen[port] = name
+                _chosen[port] = name.detach()
                 stack.pop_all()
             return port
 
@@ -67,7 +67,7 @@ def free_port() -> int:
 def release_port(port: int) -> None:
     """Let other checks choose this port."""
     if port in _chosen:
-        _chosen.pop(port).close()
+        os.close(_chosen.pop(port))
 
 
 class ServerProcess:

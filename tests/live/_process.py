@@ -1,6 +1,4 @@
-"""Processes under test: started, watched through their log and their event file, signalled, and
-ended by their own pid.
-"""
+"""Processes under test: started, watched by log and event file, signalled, and ended by their own pid."""
 
 from __future__ import annotations
 
@@ -308,10 +306,7 @@ class Starter:
         terminal: bool = False,
         control_dir: bool = False,
     ) -> Running:
-        """Start a command; the settings and the plan are for the live app.
-
-        :param control_dir: let it have its directory ``control`` for ``LIFECYCLE_CONTROL_DIR``.
-        """
+        """Start a command; settings and plan are for the live app, ``control_dir`` lets it have ``control``."""
         home = self.home / f"process-{len(self._running)}"
         home.mkdir()
         if control_dir:

@@ -152,9 +152,7 @@ def test_idle_connections_have_all_descriptors(live: Starter, lossless_server: s
      ("waitress-serve", "46"), ("waitress-serve", "u")],
 )  # fmt: skip
 def test_listeners_of_all_families(live: Starter, server: str, families: str, tmp_path: Path) -> None:
-    """Listeners of all families, v4, v6 and Unix, are served by one process, and one stop drains the accept queue of
-    each, whose silent client holds up nothing, refuses others, and removes the path.
-    """
+    """One stop drains the accept queues of all listeners, v4, v6 and Unix, and removes the path."""
     path = str(tmp_path / "socket")
     options = {"4": ("--listen", "127.0.0.1:0"), "6": ("--listen", "[::1]:0"), "u": ("--unix-socket", path)}
     hosts = {"4": "127.0.0.1", "6": "::1", "u": path}

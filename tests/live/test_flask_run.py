@@ -46,10 +46,7 @@ def write_app(path: Path, text: str) -> None:
 
 
 class Flask:
-    """A ``flask run`` under test.
-
-    :param target: who gets the signal: ``only`` process, ``parent``, ``child``, or the ``terminal`` Ctrl-C.
-    """
+    """A ``flask run`` under test; ``target`` (only, parent, child, terminal) gets the signal."""
 
     def __init__(self, live: Starter, *options: str, target: str = "only", script: str | None = None, **more: object):
         self.home = live.home
@@ -146,9 +143,7 @@ def frozen(pid: int) -> Iterator[None]:
 def test_whatever_is_accepted_is_answered(
     live: Starter, stack: contextlib.ExitStack, options: Sequence[str], target: str
 ) -> None:
-    """A stop answers what runs, streams, is half received, or accepted by the kernel; a silent client holds up
-    nothing; the hooks run once, after it, in the process that serves.
-    """
+    """A stop answers what runs, streams, is half received or in the kernel's queue; then the hooks run, once."""
     flask = Flask(live, *options, target=target)
     traffic = Traffic(flask.running, stack, Kind(keeps=False, pipelines=False), address=flask.address)
     traffic.hold()
@@ -224,9 +219,7 @@ def test_without_threads(live: Starter) -> None:
 
 @pytest.mark.parametrize("target", ["only", "terminal"])
 def test_processes(live: Starter, target: str) -> None:
-    """With processes a stop, also by a signal to all of them, answers what runs and what waits, the hooks run in the
-    parent, and neither a silent client nor one that sends more than it should holds it up.
-    """
+    """With processes a stop answers what runs and waits, the hooks run in the parent, and no client delays it."""
     script = SCRIPT.format(host="127.0.0.1", options="processes=4")
     flask = Flask(live, script=script, target=target)
     running = flask.running

@@ -241,9 +241,7 @@ def test_the_accept_queue_is_served(live: Starter, kind: str, fallback: bool) ->
 
 
 def test_waiting_connections_hold_no_stop(live: Starter, kind: str) -> None:
-    """Silent connections, more than there are threads, and one that its client keeps open after an answer are hung up
-    cleanly, and not one after the other; gunicorn by itself waits seconds for each, a sync worker without end.
-    """
+    """Silent connections, and those kept after an answer, are hung up at the linger, and all at once."""
     settings = {"LIFECYCLE_GRACE_PERIOD": 100.0, "LIFECYCLE_KEEPALIVE_LINGER": 1.0}
     running = serve(live, kind, "--keep-alive", "75", workers=1, settings=settings)
     connections = [Connection(address_of(running)) for _ in range(200)]  # in turn, four threads would take 50 s
@@ -586,9 +584,7 @@ def test_without_hooks_and_preloaded(live: Starter) -> None:
 
 @each_loading
 def test_without_hooks_workers_start_by_themselves(live: Starter, preload: tuple[str, ...]) -> None:
-    """Without a configuration each worker becomes ready unasked and the master does not, the line at the start says
-    what holds and what to do for more, and a hook that fails does not show in the exit code.
-    """
+    """Without a configuration each worker becomes ready unasked, and the line at the start says what holds."""
     hooks = {"startup": [["open", "ok", None]], "shutdown": [["bad", "raise", None], ["good", "ok", None]]}
     running = serve(live, "gthread", *preload, config=None, plan={"hooks": hooks}, excuse="Traceback", ready=False)
     wait_ready(running, 2)

@@ -1,6 +1,4 @@
-"""Clients that mean harm, or do it unawares: heads that nobody may understand, bodies that claim to
-be requests, connections that hold what others need.
-"""
+"""Hostile clients: ambiguous heads, bodies that claim to be requests, connections that hold resources."""
 
 from __future__ import annotations
 
@@ -64,10 +62,7 @@ SMUGGLERS = {
 
 
 def test_body_is_never_run_as_a_request(live: Starter, server: str) -> None:
-    """Where a head leaves room for two readings of where its request ends, the connection ends with it: its body is
-    never run as a second request. Empty lines before a request and between pipelined ones are passed over, and each is
-    answered; Werkzeug answers the first.
-    """
+    """A head with two readings ends the connection: no body runs as a second request; empty lines are skipped."""
     running = live.serve(server)
     for empty in (b"\r\n", b"\r\n\r\n"):
         with Connection(running.address) as connection:
@@ -84,9 +79,7 @@ def test_body_is_never_run_as_a_request(live: Starter, server: str) -> None:
 
 
 def test_answers_of_another_length_than_they_said(live: Starter, server: str) -> None:
-    """What follows on its connection is never taken for a part of an answer that turns out shorter than its
-    Content-Length, or raises in the middle of its chunks; nor is what an answer has too much for the head of the next.
-    """
+    """What follows on a connection is never taken for a part of an answer that is shorter or longer than it says."""
     running = live.serve(server, excuse="raised in the body")
     for path in ("/misframed/50", "/misframed/50?raise"):
         with Connection(running.address) as connection:

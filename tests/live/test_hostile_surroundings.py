@@ -1,6 +1,4 @@
-"""Surroundings that stand in the way of a stop: children that live on, a log that stalls, receivers
-and checks that hang, a view that wants to exit.
-"""
+"""Surroundings that hinder a stop: children that live on, logs, receivers and checks that hang."""
 
 from __future__ import annotations
 

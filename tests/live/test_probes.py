@@ -87,9 +87,7 @@ def test_probe_listener_opens_first_and_closes_last(live: Starter) -> None:
 
 
 def test_waiting_clients_of_the_probe_listener(live: Starter) -> None:
-    """Clients of the probe listener that say nothing, that have sent half a request, or that keep their connection hold
-    neither other probes nor the exit. Probes of an idle server do not make waitress warn of the depth of a queue.
-    """
+    """Silent, half and kept clients of the probe listener hold neither other probes nor the exit."""
     running = live.serve("waitress", settings={**PROBE_LISTENER, "LIFECYCLE_GRACE_PERIOD": 60.0})
     probes = probe_address(running)
     with Connection(probes), Connection(probes) as half, Connection(probes) as kept:

@@ -21,11 +21,7 @@ each_foreign = pytest.mark.parametrize("command", FOREIGN.values(), ids=FOREIGN.
 
 
 def start_foreign(
-    live: Starter,
-    command: Sequence[str],
-    *,
-    settings: dict[str, object] | None = None,
-    prefix: Sequence[str] = (),
+    live: Starter, command: Sequence[str], *, settings: dict[str, object] | None = None, prefix: Sequence[str] = ()
 ) -> Running:
     """Start a server that knows nothing of the package, and wait until it listens."""
     running = live.start(*prefix, sys.executable, *command, plan={"logging": True}, settings=settings)

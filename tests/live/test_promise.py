@@ -48,10 +48,7 @@ def test_every_accepted_request_is_answered(live: Starter, stack: contextlib.Exi
      "uvicorn", "hypercorn", "granian"],
 )  # fmt: skip
 def test_the_delay(live: Starter, server: str) -> None:
-    """In the delay, which an on_drain function that keeps the listener open extends, readiness fails, liveness does
-    not, all else is served, and every answer closes its connection; what has come in the delay is answered after it,
-    when new connections are refused.
-    """
+    """In the delay readiness fails, liveness does not, all else is served, and each answer closes its connection."""
     settings = {"LIFECYCLE_SHUTDOWN_DELAY": 0.3, "LIFECYCLE_GRACE_PERIOD": 30.0}
     running = live.serve(server, settings=settings, plan=UNTIL_ASKED)
     running.begin_stop()

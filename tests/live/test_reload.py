@@ -60,10 +60,7 @@ def warm_up():
 
 
 class Service:
-    """A supervisor, and the application that it serves, which can be deployed anew.
-
-    :param where: options for where to listen; a free port by default.
-    """
+    """A supervisor and its application, which can be deployed again; ``where`` are options for its listener."""
 
     def __init__(self, live: Starter, server: str, *where: str, version: str = "one", **more: Any) -> None:
         self.source = live.home / f"deployed_{version}.py"

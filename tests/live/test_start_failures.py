@@ -216,11 +216,7 @@ def test_probes_listen_where_the_application_does(live: Starter, server: str) ->
 
 @pytest.mark.parametrize(
     ("server", "where"),
-    [
-        ("waitress", ("-h", "*")),
-        ("gevent", ("--listen", "*:{}")),
-        ("waitress", ("--listen", "[::]:{}")),
-    ],
+    [("waitress", ("-h", "*")), ("gevent", ("--listen", "*:{}")), ("waitress", ("--listen", "[::]:{}"))],
 )
 def test_all_addresses(live: Starter, server: str, where: tuple[str, str]) -> None:
     """``*`` and ``::`` mean all addresses, of both families, on the main port and as LIFECYCLE_PROBE_HOST."""

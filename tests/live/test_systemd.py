@@ -22,10 +22,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="systemd is the 
 
 
 class Manager:
-    """The socket of a service manager, read by a thread.
-
-    :param name: as ``NOTIFY_SOCKET`` has it.
-    """
+    """The socket of a service manager, read by a thread; ``name`` is as in ``NOTIFY_SOCKET``."""
 
     def __init__(self, name: str) -> None:
         self.name = name

@@ -1,6 +1,4 @@
-"""The live application with what stops a server: a log that raises, by which a worker of waitress dies, a loop that
-hangs, and a lock that nobody gives back.
-"""
+"""The live application with what stops a server: a log that raises, a loop that hangs, a held lock."""
 
 from __future__ import annotations
 

@@ -123,11 +123,7 @@ class Own:
         self._starter = starter
 
     def serve(self, *, plan: dict[str, Any] | None = None, **root: Any) -> Running:
-        """Serve, and wait until it is ready.
-
-        :param plan: of the whole process.
-        :param root: what ``make_app`` takes.
-        """
+        """Serve and wait until it is ready; the plan is of the whole process, ``root`` is for ``make_app``."""
         settings = {"LIFECYCLE_PROBE_PORT": 0, "LIFECYCLE_PROBE_HOST": "127.0.0.1", **root.pop("settings", {})}
         whole = {"root": {**root, "settings": settings}, **(plan or {})}
         return self._starter.serve("waitress", app="parity_app.py", plan=whole, excuse=PROVOKED)

@@ -152,9 +152,7 @@ def test_cases_30_31_32_answers_after_the_signal(in_drain: Mounted, status: int,
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR2], ids=ALL_THREE)
 @pytest.mark.parametrize("alone", [True, False], ids=["alone", "listed"])
 def test_cases_37_38_39_40_41_42_43_44_45_46_47_48_signals(own: Own, number: signal.Signals, alone: bool) -> None:
-    """Each signal of LIFECYCLE_SIGNALS, one or three, stops the process: on_drain functions run at once, on_shutdown
-    functions after the drain, once, the last registered one first, each told of the signal.
-    """
+    """Each of LIFECYCLE_SIGNALS stops the process; on_drain runs at once, on_shutdown after the drain, reversed."""
     hooks = {"drain": ["onDrain"], "shutdown": ["onShutdown", "onSignal"]}
     running = own.serve(settings={"LIFECYCLE_SIGNALS": [number.name] if alone else ALL_THREE}, hooks=hooks)
     assert running.stop(number) == 0

@@ -15,6 +15,7 @@ from cheroot.server import HTTPServer
 from cheroot.ssl.builtin import BuiltinSSLAdapter
 
 from flask_lifecycle._servers import sockets
+from flask_lifecycle._servers.cheroot import find
 from flask_lifecycle._servers.discovery import handshakes
 from tests._fakes import BOUND, served, until
 from tests._tls import Authority
@@ -93,3 +94,26 @@ def test_a_tls_handshake_that_is_never_begun(tmp_path: Path) -> None:
             until(lambda: len(handshakes()) == 1)
             subject.begin_drain()
             assert subject.runner.wait_idle(BOUND, 0.0)
+
+
+def test_what_follows_a_request_over_tls(tmp_path: Path) -> None:
+    """A response in a shutdown looks for a further request behind an unread body, as far as TLS shows it."""
+    authority = Authority(tmp_path)
+    certificate = str(authority.issue("server"))
+    with served("cheroot", app) as subject:
+        subject.runner._servers[0].ssl_adapter = BuiltinSSLAdapter(certificate, certificate)
+        subject.runner.announce()
+        raw = socket.create_connection(subject.address)
+        with authority.trusting().wrap_socket(raw, server_hostname="localhost") as sock:
+            client = Connection(subject.address, sock=sock)
+            client.send(request_head("/", "POST", 10) + b"1234567890")
+            assert client.response().body == b"body"
+
+
+def test_a_server_with_pyopenssl() -> None:
+    """Its connections do not behave like sockets, so the server is only watched."""
+    kind = type("pyOpenSSLAdapter", (), {"__module__": "cheroot.ssl.pyopenssl"})
+    with served("cheroot", app) as subject:
+        subject.runner._servers[0].ssl_adapter = kind()
+        adapter: Any = find()
+        assert (adapter.name, adapter.guarantee) == ("cheroot", "started requests")

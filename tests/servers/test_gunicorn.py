@@ -9,6 +9,7 @@ import socket
 import tempfile
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -401,6 +402,28 @@ def test_a_connection_that_comes_to_a_leaving_worker_has_its_linger(listener: so
     with socket.create_connection(listener.getsockname()), listener.accept()[0] as accepted:
         worker.handle(listener, accepted, None)
     assert ended == [False, False, True]
+
+
+def test_a_request_that_begins_while_others_are_hung_up() -> None:
+    """The bad interleaving: two connections are idle, and while the first is hung up the second gets a request."""
+    (first, _), (second, client) = pairs = [socket.socketpair() for _ in range(2)]
+
+    class Idle:
+        fileno = first.fileno
+
+        @property
+        def _sock(self) -> socket.socket:
+            client.send(b"G")
+            return first
+
+    worker = FakeWorker(keepalived_conns=deque(SimpleNamespace(sock=each) for each in (Idle(), second)))
+    hooks.worker.Connections(worker).hang_up(0.0, 0.0)
+    assert at_end(first)
+    assert second.recv(1) == b"G"
+    assert not at_end(second)
+    for pair in pairs:
+        for each in pair:
+            each.close()
 
 
 @pytest.mark.parametrize("sends_on", [False, True])

@@ -423,3 +423,36 @@ def test_a_request_that_arrives_before_the_hang_up(server: str, kept: bool) -> N
         subject.runner.hang_up(connection)
         released.set()
         assert client.response().body == b"body"
+
+
+def test_a_hub_that_the_application_holds_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also if it is held up for longer than the listener waits for it, what the kernel has accepted is answered."""
+    monkeypatch.setattr(importlib.import_module("flask_lifecycle._servers.gevent"), "HUB_PATIENCE", 0.01)
+    begun, released = threading.Event(), threading.Event()
+
+    def hold(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        begun.set()
+        released.wait(BOUND)
+        return app(environ, start_response)
+
+    with served("gevent", hold) as subject, Connection(subject.address) as one, Connection(subject.address) as two:
+        one.send(request_head("/"))
+        assert begun.wait(BOUND)
+        two.send(request_head("/"))
+        subject.begin_drain()
+        assert not subject.runner.wait_idle(0.0, 0.0)
+        released.set()
+        assert one.response().body == two.response().body == b"body"
+
+
+@pytest.mark.parametrize(("line", "goes_on"), [(b"", False), (b"POST / HTTP/1.1", True)])
+def test_what_a_process_of_werkzeug_releases(line: bytes, goes_on: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A silent connection, and not a request that has begun where the kernel does not count its bytes."""
+    module = importlib.import_module("flask_lifecycle._servers.werkzeug")
+    ours, theirs = socket.socketpair()
+    handler = types.SimpleNamespace(raw_requestline=line)
+    monkeypatch.setattr(module, "_trackers", [types.SimpleNamespace(handlers={ours: handler})])
+    with ours, theirs:
+        module._release_own(0, None)
+        theirs.send(b"x") if goes_on else None
+        assert ours.recv(1) == (b"x" if goes_on else b"")

@@ -20,7 +20,7 @@ from waitress.trigger import trigger
 from flask_lifecycle._core.inflight import Load
 from flask_lifecycle._servers import discovery, sockets, waitress
 from tests._fakes import BOUND, Served, raiser, running, served, until
-from tests.live._client import Connection, get, refuses
+from tests.live._client import Connection, get, refuses, request_head
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
@@ -232,27 +232,31 @@ def test_a_loop_that_does_not_run(app: App) -> None:
 
 
 def test_a_loop_that_is_stuck(app: App, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A loop that somebody holds up is waited for a moment, and not taken over until it turns again."""
+    """A loop that is held up for longer than we wait for it closes its listener later, and the drain waits for that."""
     monkeypatch.setattr(waitress, "PATIENCE", 0.01)
-    monkeypatch.setattr(waitress.pool, "NEXT_PATIENCE", 0.01)
-    theirs = Theirs(app)
-    subject = attached(theirs)
     held, free = threading.Event(), threading.Event()
 
-    def hang() -> None:
-        held.set()
-        assert free.wait(BOUND)
+    class Channel(HTTPChannel):  # type: ignore[misc]
+        def received(self, data: bytes) -> bool:
+            held.set()
+            assert free.wait(BOUND)
+            return bool(super().received(data))
 
-    with theirs.turning():
-        theirs.servers[0].trigger.pull_trigger(hang)
+    theirs = Theirs(app)
+    theirs.servers[0].channel_class = Channel
+    subject = attached(theirs)
+    with theirs.turning(), Connection(theirs.address) as one, Connection(theirs.address) as two:
+        one.send(request_head("/"))
         assert held.wait(BOUND)
-        subject.announce()
-        assert not subject.ours
-        free.set()
-        until(lambda: get(theirs.address, "/").status == 200)
+        two.send(request_head("/"))
         for _ in range(2):  # twice is harmless
             subject.announce()
-            assert subject.ours
+            subject.stop_accepting(0.0)
+        assert not subject.wait_idle(0.0, 0.0)
+        free.set()
+        assert one.response().status == two.response().status == 200
+        assert subject.wait_idle(BOUND, 0.0)
+        assert refuses(theirs.address)
 
 
 def test_classes_of_the_user_s_own(app: App) -> None:

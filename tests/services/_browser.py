@@ -44,10 +44,7 @@ os.execvp(sys.argv[3], sys.argv[3:])
 
 
 class Browser:
-    """One browser with one page.
-
-    :param home: a directory of its own, for the profile.
-    """
+    """One browser with one page; ``home`` is a directory of its own, for the profile."""
 
     def __init__(self, home: Path) -> None:
         found = program("chromium")

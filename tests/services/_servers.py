@@ -1,7 +1,6 @@
-"""Real servers that the tests start on loopback, hang, kill and start again: PostgreSQL, Redis and Celery workers.
+"""Real servers on loopback, each ended by its own pid: PostgreSQL, Redis and Celery workers.
 
-The servers are started once for all tests, and every test finds them well. They are processes of ours alone: each is
-signalled by its own pid.
+They are started once for all tests, and every test finds them well.
 """
 
 from __future__ import annotations
@@ -222,10 +221,7 @@ class Redis(Server):
 
 
 class Worker(Server):
-    """A Celery worker of an application that the tests have too.
-
-    :param pool: ``threads`` answers while it works, ``solo`` does not. The others would have processes of their own.
-    """
+    """A Celery worker of the tests' application; with ``threads`` it answers while it works, with ``solo`` not."""
 
     def __init__(self, home: Path, broker: Redis, pool: str) -> None:
         super().__init__(home)

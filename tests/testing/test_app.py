@@ -177,9 +177,7 @@ def test_results_are_not_cached(lifecycle_app: AppFactory, shop: Shop) -> None:
 
 
 def test_checks_of_every_sort_can_be_made_to_fail(lifecycle_app: AppFactory, shop: Shop) -> None:
-    """check() runs one check and reports what a probe would. Coroutines, callable objects and checks that take the
-    context run as they are and fail when they should; with fail_after=3, the third failure in a row counts.
-    """
+    """check() runs one check of any kind, and reports what a probe would after this many runs."""
 
     class Ping:
         name = "object"
@@ -339,9 +337,6 @@ assert alive == 0, alive
 
 @pytest.mark.parametrize(("how", "most"), [("fixture", 1), ("made", 1), ("used", 1), ("create_app", 4)])
 def test_many_applications_leave_nothing_behind(how: str, most: int) -> None:
-    """Many applications leave no thread, descriptor, handler, application or warning behind, whether the fixture
-    starts and stops them, or they are made in testing mode, or used there by a test client. Outside of testing mode
-    they share the threads and handlers that were made for the first of them.
-    """
+    """Many applications, of the fixture or in testing mode, leave no thread, descriptor, handler or warning."""
     done = run_python(MANY, how, str(most), python=["-W", "error"], timeout=100.0)
     assert (done.returncode, done.stderr) == (0, "")

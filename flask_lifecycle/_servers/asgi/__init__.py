@@ -96,7 +96,7 @@ class LoopAdapter(ConnectionAdapter):
         self._open.remove(listener)
         if any(each.server is listener.server for each in self._open):
             return  # a server closes all of its listeners at once, so the last one closes it
-        closed = threading.Event()
+        closed = self.order()
 
         def wait_turns(left: int) -> None:
             # The server does not list a connection that the loop has just accepted: the loop makes its transport,

@@ -16,7 +16,7 @@ import functools
 import socket
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from gunicorn import util
@@ -56,8 +56,8 @@ class Connections:
     def hang_up(self, linger: float, closed: float, refusing: float = 0.0) -> None:
         """End the input of connections that have waited for ``linger`` seconds.
 
-        gunicorn then reads an end of file, and closes. It still reads earlier input, so a request that arrives at this
-        moment is answered.
+        gunicorn then reads an end of file, and closes. It still reads earlier input, so a whole request that arrives at
+        this moment is answered.
 
         A gevent worker accepts for up to a second after it was asked to leave. A connection's wait begins no earlier
         than its accept, so that a new one is not hung up before its request has arrived.
@@ -76,18 +76,19 @@ class Connections:
                     # Not gevent's own, which makes an error of it for the reader, nor that of TLS, which drops the key.
                     _socket.socket.shutdown(getattr(sock, "_sock", sock), socket.SHUT_RD)
 
-    def _idle(self, now: float, refusing: float) -> list[tuple[Any, float]]:
-        """The connections without a request, each with the time since when it can have waited."""
-        idle: list[tuple[Any, float]] = [
-            (sock, min(since, refusing or since) if received == 0 else since)
-            for sock, (since, received) in self._waiting.copy().items()
-            if (received is not None and bytes_received(sock) == received)
-            or (self._is_gevent and now - since > _PATIENCE)
-        ]
+    def _idle(self, now: float, refusing: float) -> Iterator[tuple[Any, float]]:
+        """The connections without a request, each with the time since when it can have waited.
+
+        One after the other, so that no request can begin on the last ones while the first are hung up.
+        """
+        for sock, (since, received) in self._waiting.copy().items():
+            late = self._is_gevent and now - since > _PATIENCE
+            if late or (received is not None and bytes_received(sock) == received):
+                yield sock, min(since, refusing or since) if received == 0 else since
         for name in ("keepalived_conns", "pending_conns"):  # those in the poller of gthread
             polled: deque[Any] = getattr(self._worker, name, deque())
-            idle += [(conn.sock, 0.0) for conn in polled.copy() if not unread(conn.sock)]
-        return idle + [(sock, 0.0) for sock in self._answered.copy() if not (unsent(sock) or unread(sock))]
+            yield from ((conn.sock, 0.0) for conn in polled.copy() if not unread(conn.sock))
+        yield from ((sock, 0.0) for sock in self._answered.copy() if not (unsent(sock) or unread(sock)))
 
     def _track(self, *arguments: Any) -> Any:
         """In the place of ``worker.handle``: gthread's takes a connection, the others' a listener, socket, address."""

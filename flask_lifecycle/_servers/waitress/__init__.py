@@ -140,9 +140,7 @@ class Waitress(ConnectionAdapter):
         for server, event in called.items():
             through_loop(server.trigger, event.set)
         return [
-            server
-            for server, event in called.items()
-            if event.wait(_UNSEEN) or (inside(wasyncore.loop, map=server._map) and event.wait(PATIENCE))
+            server for server, event in called.items() if event.wait(_UNSEEN) or inside(wasyncore.loop, map=server._map)
         ]
 
     def accepting(self) -> list[Listener]:
@@ -169,17 +167,18 @@ class Waitress(ConnectionAdapter):
 
         self._in_loop(server, leave)
 
-    @staticmethod
-    def _in_loop(server: Any, function: Callable[[], None]) -> None:
-        """Have the loop call a function, and wait for it. After that each accepted connection has its channel."""
-        called = threading.Event()
+    def _in_loop(self, server: Any, function: Callable[[], None]) -> None:
+        """Have the loop call a function, and wait for it a while. Then each accepted connection has its channel."""
+        called = self.order()
 
         def call() -> None:
             function()
             called.set()
 
-        through_loop(server.trigger, call)
-        called.wait(PATIENCE)
+        if through_loop(server.trigger, call):
+            called.wait(PATIENCE)
+        else:
+            called.set()  # it will not be called
 
     def wait_idle(self, timeout: float, linger: float) -> bool:
         self.draining = True

@@ -80,15 +80,16 @@ def send_through(servers: Sequence[Any], done: Callable[[], None]) -> bool | Non
     return send_ahead(first, Ping(step))
 
 
-def through_loop(trigger: Any, done: Callable[[], object]) -> None:
-    """Have the loop of a trigger call a function, unless that would block the calling thread."""
+def through_loop(trigger: Any, done: Callable[[], object]) -> bool:
+    """Have the loop of a trigger call a function; ``False`` if that would block the calling thread."""
     if trigger._closed or not trigger.lock.acquire(timeout=NEXT_PATIENCE):
-        return
+        return False
     try:
         trigger.thunks.append(done)
     finally:
         trigger.lock.release()
     wake(trigger)
+    return True
 
 
 def wake(trigger: Any) -> None:

@@ -186,8 +186,8 @@ class Werkzeug(ConnectionAdapter):
         if isinstance(connection, int):
             with contextlib.suppress(OSError):
                 os.kill(connection, signal.SIGURG)  # it hangs up if its client is silent
-        else:
-            sockets.end_input(connection[1] if isinstance(connection, tuple) else connection)
+        elif isinstance(connection, socket.socket) or connection[1] in handshakes():  # otherwise it is over
+            sockets.end_input(connection if isinstance(connection, socket.socket) else connection[1])
 
     def unfinished(self) -> Sequence[RequestInfo]:
         children = [RequestInfo("-", "-", 0.0) for server in self._servers for _pid in _children(server)]
@@ -372,7 +372,8 @@ def _release_own(_signum: int, _frame: FrameType | None) -> None:
     answered = _find_answered()
     for tracker in list(_trackers):
         for sock, handler in tracker.handlers.copy().items():
-            if not _bytes_received(sock) or handler in answered:
+            state = vars(handler) if handler is not None else {}
+            if not (_bytes_received(sock) or state.get("raw_requestline")) or handler in answered:
                 sockets.end_input(sock)
 
 
