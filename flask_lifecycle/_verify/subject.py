@@ -37,8 +37,8 @@ class MisuseError(Exception):
     """The check cannot be made; the text names the cause and the cure."""
 
 
-# The ports that this process has chosen, each with a socket whose name says so to others.
-_chosen: dict[int, int] = {}  # the descriptors of the names
+# The ports that this process has chosen, each with the descriptor of a socket whose name says so to others.
+_chosen: dict[int, int] = {}
 
 
 def free_port() -> int:
