@@ -236,25 +236,25 @@ def test_a_loop_that_is_stuck(app: App, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(waitress, "PATIENCE", 0.01)
     held, free = threading.Event(), threading.Event()
 
-    class Channel(HTTPChannel):  # type: ignore[misc]
-        def received(self, data: bytes) -> bool:
-            held.set()
-            assert free.wait(BOUND)
-            return bool(super().received(data))
-
     theirs = Theirs(app)
-    theirs.servers[0].channel_class = Channel
     subject = attached(theirs)
-    with theirs.turning(), Connection(theirs.address) as one, Connection(theirs.address) as two:
-        one.send(request_head("/"))
+    accept = theirs.servers[0].handle_accept
+
+    def hold() -> None:
+        held.set()
+        assert free.wait(BOUND)
+        accept()
+
+    theirs.servers[0].handle_accept = hold
+    with theirs.turning(), Connection(theirs.address) as client:
+        client.send(request_head("/"))
         assert held.wait(BOUND)
-        two.send(request_head("/"))
         for _ in range(2):  # twice is harmless
             subject.announce()
             subject.stop_accepting(0.0)
         assert not subject.wait_idle(0.0, 0.0)
         free.set()
-        assert one.response().status == two.response().status == 200
+        assert client.response().status == 200
         assert subject.wait_idle(BOUND, 0.0)
         assert refuses(theirs.address)
 
