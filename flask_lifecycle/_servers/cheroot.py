@@ -43,7 +43,8 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from cheroot.connections import ConnectionManager, _ThreadsafeSelector
+from cheroot import connections
+from cheroot.connections import ConnectionManager
 from cheroot.server import HTTPConnection, HTTPRequest, HTTPServer
 from cheroot.workers.threadpool import ThreadPool
 from cheroot.wsgi import Gateway_10, Server
@@ -63,11 +64,10 @@ NEEDS = (
     (HTTPServer.prepare, ("_connections",)),
     (ConnectionManager, ("_expire", "_from_server_socket", "can_add_keepalive_connection", "run")),
     (ConnectionManager.__init__, ("_selector", "_serving")),
-    (_ThreadsafeSelector.__init__, ("_lock", "_selector")),
+    (getattr(connections, "_ThreadsafeSelector", object).__init__, ("_lock", "_selector")),
     (ThreadPool.__init__, ("_queue", "_threads")),
     (HTTPRequest, ("respond",)),
 )
-_ACCEPT = ConnectionManager._from_server_socket
 _TICK = 0.01
 # A loop in the main thread ends at once. After this time we stop one in another thread, which would keep the
 # interpreter open.
@@ -133,7 +133,7 @@ class Cheroot(ConnectionAdapter):
     def _accepting(self) -> Iterator[Any]:
         """The servers whose loops are inside their accept, and the sockets of their TLS handshakes."""
         for server in self._servers:
-            for thread in inside(_ACCEPT, self=server._connections):
+            for thread in inside(ConnectionManager._from_server_socket, self=server._connections):
                 yield server
                 yield from handshakes(thread)
 

@@ -154,7 +154,7 @@ class Gevent(ConnectionAdapter):
         loops = [hub.loop for hub in instances(Hub) if hub.thread_ident != threading.main_thread().ident]
         for server in self._servers:
             if any(server.loop is loop for loop in loops):
-                server.loop.run_callback_threadsafe(server._stop_event.set)
+                _in_hub(server, server._stop_event.set)
 
 
 def _in_hub(server: Any, function: Callable[..., object], *arguments: Any) -> None:

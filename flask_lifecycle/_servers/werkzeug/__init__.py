@@ -186,8 +186,10 @@ class Werkzeug(ConnectionAdapter):
         if isinstance(connection, int):
             with contextlib.suppress(OSError):
                 os.kill(connection, signal.SIGURG)  # it hangs up if its client is silent
-        elif isinstance(connection, socket.socket) or connection[1] in handshakes():  # otherwise it is over
-            sockets.end_input(connection if isinstance(connection, socket.socket) else connection[1])
+        elif isinstance(connection, socket.socket):
+            sockets.end_input(connection)
+        elif connection[1] in handshakes():  # otherwise it is over
+            sockets.end_input(connection[1])
 
     def unfinished(self) -> Sequence[RequestInfo]:
         children = [RequestInfo("-", "-", 0.0) for server in self._servers for _pid in _children(server)]
