@@ -117,11 +117,7 @@ def rest():
 
 
 def program(code: str, *, covered: bool = True) -> tuple[int, list[str], str]:
-    """Run a program behind HEAD; return its exit code, the lines it said and its stderr.
-
-    :param covered: with coverage, which saves its data in ``os._exit``. In a thread that ends the process while the
-        interpreter ends as well, that crashes.
-    """
+    """Run a program behind HEAD; return code, lines and stderr. Coverage crashes in a thread that ends it."""
     environ = {} if covered else {"COVERAGE_PROCESS_START": "", "COVERAGE_PROCESS_CONFIG": ""}
     done = run_python(HEAD + textwrap.dedent(code), environ=environ)
     return done.returncode, done.stdout.splitlines(), done.stderr

@@ -103,17 +103,15 @@ def test_what_follows_a_request_over_tls(tmp_path: Path) -> None:
     with served("cheroot", app) as subject:
         subject.runner._servers[0].ssl_adapter = BuiltinSSLAdapter(certificate, certificate)
         subject.runner.announce()
-        raw = socket.create_connection(subject.address)
-        with authority.trusting().wrap_socket(raw, server_hostname="localhost") as sock:
-            client = Connection(subject.address, sock=sock)
+        sock = authority.trusting().wrap_socket(socket.create_connection(subject.address), server_hostname="localhost")
+        with Connection(subject.address, sock=sock) as client:
             client.send(request_head("/", "POST", 10) + b"1234567890")
             assert client.response().body == b"body"
 
 
 def test_a_server_with_pyopenssl() -> None:
     """Its connections do not behave like sockets, so the server is only watched."""
-    kind = type("pyOpenSSLAdapter", (), {"__module__": "cheroot.ssl.pyopenssl"})
     with served("cheroot", app) as subject:
-        subject.runner._servers[0].ssl_adapter = kind()
+        subject.runner._servers[0].ssl_adapter = type("", (), {"__module__": "cheroot.ssl.pyopenssl"})()
         adapter: Any = find()
         assert (adapter.name, adapter.guarantee) == ("cheroot", "started requests")

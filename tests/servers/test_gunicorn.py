@@ -421,9 +421,8 @@ def test_a_request_that_begins_while_others_are_hung_up() -> None:
     assert at_end(first)
     assert second.recv(1) == b"G"
     assert not at_end(second)
-    for pair in pairs:
-        for each in pair:
-            each.close()
+    for each in (*pairs[0], *pairs[1]):
+        each.close()
 
 
 @pytest.mark.parametrize("sends_on", [False, True])

@@ -450,8 +450,8 @@ def test_what_a_process_of_werkzeug_releases(line: bytes, goes_on: bool, monkeyp
     """A silent connection, and not a request that has begun where the kernel does not count its bytes."""
     module = importlib.import_module("flask_lifecycle._servers.werkzeug")
     ours, theirs = socket.socketpair()
-    handler = types.SimpleNamespace(raw_requestline=line)
-    monkeypatch.setattr(module, "_trackers", [types.SimpleNamespace(handlers={ours: handler})])
+    handlers = {ours: types.SimpleNamespace(raw_requestline=line)}
+    monkeypatch.setattr(module, "_trackers", [types.SimpleNamespace(handlers=handlers)])
     with ours, theirs:
         module._release_own(0, None)
         theirs.send(b"x") if goes_on else None

@@ -235,7 +235,6 @@ def test_a_loop_that_is_stuck(app: App, monkeypatch: pytest.MonkeyPatch) -> None
     """A loop that is held up for longer than we wait for it closes its listener later, and the drain waits for that."""
     monkeypatch.setattr(waitress, "PATIENCE", 0.01)
     held, free = threading.Event(), threading.Event()
-
     theirs = Theirs(app)
     subject = attached(theirs)
     accept = theirs.servers[0].handle_accept
@@ -257,6 +256,18 @@ def test_a_loop_that_is_stuck(app: App, monkeypatch: pytest.MonkeyPatch) -> None
         assert client.response().status == 200
         assert subject.wait_idle(BOUND, 0.0)
         assert refuses(theirs.address)
+
+
+def test_a_loop_that_cannot_be_told(app: App, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody waits for a loop whose trigger is held, as it will never close its listener."""
+    monkeypatch.setattr(waitress.pool, "NEXT_PATIENCE", 0.01)
+    theirs = Theirs(app)
+    subject = attached(theirs)
+    with theirs.turning():
+        subject.announce()
+        with theirs.servers[0].trigger.lock:
+            subject.stop_accepting(0.0)
+        assert subject.wait_idle(BOUND, 0.0)
 
 
 def test_classes_of_the_user_s_own(app: App) -> None:

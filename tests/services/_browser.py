@@ -1,8 +1,6 @@
-"""A headless Chromium, driven by the DevTools protocol over a pipe: no driver, and no library, stands between.
+"""A headless Chromium with one page, driven by the DevTools protocol over a pipe, without a driver.
 
-Messages are JSON, each ended by a NUL; Chromium reads them from descriptor 3 and writes to 4. One page is enough, so
-there is one session. Whatever the browser reports meanwhile is kept: what it logs, which URLs it asks for, what it
-finds wrong with the page.
+Messages are JSON, each ended by a NUL, on descriptors 3 and 4. What the browser reports meanwhile is kept.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""Real servers on loopback, each ended by its own pid: PostgreSQL, Redis and Celery workers.
-
-They are started once for all tests, and every test finds them well.
-"""
+"""PostgreSQL, Redis and Celery on loopback, started once for all tests, well for each, ended by their pids."""
 
 from __future__ import annotations
 
