@@ -8,7 +8,9 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import queue
 import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -105,18 +107,36 @@ def _show(outcome: Outcome) -> None:
 
 @contextlib.contextmanager
 def _cancelled_by_signals(runner: Runner) -> Iterator[None]:
-    """End all processes when Ctrl-C or SIGTERM comes."""
+    """End all processes when Ctrl-C or SIGTERM comes, then exit with 128 and its number.
 
-    def leave(number: int, _frame: object) -> None:
-        runner.cancel()
-        raise SystemExit(128 + number)
+    Interleavings: a handler that cancels or raises interrupts the main thread between two steps of a lock of the pool
+    or of the runner, and waits for ever or leaves it broken; or it interrupts no lock, and all is well. So the handler
+    only wakes a thread, by a queue whose ``put`` may interrupt itself.
+    """
+    numbers: list[int] = []
+    wake: queue.SimpleQueue[None] = queue.SimpleQueue()
 
-    before = {number: signal.signal(number, leave) for number in (signal.SIGINT, signal.SIGTERM)}
+    def handle(number: int, _frame: object) -> None:
+        numbers.append(number)
+        wake.put(None)
+
+    def wait() -> None:
+        wake.get()
+        if numbers:
+            runner.cancel()
+
+    waiter = threading.Thread(target=wait, daemon=True)
+    waiter.start()
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+        wake.put(None)
+        waiter.join()
+        if numbers:
+            raise SystemExit(128 + numbers[0]) from None
 
 
 @click.command()

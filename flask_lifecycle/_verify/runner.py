@@ -57,7 +57,7 @@ class Plan:
 
 
 class Runner:
-    """Runs scenarios; :meth:`cancel` ends all their processes, from any thread."""
+    """Runs scenarios; :meth:`cancel` kills all their processes, from any thread."""
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
@@ -71,7 +71,7 @@ class Runner:
             self._cancelled = True
             subjects = list(self._subjects)
         for subject in subjects:
-            subject.end()
+            subject.kill()  # the thread that has started it ends it
 
     @contextlib.contextmanager
     def _started(self, hook: str = "") -> Iterator[Subject]:
@@ -115,11 +115,13 @@ class Runner:
                 self.claim = CLAIMS.get(claim, STARTED)
 
     def run(self, scenarios: Iterable[Scenario], jobs: int = 1) -> Iterator[Outcome]:
-        """The outcomes, in the order in which they are known."""
+        """The outcomes, in the order in which they are known; none after :meth:`cancel`."""
         with ThreadPoolExecutor(jobs) as pool:
             waiting = [pool.submit(self._try, scenario) for scenario in scenarios]
             try:
                 for future in as_completed(waiting):
+                    if self._cancelled:
+                        return
                     yield future.result()
             finally:
                 for future in waiting:

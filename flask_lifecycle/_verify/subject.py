@@ -157,8 +157,8 @@ class ServerProcess:
             pid for pid in _pids() if pid != self._popen.pid and self._mark in _environment(pid) and _state(pid) != "Z"
         ]
 
-    def end(self) -> None:
-        """Kill it and all that it has started; without ``/proc``, what is still in its process group."""
+    def kill(self) -> None:
+        """Kill it and all that it has started; without ``/proc``, its process group. From any thread."""
         if not _HAS_PROC:
             with contextlib.suppress(ProcessLookupError, PermissionError):  # macOS: only zombies are left
                 os.killpg(self._popen.pid, signal.SIGKILL)
@@ -169,6 +169,10 @@ class ServerProcess:
             if not pids:
                 break
             time.sleep(_LOOK)
+
+    def end(self) -> None:
+        """Kill all, and close what belongs to it."""
+        self.kill()
         self._watcher.join(self.patience)
         self._log = self.log.encode()
         self._output.close()

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import pytest
@@ -159,6 +160,19 @@ def test_ctrl_c_ends_all_processes(tmp_path: Path) -> None:
         path for path in Path("/proc").glob("[0-9]*/cmdline")
         if str(running.pid) in path.parent.joinpath("stat").read_text().split() and mark in path.read_bytes()
     ]  # fmt: skip
+
+
+def test_ctrl_c_while_a_lock_is_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The signal interrupts the main thread between two steps of the start of a process."""
+    start = subject.Subject.__init__
+
+    def interrupted(*arguments: Any) -> None:
+        signal.raise_signal(signal.SIGINT)
+        start(*arguments)
+
+    monkeypatch.setattr(subject.Subject, "__init__", interrupted)
+    result = verify("--", sys.executable, BREAKING, "{port}", "exit/code")
+    assert result.exit_code == 128 + signal.SIGINT
 
 
 def test_the_routes_exist_only_under_verify(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
