@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from unittest.mock import Mock
 from xml.etree import ElementTree
 
 import pytest
@@ -49,8 +49,7 @@ def test_a_port_is_chosen_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two checks do not choose the same port, though nothing listens on it yet."""
     one, two = subject.free_port(), subject.free_port()
     subject.release_port(two)
-    choices = [one, two]
-    monkeypatch.setattr("random.randrange", lambda *_: choices.pop(0))
+    monkeypatch.setattr("random.randrange", Mock(side_effect=[one, two]))
     assert subject.free_port() == two
 
 
@@ -135,11 +134,7 @@ def test_all_workers_are_waited_for() -> None:
 
 def test_a_client_that_is_reset_while_it_connects_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """A listener that is closed between the handshake and the return of ``connect`` is seen as gone."""
-
-    def reset(*_args: object) -> None:
-        raise ConnectionResetError
-
-    monkeypatch.setattr(socket.socket, "connect", reset)
+    monkeypatch.setattr(socket.socket, "connect", Mock(side_effect=ConnectionResetError))
     assert client.is_refused(("127.0.0.1", 1), BOUND)
 
 
@@ -164,13 +159,7 @@ def test_ctrl_c_ends_all_processes(tmp_path: Path) -> None:
 
 def test_ctrl_c_while_a_lock_is_held(monkeypatch: pytest.MonkeyPatch) -> None:
     """The signal interrupts the main thread between two steps of the start of a process."""
-    start = subject.Subject.__init__
-
-    def interrupted(*arguments: Any) -> None:
-        signal.raise_signal(signal.SIGINT)
-        start(*arguments)
-
-    monkeypatch.setattr(subject.Subject, "__init__", interrupted)
+    monkeypatch.setattr(Path, "touch", lambda _record: signal.raise_signal(signal.SIGINT))
     result = verify("--", sys.executable, BREAKING, "{port}", "exit/code")
     assert result.exit_code == 128 + signal.SIGINT
 
