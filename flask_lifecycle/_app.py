@@ -19,10 +19,10 @@ from ._core.callbacks import error_text
 from ._core.feature import Feature
 from ._core.hooks import HookRecord, Hooks
 from ._core.inflight import Ledger, Load
-from ._core.log import show_log
+from ._core.log import logger, show_log
 from ._core.report import ShutdownReport, shutdown_complete
 from ._core.startup import Startup, StartupTasks
-from ._core.state import Event, State, StateMachine, announce_change, logger, send
+from ._core.state import Event, State, StateMachine, announce_change, send
 from ._core.work import WorkLedger
 from ._probes.blueprint import Guard
 from ._probes.endpoints import Probes

@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from .deadline import Clock, Deadline
+from .log import logger
 from .server import AdaptiveDelay, Application
-from .state import logger
 
 
 @dataclass(eq=False, repr=False)

@@ -40,11 +40,11 @@ import time
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
+from .log import logger
 from .report import ShutdownReport, signal_name
 from .shutdown import End, StopRequest
 from .signals import die_by, interrupt_main
 from .stacks import callers, collector_paused
-from .state import logger
 
 if TYPE_CHECKING:
     from .process import Process

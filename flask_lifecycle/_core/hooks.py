@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from .callbacks import error_text, name_of, takes_context
 from .deadline import Clock, Deadline
-from .state import logger
+from .log import logger
 
 if TYPE_CHECKING:
     from .server import Application

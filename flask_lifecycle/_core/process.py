@@ -22,11 +22,11 @@ from typing import Any, TypeVar, cast
 from .exit import Exit
 from .fork import renew_in_children
 from .hooks import HookRecord
+from .log import logger
 from .report import ShutdownReport, signal_name
 from .server import Application, Servers
 from .shutdown import Shutdown, StopRequest
 from .signals import SignalRelay, in_main_thread
-from .state import logger
 
 T = TypeVar("T")
 

@@ -13,7 +13,7 @@ from blinker import Namespace
 
 from .hooks import HookRecord
 from .inflight import RequestInfo
-from .state import logger
+from .log import logger
 from .tally import Tally
 from .text import Lines, visible
 from .work import WorkInfo, WorkLedger, describe

@@ -20,8 +20,8 @@ from typing import Any
 
 from .._config import TERMINATION_LOG
 from .feature import Feature
+from .log import logger
 from .report import ShutdownReport
-from .state import logger
 
 # The number of bytes that Kubernetes keeps of a termination message.
 TERMINATION_LIMIT = 4096

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
-from .state import logger
+from .log import logger
 
 
 class Scheduler:

@@ -53,9 +53,10 @@ from .deadline import Clock, Deadline
 from .delay import Delay, Plan
 from .hooks import HookRecord, HookRunner, ShutdownContext, inside_a_hook
 from .inflight import RequestInfo
+from .log import logger
 from .report import PhaseRecord, ShutdownReport, Unfinished, each_once, ledgers, requests_now, work_ledgers, work_now
 from .server import Application, Peers, Server
-from .state import Event, logger
+from .state import Event
 from .work import WorkInfo
 
 # Seconds before the drain waits once more, if new work has begun meanwhile.

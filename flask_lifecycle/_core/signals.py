@@ -47,7 +47,7 @@ from types import FrameType
 from typing import Any
 
 from .fork import renew_in_children
-from .state import logger
+from .log import logger
 
 # Seconds to wait for an errand before sending its signal again, and seconds until we give up.
 _AGAIN = 0.01

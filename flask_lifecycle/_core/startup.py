@@ -25,7 +25,8 @@ from typing import TYPE_CHECKING, Any
 
 from .callbacks import error_text
 from .hooks import HookRecord
-from .state import Event, State, logger
+from .log import logger
+from .state import Event, State
 from .work import F, Work, WorkLedger, wrapped
 
 if TYPE_CHECKING:

@@ -28,57 +28,15 @@ both the old and the new state).
 
 from __future__ import annotations
 
-import contextlib
 import enum
 import logging
 import threading
-import traceback
 from collections.abc import Callable
 from typing import Any
 
 from blinker import NamedSignal, Namespace
 
-from .text import Lines, visible
-
-
-class _Log(logging.LoggerAdapter):  # type: ignore[type-arg]  # subscriptable from Python 3.11 on
-    """The logger of the package. A handler that raises must not change the course of a shutdown."""
-
-    def process(self, msg: Any, kwargs: Any) -> tuple[Any, Any]:
-        return msg, kwargs
-
-    def log(self, level: int, msg: object, *args: Any, **kwargs: Any) -> None:
-        with contextlib.suppress(Exception):
-            super().log(level, msg, *args, **kwargs)
-
-
-class _Visible(logging.Filter):
-    """Escapes the arguments of every record, so that a name, a reason or an exception cannot forge a line of the log.
-
-    Fields (``lifecycle_*``) stay as they are, because a formatter that writes them has its own encoding. The text of an
-    exception is stored where :class:`logging.Formatter` looks before it makes its own.
-    """
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        if isinstance(record.args, tuple):
-            record.args = tuple(map(_shown, record.args))
-        if record.exc_info and not record.exc_text:
-            pieces = traceback.format_exception(*record.exc_info)
-            record.exc_text = "\n".join(Lines.of(piece) for piece in pieces)
-        return True
-
-
-def _shown(argument: object) -> object:
-    if isinstance(argument, (int, float, Lines)):
-        return argument
-    with contextlib.suppress(Exception):  # its __str__ fails; the handler reports that
-        return visible(str(argument))
-    return argument
-
-
-_logger = logging.getLogger("flask_lifecycle")
-_logger.addFilter(_Visible())
-logger = _Log(_logger, {})
+from .log import logger
 
 state_changed = Namespace().signal(
     "lifecycle-state-changed",

@@ -2,7 +2,7 @@
 
 A name, a reason, the text of an exception or a path may contain line ends, which would begin a forged line in a log,
 and control sequences, which a terminal would execute. :func:`visible` escapes both. The logger applies it to all its
-arguments (``state.py``); text for other places must call it.
+arguments (``log.py``); text for other places must call it.
 """
 
 from __future__ import annotations

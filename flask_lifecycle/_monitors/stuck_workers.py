@@ -53,8 +53,8 @@ from typing import Any
 from .._core.feature import Feature
 from .._core.fork import renew_in_children
 from .._core.inflight import Ledger
+from .._core.log import logger
 from .._core.server import Server
-from .._core.state import logger
 from .._core.text import Lines
 from ..checks import Check, CheckReport, CheckResult
 from ..checks._health import Health

@@ -38,8 +38,9 @@ from typing import TYPE_CHECKING, Any
 from .._core.deadline import Clock
 from .._core.feature import Feature
 from .._core.hooks import Hooks
+from .._core.log import logger
 from .._core.scheduler import Scheduler
-from .._core.state import State, logger
+from .._core.state import State
 from ..checks._health import LIVE
 
 if TYPE_CHECKING:

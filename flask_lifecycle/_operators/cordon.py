@@ -21,7 +21,8 @@ from typing import Any
 from .._config import shown
 from .._core.deadline import Clock, Deadline
 from .._core.feature import Feature
-from .._core.state import ENDING, Event, State, StateMachine, logger
+from .._core.log import logger
+from .._core.state import ENDING, Event, State, StateMachine
 
 # Longer than any maintenance, and short enough that a forgotten cordon is found within a week.
 LONGEST_CORDON = 7 * 86400.0

@@ -26,8 +26,9 @@ from typing import Any, TypeAlias
 
 from .._config import shown
 from .._core.feature import Feature
+from .._core.log import logger
 from .._core.scheduler import Scheduler
-from .._core.state import ENDING, State, logger
+from .._core.state import ENDING, State
 from .cordon import LONGEST_CORDON, Control, Lease, check_name, parse_duration
 
 DRAIN, CORDON = "drain", "cordon"

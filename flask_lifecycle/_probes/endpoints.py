@@ -20,7 +20,8 @@ from werkzeug.routing import RequestRedirect
 
 from .._config import METRICS_PATH, TOGETHER, Settings
 from .._core.fork import renew_in_children
-from .._core.state import logger, send
+from .._core.log import logger
+from .._core.state import send
 from ..checks import Group, HealthCheckError, HealthReport
 from ..checks._check import is_status_code
 from ..checks._health import ALL, LIVE, READY, STARTUP, Health, Registry

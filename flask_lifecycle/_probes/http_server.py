@@ -38,7 +38,7 @@ from typing import TYPE_CHECKING, Any
 from werkzeug.serving import ThreadedWSGIServer, WSGIRequestHandler
 
 from .._config import PROBE_TIMEOUT
-from .._core.state import logger
+from .._core.log import logger
 from .._servers import sockets
 
 if TYPE_CHECKING:

@@ -16,7 +16,8 @@ from flask import Flask
 from .._config import given_keys
 from .._core.feature import Feature
 from .._core.inflight import Ledger, count_around
-from .._core.state import State, logger
+from .._core.log import logger
+from .._core.state import State
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication

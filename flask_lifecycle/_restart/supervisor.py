@@ -33,8 +33,8 @@ from collections.abc import Collection, Iterable
 from typing import Any
 
 from .. import _servers
+from .._core.log import logger
 from .._core.signals import die_by
-from .._core.state import logger
 from .._servers import bind
 from .worker import VARIABLE, Channel
 

@@ -52,9 +52,10 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from .._core.log import logger
 from .._core.server import Peers
 from .._core.shutdown import StopRequest
-from .._core.state import ENDING, State, logger
+from .._core.state import ENDING, State
 from .._servers.sockets import close_in_children
 from ..checks._health import READY
 

@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from .._core.inflight import Load, RequestInfo
+from .._core.log import logger
 from .._core.server import ALL_CONNECTIONS, STARTED
-from .._core.state import logger
 from . import sockets
 from .listener import STARVED_LINGER, Listener, close_listeners, log_closed
 

@@ -14,7 +14,7 @@ import socket
 from collections.abc import Callable, Collection, Iterable, Mapping, MutableMapping
 from typing import Any
 
-from .._core.state import logger
+from .._core.log import logger
 from . import sockets
 from .listener import Listener
 

@@ -40,7 +40,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from .._core.state import logger
+from .._core.log import logger
 from .sockets import has_input, socket_identity, unlink
 
 # Not in the socket module: <asm-generic/socket.h>

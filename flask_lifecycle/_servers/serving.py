@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING, Any
 from .._core import fork
 from .._core.exit import non_daemons
 from .._core.inflight import Load
+from .._core.log import logger
 from .._core.process import Process
 from .._core.report import ShutdownReport, signal_name
 from .._core.server import STARTED, Application, Peers, Server, ServerInfo, Servers
 from .._core.shutdown import StopRequest
 from .._core.signals import in_main_thread
-from .._core.state import logger
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication

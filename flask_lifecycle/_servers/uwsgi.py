@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import uwsgi
 
 from .._core.inflight import RequestInfo
-from .._core.state import logger
+from .._core.log import logger
 from .adapter import TICK, Adapter, warn_of_limit
 from .listener import CLOSING_BOUND, QUIET_PERIOD
 

@@ -40,8 +40,8 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from .._core.fork import renew_in_children
+from .._core.log import logger
 from .._core.scheduler import Scheduler
-from .._core.state import logger
 from ._check import Check, CheckHistory, CheckReport, CheckResult
 from ._outbox import Outbox
 from ._returned import CheckMistakeError, as_result

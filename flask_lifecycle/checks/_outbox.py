@@ -6,7 +6,7 @@ import threading
 from collections import deque
 from collections.abc import Callable
 
-from .._core.state import logger
+from .._core.log import logger
 
 
 class Outbox:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 
 from .._config import LONGEST
-from .._core.state import logger
+from .._core.log import logger
 from . import _validation
 from ._check import CheckResult, HealthCheckError
 

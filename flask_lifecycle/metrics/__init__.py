@@ -28,8 +28,9 @@ from werkzeug import Request, Response
 
 from .._config import METRICS_PATH, MULTIPROC_DIR
 from .._core.feature import Feature
+from .._core.log import logger
 from .._core.scheduler import Scheduler
-from .._core.state import State, logger
+from .._core.state import State
 from ..checks._validation import needs
 from ._table import METRICS as METRICS
 from ._table import PREFIX, App, Metric, Sample, read

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from flask_lifecycle import HealthCheckError
-from flask_lifecycle._core.state import logger
+from flask_lifecycle._core.log import logger
 from tests._fakes import raiser, serve, state_of
 
 FORGED = "x\n2026-01-01 INFO shutdown complete\r\x1b[2J\u202e\x9b1m\u2028y"

@@ -14,8 +14,8 @@ from typing import Any
 from gunicorn.workers.base import Worker
 
 from ..._core.deadline import Deadline
+from ..._core.log import logger
 from ..._core.server import Peers
-from ..._core.state import logger
 from ..adapter import missing
 from ..serving import this_process, this_serving
 from .master import Master, is_known

@@ -12,7 +12,7 @@ import time
 from collections.abc import Sequence
 
 from ..._config import Settings
-from ..._core.state import logger
+from ..._core.log import logger
 
 # The state of a worker; 0 while it loads the application. ABSENT: the extension is in none of its applications. GONE:
 # the master has seen its end.

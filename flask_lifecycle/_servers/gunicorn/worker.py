@@ -54,10 +54,10 @@ from typing import TYPE_CHECKING, Any
 from ..._config import Settings
 from ..._core.deadline import Deadline
 from ..._core.inflight import RequestInfo
+from ..._core.log import logger
 from ..._core.server import ALL_CONNECTIONS, Peers
 from ..._core.shutdown import StopRequest
 from ..._core.signals import interrupt_main
-from ..._core.state import logger
 from ..adapter import TICK, Adapter
 from ..listener import CLOSING_BOUND
 from ..serving import Serving
