@@ -8,10 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import sys
 import traceback
 from typing import Any
 
 from .text import Lines, visible
+
+# Leaves our own log() out when logging looks for the caller. Before Python 3.11 its own frames count as well.
+_CALLER = 2 if sys.version_info >= (3, 11) else 3
 
 
 class _Log(logging.LoggerAdapter):  # type: ignore[type-arg]  # subscriptable from Python 3.11 on
@@ -22,7 +26,7 @@ class _Log(logging.LoggerAdapter):  # type: ignore[type-arg]  # subscriptable fr
 
     def log(self, level: int, msg: object, *args: Any, **kwargs: Any) -> None:
         with contextlib.suppress(Exception):
-            super().log(level, msg, *args, **kwargs)
+            super().log(level, msg, *args, stacklevel=_CALLER, **kwargs)
 
 
 class _Visible(logging.Filter):

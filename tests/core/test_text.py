@@ -6,6 +6,7 @@ import io
 import logging
 import re
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -47,8 +48,7 @@ def test_the_log_cannot_be_forged(log: io.StringIO) -> None:
 
     state_of(app).startup.run()
     lifecycle.set_not_ready(FORGED)
-    item = lifecycle.work(FORGED, of=FORGED)
-    item.done()
+    lifecycle.work(FORGED, of=FORGED).done()
     lifecycle.shutdown(FORGED)
     written = log.getvalue()
     assert "ValueError: x\n    2026-01-01 INFO shutdown complete\\r\\x1b[2J" in written
@@ -58,8 +58,8 @@ def test_the_log_cannot_be_forged(log: io.StringIO) -> None:
         assert re.match(r"RECORD |\s|$|Traceback |KeyError: |ValueError: x|The above exception", line), line
 
 
-def test_an_object_that_cannot_tell_what_it_is(log: io.StringIO) -> None:
-    """An argument whose text raises costs the record and nothing else."""
+def test_an_object_that_cannot_tell_what_it_is(log: io.StringIO, caplog: pytest.LogCaptureFixture) -> None:
+    """An argument whose text raises costs the record and nothing else. Each record names the file that logs."""
 
     class Mute:
         def __str__(self) -> str:
@@ -68,12 +68,12 @@ def test_an_object_that_cannot_tell_what_it_is(log: io.StringIO) -> None:
     logger.info("%s", Mute())
     logger.info("after %d and %.1f %s", 3, 0.5, "größe 世")
     assert log.getvalue().endswith("RECORD INFO after 3 and 0.5 größe 世\n")
+    assert [record.filename for record in caplog.records] == [Path(__file__).name] * 2
 
 
 def test_plain_text_is_visible() -> None:
     """A terminal that shows ``/readyz?verbose`` gets no sequence of the application's."""
     app, lifecycle = serve(LIFECYCLE_DETAILS="always")
-
     lifecycle.check("database")(raiser(HealthCheckError(FORGED)))
     state_of(app).startup.run()
     lifecycle.set_not_ready(FORGED)
