@@ -29,14 +29,13 @@ kept.write("kept")
 print("printed", end="")
 getattr(serve_elsewhere, sys.argv[1])(int(sys.argv[2]))
 """
-HOOKS = {"ok": [["only", "ok", None]], "raise": [["only", "raise", None]]}
 
 
 def serve(live: Starter, server: str, hang: str = "", hooks: str = "ok", **settings: Any) -> Running:
     """Start a program that serves, and wait until it is ready."""
     running = live.start(
         sys.executable, "-c", PROGRAM, server, str(free_port()), hang,
-        plan={"logging": True, "hooks": {"shutdown": HOOKS[hooks]}}, settings=settings,
+        plan={"logging": True, "hooks": {"shutdown": [["only", hooks, None]]}}, settings=settings,
         env={"PYTHONUNBUFFERED": ""}, excuse="ValueError: boom",
     )  # fmt: skip
     running.wait_log("STARTING -> READY")

@@ -32,6 +32,10 @@ if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication
 
 LONGEST = 60.0  # seconds: longer than any test waits, so that a forgotten process still ends
+measured = sys.modules["coverage"].Coverage.current() if "coverage" in sys.modules else None
+if measured is not None:  # It saves at the interpreter's exit and at a forced one; both at once crash.
+    saved = threading.Lock()
+    measured.save = lambda save=measured.save: saved.acquire(blocking=False) and save()
 
 
 def event(text: str) -> None:
