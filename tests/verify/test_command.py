@@ -113,11 +113,12 @@ def test_the_outcomes(tmp_path: Path) -> None:
 
 
 def test_a_server_without_a_lifecycle() -> None:
-    """Its own paths are asked for; what has none is not checked."""
+    """Its own paths are asked for, also if it answers every path with 200; what has none is not checked."""
     server = ("--", sys.executable, "-m", "http.server", "--bind", "127.0.0.1", "{port}")
-    result = verify(*server)
-    assert result.exit_code == 2
-    assert "The application has no Lifecycle, so give the paths of its own work" in result.output
+    for command in (server, ("--", sys.executable, "-c", TWO_WORKERS.replace("'settings", "'"), "{port}")):
+        result = verify(*command)
+        assert result.exit_code == 2
+        assert "The application has no Lifecycle, so give the paths of its own work" in result.output
     result = verify("--fast", "/", "--only", "accept/queue", "--only", "in-flight/running", "--require", "all", *server)
     assert result.exit_code == 1
     assert "accept/queue                    all       broken" in result.output
@@ -142,8 +143,7 @@ def test_ctrl_c_ends_all_processes(tmp_path: Path) -> None:
     served = ("--", sys.executable, BREAKING, "{port}", "exit/hung-request")
     with subprocess.Popen([*command, *served], stdout=subprocess.PIPE, text=True) as running:
         try:
-            assert running.stdout is not None
-            assert running.stdout.readline().startswith("scenario")  # now a scenario runs
+            assert next(iter(running.stdout or ())).startswith("scenario")  # now a scenario runs
             running.send_signal(signal.SIGINT)
             assert running.wait(BOUND) == 128 + signal.SIGINT
         finally:
