@@ -94,9 +94,9 @@ class Traffic:
         self.stream.ask("/stream?gate=work")
         running.wait_event("begin stream")
         self.started = [self.connect() for _ in range(kind.slots - 2)]
-        for each in self.started:
+        for number, each in enumerate(self.started, 1):
             each.ask("/gate/work")
-        running.wait_event("begin live work", times=len(self.started))
+            running.wait_event("begin live work", number)
         self.slow = self.connect(slow=True)
         self.slow.ask("/big")
         self.slow_head = self.slow.head()

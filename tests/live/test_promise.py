@@ -55,6 +55,7 @@ def test_the_delay(live: Starter, server: str) -> None:
     running.wait_log("delay continues because an on_drain function keeps the listener open")
     with Connection(running.address) as connection:
         connection.ask("/gate/a")
+        running.wait_event("begin live a")
         answers = [get(running.address, path) for path in ("/readyz", "/livez", "/fast")]
         assert [answer.status for answer in answers] == [503, 200, 200]
         assert all(answer.says_close for answer in answers)

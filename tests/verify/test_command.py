@@ -30,7 +30,6 @@ if os.fork() == 0:
     time.sleep(0.5)
     Record(path).add("ready")
     time.sleep(60)
-
 class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         self.send_response(200)
