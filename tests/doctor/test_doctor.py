@@ -551,6 +551,7 @@ NOTHING = "The file contains no Kubernetes workload, no compose service and no s
 UNREADABLE: dict[str, list[tuple[bytes | None, str]]] = {
     "deploy.yaml": [
         (b"", ": The file is empty."),
+        (b" \n\n", ": The file is empty."),
         (b"# nothing\n", f": {NOTHING}"),
         (b"a: 1\n", f": {NOTHING}"),
         (b"- 1\n- [2]\n--- 3\n", f": {NOTHING}"),

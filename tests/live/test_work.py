@@ -120,6 +120,7 @@ def test_a_process_that_waits_for_a_job(live: Starter) -> None:
     running.wait_event("idle")
     assert_clean(running, running.stop())
     assert running.told("shutdown first") < running.told("closed")
+    assert "grace period over" not in running.log
 
 
 def test_a_job_in_the_main_thread_that_does_not_end(live: Starter) -> None:
@@ -129,8 +130,8 @@ def test_a_job_in_the_main_thread_that_does_not_end(live: Starter) -> None:
     running.wait_event("idle")
     assert running.stop() == 1
     assert "abandoned work 'job'" in running.log
-    assert "grace period over" not in running.log
     assert running.told("shutdown first") < running.told("closed")
+    assert "grace period over" not in running.log
 
 
 def test_jobs_in_a_daemon_thread_when_the_main_one_ends(live: Starter) -> None:
