@@ -64,12 +64,17 @@ def calls_of(code: CodeType, thread: int | None = None) -> list[Call]:
     """The calls of a code object that threads are in, or that one thread is in, the innermost first."""
     with collector_paused():
         return [
-            Call(ident, dict(frame.f_locals))
+            Call(ident, variables)
             for ident, innermost in sys._current_frames().items()
             if thread in (None, ident)
-            for frame in callers(innermost)
-            if frame.f_code is code
+            for variables in variables_of(code, innermost)
         ]
+
+
+def variables_of(code: CodeType, innermost: FrameType | None) -> list[dict[str, Any]]:
+    """The local variables of each call of a code object in one stack. If it is another thread's, no collection may
+    run."""
+    return [dict(frame.f_locals) for frame in callers(innermost) if frame.f_code is code]
 
 
 def callers(frame: FrameType | None) -> Iterator[FrameType]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import _socket
 import contextlib
+import datetime
 import functools
 import socket
 import time
@@ -21,6 +22,8 @@ from typing import Any
 
 from gunicorn import util
 
+from ..._core.inflight import RequestInfo
+from ..._core.stacks import calls_of, variables_of
 from ..sockets import ACK_TICK, bytes_received, unread, unsent
 
 # Seconds that a connection of a gevent worker may take for the head of a request: gunicorn's own default of
@@ -130,6 +133,36 @@ class Connections:
                 close(sock, *arguments, **keywords)
         finally:
             del self._answered[sock]
+
+
+def running(worker: Any) -> dict[Any, RequestInfo]:
+    """The requests that gunicorn has called the application for, or what stands around it, by its own objects.
+
+    They are the calls of ``handle_request`` in all threads and greenlets, so counting costs nothing before a shutdown.
+    """
+    codes = [
+        method.__code__
+        for name in ("handle_request", "handle_http2_request")
+        if (method := getattr(type(worker), name, None)) is not None
+    ]
+    calls = [call.variables for code in codes for call in calls_of(code)]
+    if hasattr(worker, "timeout_ctx"):
+        calls += [call for each in _greenlets(worker) for code in codes for call in variables_of(code, each.gr_frame)]
+    now = datetime.datetime.now()
+    return {
+        req: RequestInfo(req.method, req.path, max(0.0, (now - call.get("request_start", now)).total_seconds()))
+        for call in calls
+        if (req := call.get("req")) is not None
+    }
+
+
+def _greenlets(worker: Any) -> Iterator[Any]:
+    """The greenlets of a gevent worker's connections, which only a variable of its main greenlet has."""
+    from gevent import get_hub
+
+    for call in variables_of(type(worker).run.__code__, get_hub().parent.gr_frame):
+        for server in call.get("servers", ()):
+            yield from list(server.pool)
 
 
 def _close_when_acknowledged(sock: Any) -> bool:

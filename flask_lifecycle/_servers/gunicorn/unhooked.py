@@ -7,13 +7,16 @@ before it. So this worker is the object with the id of this process.
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import Any
 
 from gunicorn.arbiter import Arbiter
 from gunicorn.workers.base import Worker
 
+from ..._core.inflight import RequestInfo
 from ..adapter import Adapter
 from ..discovery import inside, instances
+from .connections import running
 from .master import is_known
 
 _OF_UVICORN = ("uvicorn.workers", "uvicorn_worker._workers")
@@ -39,6 +42,7 @@ class UnhookedGunicorn(Adapter):
 
     def __init__(self, worker: Any) -> None:
         self._worker = worker
+        self._awaited: dict[Any, RequestInfo] = {}
         if is_known(type(worker)):
             self.advice = (
                 "to answer half-received and queued requests as well, put 'from flask_lifecycle.gunicorn import *' in"
@@ -55,3 +59,12 @@ class UnhookedGunicorn(Adapter):
 
             return uvicorn.find() is not None
         return booted
+
+    def stop_accepting(self, timeout: float) -> None:
+        """Wait for the requests that run now. The listener stays open, so later ones could hold up the drain forever:
+        the guard refuses those of the application, and gunicorn finishes the others after the shutdown.
+        """
+        self._awaited = running(self._worker)
+
+    def unfinished(self) -> Sequence[RequestInfo]:
+        return [info for request, info in running(self._worker).items() if request in self._awaited]

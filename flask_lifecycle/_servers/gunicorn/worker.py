@@ -62,7 +62,7 @@ from ..adapter import TICK, Adapter
 from ..listener import CLOSING_BOUND
 from ..serving import Serving
 from ..sockets import has_input
-from .connections import Connections
+from .connections import Connections, running
 from .shared import CLEAN, DELAYED, DELAYING, SERVING, UNCLEAN, SharedMemory
 
 if TYPE_CHECKING:
@@ -232,12 +232,13 @@ class HookedWorker(Adapter, Peers):
         return True
 
     def unfinished(self) -> Sequence[RequestInfo]:
-        """The requests that a leaving gthread worker has accepted and not passed to the application."""
+        """The requests of a leaving worker; of those that it has accepted only, gthread knows the number."""
         if self._left.is_set() or not self._leaving.is_set():
             return ()
+        requests = [*running(self._worker).values()]
         idle = len(getattr(self._worker, "keepalived_conns", ()))
-        number = getattr(self._worker, "nr_conns", 0) - idle - self._process.shutdown.in_flight
-        return [RequestInfo("-", "-", time.monotonic() - self._since, stage="receiving")] * max(0, number)
+        number = getattr(self._worker, "nr_conns", 0) - idle - max(len(requests), self._process.shutdown.in_flight)
+        return [*requests, *[RequestInfo("-", "-", time.monotonic() - self._since, stage="receiving")] * number]
 
     def load(self) -> None:
         """Unknown."""
