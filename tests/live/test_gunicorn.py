@@ -125,8 +125,8 @@ def wait_ready(running: Running, times: int) -> None:
 
 
 def wait_draining(running: Running, times: int = 2) -> None:
-    """Wait until so many workers have begun their shutdown."""
-    running.wait_for(lambda: running.log.count("-> DRAINING") >= times, f"{times} draining workers")
+    """Wait until so many workers have announced their shutdown."""
+    running.wait_for(lambda: running.log.count("phase 'announce' ended") >= times, f"{times} draining workers")
 
 
 def pids(running: Running) -> list[int]:
@@ -160,7 +160,7 @@ def load(running: Running, *, keep_alive: bool = False) -> Storm:
     return storm(address_of(running), running.gone, clients=4, keep_alive=keep_alive)
 
 
-@pytest.mark.parametrize(("kind", "preload"), [("sync", ()), ("gthread", PRELOAD)])
+@pytest.mark.parametrize(("kind", "preload"), [("sync", ()), ("gthread", PRELOAD), ("gevent", ())])
 def test_what_is_under_way_is_answered(live: Starter, kind: str, preload: tuple[str, ...]) -> None:
     """What runs, streams, is half received or read slowly is answered; then each worker runs its hooks, once."""
     workers = 6 if kind == "sync" else 1  # one for each connection

@@ -36,7 +36,7 @@ class Connections:
     """The connections of one worker of class sync, gthread or gevent. Any thread may use it."""
 
     def __init__(self, worker: Any) -> None:
-        self.leaving = False  # whether responses say "Connection: close"
+        self.leaving = False  # whether responses close their connections
         self._worker = worker
         # Silent or idle connections, each with the start of its wait and the bytes received by then.
         self._waiting: dict[Any, tuple[float, int | None]] = {}
@@ -136,24 +136,26 @@ class Connections:
 
 
 def running(worker: Any) -> dict[Any, RequestInfo]:
-    """The requests that gunicorn has called the application for, or what stands around it, by its own objects.
-
-    They are the calls of ``handle_request`` in all threads and greenlets, so counting costs nothing before a shutdown.
-    """
-    codes = [
-        method.__code__
-        for name in ("handle_request", "handle_http2_request")
-        if (method := getattr(type(worker), name, None)) is not None
-    ]
-    calls = [call.variables for code in codes for call in calls_of(code)]
-    if hasattr(worker, "timeout_ctx"):
-        calls += [call for each in _greenlets(worker) for code in codes for call in variables_of(code, each.gr_frame)]
+    """The requests that gunicorn has called the application for, or what stands around it, by its own objects."""
     now = datetime.datetime.now()
     return {
         req: RequestInfo(req.method, req.path, max(0.0, (now - call.get("request_start", now)).total_seconds()))
-        for call in calls
+        for call in request_calls(worker)
         if (req := call.get("req")) is not None
     }
+
+
+def request_calls(worker: Any) -> list[dict[str, Any]]:
+    """The local variables of each call of ``handle_request``, so that tracking costs nothing before a shutdown.
+
+    gevent's calls that of its base class.
+    """
+    names = ("handle_request", "handle_http2_request")
+    codes = [vars(kind)[name].__code__ for kind in type(worker).__mro__ for name in names if name in vars(kind)]
+    calls = [call.variables for code in codes for call in calls_of(code)]
+    if hasattr(worker, "timeout_ctx"):
+        calls += [call for each in _greenlets(worker) for code in codes for call in variables_of(code, each.gr_frame)]
+    return calls
 
 
 def _greenlets(worker: Any) -> Iterator[Any]:

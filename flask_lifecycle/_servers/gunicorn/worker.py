@@ -62,7 +62,7 @@ from ..adapter import TICK, Adapter
 from ..listener import CLOSING_BOUND
 from ..serving import Serving
 from ..sockets import has_input
-from .connections import Connections, running
+from .connections import Connections, request_calls, running
 from .shared import CLEAN, DELAYED, DELAYING, SERVING, UNCLEAN, SharedMemory
 
 if TYPE_CHECKING:
@@ -109,7 +109,6 @@ class HookedWorker(Adapter, Peers):
             warn_of_timeout(self._worker.cfg.graceful_timeout, settings)
         self._linger = max(each.keepalive_linger for each in settings)
         self._set_state(SERVING)
-        self._worker.wsgi = self._closing(self._worker.wsgi)
         self._process.shutdown.peers = self
         attached = self._serving.serve_in_worker(self)
         signal.signal(signal.SIGTERM, self._signalled)
@@ -207,6 +206,9 @@ class HookedWorker(Adapter, Peers):
 
     def announce(self) -> None:
         self._connections.leaving = True
+        self._worker.wsgi = _closing(self._worker.wsgi)
+        for call in request_calls(self._worker):  # those for which gunicorn has read worker.wsgi before
+            _force_close(call.get("resp"))
         self._set_state(DELAYING)
 
     def stop_accepting(self, timeout: float) -> None:
@@ -247,24 +249,6 @@ class HookedWorker(Adapter, Peers):
         """End the loop if it still runs, after the shutdown."""
         if not self._left.is_set():
             self._end_loop()
-
-    def _closing(self, app: WSGIApplication) -> WSGIApplication:
-        """The application, with answers that ask clients to close once the shutdown has begun.
-
-        By gunicorn's own response, because gunicorn drops the header of an application.
-        """
-
-        def application(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-            def start(*arguments: Any) -> Any:
-                if self._connections.leaving:
-                    force_close = getattr(getattr(start_response, "__self__", None), "force_close", None)
-                    if force_close is not None:  # HTTP/2 has none
-                        force_close()
-                return start_response(*arguments)
-
-            return app(environ, start)
-
-        return application
 
     # -- leaving ------------------------------------------------------------------------------------------------------
 
@@ -316,6 +300,22 @@ class HookedWorker(Adapter, Peers):
 
     def _set_state(self, state: int) -> None:
         self._shared.set_state(self._worker.age, state)
+
+
+def _closing(app: WSGIApplication) -> WSGIApplication:
+    """The application, with answers that ask clients to close."""
+
+    def application(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        _force_close(getattr(start_response, "__self__", None))
+        return app(environ, start_response)
+
+    return application
+
+
+def _force_close(response: Any) -> None:
+    """Let gunicorn's own response say "Connection: close", because gunicorn drops the header of an application."""
+    if hasattr(response, "force_close"):  # HTTP/2 has none
+        response.force_close()
 
 
 def _wait_for(*descriptors: int) -> list[int]:
