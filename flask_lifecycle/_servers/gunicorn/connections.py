@@ -15,6 +15,7 @@ import contextlib
 import datetime
 import functools
 import socket
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -160,9 +161,9 @@ def request_calls(worker: Any) -> list[dict[str, Any]]:
 
 def _greenlets(worker: Any) -> Iterator[Any]:
     """The greenlets of a gevent worker's connections, which only a variable of its main greenlet has."""
-    from gevent import get_hub
-
-    for call in variables_of(type(worker).run.__code__, get_hub().parent.gr_frame):
+    gevent = sys.modules.get("gevent")
+    main = gevent.get_hub().parent.gr_frame if gevent is not None else None  # eventlet's workers have none
+    for call in variables_of(type(worker).run.__code__, main):
         for server in call.get("servers", ()):
             yield from list(server.pool)
 
