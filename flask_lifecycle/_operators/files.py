@@ -52,7 +52,6 @@ class ControlDirectory(Feature):
     def __init__(self, application: Any) -> None:
         self._path = os.path.abspath(application.settings.control_dir)  # the process may change its directory
         self._control: Control = application.control
-        self._first = True
         self._drain: Identity = None
         self._cordon: Identity = None  # the last one that was read
         self._lease: Lease | None = None
@@ -67,6 +66,10 @@ class ControlDirectory(Feature):
                 " process runs as, or of root, which no other user may write to."
             ) from None
         self._known_in = os.getpid()
+        self.after_fork()
+
+    def after_fork(self) -> None:
+        self._first = True
         self._looked = threading.Event()
         self._scheduler = Scheduler(self.look, "lifecycle-control", "control directory")
 
