@@ -204,7 +204,7 @@ class Servers:
     # -- signals
 
     def keeps_all_signals(self) -> bool:
-        """Whether the server permits no signal handlers."""
+        """Whether the server permits no signal handlers, nor threads that wait for signals or for it."""
         return False
 
     def signals_taken(self) -> None:

@@ -190,7 +190,8 @@ class Serving(Servers):
     # -- signals --------------------------------------------------------------------------------------------------
 
     def keeps_all_signals(self) -> bool:
-        return "mod_wsgi" in sys.modules  # it permits no signal handler, and logs each attempt
+        # mod_wsgi permits no signal handler, and logs each attempt.
+        return "mod_wsgi" in sys.modules or _in_uwsgis_master()
 
     def take_signals_in_child(self) -> None:
         """Install our signal handlers in a forked child that begins to serve.
@@ -405,6 +406,17 @@ class Serving(Servers):
             each.startup.begin()
             threading.Thread(target=_start_in_worker, args=(each,), name="lifecycle-startup", daemon=True).start()
         return True
+
+
+def _in_uwsgis_master() -> bool:
+    """Whether this process is uWSGI's master, or a mule, where no thread of ours may run.
+
+    uWSGI forks without the interpreter's lock. Interleavings: our thread waits, and the new worker takes the lock; or
+    our thread has the lock when the worker is forked, and in the worker nothing releases it, so it never serves. A
+    worker starts the application itself.
+    """
+    uwsgi = sys.modules.get("uwsgi")
+    return uwsgi is not None and bool(uwsgi.opt.get("master")) and not uwsgi.worker_id()
 
 
 def _make_server(

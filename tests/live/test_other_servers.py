@@ -179,6 +179,7 @@ def test_uwsgi_is_told_what_it_lacks(live: Starter) -> None:
         " 'hook-master-start = unix_signal:15 gracefully_kill_them_all'.\n"
     )
     running.wait_log(r"uWSGI's 'worker-reload-mercy' is 5 s, but a shutdown may take 25 s; set it to 25, or a shorter")
+    assert len(os.listdir(f"/proc/{running.target}/task")) == 1  # a thread of the master could stop a new worker
     assert running.stop(signal.SIGINT) == 0
 
 
