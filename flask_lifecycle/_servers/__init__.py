@@ -15,13 +15,8 @@ if TYPE_CHECKING:
 
     from .adapter import ConnectionAdapter
 
-# Each server with the module of its runner, the package that it needs, and the extra that installs that.
-RUNNERS = {
-    "waitress": (".waitress", "waitress", "waitress"),
-    "werkzeug": (".werkzeug", "werkzeug", None),
-    "cheroot": (".cheroot", "cheroot", "cheroot"),
-    "gevent": (".gevent", "gevent", "gevent"),
-}
+# Servers that we start: the names of their modules here, of their packages, and of the extras that install these.
+RUNNERS = ("waitress", "werkzeug", "cheroot", "gevent")
 
 # Servers that we do not start, each with the command that does.
 THEIRS = {
@@ -46,13 +41,11 @@ def create(
     """
     if server not in RUNNERS:
         raise ValueError(f"{_not_here(server)} The servers that can be run here are {', '.join(RUNNERS)}.")
-    module, package, extra = RUNNERS[server]
-    if importlib.util.find_spec(package) is None:
+    if importlib.util.find_spec(server) is None:
         raise RuntimeError(
-            f"The server '{server}' is not installed; install it with: pip install 'flask-lifecycle[{extra}]'"
+            f"The server '{server}' is not installed; install it with: pip install 'flask-lifecycle[{server}]'"
         )
-    make = importlib.import_module(module, __name__).create
-    runner: ConnectionAdapter = make(app, host, port, options)
+    runner: ConnectionAdapter = importlib.import_module(f".{server}", __name__).create(app, host, port, options)
     return runner
 
 
