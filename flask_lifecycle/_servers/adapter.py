@@ -237,19 +237,19 @@ class ConnectionAdapter(Adapter):
             listener.close_unserved()
 
 
-def put_ahead(lock: Any, queue: deque[Any], waiting: threading.Condition, task: Any, patience: float) -> bool:
+def put_ahead(queue: deque[Any], waiting: threading.Condition, task: Any, patience: float = LOCK_PATIENCE) -> bool:
     """Put a task at the head of the queue of a pool of workers; ``False`` if its lock was not free in time.
 
-    :param lock: the lock of ``waiting``, by which the pool wakes a worker.
+    :param waiting: by which the pool wakes a worker.
     :param patience: seconds.
     """
-    if not lock.acquire(timeout=patience):
+    if not waiting.acquire(timeout=patience):
         return False
     try:
         queue.appendleft(task)
         waiting.notify()
     finally:
-        lock.release()
+        waiting.release()
     return True
 
 

@@ -51,7 +51,7 @@ from cheroot.wsgi import Gateway_10, Server
 
 from .._core.inflight import Load, RequestInfo
 from . import bind, sockets
-from .adapter import LOCK_PATIENCE, STARTED_HERE, Adapter, ConnectionAdapter, attach, put_ahead, watched_only
+from .adapter import STARTED_HERE, Adapter, ConnectionAdapter, attach, put_ahead, watched_only
 from .discovery import handshakes, inside, instances
 from .listener import Listener
 from .wsgi import as_error, guarded
@@ -377,7 +377,7 @@ class _Ping:
 def _send_ahead(server: Any, done: Callable[[], object]) -> bool:
     """Put a ping at the head of the workers' queue; ``False`` if the queue's lock is taken."""
     queue = server.requests._queue
-    return put_ahead(queue.mutex, queue.queue, queue.not_empty, _Ping(done), LOCK_PATIENCE)
+    return put_ahead(queue.queue, queue.not_empty, _Ping(done))
 
 
 def _is_open(connection: Any) -> bool:

@@ -59,7 +59,7 @@ NEEDS = (
     (BaseWSGIServer, ("channel_class", "add_task", "accepting")),
     (BaseWSGIServer.__init__, ("trigger", "task_dispatcher", "active_channels")),
 )
-_SERVER_NEEDS = {"task_dispatcher": ("lock", "queue", "queue_cv"), "trigger": ("lock", "thunks", "_closed")}
+_SERVER_NEEDS = {"task_dispatcher": ("queue", "queue_cv"), "trigger": ("lock", "thunks", "_closed")}
 # A running loop calls a thunk at once, unless its thread gets no time to run.
 PATIENCE = 1.0
 # If other code than waitress' own runs a loop, no stack shows it between two rounds.

@@ -64,7 +64,7 @@ class Ping:
 
 def send_ahead(pool: Any, ping: Ping, patience: float = LOCK_PATIENCE) -> bool:
     """Put a ping at the head of the pool's queue; ``False`` if its lock was not free in time."""
-    return put_ahead(pool.lock, pool.queue, pool.queue_cv, ping, patience)
+    return put_ahead(pool.queue, pool.queue_cv, ping, patience)
 
 
 def send_through(servers: Sequence[Any], done: Callable[[], None]) -> bool | None:
