@@ -108,6 +108,7 @@ class ConnectionAdapter(Adapter):
         self._looks: dict[Any, tuple[float, bool]] = {}  # since when a connection is idle, or busy
         self._orders: list[threading.Event] = []  # what the loop was told to do, each set when it is done
         self._linger = sockets.LINGER
+        self._lock = threading.Lock()  # guards the next one
         self._closed = False  # whether the listeners are closed, or about to be
 
     @property
@@ -154,9 +155,8 @@ class ConnectionAdapter(Adapter):
     # -- verbs -----------------------------------------------------------------------------------------------------
 
     def stop_accepting(self, timeout: float) -> None:
-        if self._closed:
+        if not self._begin_closing():
             return
-        self._closed = True
         own = []
         for listener in self.accepting():
             owner = self.owner_of(listener)
@@ -167,6 +167,12 @@ class ConnectionAdapter(Adapter):
                 own.append(listener)
         close_listeners(own, self.close_listener, timeout, lambda: self._hang_up_idle(STARVED_LINGER))
         self._looks.clear()
+
+    def _begin_closing(self) -> bool:
+        """Whether this is the first call."""
+        with self._lock:
+            closed, self._closed = self._closed, True
+        return not closed
 
     def order(self) -> threading.Event:
         """An event to be set by the loop when it has begun to track its connections, or has closed a listener.

@@ -41,7 +41,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from waitress import wasyncore
 from waitress.adjustments import Adjustments
-from waitress.server import BaseWSGIServer, UnixWSGIServer, create_server
+from waitress.server import BaseWSGIServer, create_server
 from waitress.task import ThreadedTaskDispatcher
 
 from ..._core.inflight import Load, RequestInfo
@@ -245,6 +245,16 @@ def create(app: WSGIApplication, host: str | None, port: int | None, options: di
 _BACKLOG = 1024  # waitress' default
 
 
+def _parts(options: dict[str, Any]) -> list[dict[str, Any]]:
+    """The options of each server: waitress makes none that has TCP and Unix sockets."""
+    if "listen" in options and "unix_socket" in options:
+        return [{name: options[name] for name in options if name != other} for other in ("unix_socket", "listen")]
+    given = options.get("sockets", ())
+    unix = [sock for sock in given if sock.family == socket.AF_UNIX]
+    tcp = [sock for sock in given if sock.family != socket.AF_UNIX]
+    return [{**options, "sockets": part} for part in (tcp, unix)] if unix and tcp else [options]
+
+
 def _leave_loop() -> NoReturn:
     raise wasyncore.ExitNow
 
@@ -263,40 +273,22 @@ class RunningWaitress(Waitress):
         super().__init__()
         self._map: dict[int, Any] = {}
         self._ended = False
-        self._lock = threading.Lock()  # guards the next two: a successor takes over while a shutdown begins
         self._held_back = False
-        self._left = False  # whether the listeners are closed, or another process has them
         self.adopt(self._listen(app, options), given)
         sockets.close_in_children(self)
 
     def _listen(self, app: WSGIApplication, options: dict[str, Any]) -> list[Any]:
-        """Bind everything, also Unix sockets beside TCP listeners, for which waitress has no option."""
-        sockets_given = tuple(options.get("sockets", ()))
-        beside = options.pop("unix_socket", None) if "listen" in options else None
-        unix = [sock for sock in sockets_given if sock.family == socket.AF_UNIX]
-        apart = unix if len(unix) < len(sockets_given) else []
-        if apart:
-            options["sockets"] = [sock for sock in sockets_given if sock not in apart]
-        where = options.get("listen") or options.get("unix_socket") or f"{options.get('host')}:{options.get('port')}"
-        try:
-            # Without threads until everything is bound, so that a failure leaves none behind.
-            dispatcher = ThreadedTaskDispatcher()
-            first = create_server(app, map=self._map, _dispatcher=dispatcher, **options)
-            if beside is not None:
-                where = beside
-                rest = {k: v for k, v in options.items() if k not in ("listen", "host", "port")}
-                adjustments = Adjustments(unix_socket=beside, **rest)
-                UnixWSGIServer(app, self._map, dispatcher=dispatcher, adj=adjustments)
-            for sock in apart:
-                adjustments = Adjustments(**(options | {"sockets": [sock]}))
-                UnixWSGIServer(app, self._map, _sock=sock, dispatcher=dispatcher, adj=adjustments, bind_socket=False)
-        except OSError as error:
-            wasyncore.close_all(self._map, ignore_all=True)
-            raise sockets.bind_error(error, str(where)) from None
-        except ValueError as error:
-            raise ValueError(f"waitress refuses its options: {error}") from None
-        dispatcher.set_thread_count(first.adj.threads)
-        self._adj = first.adj
+        dispatcher = ThreadedTaskDispatcher()
+        for part in _parts(options):
+            where = part.get("listen") or part.get("unix_socket") or f"{part.get('host')}:{part.get('port')}"
+            try:
+                self._adj = create_server(app, map=self._map, _dispatcher=dispatcher, **part).adj
+            except OSError as error:
+                wasyncore.close_all(self._map, ignore_all=True)
+                raise sockets.bind_error(error, str(where)) from None
+            except ValueError as error:
+                raise ValueError(f"waitress refuses its options: {error}") from None
+        dispatcher.set_thread_count(self._adj.threads)  # only now, so that a failure leaves no thread behind
         return [each for each in self._map.values() if isinstance(each, BaseWSGIServer)]
 
     def sockets(self) -> list[socket.socket]:
@@ -315,21 +307,19 @@ class RunningWaitress(Waitress):
 
     def take_over(self, ours: Collection[socket.socket]) -> None:
         """Begin to accept after :meth:`hold_back`. At the end these sockets are ours to close."""
-        with self._lock:
+        with self._lock:  # a shutdown may begin meanwhile
             self._held_back = False
             self._listeners = [
                 Listener(each.socket, None, each.server) if each.given in ours else each for each in self._listeners
             ]
             for server in self._servers:
-                server.accepting = not self._left
+                server.accepting = not self._closed
         wake(self._servers[0].trigger)
 
     def hand_over(self) -> None:
         """Stop accepting, and leave the listeners and their accept queues to another process."""
-        with self._lock:
-            if self._left:
-                return  # too late
-            self._left = True
+        if not self._begin_closing():
+            return  # too late
         for listener in self._listeners:
             if listener.given is not None:
                 self.leave_listener(listener)
@@ -340,10 +330,7 @@ class RunningWaitress(Waitress):
     def stop_accepting(self, timeout: float) -> None:
         if self._held_back:
             self.hand_over()
-        with self._lock:
-            left, self._left = self._left, True
-        if not left:
-            super().stop_accepting(timeout)
+        super().stop_accepting(timeout)
 
     # -- the loop -------------------------------------------------------------------------------------------------
 
