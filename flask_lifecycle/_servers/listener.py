@@ -109,28 +109,19 @@ class ClosingListener:
     """A listener that is not accepting. No method blocks or logs, because a signal handler of gunicorn calls it.
 
     :param refuse: whether the kernel refuses new connections; ``False`` if other processes keep accepting.
-    :param path: of a Unix socket, with the identity of the bound file.
     """
 
-    def __init__(
-        self,
-        sock: socket.socket,
-        now: float,
-        path: str | None = None,
-        identity: tuple[int, int] | None = None,
-        *,
-        refuse: bool = True,
-    ) -> None:
-        self.sock = sock
+    def __init__(self, listener: Listener, now: float, *, refuse: bool = True) -> None:
+        self.sock = listener.socket
         self.empty_since = self._began = now
         self._settled = 0
         if not refuse:
             self.method = "quiet period"
-        elif path is not None:
-            unlink(path, identity)  # unless another process has bound a new file there
+        elif listener.path is not None:
+            unlink(listener.path, listener.identity)  # unless another process has bound a new file there
             self.method = "unix"
         else:
-            self.method = refuse_connections(sock) or "quiet period"
+            self.method = refuse_connections(self.sock) or "quiet period"
 
     def done(self, now: float) -> bool:
         """Whether the queue is empty and will stay empty."""
@@ -167,7 +158,7 @@ def close_listeners(
     :param make_room: hangs up idle connections; called repeatedly while connections wait to be accepted.
     """
     began = time.monotonic()
-    closing = {ClosingListener(each.socket, began, each.path, each.identity, refuse=refuse): each for each in listeners}
+    closing = {ClosingListener(each, began, refuse=refuse): each for each in listeners}
     pause = threading.Event()
     while closing:
         now = time.monotonic()
@@ -204,24 +195,9 @@ def refuse_connections(sock: socket.socket) -> str | None:
     """
     if sock.family not in (socket.AF_INET, socket.AF_INET6):
         return None
-    if not _shares_address(sock) and bind_to_no_device(sock):
+    if not _shares_address(sock) and _set_option(sock, _SO_BINDTOIFINDEX, _NO_DEVICE):
         return "device binding"
     return "socket filter" if attach_syn_filter(sock) else None
-
-
-def _shares_address(sock: socket.socket) -> bool:
-    """Whether other listeners have the same address, or may have it."""
-    if not sock.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT):
-        return False
-    try:
-        return _listeners_at(sock) != 1
-    except (OSError, AttributeError, struct.error):  # the kernel does not list them
-        return True
-
-
-def bind_to_no_device(sock: socket.socket) -> bool:
-    """Bind a listener to a device that does not exist; ``False`` if that is not permitted."""
-    return _set_option(sock, _SO_BINDTOIFINDEX, _NO_DEVICE)
 
 
 def attach_syn_filter(sock: socket.socket) -> bool:
@@ -254,14 +230,16 @@ def handshakes(listener: socket.socket) -> bool | None:
         return None
 
 
-def _listeners_at(sock: socket.socket) -> int:
-    """The number of listeners with the address of this one, itself included.
-
-    :raises OSError: the kernel does not list them.
-    """
+def _shares_address(sock: socket.socket) -> bool:
+    """Whether other listeners have the same address; ``True`` if they may, and the kernel does not list them."""
+    if not sock.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT):
+        return False
     host, port = sock.getsockname()[:2]
     wanted = socket.inet_pton(sock.family, host.partition("%")[0]).ljust(16, b"\0")
-    return sum(message[_ADDRESS] == wanted for message in _sockets(sock.family, port, _LISTEN))
+    try:
+        return sum(message[_ADDRESS] == wanted for message in _sockets(sock.family, port, _LISTEN)) != 1
+    except (OSError, AttributeError, struct.error):
+        return True
 
 
 def _sockets(family: int, port: int, states: int) -> Iterator[bytes]:

@@ -201,17 +201,14 @@ def listen(
     return sock
 
 
-def host_of(sock: socket.socket) -> tuple[str, bool] | None:
-    """The host of a listener, and whether it is for IPv6 only; ``None`` for a Unix socket."""
-    if sock.family not in (socket.AF_INET, socket.AF_INET6):
-        return None
-    v6 = sock.family == socket.AF_INET6
-    return sock.getsockname()[0], v6 and bool(sock.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY))
-
-
 def common_host(listeners: Iterable[socket.socket]) -> tuple[str, bool]:
     """The host that all of these listeners share, and whether it is for IPv6 only; 127.0.0.1 if they share none."""
-    hosts = {host for sock in listeners if (host := host_of(sock)) is not None}
+    hosts = set()
+    for sock in listeners:
+        v6 = sock.family == socket.AF_INET6
+        if v6 or sock.family == socket.AF_INET:
+            v6only = v6 and bool(sock.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY))
+            hosts.add((sock.getsockname()[0], v6only))
     if {name for name, _ in hosts} == {"0.0.0.0", "::"}:
         return "::", False  # all addresses, by one listener for each family
     return hosts.pop() if len(hosts) == 1 else ("127.0.0.1", False)

@@ -162,8 +162,9 @@ def test_the_best_way_that_is_permitted(forbidden: tuple[int, ...], method: str)
             raise PermissionError(errno.EPERM, "no")
         given.append((option, value))
 
-    sock: Any = types.SimpleNamespace(family=socket.AF_INET6, getsockopt=lambda *_: 0, setsockopt=set_option)
-    assert closing.ClosingListener(sock, time.monotonic()).method == method
+    sock = types.SimpleNamespace(family=socket.AF_INET6, getsockopt=lambda *_: 0, setsockopt=set_option)
+    listener: Any = types.SimpleNamespace(socket=sock, path=None)
+    assert closing.ClosingListener(listener, time.monotonic()).method == method
     if method == "socket filter":
         [(option, program)] = given
         assert option == 26
@@ -204,17 +205,17 @@ def test_when_nothing_more_can_come(
     left = iter(looks)
     monkeypatch.setattr(closing, "refuse_connections", lambda sock: method)
     monkeypatch.setattr(closing, "handshakes", lambda sock: next(left))
-    subject = closing.ClosingListener(listener, 1000.0)
+    subject = closing.ClosingListener(closing.Listener(listener), 1000.0)
     assert [subject.done(1000.0 + age) for age in ages] == done
 
 
-def test_a_queue_that_is_never_empty_is_bounded(listener: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_queue_that_is_never_empty_is_bounded(listener: socket.socket) -> None:
     """A listener that still accepts is closed after two seconds, however many clients come; another one waits."""
     with socket.create_connection(listener.getsockname()):
         until(lambda: sockets.has_input(listener))
-        assert not closing.ClosingListener(listener, 0.0).done(10.0)
-        monkeypatch.setattr(closing, "refuse_connections", lambda sock: None)
-        assert [closing.ClosingListener(listener, 0.0).done(now) for now in (1.0, 2.0)] == [False, True]
+        subject = closing.Listener(listener)
+        assert not closing.ClosingListener(subject, 0.0).done(10.0)
+        assert [closing.ClosingListener(subject, 0.0, refuse=False).done(now) for now in (1.0, 2.0)] == [False, True]
 
 
 def test_a_unix_listener_is_closed_at_once(tmp_path: Path) -> None:
@@ -225,7 +226,7 @@ def test_a_unix_listener_is_closed_at_once(tmp_path: Path) -> None:
         sock.listen()
         waits.connect(path)
         assert closing.refuse_connections(sock) is None
-        subject = closing.ClosingListener(sock, 0.0, path, sockets.socket_identity(path))
+        subject = closing.ClosingListener(closing.Listener(sock), 0.0)
         assert not os.path.exists(path)
         assert subject.method == "unix"
         assert not subject.done(10.0)

@@ -24,7 +24,6 @@ from __future__ import annotations
 import math
 import os
 import signal
-import socket
 import time
 from collections.abc import Iterable
 from types import FrameType
@@ -206,7 +205,7 @@ class Master:
             delaying = SERVING in states or DELAYING in states
             if delaying and now - self._began < max(delay, drain) + _LATE:
                 return False
-            self._closing = {_close(each.sock, now): each for each in self._own_listeners()}
+            self._closing = {ClosingListener(Listener(each.sock), now): each for each in self._own_listeners()}
             if all(each.method != "quiet period" for each in self._closing):
                 self._shared.refusing_since = now
         done = [each.done(now) for each in self._closing]  # each is to look
@@ -229,8 +228,3 @@ class Master:
         for each in self._closing or ():
             # To gunicorn's log, because the workers set up the application's.
             self._server.log.info("listener closed (%s)", each.method)
-
-
-def _close(sock: socket.socket, now: float) -> ClosingListener:
-    listener = Listener(sock)
-    return ClosingListener(sock, now, listener.path, listener.identity)
