@@ -422,13 +422,9 @@ def _in_uwsgis_master() -> bool:
 def _make_server(
     server: str, app: WSGIApplication, host: str | None, port: int | None, options: dict[str, Any]
 ) -> ConnectionAdapter:
-    if "LISTEN_FDS" in os.environ:
-        from . import bind
+    from . import bind, create
 
-        options = bind.with_passed_on(host, port, options)
-    from .. import _servers
-
-    return _servers.create(server, app, host, port, options)
+    return create(server, app, host, port, bind.with_passed_on(host, port, options))
 
 
 def _log_addresses(runner: ConnectionAdapter) -> None:

@@ -102,8 +102,6 @@ class Werkzeug(ConnectionAdapter):
         self.ours = bool(run_simple.role() or self.accepting())
         if not self.ours:
             self.guarantee, self.advice = STARTED, "'flask lifecycle run' has more"
-        # Called in the main thread before run_simple closes the servers there.
-        self.leaving: Callable[[], None] = lambda: None
         sockets.close_in_children(self)
 
     def sockets(self) -> list[socket.socket]:
@@ -203,18 +201,17 @@ class Werkzeug(ConnectionAdapter):
 
     def watch_end(self, leaving: Callable[[], None]) -> None:
         """Set the function that is called in the main thread before it closes the servers."""
-        self.leaving = leaving
         for server in self._servers:
             if run_simple.role() == run_simple.CHILD:
                 _close_inherited(server.socket)
-            server.server_close = functools.partial(self._server_close, server.server_close)
+            server.server_close = functools.partial(self._server_close, server.server_close, leaving)
 
     def own_listeners(self) -> None:
         """Show the reloader's parent that this process has our handlers."""
         for server in self._servers:
             fcntl.fcntl(server.socket, fcntl.F_SETOWN, os.getpid())
 
-    def _server_close(self, close: Callable[[], None]) -> None:
+    def _server_close(self, close: Callable[[], None], leaving: Callable[[], None]) -> None:
         if threading.current_thread() is threading.main_thread() and not self._let_go:
             if run_simple.role() == run_simple.CHILD:
                 if run_simple.signal_that_ends() is None:  # otherwise the loop's thread continues
@@ -225,7 +222,7 @@ class Werkzeug(ConnectionAdapter):
                 for server in self._servers:
                     run_loop = functools.partial(BaseServer.serve_forever, server)
                     threading.Thread(target=run_loop, name="lifecycle-werkzeug", daemon=True).start()
-            self.leaving()
+            leaving()
             self._let_go = True
         # The reloader's child exits now. Its thread may begin the loop only after a failed start, and then needs the
         # descriptor, which is silent.
