@@ -78,7 +78,7 @@ class Gevent(ConnectionAdapter):
 
     def __init__(self, listeners: Sequence[Listener]) -> None:
         super().__init__(listeners)
-        self._handlers: dict[_Tracked, None] = {}
+        self.tracked: dict[_Tracked, None] = {}  # in a shutdown: the handlers of open connections
         self._alive: list[Any] = []  # timers
         self._announced = False
         for server in self._servers:
@@ -121,8 +121,8 @@ class Gevent(ConnectionAdapter):
         closed.wait(HUB_PATIENCE)
 
     def connections(self) -> list[_Tracked]:
-        # Handlers that are older than the tracking do not call closed().
-        return [handler for handler in self._handlers.copy() if "socket" in handler.__dict__]
+        # A handler that is older than the tracking does not remove itself.
+        return [handler for handler in self.tracked.copy() if "socket" in handler.__dict__]
 
     def under_way(self, connection: _Tracked) -> Sequence[RequestInfo]:
         stage = connection.stage
@@ -140,12 +140,6 @@ class Gevent(ConnectionAdapter):
     def _hang_up(self, connection: _Tracked) -> None:
         if connection.stage == "sending" or not (self.under_way(connection) or connection.has_input()):
             sockets.hang_up(connection.raw)
-
-    def opened(self, handler: _Tracked) -> None:
-        self._handlers[handler] = None
-
-    def closed(self, handler: _Tracked) -> None:
-        self._handlers.pop(handler, None)
 
     def stop(self) -> None:
         """End loops outside of the main thread, which would keep the interpreter open; the main thread ends itself."""
@@ -201,13 +195,13 @@ class _Tracked:
             self.stage = "idle" if self.headers_sent and self.result is None else "running"
         elif sockets.bytes_received(self.raw):
             self.stage = "receiving"
-        self.adapter.opened(self)
+        self.adapter.tracked[self] = None
 
     def handle(self) -> None:
         try:
             super().handle()  # type: ignore[misc]
         finally:
-            self.adapter.closed(self)
+            self.adapter.tracked.pop(self, None)
 
     def has_input(self) -> bool:
         """Whether the kernel has bytes, an end of file or an error to read."""

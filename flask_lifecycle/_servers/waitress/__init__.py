@@ -378,7 +378,7 @@ class RunningWaitress(Waitress):
                 self._map.pop(listener.socket.fileno(), None)  # those in the map are closed now
         if self.connections():
             return  # a straggler: it may still write to its trigger, and the process is about to leave anyway
-        pools = [*self._pools(), *self._workers.pools()]
+        pools = [*self._pools(), *self._workers.pools.values()]
         for pool in pools:
             pool.set_thread_count(0)
         for pool in pools:

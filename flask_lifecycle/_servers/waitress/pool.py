@@ -108,12 +108,8 @@ class ProbeWorkers:
 
     def __init__(self) -> None:
         self.name_of: Callable[[str], str | None] = lambda path: None  # names the probe that a request path asks for
-        self._pools: dict[str, ThreadedTaskDispatcher] = {}
+        self.pools: dict[str, ThreadedTaskDispatcher] = {}
         self._lock = threading.Lock()  # guards the making of a pool
-
-    def pools(self) -> Iterable[ThreadedTaskDispatcher]:
-        """Their task dispatchers."""
-        return self._pools.values()
 
     def chooser(self, server: Any) -> Callable[[Any], None]:
         """What chooses the worker of a channel's next request, in place of a server's ``add_task``.
@@ -138,9 +134,9 @@ class ProbeWorkers:
 
     def _pool(self, name: str) -> ThreadedTaskDispatcher:
         with self._lock:
-            if name not in self._pools:
-                pool = self._pools[name] = ThreadedTaskDispatcher()
+            if name not in self.pools:
+                pool = self.pools[name] = ThreadedTaskDispatcher()
                 # Its warnings would look like those of the request queue: a new thread counts as busy until it waits.
                 pool.queue_logger = _UNHEARD
                 pool.set_thread_count(1)
-            return self._pools[name]
+            return self.pools[name]
