@@ -10,7 +10,7 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from .._core.inflight import Load, RequestInfo
@@ -91,7 +91,7 @@ class Adapter:
 class ConnectionAdapter(Adapter):
     """A server whose listeners and connections we see: a shutdown closes the listeners and waits for the connections.
 
-    A subclass lists the connections, returns the requests on each, hangs one up, and closes a listener. A connection is
+    A subclass lists the connections with their requests, hangs one up, and closes a listener. A connection is
     represented by the same object, or an equal one, at each check. The shutdown's thread checks while the server's own
     threads run, so a check at a bad moment may be wrong; it is repeated at the next tick.
 
@@ -122,12 +122,8 @@ class ConnectionAdapter(Adapter):
 
     # -- of one server ---------------------------------------------------------------------------------------------
 
-    def connections(self) -> Iterable[Any]:
-        """The open connections."""
-        raise NotImplementedError
-
-    def under_way(self, connection: Any) -> Sequence[RequestInfo]:
-        """The requests on a connection; none where it is silent or idle."""
+    def requests(self) -> Mapping[Any, Sequence[RequestInfo]]:
+        """The open connections, each with its requests; none where it is silent or idle."""
         raise NotImplementedError
 
     def hang_up(self, connection: Any) -> None:
@@ -206,8 +202,8 @@ class ConnectionAdapter(Adapter):
         """Hang up connections idle for ``linger`` seconds; return whether any connection is left."""
         now = time.monotonic()
         before, self._looks = self._looks, {}
-        for connection in self.connections():
-            idle = not self.under_way(connection)
+        for connection, requests in self.requests().items():
+            idle = not requests
             since, was_idle = before.get(connection, (now, idle))
             since = since if idle == was_idle else now
             self._looks[connection] = since, idle
@@ -219,8 +215,8 @@ class ConnectionAdapter(Adapter):
         now, looks = time.monotonic(), self._looks
         return [
             info._replace(age=max(info.age, now - looks.get(connection, (now,))[0]))
-            for connection in self.connections()
-            for info in self.under_way(connection)
+            for connection, requests in self.requests().items()
+            for info in requests
         ]
 
     # -- of a server that ``run`` has started ----------------------------------------------------------------------

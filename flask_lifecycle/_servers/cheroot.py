@@ -40,7 +40,7 @@ import selectors
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from cheroot import connections
@@ -95,7 +95,6 @@ class Cheroot(ConnectionAdapter):
     def __init__(self, listeners: Sequence[Listener]) -> None:
         super().__init__(listeners)
         self.opened: dict[Any, None] = {}  # in a shutdown: the connections, until we close them
-        self._stages: dict[Any, str | None] = {}  # of the connections, at the last look
 
     def serving(self) -> bool:
         return any(inside(ConnectionManager.run, self=server._connections) for server in self._servers)
@@ -118,7 +117,7 @@ class Cheroot(ConnectionAdapter):
         listener.socket.setblocking(False)  # the loop may accept from it once more
         listener.socket.close()
 
-    def connections(self) -> Iterable[Any]:
+    def requests(self) -> Mapping[Any, Sequence[RequestInfo]]:
         # In the order in which a connection passes them. One between the loop and a worker counts as queued.
         stages: dict[Any, str | None] = dict.fromkeys(self._accepting())
         stages |= {each: "queued" for each in self.opened.copy() if _is_open(each)}
@@ -127,8 +126,10 @@ class Cheroot(ConnectionAdapter):
             stages |= {each: "sending" if sockets.unsent(each.socket) else None for each in _kept(server)}
             stages |= dict.fromkeys(_queued(server), "queued")
             stages |= {each: _stage(each, worker.ident in responding) for each, worker in _busy(server).items()}
-        self._stages = stages
-        return stages
+        return {
+            connection: () if stage is None else [RequestInfo("-", "-", 0.0, stage=stage)]
+            for connection, stage in stages.items()
+        }
 
     def _accepting(self) -> Iterator[Any]:
         """The servers whose loops are inside their accept, and the sockets of their TLS handshakes."""
@@ -136,10 +137,6 @@ class Cheroot(ConnectionAdapter):
             for thread in inside(ConnectionManager._from_server_socket, self=server._connections):
                 yield server
                 yield from handshakes(thread)
-
-    def under_way(self, connection: Any) -> Sequence[RequestInfo]:
-        stage = self._stages.get(connection)
-        return () if stage is None else [RequestInfo("-", "-", 0.0, stage=stage)]
 
     def hang_up(self, connection: Any) -> None:
         if isinstance(connection, HTTPConnection):

@@ -30,7 +30,7 @@ from __future__ import annotations
 import logging
 import socket
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import gevent
@@ -120,17 +120,9 @@ class Gevent(ConnectionAdapter):
         _in_hub(server, close)
         closed.wait(HUB_PATIENCE)
 
-    def connections(self) -> list[_Tracked]:
+    def requests(self) -> Mapping[_Tracked, Sequence[RequestInfo]]:
         # A handler that is older than the tracking does not remove itself.
-        return [handler for handler in self.tracked.copy() if "socket" in handler.__dict__]
-
-    def under_way(self, connection: _Tracked) -> Sequence[RequestInfo]:
-        stage = connection.stage
-        if stage in ("silent", "idle", "sending"):
-            if not sockets.unsent(connection.raw):
-                return ()
-            stage = "sending"
-        return [RequestInfo(connection.command or "-", connection.path or "-", 0.0, stage=stage)]
+        return {each: each.under_way() for each in self.tracked.copy() if "socket" in each.__dict__}
 
     def hang_up(self, connection: _Tracked) -> None:
         # Interleaving, if this thread did it: it sees an idle connection; the hub reads a request; this thread sees no
@@ -138,7 +130,7 @@ class Gevent(ConnectionAdapter):
         _in_hub(connection.server, self._hang_up, connection)
 
     def _hang_up(self, connection: _Tracked) -> None:
-        if connection.stage == "sending" or not (self.under_way(connection) or connection.has_input()):
+        if connection.stage == "sending" or not (connection.under_way() or connection.has_input()):
             sockets.hang_up(connection.raw)
 
     def stop(self) -> None:
@@ -196,6 +188,15 @@ class _Tracked:
         elif sockets.bytes_received(self.raw):
             self.stage = "receiving"
         self.adapter.tracked[self] = None
+
+    def under_way(self) -> Sequence[RequestInfo]:
+        """Its request, if it has one."""
+        stage = self.stage
+        if stage in ("silent", "idle", "sending"):
+            if not sockets.unsent(self.raw):
+                return ()
+            stage = "sending"
+        return [RequestInfo(self.command or "-", self.path or "-", 0.0, stage=stage)]
 
     def handle(self) -> None:
         try:

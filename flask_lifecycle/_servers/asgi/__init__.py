@@ -15,7 +15,7 @@ import asyncio
 import multiprocessing
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..._core.inflight import RequestInfo
@@ -60,9 +60,20 @@ class LoopAdapter(ConnectionAdapter):
         if not alone:
             self.guarantee = ACCEPTED
 
+    def connections(self) -> Iterable[Any]:
+        """The open connections."""
+        raise NotImplementedError
+
+    def under_way(self, connection: Any) -> Sequence[RequestInfo]:
+        """The requests on a connection."""
+        raise NotImplementedError
+
     def close_idle(self, connection: Any) -> None:
         """Close a connection. Called in the loop."""
         raise NotImplementedError
+
+    def requests(self) -> Mapping[Any, Sequence[RequestInfo]]:
+        return {connection: self.under_way(connection) for connection in self.connections()}
 
     def transport(self, connection: Any) -> Any:
         return connection.transport

@@ -36,7 +36,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from waitress import wasyncore
@@ -186,11 +186,11 @@ class Waitress(ConnectionAdapter):
 
     def connections(self) -> list[Channel]:
         servers = self._running if self.announced else self._servers
-        self._queued = {id(channel) for pool in self._pools() for channel in pool.queue.copy()}
         return [channel for server in servers for channel in server.active_channels.copy().values()]
 
-    def under_way(self, connection: Channel) -> Sequence[RequestInfo]:
-        return connection.under_way(id(connection) in self._queued)
+    def requests(self) -> Mapping[Channel, Sequence[RequestInfo]]:
+        queued = {id(task) for pool in self._pools() for task in pool.queue.copy()}
+        return {channel: channel.under_way(id(channel) in queued) for channel in self.connections()}
 
     def hang_up(self, connection: Channel) -> None:
         through_loop(connection.server.trigger, connection.hang_up_if_idle)

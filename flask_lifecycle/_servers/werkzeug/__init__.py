@@ -38,7 +38,7 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from socketserver import BaseServer, ForkingMixIn
 from types import CodeType, FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -97,7 +97,6 @@ class Werkzeug(ConnectionAdapter):
     def __init__(self, listeners: Sequence[Listener]) -> None:
         super().__init__(listeners)
         self._open = [_connections(server) for server in self._servers]
-        self._answered: list[Any] = []  # the handlers that have responded, and read the rest of the input
         self._let_go = False
         self.ours = bool(run_simple.role() or self.accepting())
         if not self.ours:
@@ -155,28 +154,17 @@ class Werkzeug(ConnectionAdapter):
         for each in self._open:
             each.waits = True
 
-    def connections(self) -> Iterable[Any]:
-        self._answered = _find_answered()
-        children = [pid for server in self._servers for pid in _children(server)]
+    def requests(self) -> Mapping[Any, Sequence[RequestInfo]]:
+        # In the order in which a connection passes them.
+        answered = _find_answered()
+        found: dict[Any, Sequence[RequestInfo]] = {pid: () for server in self._servers for pid in _children(server)}
         # Servers whose loop has accepted a connection, or is about to, and has not listed it yet.
         accepted = [call.variables.get("self") for call in calls_of(_ACCEPT) if _is_coming(call.variables)]
-        coming = [server for server in self._servers if server in accepted]
-        shaking = [("handshake", sock) for sock in handshakes()]
-        return [*children, *coming, *shaking, *(sock for each in self._open for sock in each.handlers.copy())]
-
-    def under_way(self, connection: Any) -> Sequence[RequestInfo]:
-        if not isinstance(connection, socket.socket):
-            return ()
-        handler = next((each.handlers[connection] for each in self._open if connection in each.handlers), None)
-        state = vars(handler) if handler is not None else {}
-        if not state.get("raw_requestline"):
-            stage = "receiving" if _bytes_received(connection) else None
-        elif state["rfile"].closed or handler in self._answered:
-            stage = "sending" if sockets.unsent(connection) or _is_heard(connection) else None
-        else:
-            stage = "running" if "environ" in state else "receiving"
-        path = str(state.get("path") or "-").partition("?")[0]
-        return [RequestInfo(str(state.get("command") or "-"), path, 0.0, stage=stage)] if stage else ()
+        found |= {server: () for server in self._servers if server in accepted}
+        found |= {("handshake", sock): () for sock in handshakes()}
+        for each in self._open:
+            found |= {sock: _under_way(sock, handler, answered) for sock, handler in each.handlers.copy().items()}
+        return found
 
     def hang_up(self, connection: Any) -> None:
         if connection in self._servers:
@@ -320,6 +308,19 @@ _EXECUTE = _nested(WSGIRequestHandler.run_wsgi.__code__, "execute")
 def _find_answered() -> list[Any]:
     """The handlers that have answered, and read what else the client sends."""
     return [call.variables.get("self") for call in calls_of(_EXECUTE) if "selector" in call.variables]
+
+
+def _under_way(sock: socket.socket, handler: Any, answered: Sequence[Any]) -> Sequence[RequestInfo]:
+    """The request on a connection, if it has one; ``handler`` is ``None`` until its thread has made it."""
+    state = vars(handler) if handler is not None else {}
+    if not state.get("raw_requestline"):
+        stage = "receiving" if _bytes_received(sock) else None
+    elif state["rfile"].closed or handler in answered:
+        stage = "sending" if sockets.unsent(sock) or _is_heard(sock) else None
+    else:
+        stage = "running" if "environ" in state else "receiving"
+    path = str(state.get("path") or "-").partition("?")[0]
+    return [RequestInfo(str(state.get("command") or "-"), path, 0.0, stage=stage)] if stage else ()
 
 
 def _bytes_received(sock: Any) -> int:
