@@ -19,8 +19,7 @@ from . import sockets
 from .listener import Listener
 
 UNIX = "unix://"
-# The options for listeners, with the same names for every server that we run.
-OPTIONS = ("listen", "unix_socket", "sockets")
+OPTIONS = ("listen", "unix_socket", "sockets")  # for listeners; the same names for every server that we run
 FIRST_DESCRIPTOR = 3  # SD_LISTEN_FDS_START
 _DIGITS = 4  # more descriptors than a process may have
 VARIABLES = ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "LISTEN_PIDFDID")

@@ -54,8 +54,7 @@ NEEDS = (
     (BaseServer.__init__, ("_stop_event",)),
     (WSGIHandler, ("read_request", "handle_one_request", "handle_one_response", "finalize_headers", "log_request")),
 )
-# Seconds to wait for the hub to close a listener. If the application blocks the hub, it closes the listener later.
-HUB_PATIENCE = 1.0
+HUB_PATIENCE = 1.0  # seconds to wait for the hub to close a listener; if the application blocks it, it does so later
 _access_log = logging.getLogger("gevent.pywsgi")
 
 

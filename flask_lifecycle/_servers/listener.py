@@ -46,8 +46,7 @@ from .sockets import has_input, socket_identity, unlink
 # Not in the socket module: <asm-generic/socket.h>
 _SO_ATTACH_FILTER = 26
 _SO_BINDTOIFINDEX = 62
-# The largest index. The kernel numbers devices from one, and does not check that the device exists.
-_NO_DEVICE = 0x7FFFFFFF
+_NO_DEVICE = 0x7FFFFFFF  # the largest index; the kernel numbers devices from one, and does not check that it exists
 
 # Load byte 13 of the TCP header (the flags), mask SYN and ACK, drop packets with SYN alone. A filter on a listener
 # gets the packet from its TCP header on. <linux/filter.h>: struct sock_filter is (code, jt, jf, k).
@@ -67,8 +66,7 @@ _ADDRESS = slice(_HEADER + 8, _HEADER + 24)  # idiag_src, within struct inet_dia
 _NETLINK_TIMEOUT = 0.1
 
 QUIET_PERIOD = 0.1
-# The longest wait for peers to complete their handshakes.
-CLOSING_BOUND = 1.0
+CLOSING_BOUND = 1.0  # the longest wait for peers to complete their handshakes
 CLOSING_TICK = 0.001  # between two checks
 _UNKNOWN_HANDSHAKES = 0.05
 # If a connection waits for _STARVED_AFTER to be accepted, descriptors may have run out. Then connections that have been

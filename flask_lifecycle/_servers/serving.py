@@ -32,13 +32,11 @@ if TYPE_CHECKING:
     from .werkzeug import Werkzeug
     from .werkzeug.run_simple import RunSimple
 
-# The exit code at which Werkzeug's reloader starts the next child.
-_RELOAD = 3
+_RELOAD = 3  # the exit code at which Werkzeug's reloader starts the next child
 # Servers whose forked workers keep their signals: two handle them in C, where Python cannot see it, and gunicorn's
 # master distinguishes its workers by what they do at them.
 _THEIR_SIGNALS = {"gunicorn.arbiter", "mod_wsgi", "uwsgi"}
-# Seconds that a fork waits for the thread that searches for a server, which may be about to start the application.
-UNDISTURBED = 1.0
+UNDISTURBED = 1.0  # seconds that a fork waits for the thread that searches, which may be about to start the application
 _MOMENT = 0.02
 
 

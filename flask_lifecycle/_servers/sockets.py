@@ -23,12 +23,9 @@ from .._core.fork import renew_in_children
 LINGER = 2.0
 LINGER_IN_ALL = 30.0
 _LINGER_TICK = 0.01
-# Seconds between two checks whether the peer has acknowledged the last bytes; that wakes no thread.
-ACK_TICK = 0.005
-# The state of a closed connection, as the first byte of TCP_INFO; <netinet/tcp.h>.
-_TCP_CLOSE = 7
-# In struct tcp_info, <linux/tcp.h>: tcpi_bytes_received, a number of 64 bits.
-_BYTES_RECEIVED = 128
+ACK_TICK = 0.005  # between two checks whether the peer has acknowledged the last bytes; that wakes no thread
+_TCP_CLOSE = 7  # the state of a closed connection, as the first byte of TCP_INFO; <netinet/tcp.h>
+_BYTES_RECEIVED = 128  # in struct tcp_info, <linux/tcp.h>: tcpi_bytes_received, a number of 64 bits
 
 
 def has_input(sock: socket.socket) -> bool:

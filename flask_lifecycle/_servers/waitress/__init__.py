@@ -35,7 +35,6 @@ import select
 import socket
 import sys
 import threading
-import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -50,7 +49,7 @@ from ..adapter import STARTED_HERE, Adapter, ConnectionAdapter, missing, watched
 from ..discovery import inside, instances
 from ..listener import Listener, log_closed, silence
 from .channel import Channel, channel_class, say_close
-from .pool import ProbeWorkers, distinct, pool_load, send_through, through_loop, waiting, wake
+from .pool import ProbeWorkers, distinct, pool_load, send_through, through_loop, wake
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication
@@ -60,14 +59,11 @@ NEEDS = (
     (BaseWSGIServer.__init__, ("trigger", "task_dispatcher", "active_channels")),
 )
 _SERVER_NEEDS = {"task_dispatcher": ("queue", "queue_cv"), "trigger": ("lock", "thunks", "_closed")}
-# A running loop calls a thunk at once, unless its thread gets no time to run.
-PATIENCE = 1.0
-# If other code than waitress' own runs a loop, no stack shows it between two rounds.
-_UNSEEN = 0.1
-# Descriptors that select() can still wait for, with some to spare for the application's own.
-_SELECTABLE = 1000
-# How many rounds of the loop use poll() before the next try with select().
-_POLLED_ROUNDS = 1000
+PATIENCE = 1.0  # a running loop calls a thunk at once, unless its thread gets no time to run
+_UNSEEN = 0.1  # if other code than waitress' own runs a loop, no stack shows it between two rounds
+_SELECTABLE = 1000  # descriptors that select() can still wait for, with some to spare for the application's own
+_POLLED_ROUNDS = 1000  # rounds of the loop that use poll() before the next try with select()
+_BACKLOG = 1024  # waitress' default
 
 
 def find() -> Adapter | None:
@@ -211,10 +207,7 @@ class Waitress(ConnectionAdapter):
         return distinct(server.task_dispatcher for server in self._servers)
 
     def load(self) -> Load:
-        now = time.time()
-        queued = [channel for pool in self._pools() for channel in waiting(pool)]
-        oldest = max((now - channel.last_activity for channel in queued), default=0.0)
-        return pool_load(self._pools(), max(0.0, oldest))
+        return pool_load(self._pools())
 
     def ping(self, done: Callable[[], None]) -> bool | None:
         return send_through([server for server in self._servers if server.accepting], done)
@@ -240,9 +233,6 @@ def create(app: WSGIApplication, host: str | None, port: int | None, options: di
         options |= {"host": host or "127.0.0.1", "port": 5000 if port is None else port}
     options.setdefault("asyncore_use_poll", hasattr(select, "poll"))
     return RunningWaitress(app, options, given)
-
-
-_BACKLOG = 1024  # waitress' default
 
 
 def _parts(options: dict[str, Any]) -> list[dict[str, Any]]:
@@ -367,8 +357,8 @@ class RunningWaitress(Waitress):
         for listener in self._listeners:
             if listener.given is None:
                 wasyncore.dispatcher.close(listener.server)
-            if not self._held_back and listener.given is None:
-                sockets.unlink(listener.path, listener.identity)
+                if not self._held_back:
+                    sockets.unlink(listener.path, listener.identity)
         self._release()
 
     def _release(self) -> None:

@@ -20,6 +20,7 @@ import logging
 import os
 import select
 import threading
+import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -33,18 +34,17 @@ NEXT_PATIENCE = 1.0  # seconds for the next lock, in the worker that forwards a 
 _UNHEARD = logging.Logger("waitress.queue", logging.CRITICAL)
 
 
-def pool_load(pools: Sequence[Any], oldest: float) -> Load:
-    """The load of waitress' task dispatchers. A thread that is on its way to a queued task is busy already."""
+def pool_load(pools: Iterable[Any]) -> Load:
+    """The load of waitress' task dispatchers."""
+    now = time.time()
     threads = wanted = 0
+    oldest = 0.0
     for pool in pools:
+        waiting = [task for task in pool.queue.copy() if not isinstance(task, Ping)]
         threads += len(pool.threads) - pool.stop_count
-        wanted += pool.active_count + len(waiting(pool))
+        wanted += pool.active_count + len(waiting)  # a thread that is on its way to a queued task is busy already
+        oldest = max([oldest, *(now - channel.last_activity for channel in waiting)])
     return Load(max(0, wanted - threads), threads, min(threads, wanted), oldest)
-
-
-def waiting(pool: Any) -> list[Any]:
-    """The channels that wait for a worker."""
-    return [task for task in pool.queue.copy() if not isinstance(task, Ping)]
 
 
 def distinct(things: Iterable[Any]) -> list[Any]:

@@ -64,8 +64,7 @@ NEEDS = (
     (WSGIRequestHandler, ("setup",)),
     (WSGIRequestHandler.run_wsgi, ("environ", "execute")),
 )
-# In struct tcp_info, <linux/tcp.h>: milliseconds since the last byte came.
-_LAST_DATA_RECV = 8 + 11 * 4
+_LAST_DATA_RECV = 8 + 11 * 4  # in struct tcp_info, <linux/tcp.h>: milliseconds since the last byte came
 _RECENT = 20
 # The poll interval of a loop that the end of its listener does not wake, because other processes use the listener too.
 _GIVEN_POLL = 0.1

@@ -56,11 +56,9 @@ ALONE, PARENT, CHILD = "alone", "parent", "child"
 # Seconds between two looks for run_simple, when it is about to serve and otherwise.
 _SOON = 0.005
 _LONGEST_PAUSE = 0.25
-# Seconds for the child to receive SIGINT from the terminal, so that its report names the signal of the user.
-_TERMINAL_FIRST = 0.1
+_TERMINAL_FIRST = 0.1  # seconds for the child to get SIGINT from the terminal, so that its report names that signal
 _TICK = 0.01
-# Seconds for the watcher to take a server that another thread has found.
-_TAKEN_WITHIN = 10.0
+_TAKEN_WITHIN = 10.0  # seconds for the watcher to take a server that another thread has found
 
 
 class RunSimple:
