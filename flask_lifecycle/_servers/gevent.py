@@ -17,10 +17,9 @@ Code that touches a server or its hub runs in the hub's thread, by ``run_callbac
 that other threads may call. Callbacks run in order and before the next accept, so each accepted connection has its
 handler when the listener is closed.
 
-``run`` does not patch: the application must call gevent's functions, or it blocks all connections while it waits. To
-use gevent's ``threading``, ``socket`` and ``time``, patch first in the process (``python -m gevent.monkey --module
-flask ...``). Then our threads are greenlets in the same hub too, and probes are not answered while the application
-computes without a pause. Without patching they are real threads, and the probe listener answers meanwhile.
+``run`` does not patch. If the process is patched (``python -m gevent.monkey --module flask ...``), our threads are
+greenlets in the same hub, and probes are not answered while the application computes without a pause. Otherwise they
+are real threads, but an application that does not call gevent's functions blocks all connections while it waits.
 
 gevent's sockets can switch to another greenlet, so we query the plain sockets below them (``_sock``).
 """

@@ -4,20 +4,17 @@ Theory of operation
 -------------------
 
 waitress is one I/O loop and a pool of worker threads. The loop accepts, reads, parses and flushes; a worker runs one
-request and writes only what the socket takes at once. waitress' own shutdown is never used: it gives the
-workers five seconds, cancels queued work and ends the loop, which cuts off large responses. We close only the
-listeners, and the loop goes on until the last connection has ended.
+request and writes only what the socket takes at once. waitress' own shutdown gives the workers five seconds, cancels
+queued requests and ends the loop, which cuts off large responses. We close only the listeners, and the loop goes on
+until the last connection has ended.
 
-The adapter attaches to a server at once: all connections, new and existing, get our class (``channel.py``), and
-``add_task`` sends probes to dedicated workers (``pool.py``). Nothing else changes before a shutdown, because it would
-add a cost to each request or to each round of the loop.
+When a server is found, its connections, new and existing, get our class (``channel.py``), and ``add_task`` sends probes
+to dedicated workers (``pool.py``). All else waits for a shutdown, because it costs each request or round of the loop.
 
-All sockets belong to the thread of the loop. A shutdown changes them in thunks, which the loop calls when its trigger
-is pulled. A thunk runs in the middle of a round of the loop. If it closed a descriptor, a new connection might get the
-same number within that round, and the loop would read from it and close it. So a listener is replaced by a pipe and
-closed later, and a connection is closed only if nothing has arrived.
-
-Sockets given to waitress by ``sockets=`` stay open, for the process that opened them.
+All sockets belong to the thread of the loop. A shutdown changes them in thunks, which the loop calls in the middle of a
+round. If a thunk closed a descriptor, a new connection might get the same number within that round, and the loop would
+read from it and close it. So a listener is replaced by a pipe and closed later, and a connection is closed only if
+nothing has arrived. Sockets given by ``sockets=`` stay open, for the process that opened them.
 
 A loop that does not run (between bind and ``run()``, after Ctrl-C, or the parent's in a forked child) calls no thunk:
 then nothing is closed, and the guard refuses.

@@ -1,21 +1,19 @@
 """A connection of waitress that reports what it does, and closes without damaging its last response.
 
 A channel is *busy* while it has parsed ``requests`` (running or queued), a part of a ``request``, unflushed output, or
-while the client's kernel has not acknowledged all of a response, which could be lost with this network namespace. The
-order of reading matters, because a worker may end its request meanwhile: it appends its output (or sets
-``close_when_flushed``) before it removes the request from the list, so a reader that finds the list empty finds the
-output.
+while the client's kernel has not acknowledged all of a response, which could be lost with this network namespace. A
+worker may end its request while we read these: it appends its output (or sets ``close_when_flushed``) before it removes
+the request from the list, so a reader that finds the list empty finds the output.
 
-``Connection: close``: from the announcement on, every answer says so, and waitress then closes the connection after
-it. But closing also discards requests that were pipelined behind, so an answer says close only if no further
-request is parsed, partly parsed or unread in the kernel. The application cannot say it (waitress answers 500); a task
-class can.
+``Connection: close``: once a shutdown is announced, each response says so, and waitress closes the connection after it.
+That discards requests that were pipelined behind, so a response says it only if no further request is parsed, partly
+parsed or unread in the kernel. If the application said it, waitress would answer 500; a task class can.
 
-The lingering close: closing a socket with unread input sends a reset, which destroys the end of an answer that the
-client is still reading. A channel that wants to close with all its output flushed is shut down for writing, then read
-until the client closes too or has been silent for two seconds. A drain does not wait for the two seconds, but until the
-client has acknowledged everything and been silent for the drain's linger. Before a shutdown it is for clients that may
-still be sending: those whose request was refused, perhaps in the middle of its body, and those with unread input.
+The lingering close: closing a socket with unread input sends a reset, and the client loses the end of the response. So
+a channel with all its output flushed is shut down for writing, then read until the client closes too or has been silent
+for two seconds; in a drain, until the client has acknowledged everything and been silent for the drain's linger. Before
+a shutdown this is done for clients that may still be sending: those whose request was refused, perhaps in the middle of
+its body, and those with unread input.
 
 None of this costs a request anything before a shutdown. In each round of its loop waitress asks each connection whether
 it is ``readable`` and ``writable``: overriding these two methods for sixteen connections halved the throughput. So a

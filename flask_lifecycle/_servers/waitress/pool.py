@@ -1,15 +1,14 @@
 """waitress' pools of workers: their load, a ping that goes through them, and dedicated workers for probes.
 
-The *ping* is a task that does nothing. It is put ahead of the pool's queue and not through ``add_task``, which would
-put it behind the work, wait for the pool's lock for as long as it takes, and, with that lock held, warn of the queue's
-depth in a log that may block. From the worker it goes on to the loop by its trigger. ``pull_trigger`` would wait for a
-lock (a thunk that hangs in the loop holds it), and for room in a pipe that is no longer read. So we wait a second at
-most for the lock, and write a byte only if there is room. A closed trigger keeps its number, which may belong to
-another descriptor by now, so it is not used.
+The *ping* is a task that does nothing. It goes to the head of the queue, and not through ``add_task``, which puts it
+behind the requests, waits for the pool's lock without a limit, and holds that lock while it warns of the queue's depth
+in a log that may block. From the worker the ping goes to the loop by its trigger. ``pull_trigger`` would wait for a
+lock, which a thunk that hangs in the loop holds, and for room in a pipe that is no longer read. So we wait a second at
+most for the lock, and write a byte only if there is room. A closed trigger is not used: its number may belong to
+another descriptor by now.
 
-The *dedicated workers*: each probe has a task dispatcher of its own with one thread, made when it is first asked and
-chosen in ``add_task``. So a probe never queues behind requests, and liveness never queues behind a readiness probe that
-waits for a hung check.
+*Dedicated workers*: each probe has its own task dispatcher with one thread, made when it is first asked. So a probe
+never queues behind requests, and liveness never queues behind a readiness probe that waits for a hung check.
 """
 
 from __future__ import annotations
@@ -112,18 +111,17 @@ class ProbeWorkers:
         self._lock = threading.Lock()  # guards the making of a pool
 
     def chooser(self, server: Any) -> Callable[[Any], None]:
-        """What chooses the worker of a channel's next request, in place of a server's ``add_task``.
+        """Return a function that takes the place of the server's ``add_task``.
 
-        It is called for each request with the channel's requests_lock held, by the loop or a worker: it takes no lock,
-        makes no system call, and leaves work to waitress' own pool.
+        The loop or a worker calls it for each request, with the channel's requests_lock held, so it takes no lock and
+        makes no system call.
         """
         add_work = server.task_dispatcher.add_task
         prefix = server.adj.url_prefix
 
         def add_task(channel: Any) -> None:
             request = channel.requests[0]
-            # Only what the middleware recognises as a probe; otherwise requests could get to a probe's worker. One that
-            # could not be parsed has no path.
+            # Only what the middleware takes for a probe. A request that could not be parsed has no path.
             name = None if request.error else self.name_of(request.path.removeprefix(prefix))
             if name is None or request.command not in ("GET", "HEAD"):
                 add_work(channel)
