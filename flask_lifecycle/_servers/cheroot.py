@@ -173,7 +173,8 @@ class _StoppingManager(ConnectionManager):  # type: ignore[misc]  # see setup.cf
     @property
     def can_add_keepalive_connection(self) -> bool:
         """Whether the client has sent a further request. Called by the worker that has the connection."""
-        return _at_request(threading.current_thread().conn)  # type: ignore[attr-defined]  # a thread of cheroot's
+        connection = threading.current_thread().conn  # type: ignore[attr-defined]  # a thread of cheroot's
+        return sockets.at_request(connection.socket, connection.rfile)
 
     def _expire(self, threshold: float) -> None:
         # Not close(), which lingers. Meanwhile the loop would neither accept nor give connections to workers.
@@ -186,22 +187,6 @@ class _StoppingManager(ConnectionManager):  # type: ignore[misc]  # see setup.cf
             return super()._from_server_socket(server_socket)
         except OSError:  # no descriptor is left; an error here would end the loop's turn for all other connections
             return None
-
-
-def _at_request(connection: Any) -> bool:
-    """Whether the client has sent a byte of a request. Skips the line ends that some clients send between requests."""
-    timeout = connection.socket.gettimeout()
-    connection.socket.settimeout(0.0)
-    try:
-        while data := connection.rfile.peek(1):
-            if data[:1] not in (b"\r", b"\n"):
-                return True
-            connection.rfile.read(1)
-    except OSError:  # TLS has no whole record, or the client has reset the connection
-        pass
-    finally:
-        connection.socket.settimeout(timeout)
-    return False
 
 
 class _Lingering:

@@ -212,25 +212,6 @@ class _Tracked:
             pass
         return True
 
-    def has_more(self) -> bool:
-        """Whether the client has sent a byte of a further request; empty lines do not count."""
-        self.socket.settimeout(0.0)
-        try:
-            return self._at_request()
-        except OSError:
-            return False
-        finally:
-            self.socket.settimeout(None)
-
-    def _at_request(self) -> bool:
-        """Skip empty lines; ``False`` at the end of the input, ``True`` if a request begins."""
-        while data := self.rfile.peek(1):
-            empty = len(data) - len(data.lstrip(b"\r\n"))
-            self.rfile.read(empty)
-            if empty < len(data):
-                return True
-        return False
-
     def handle_one_request(self) -> Any:
         result = super().handle_one_request()  # type: ignore[misc]
         if isinstance(result, tuple):  # an error, after which pywsgi closes
@@ -239,7 +220,7 @@ class _Tracked:
 
     def read_requestline(self) -> str:
         self.stage = "idle" if "environ" in self.__dict__ else "silent"
-        if not self._at_request():
+        if not sockets.skip_empty_lines(self.rfile):
             return ""
         self.stage = "receiving"
         line: str = super().read_requestline()  # type: ignore[misc]
@@ -255,7 +236,7 @@ class _Tracked:
 
     def finalize_headers(self) -> None:
         if self.code != 101:
-            if self._unread() or not self.has_more():
+            if self._unread() or not sockets.at_request(self.socket, self.rfile):
                 self.close_connection = True
             if self.close_connection:
                 headers = [(name, value) for name, value in self.response_headers if name.lower() != b"connection"]

@@ -107,6 +107,31 @@ def half_close(sock: socket.socket) -> bool:
     return True
 
 
+def at_request(sock: socket.socket, file: Any) -> bool:
+    """Whether the client has sent a byte of a further request. Does not block.
+
+    :param file: reads from the socket, with a buffer.
+    """
+    timeout = sock.gettimeout()
+    sock.settimeout(0.0)
+    try:
+        return skip_empty_lines(file)
+    except OSError:  # TLS has no whole record, or the client has reset the connection
+        return False
+    finally:
+        sock.settimeout(timeout)
+
+
+def skip_empty_lines(file: Any) -> bool:
+    """Skip the empty lines that some clients send between requests; ``False`` at the end of the input."""
+    while data := file.peek(1):
+        empty = len(data) - len(data.lstrip(b"\r\n"))
+        file.read(empty)
+        if empty < len(data):
+            return True
+    return False
+
+
 def linger(sock: Any, patience: Callable[[], float], pause: Callable[[float], object]) -> None:
     """Shut a connection down for writing, and read until the client closes it too. Blocks.
 
