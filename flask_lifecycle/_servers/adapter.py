@@ -113,7 +113,6 @@ class ConnectionAdapter(Adapter):
 
     @property
     def _servers(self) -> list[Any]:
-        """The servers' own objects."""
         return [listener.server for listener in self._listeners]
 
     def patience(self) -> float:
@@ -230,8 +229,8 @@ class ConnectionAdapter(Adapter):
         return [sockets.describe(each.socket) for each in self._listeners]
 
     def listeners(self) -> list[socket.socket]:
-        """Its listening sockets, in the order of the addresses."""
-        return [each.own for each in self._listeners]
+        """Its listening sockets, in the order of the addresses; not our duplicates of given ones."""
+        return [each.given or each.socket for each in self._listeners]
 
     def close(self) -> None:
         """Close the listeners of a server that has not served."""

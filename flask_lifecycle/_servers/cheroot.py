@@ -9,10 +9,9 @@ only when no connection is left. A shutdown before that:
 - *Responses say* ``Connection: close``, also those of requests that run already, unless the client has sent a further
   request. cheroot asks its connection manager for each response whether to keep the connection; once the shutdown has
   begun, our method answers.
-- *Connections close* without a reset, which would destroy the end of the response: we shut the connection down for
-  writing and read until the client has closed it. Once the shutdown has begun, connections have a class of ours for
-  that. It occupies a worker meanwhile, so if other connections wait for a worker it reads only until the client has
-  acknowledged the response.
+- *Connections close* without a reset, which would destroy the end of the response: once the shutdown has begun, their
+  class is ours, which shuts down for writing and reads until the client has closed. That occupies a worker, so if other
+  connections wait for one it reads only until the client has acknowledged the response.
 - *The listener* is removed from the loop's selector and closed in the shutdown's thread, when the loop has accepted all
   connections in the queue (``_servers/listener.py``).
 - *The drain* waits until no connection is open. A kept connection without a new request is shut down after the linger;
@@ -24,9 +23,8 @@ only when no connection is left. A shutdown before that:
 - *cheroot's threads* are not daemons and would keep the interpreter open, because ``start()`` does not catch the
   ``SystemExit`` that ends the main thread. ``server.stop()`` ends them as soon as the loop has ended.
 
-*Started by* ``run``: :func:`create` makes cheroot's own server on each bound socket, each with its own pool, and
-:meth:`RunningCheroot.serve` calls its loop. ``server.stop()`` would wait for the timeout of the loop's ``select``, so
-we put a closed connection into the selector, which wakes the loop.
+*Started by* ``run``, each socket has cheroot's own server, with its own pool. ``server.stop()`` would wait for the
+timeout of the loop's ``select``, so we put a closed connection into the selector, which wakes the loop.
 
 Limit: cheroot gives each connection a worker before the client has sent anything. Silent clients hold workers for
 ``timeout`` seconds, and a probe on the main port waits for a free worker.

@@ -91,11 +91,6 @@ class Listener:
         self.path = os.path.abspath(name) if has_path else None
         self.identity = socket_identity(self.path) if self.path is not None else None
 
-    @property
-    def own(self) -> socket.socket:
-        """The original socket, not our duplicate."""
-        return self.given or self.socket
-
     def close_unserved(self) -> None:
         """Close the listener of a server that has not served."""
         self.socket.close()

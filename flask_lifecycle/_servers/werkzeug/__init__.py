@@ -14,10 +14,9 @@ spin, or accept from the next socket with that number. The kernel keeps a listen
 second, so we also shut it down, which wakes the loop.
 
 A server without threads (``--without-threads``) answers in its loop, so a silent client blocks all others; during a
-shutdown, only for a moment. The same is true for TLS, where the loop waits for each client's handshake.
-
-With ``processes=`` each request has its own process, which leaves signals to its parent, because a terminal sends
-Ctrl-C to all of them.
+shutdown, only for a moment. The same is true for TLS, where the loop waits for each client's handshake. With
+``processes=`` each request has its own process, which leaves signals to its parent, because a terminal sends Ctrl-C to
+all of them.
 
 When code changes under the reloader, ``run_simple`` closes the server in the main thread. We replace ``server_close``
 on the instance: it blocks until the requests are answered and the hooks have run. The listener stays open in the
