@@ -21,12 +21,10 @@ from flask_lifecycle._core.inflight import Load
 from flask_lifecycle._servers import discovery, sockets, waitress
 from tests._fakes import BOUND, Served, raiser, running, served, until
 from tests.live._client import Connection, get, refuses, request_head
+from tests.servers.test_run import LARGE
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
-
-# More than a small client takes at once, and less than our kernel takes from us.
-LARGE = b"x" * 60_000
 
 
 class App:
