@@ -214,7 +214,7 @@ def handshakes(thread: int | None = None) -> list[Any]:
     return [sock for sock in found if sock.server_side]  # in other handshakes the application is the client
 
 
-def inside(function: FunctionType, **having: object) -> list[int]:
+def inside(function: Any, **having: object) -> list[int]:
     """The threads that run a Python function with these values of local variables."""
     return [
         call.thread

@@ -49,7 +49,7 @@ from ..._core.server import STARTED
 from ..._core.stacks import calls_of
 from .. import bind, sockets
 from ..adapter import STARTED_HERE, Adapter, ConnectionAdapter, attach
-from ..discovery import handshakes, instances
+from ..discovery import handshakes, inside, instances
 from ..listener import Listener, silence, silent_pipe
 from ..wsgi import guarded
 from . import run_simple
@@ -109,7 +109,7 @@ class Werkzeug(ConnectionAdapter):
 
     def accepting(self) -> list[Listener]:
         """The listeners with a running ``serve_forever``; a program that calls ``handle_request`` closes its own."""
-        return [each for each in self._listeners if _threads_in_loop(each.server)]
+        return [each for each in self._listeners if inside(BaseServer.serve_forever, self=each.server)]
 
     def stop_accepting(self, timeout: float) -> None:
         if self._let_go:
@@ -221,12 +221,9 @@ class Werkzeug(ConnectionAdapter):
                 with contextlib.suppress(OSError):
                     os.kill(pid, signal.SIGKILL)
             # The main thread ends by itself. Another thread may keep the interpreter open.
-            if any(ident != threading.main_thread().ident for ident in _threads_in_loop(server)):
+            loops = inside(BaseServer.serve_forever, self=server)
+            if any(ident != threading.main_thread().ident for ident in loops):
                 threading.Thread(target=server.shutdown, name="lifecycle-werkzeug", daemon=True).start()
-
-
-def _threads_in_loop(server: Any) -> list[int]:
-    return [call.thread for call in calls_of(_LOOP) if call.variables.get("self") is server]
 
 
 class _Connections:
@@ -284,7 +281,6 @@ def _tracked(setup: Callable[[Any], None], handlers: dict[socket.socket, Any]) -
     return setup_and_note
 
 
-_LOOP = BaseServer.serve_forever.__code__
 _ACCEPT = BaseServer._handle_request_noblock.__code__  # type: ignore[attr-defined]
 
 
