@@ -134,10 +134,11 @@ def listeners() -> frozenset[int]:
         descriptors = [int(name) for name in os.listdir("/proc/self/fd")]
     except OSError:
         return frozenset({0})
-    return frozenset(filter(None, map(_listener, descriptors))) - _of_parent
+    return frozenset(filter(None, map(inode_of_listener, descriptors))) - _of_parent
 
 
-def _listener(descriptor: int) -> int | None:
+def inode_of_listener(descriptor: int) -> int | None:
+    """The inode of the listening socket with this descriptor; ``None`` if it is something else, or not open."""
     try:
         status = os.fstat(descriptor)
         if not stat.S_ISSOCK(status.st_mode):
@@ -161,7 +162,7 @@ def main_listeners() -> Iterator[list[socket.socket]]:
     found: dict[int, socket.socket] = {}
     with contextlib.ExitStack() as copies:
         for name in sockets.listed("/proc/self/fd"):
-            inode = _listener(int(name))
+            inode = inode_of_listener(int(name))
             if inode is not None and inode not in probes and inode not in found:
                 with contextlib.suppress(OSError):  # closed meanwhile
                     found[inode] = copies.enter_context(socket.socket(fileno=os.dup(int(name))))

@@ -47,6 +47,7 @@ from typing import TYPE_CHECKING, Any
 from ..._core.report import signal_name
 from ..._core.shutdown import StopRequest
 from ..._core.stacks import callers, calls_of
+from ..discovery import inode_of_listener
 
 if TYPE_CHECKING:
     from ..._core.process import Process
@@ -254,11 +255,7 @@ def is_starting_child() -> bool:
     descriptor = os.environ.get("WERKZEUG_SERVER_FD", "")
     if os.environ.get("WERKZEUG_RUN_MAIN") != "true" or not descriptor.isdecimal():
         return False
-    try:
-        with socket.socket(fileno=os.dup(int(descriptor))) as sock:
-            return bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
-    except OSError:
-        return False
+    return inode_of_listener(int(descriptor)) is not None
 
 
 def forks_for_request() -> bool:
@@ -299,10 +296,16 @@ def _child() -> Any:
     return None if variables is None else variables.get("p")
 
 
+def _listener() -> socket.socket | None:
+    """The parent's copy of the listener, if it is open."""
+    server = (_run_simple() or {}).get("srv")
+    return server.socket if server is not None and server.socket.fileno() >= 0 else None
+
+
 def _takes_sigterm(child: int, surely: float) -> bool:
     """Whether the child has our handler, or after a time any handler."""
-    server = (_run_simple() or {}).get("srv")
-    if server is not None and server.socket.fileno() >= 0 and fcntl.fcntl(server.socket, fcntl.F_GETOWN) == child:
+    sock = _listener()
+    if sock is not None and fcntl.fcntl(sock, fcntl.F_GETOWN) == child:
         return True
     return time.monotonic() > surely and _handles_sigterm(child)
 
@@ -334,8 +337,6 @@ def _handles_sigterm(pid: int) -> bool:
 
 def _close_listener(*, if_child_does: bool = False) -> None:
     """Close the parent's copy of the listener; the child has a descriptor of its own."""
-    server = (_run_simple() or {}).get("srv")
-    if server is None or server.socket.fileno() < 0:
-        return
-    if not if_child_does or not os.get_blocking(server.socket.fileno()):
-        server.socket.close()
+    sock = _listener()
+    if sock is not None and not (if_child_does and os.get_blocking(sock.fileno())):
+        sock.close()
