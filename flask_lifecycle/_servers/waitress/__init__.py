@@ -234,8 +234,9 @@ def create(app: WSGIApplication, host: str | None, port: int | None, options: di
 
 def _parts(options: dict[str, Any]) -> list[dict[str, Any]]:
     """The options of each server: waitress makes none that has TCP and Unix sockets."""
-    if "listen" in options and "unix_socket" in options:
-        return [{name: options[name] for name in options if name != other} for other in ("unix_socket", "listen")]
+    if "listen" in options and (unix_socket := options.pop("unix_socket", None)) is not None:
+        rest = {name: value for name, value in options.items() if name != "listen"}
+        return [options, {**rest, "unix_socket": unix_socket}]
     given = options.get("sockets", ())
     unix = [sock for sock in given if sock.family == socket.AF_UNIX]
     tcp = [sock for sock in given if sock.family != socket.AF_UNIX]
