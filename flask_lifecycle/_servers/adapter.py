@@ -164,7 +164,7 @@ class ConnectionAdapter(Adapter):
         self._looks.clear()
 
     def _begin_closing(self) -> bool:
-        """Whether this is the first call."""
+        """Whether the caller is the first to close the listeners, or to leave them to another process."""
         with self._lock:
             closed, self._closed = self._closed, True
         return not closed
