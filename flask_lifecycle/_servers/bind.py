@@ -60,10 +60,13 @@ def bind(host: str | None, port: int | None, options: Mapping[str, Any], backlog
     :raises OSError: an address cannot be listened on; the others are closed again.
     """
     addresses, given = where(host, port, options)
-    bound = [Listener(_again(sock, backlog), given=sock) for sock in given]
+    bound = []
+    for sock in given:
+        sock.listen(backlog)
+        bound.append(Listener(sock.dup(), given=sock))
     for address in addresses:
         try:
-            bound.append(Listener(bind_one(address, backlog, v6only=v6_alone(address, addresses))))
+            bound.append(Listener(_listen(address, addresses, backlog)))
         except (OSError, ValueError) as error:
             for each in bound:
                 each.close_unserved()
@@ -93,11 +96,6 @@ def where(host: str | None, port: int | None, options: Mapping[str, Any]) -> tup
     return addresses, list(given)
 
 
-def _again(sock: socket.socket, backlog: int) -> socket.socket:
-    sock.listen(backlog)
-    return sock.dup()
-
-
 def join(host: str, port: int) -> str:
     """An address as an option would name it."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
@@ -124,24 +122,16 @@ def has_wildcard(host: str | None, port: int | None, options: Mapping[str, Any])
     return not has_path and any(address.startswith(("*:", "[::]:")) for address in addresses)
 
 
-def v6_alone(address: str, addresses: Collection[str]) -> bool:
-    """Whether ``::`` means IPv6 alone here: of these addresses another has the same port for all of IPv4."""
-    return address.startswith("[::]:") and f"0.0.0.0:{split(address)[1]}" in addresses
-
-
-def bind_one(address: str, backlog: int, *, v6only: bool = False) -> socket.socket:
-    """A socket that listens on an address; ``*`` and ``::`` are all addresses, of IPv6 and of IPv4.
-
-    :param v6only: ``::`` stands for the IPv6 addresses alone.
-    :raises OSError: it cannot be listened on.
-    """
+def _listen(address: str, addresses: Collection[str], backlog: int) -> socket.socket:
+    """A socket that listens on one of the addresses; ``*`` and ``::`` are all addresses, of IPv6 and of IPv4."""
     if address.startswith(UNIX):
         path = address.removeprefix(UNIX)
         # Left behind by a process that was killed.
         sockets.unlink(path, sockets.socket_identity(path))
         return sockets.listen(socket.AF_UNIX, socket.SOCK_STREAM, path, backlog)
-    family, kind, place = sockets.resolve(*split(address))
-    return sockets.listen(family, kind, place, backlog, v6only=v6only)
+    host, port = split(address)
+    v6only = host == "::" and f"0.0.0.0:{port}" in addresses  # which has all of IPv4
+    return sockets.listen(*sockets.resolve(host, port), backlog, v6only=v6only)
 
 
 # -- sockets that another program has opened --------------------------------------------------------------------------

@@ -98,19 +98,16 @@ class Waitress(ConnectionAdapter):
 
         :param given: the sockets that belong to others.
         """
-        for server in servers:
-            if not hasattr(server, "lifecycle_adapter"):
-                server.lifecycle_adapter = self
-                self._adopt(server, server.socket if server.socket in given else None)
-
-    def _adopt(self, server: Any, given: socket.socket | None) -> None:
-        kind = server.channel_class = channel_class(server.channel_class, self)
-        server.add_task = self._workers.chooser(server)
-        for channel in server.active_channels.copy().values():
-            channel.__class__ = kind
-        self._listeners = [*self._listeners, Listener(server.socket, given, server)]
-        if self.announced:
-            say_close(kind)
+        for server in [each for each in servers if not hasattr(each, "lifecycle_adapter")]:
+            server.lifecycle_adapter = self
+            kind = server.channel_class = channel_class(server.channel_class, self)
+            server.add_task = self._workers.chooser(server)
+            for channel in server.active_channels.copy().values():
+                channel.__class__ = kind
+            sock = server.socket
+            self._listeners = [*self._listeners, Listener(sock, sock if sock in given else None, server)]
+            if self.announced:
+                say_close(kind)
 
     def serving(self) -> bool:
         return any(inside(wasyncore.loop, map=server._map) for server in self._servers)

@@ -117,7 +117,8 @@ class Werkzeug(ConnectionAdapter):
         if run_simple.role() == run_simple.CHILD:
             for listener in self.accepting():
                 listener.socket.setblocking(False)  # the parent checks this
-            run_simple.signal_parent()
+            with contextlib.suppress(OSError):
+                os.kill(os.getppid(), signal.SIGURG)  # it closes its copy of the listener
         super().stop_accepting(timeout)
 
     def owner_of(self, listener: Listener) -> str:

@@ -31,7 +31,6 @@ that the child has made the listener non-blocking. The parent sees that because 
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import functools
 import os
@@ -149,7 +148,7 @@ class RunSimple:
             return is_starting_child()
         relay, wanted = self._process.relay, self.signals()
         if own != ALONE:
-            if not _reloader_handles(signal.SIGTERM):
+            if getattr(signal.getsignal(signal.SIGTERM), "__module__", None) != "werkzeug._reloader":
                 return True
         elif signal.getsignal(signal.SIGINT) != signal.default_int_handler:
             wanted = set()  # the program handles Ctrl-C itself
@@ -262,16 +261,6 @@ def forks_for_request() -> bool:
     """Whether the calling thread forks, or has just been forked, to answer one request (``processes=``)."""
     kind = getattr(sys.modules.get("socketserver"), "ForkingMixIn", None)
     return kind is not None and any(frame.f_code is kind.process_request.__code__ for frame in callers(sys._getframe()))
-
-
-def signal_parent() -> None:
-    """In the child: make the parent close its copy of the listener."""
-    with contextlib.suppress(OSError):
-        os.kill(os.getppid(), signal.SIGURG)
-
-
-def _reloader_handles(signum: int) -> bool:
-    return getattr(signal.getsignal(signum), "__module__", None) == "werkzeug._reloader"
 
 
 def _run_simple() -> dict[str, Any] | None:
