@@ -304,10 +304,15 @@ class Serving(Servers):
 
         :param peers: the processes that serve at this address before and after this one.
         """
+        from . import bind, create
+
+        def make_server() -> ConnectionAdapter:
+            return create(server, app, host, port, bind.with_passed_on(host, port, options))
+
         self._check_run()
         self.process.shutdown.peers = peers or Peers()
         try:
-            return self._run(application, lambda: _make_server(server, app, host, port, options))
+            return self._run(application, make_server)
         finally:
             # Only now, because closing the server and logging may hang too.
             if self.process.shutdown.begun:
@@ -415,14 +420,6 @@ def _in_uwsgis_master() -> bool:
     """
     uwsgi = sys.modules.get("uwsgi")
     return uwsgi is not None and bool(uwsgi.opt.get("master")) and not uwsgi.worker_id()
-
-
-def _make_server(
-    server: str, app: WSGIApplication, host: str | None, port: int | None, options: dict[str, Any]
-) -> ConnectionAdapter:
-    from . import bind, create
-
-    return create(server, app, host, port, bind.with_passed_on(host, port, options))
 
 
 def _log_addresses(runner: ConnectionAdapter) -> None:
