@@ -10,7 +10,7 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from .._core.inflight import Load, RequestInfo
@@ -121,8 +121,12 @@ class ConnectionAdapter(Adapter):
 
     # -- of one server ---------------------------------------------------------------------------------------------
 
-    def requests(self) -> Mapping[Any, Sequence[RequestInfo]]:
-        """The open connections, each with its requests; none where it is silent or idle."""
+    def requests(self) -> Iterable[tuple[Any, Sequence[RequestInfo]]]:
+        """The open connections, each with its requests; none where it is silent or idle.
+
+        Lazily, or with another check in :meth:`hang_up`: a request may begin on the last connection while the first
+        ones are hung up.
+        """
         raise NotImplementedError
 
     def hang_up(self, connection: Any) -> None:
@@ -201,7 +205,7 @@ class ConnectionAdapter(Adapter):
         """Hang up connections idle for ``linger`` seconds; return whether any connection is left."""
         now = time.monotonic()
         before, self._looks = self._looks, {}
-        for connection, requests in self.requests().items():
+        for connection, requests in self.requests():
             idle = not requests
             since, was_idle = before.get(connection, (now, idle))
             since = since if idle == was_idle else now
@@ -214,7 +218,7 @@ class ConnectionAdapter(Adapter):
         now, looks = time.monotonic(), self._looks
         return [
             info._replace(age=max(info.age, now - looks.get(connection, (now,))[0]))
-            for connection, requests in self.requests().items()
+            for connection, requests in self.requests()
             for info in requests
         ]
 

@@ -38,7 +38,7 @@ import selectors
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from cheroot import connections
@@ -115,7 +115,7 @@ class Cheroot(ConnectionAdapter):
         listener.socket.setblocking(False)  # the loop may accept from it once more
         listener.socket.close()
 
-    def requests(self) -> Mapping[Any, Sequence[RequestInfo]]:
+    def requests(self) -> Iterator[tuple[Any, Sequence[RequestInfo]]]:
         # In the order in which a connection passes them. One between the loop and a worker counts as queued.
         stages: dict[Any, str | None] = dict.fromkeys(self._accepting())
         stages |= {each: "queued" for each in self.opened.copy() if _is_open(each)}
@@ -124,10 +124,8 @@ class Cheroot(ConnectionAdapter):
             stages |= {each: "sending" if sockets.unsent(each.socket) else None for each in _kept(server)}
             stages |= dict.fromkeys(_queued(server), "queued")
             stages |= {each: _stage(each, worker.ident in responding) for each, worker in _busy(server).items()}
-        return {
-            connection: () if stage is None else [RequestInfo("-", "-", 0.0, stage=stage)]
-            for connection, stage in stages.items()
-        }
+        for connection, stage in stages.items():
+            yield connection, () if stage is None else [RequestInfo("-", "-", 0.0, stage=stage)]
 
     def _accepting(self) -> Iterator[Any]:
         """The servers whose loops are inside their accept, and the sockets of their TLS handshakes."""

@@ -29,7 +29,7 @@ from __future__ import annotations
 import logging
 import socket
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import gevent
@@ -118,9 +118,9 @@ class Gevent(ConnectionAdapter):
         _in_hub(server, close)
         closed.wait(HUB_PATIENCE)
 
-    def requests(self) -> Mapping[_Tracked, Sequence[RequestInfo]]:
+    def requests(self) -> Iterator[tuple[_Tracked, Sequence[RequestInfo]]]:
         # A handler that is older than the tracking does not remove itself.
-        return {each: each.under_way() for each in self.tracked.copy() if "socket" in each.__dict__}
+        return ((each, each.under_way()) for each in self.tracked.copy() if "socket" in each.__dict__)
 
     def hang_up(self, connection: _Tracked) -> None:
         # Interleaving, if this thread did it: it sees an idle connection; the hub reads a request; this thread sees no

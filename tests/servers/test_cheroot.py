@@ -63,7 +63,7 @@ def test_an_expired_connection_does_not_hold_up_the_loop(monkeypatch: pytest.Mon
     with served("cheroot", app) as subject, Connection(subject.address) as client:
         client.get("/")
         subject.runner.announce()
-        (connection,) = subject.runner.requests()
+        ((connection, _requests),) = subject.runner.requests()
         connection.server._connections._expire(time.time() + BOUND)
         assert client.rest() == b""
     assert threading.current_thread() not in lingers
@@ -79,7 +79,7 @@ def test_connections_are_not_listed_for_longer_than_they_are_open(monkeypatch: p
         forgotten: list[Any] = []
         monkeypatch.setattr(HTTPServer, "process_conn", lambda _server, connection: forgotten.append(connection))
         lost = Connection(subject.address)
-        until(lambda: forgotten == list(subject.runner.requests()) != [])
+        until(lambda: forgotten == [each for each, _ in subject.runner.requests()] != [])
         monkeypatch.undo()
         lost.reset()
     forgotten[0].close()

@@ -416,8 +416,8 @@ def test_a_request_that_arrives_before_the_hang_up(server: str, kept: bool) -> N
         if kept and server != "werkzeug":  # which keeps none
             client.get("/")
         subject.runner.announce()
-        until(lambda: [list(requests) for requests in subject.runner.requests().values()] == [[]])
-        (connection,) = subject.runner.requests()
+        until(lambda: [list(requests) for _, requests in subject.runner.requests()] == [[]])
+        ((connection, _requests),) = subject.runner.requests()
         client.send(request_head("/hold"))
         assert begun.wait(BOUND)
         subject.runner.hang_up(connection)

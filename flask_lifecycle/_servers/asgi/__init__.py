@@ -15,7 +15,7 @@ import asyncio
 import multiprocessing
 import sys
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..._core.inflight import RequestInfo
@@ -72,8 +72,8 @@ class LoopAdapter(ConnectionAdapter):
         """Close a connection. Called in the loop."""
         raise NotImplementedError
 
-    def requests(self) -> Mapping[Any, Sequence[RequestInfo]]:
-        return {connection: self.under_way(connection) for connection in self.connections()}
+    def requests(self) -> Iterator[tuple[Any, Sequence[RequestInfo]]]:
+        return ((connection, self.under_way(connection)) for connection in self.connections())
 
     def transport(self, connection: Any) -> Any:
         return connection.transport

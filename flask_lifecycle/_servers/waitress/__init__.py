@@ -32,7 +32,7 @@ import select
 import socket
 import sys
 import threading
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from waitress import wasyncore
@@ -178,9 +178,9 @@ class Waitress(ConnectionAdapter):
         servers = self._running if self.announced else self._servers
         return [channel for server in servers for channel in server.active_channels.copy().values()]
 
-    def requests(self) -> Mapping[Channel, Sequence[RequestInfo]]:
+    def requests(self) -> Iterator[tuple[Channel, Sequence[RequestInfo]]]:
         queued = {id(task) for pool in self._pools() for task in pool.queue.copy()}
-        return {channel: channel.under_way(id(channel) in queued) for channel in self.connections()}
+        return ((channel, channel.under_way(id(channel) in queued)) for channel in self.connections())
 
     def hang_up(self, connection: Channel) -> None:
         through_loop(connection.server.trigger, connection.hang_up_if_idle)

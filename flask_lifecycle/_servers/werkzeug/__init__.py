@@ -37,7 +37,7 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from socketserver import BaseServer, ForkingMixIn
 from types import CodeType, FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -153,17 +153,17 @@ class Werkzeug(ConnectionAdapter):
         for each in self._open:
             each.waits = True
 
-    def requests(self) -> Mapping[Any, Sequence[RequestInfo]]:
+    def requests(self) -> Iterator[tuple[Any, Sequence[RequestInfo]]]:
         # In the order in which a connection passes them.
         answered = _find_answered()
-        found: dict[Any, Sequence[RequestInfo]] = {pid: () for server in self._servers for pid in _children(server)}
+        yield from ((pid, ()) for server in self._servers for pid in _children(server))
         # Servers whose loop has accepted a connection, or is about to, and has not listed it yet.
         accepted = [call.variables.get("self") for call in calls_of(_ACCEPT) if _is_coming(call.variables)]
-        found |= {server: () for server in self._servers if server in accepted}
-        found |= {("handshake", sock): () for sock in handshakes()}
+        yield from ((server, ()) for server in self._servers if server in accepted)
+        yield from ((("handshake", sock), ()) for sock in handshakes())
         for each in self._open:
-            found |= {sock: _under_way(sock, handler, answered) for sock, handler in each.handlers.copy().items()}
-        return found
+            for sock in each.handlers.copy():
+                yield sock, _under_way(sock, each.handlers.get(sock), answered)
 
     def hang_up(self, connection: Any) -> None:
         if connection in self._servers:
