@@ -22,7 +22,7 @@ import os
 import struct
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from werkzeug import Request, Response
 
@@ -34,6 +34,9 @@ from .._core.state import State
 from ..checks._validation import needs
 from ._table import METRICS as METRICS
 from ._table import PREFIX, App, Metric, Sample, read
+
+if TYPE_CHECKING:
+    from .._core.process import Process
 
 __all__ = ["LifecycleCollector", "instrument"]
 
@@ -127,9 +130,9 @@ class Metrics(Feature):
     :raises ValueError: the directory of multiprocess mode does not exist.
     """
 
-    def __init__(self, application: Any) -> None:
+    def __init__(self, process: Process) -> None:
         require_prometheus()
-        self._members: Callable[[], Sequence[Any]] = application.process.applications
+        self._members: Callable[[], Sequence[Any]] = process.applications
         self._directory = os.environ.get(MULTIPROC_DIR)
         if self._directory is not None and not os.path.isdir(self._directory):
             raise ValueError(
@@ -137,21 +140,33 @@ class Metrics(Feature):
                 " workers start."
             )
         self._complained = False
-        self._room = threading.Semaphore(MOST_SCRAPES)
-        application.probes.listener_only |= {METRICS_PATH: self.respond, f"{METRICS_PATH}/": self.respond}
+        self.after_fork()
+
+    @classmethod
+    def of(cls, application: Any) -> Metrics:
+        metrics: Metrics = application.process.share(cls)
+        application.probes.listener_only |= {METRICS_PATH: metrics.respond, f"{METRICS_PATH}/": metrics.respond}
+        return metrics
+
+    def after_fork(self) -> None:
+        self._room = threading.Semaphore(MOST_SCRAPES)  # a child has none of its parent's scrapes
+        self._writer = _Writer(self._members)
+        self._writes = False  # whether this process has begun to serve, and needs the writer
 
     def begin(self) -> None:
-        self._room = threading.Semaphore(MOST_SCRAPES)  # a forked child has none of the parent's scrapes
         if self._directory is not None:
-            _Writer.begin(self._members)
+            self._writes = True
+            self._writer.scheduler.wake()
 
     def state_changed(self, new: State, reason: str) -> None:
-        if (writer := _Writer.here()) is not None:
-            writer.wake()
+        if self._writes:
+            self._writer.scheduler.wake()
 
     def stop(self) -> None:
-        if (writer := _Writer.here()) is not None:
-            writer.end()
+        if self._writes:
+            self._writes = False
+            self._writer.scheduler.stop()
+            self._writer.write()
 
     # -- a scrape -------------------------------------------------------------------------------------------------
 
@@ -178,8 +193,8 @@ class Metrics(Feature):
         from prometheus_client.multiprocess import MultiProcessCollector
 
         if self._directory is not None:
-            if (writer := _Writer.here()) is not None:
-                writer.write()
+            if self._writes:
+                self._writer.write()
             workers: Any = MultiProcessCollector(CollectorRegistry(), self._directory)  # type: ignore[no-untyped-call]
             yield from _collect_files(workers)
             return
@@ -215,31 +230,12 @@ def _response(body: str | bytes, status: int, kind: str = "text/plain; charset=u
 class _Writer:
     """Writes the metrics of this process to the files of multiprocess mode, for all its applications."""
 
-    _by_process: dict[int, _Writer] = {}  # noqa: RUF012  by pid, so that a forked child has none
-
     def __init__(self, members: Callable[[], Sequence[Any]]) -> None:
         self._members = members
         self._lock = threading.Lock()  # guards what follows, between the thread and a scrape
         self._metrics: dict[tuple[str, tuple[str, ...]], Any] = {}
         self._written: dict[tuple[str, tuple[str, ...]], dict[tuple[str, ...], float]] = {}
-        self._scheduler = Scheduler(self._tick, "lifecycle-metrics", "writing the metrics of this worker")
-
-    @classmethod
-    def begin(cls, members: Callable[[], Sequence[App]]) -> None:
-        """Start the writer of this process, unless another application has."""
-        cls._by_process.setdefault(os.getpid(), cls(members)).wake()
-
-    @classmethod
-    def here(cls) -> _Writer | None:
-        return cls._by_process.get(os.getpid())
-
-    def wake(self) -> None:
-        self._scheduler.wake()
-
-    def end(self) -> None:
-        self._by_process.pop(os.getpid(), None)
-        self._scheduler.stop()
-        self.write()
+        self.scheduler = Scheduler(self._tick, "lifecycle-metrics", "writing the metrics of this worker")
 
     def _tick(self) -> float:
         self.write()

@@ -29,6 +29,7 @@ from werkzeug.test import Client, TestResponse
 from flask_lifecycle import Lifecycle, State
 from flask_lifecycle._core.inflight import Load
 from flask_lifecycle._core.shutdown import StopRequest
+from flask_lifecycle._servers.discovery import instances
 from flask_lifecycle.metrics import METRICS, MOST_SCRAPES, LifecycleCollector, Metrics, instrument
 from tests._fakes import (
     BOUND,
@@ -442,7 +443,7 @@ def test_a_collector_that_hangs(registered: Any) -> None:
         refused = scrape(app)
         assert (refused.status_code, refused.data) == (503, b"other scrapes have not ended\n")
         assert Client(listener_of(app)).get("/livez").status_code == 200
-        state_of(app).features["metrics"].begin()  # in a forked child, which none of those threads is in
+        state_of(app).after_fork()  # in a child, which none of those threads is in
         go_on.set()
         assert scrape(app).status_code == 200
     assert scrape(app).status_code == 200
@@ -478,7 +479,8 @@ def multiprocess(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Pa
     monkeypatch.setattr(prometheus_client.values, "MmapedDict", keep)
     monkeypatch.setattr(prometheus_client.values, "ValueClass", MultiProcessValue())
     yield tmp_path
-    Metrics(state_of(serve()[0])).stop()  # the writer of this process
+    for metrics in instances(Metrics):
+        metrics.stop()
     for file in files:
         file.close()
 
@@ -546,10 +548,11 @@ def test_the_last_write_of_a_worker(multiprocess: Path) -> None:
 
 def test_a_forked_child_writes_nothing_by_itself(multiprocess: Path) -> None:
     """A child that does not serve has no writer."""
-    _app, metrics = begin()
+    app, metrics = begin()
     until(lambda: any(multiprocess.iterdir()))
 
     def child() -> int:
+        state_of(app).after_fork()
         metrics.state_changed(State.READY, "started")
         metrics.stop()
         return len(threads()) + len(list(multiprocess.glob(f"*_{os.getpid()}.db")))
