@@ -13,9 +13,7 @@ from typing import Any
 
 from gunicorn.workers.base import Worker
 
-from ..._core.deadline import Deadline
 from ..._core.log import logger
-from ..._core.server import Peers
 from ..adapter import missing
 from ..serving import this_process, this_serving
 from .master import Master, is_known
@@ -28,23 +26,12 @@ _OF_CLASS = ("handle", "handle_exit", "handle_quit")
 _OF_WORKER = ("age", "alive", "cfg", "sockets", "tmp")
 
 
-class _Master(Peers):
-    """The master, to an application that it has loaded before the fork, which ends with the master."""
-
-    def __init__(self, shared: SharedMemory) -> None:
-        self._shared = shared
-
-    def is_last(self, deadline: Deadline) -> bool:
-        return self._shared.claim_group_hooks()
-
-
 class _Here:
     """What the hooks of this process have made. A worker has a copy of what its master had before the fork."""
 
     shared: SharedMemory | None = None
     master: Master | None = None
     worker: HookedWorker | None = None
-    gunicorns: Any = None  # the worker's own object
 
 
 here = _Here()
@@ -65,9 +52,8 @@ def when_ready(server: Any) -> None:
         return
     this_process.relay.restore()  # an application that was loaded here has taken signals that are not its own
     shared = here.shared = SharedMemory()
-    here.master = Master(server, shared)
+    here.master = this_process.shutdown.peers = Master(server, shared)
     here.master.install()
-    this_process.shutdown.peers = _Master(shared)
     if this_process.applications():
         _warn_of_threads()
 
@@ -113,8 +99,8 @@ def post_worker_init(worker: Any) -> None:
     if not this_process.applications():
         this_process.awaits_master = False
         shared.set_state(worker.age, ABSENT)
-    elif worker.alive or not shared.is_dismissed(worker.age) or shared.stop_requested:  # else others serve already
-        here.gunicorns, here.worker = worker, HookedWorker(worker, shared, this_serving)
+    elif worker.alive or not shared.is_dismissed(worker.age) or shared.page.stop_requested:  # else others serve already
+        here.worker = HookedWorker(worker, shared, this_serving)
         here.worker.serve()
 
 
@@ -128,7 +114,7 @@ def worker_exit(server: Any, worker: Any) -> None:
     """A worker leaves: drain it and run its hooks. One that could not start makes gunicorn stop, as if it could not be
     loaded. gunicorn calls this in the master as well, for a worker that has gone.
     """
-    if here.worker is not None and worker is here.gunicorns and here.worker.finish():
+    if here.worker is not None and here.worker.finish():
         sys.exit(server.WORKER_BOOT_ERROR)  # or it would be replaced again and again
 
 

@@ -29,6 +29,8 @@ from collections.abc import Iterable
 from types import FrameType
 from typing import Any
 
+from ..._core.deadline import Deadline
+from ..._core.server import Peers
 from ..listener import ClosingListener, Listener
 from .shared import ABSENT, CLEAN, DELAYED, DELAYING, GONE, SERVING, SharedMemory
 
@@ -53,8 +55,11 @@ def is_known(worker_class: type) -> bool:
     return any(f"{each.__module__}.{each.__qualname__}" in _KNOWN for each in worker_class.__mro__)
 
 
-class Master:
-    """Replaces methods of gunicorn's arbiter. Used by its main thread only."""
+class Master(Peers):
+    """Replaces methods of gunicorn's arbiter. Used by its main thread only.
+
+    It is the peer of an application that it has loaded before the fork, and that ends with it.
+    """
 
     def __init__(self, server: Any, shared: SharedMemory) -> None:
         self._server = server
@@ -80,6 +85,9 @@ class Master:
         signal.signal(signal.SIGTERM, self._signalled)
         signal.signal(signal.SIGALRM, self._tick)
 
+    def is_last(self, deadline: Deadline) -> bool:
+        return self._shared.claim_group_hooks()
+
     def _signalled(self, signum: int, frame: FrameType | None) -> None:
         if os.getpid() != self._pid:
             # A child that has just been forked, and installs its own handlers in a moment: gunicorn would forget the
@@ -92,7 +100,7 @@ class Master:
         """Stop the workers, and look from now on whether all is done; also while a reload holds the main loop."""
         if not self._began:
             self._shared.request_stop()
-            self._began = self._shared.stop_requested
+            self._began = self._shared.page.stop_requested
             signal.setitimer(signal.ITIMER_REAL, TICK)
 
     def term(self) -> None:
@@ -146,7 +154,7 @@ class Master:
             self._stopped = self._taking_part()
             if gone:  # else they are open until gunicorn closes them, and that it does first
                 self._await_prompt_ends()
-            self._bound(self._shared.limits[2])
+            self._bound(self._shared.page.grace)
         self._stop(graceful)
 
     def _await_prompt_ends(self) -> None:
@@ -167,8 +175,8 @@ class Master:
     @property
     def left(self) -> float:
         """Seconds left of the grace period."""
-        grace, now = self._shared.limits[2], time.monotonic()
-        return grace - (now - (self._began or now))
+        grace: float = self._shared.page.grace
+        return grace - (time.monotonic() - self._began if self._began else 0.0)
 
     @property
     def exit_code(self) -> int:
@@ -196,21 +204,21 @@ class Master:
             signal.setitimer(signal.ITIMER_REAL, _AGAIN if done else TICK)
 
     def _step(self, now: float) -> bool:
-        delay, drain, _grace = self._shared.limits
+        page = self._shared.page
         # Whether a worker takes part now is not the question: all of them may have been replaced this moment.
         states = self._states().values()
         if ABSENT in states or self._cannot_serve(states):
             return True
         if self._closing is None:
             delaying = SERVING in states or DELAYING in states
-            if delaying and now - self._began < max(delay, drain) + _LATE:
+            if delaying and now - self._began < max(page.delay, page.drain) + _LATE:
                 return False
             self._closing = {ClosingListener(Listener(each.sock), now): each for each in self._own_listeners()}
             if all(each.method != "quiet period" for each in self._closing):
-                self._shared.refusing_since = now
+                page.refusing_since = now
         done = [each.done(now) for each in self._closing]  # each is to look
         # Before a worker has loaded the application nothing but gunicorn's own patience is known.
-        return all(done) or now - self._began >= (drain or self._server.cfg.graceful_timeout)
+        return all(done) or now - self._began >= (page.drain or self._server.cfg.graceful_timeout)
 
     def _cannot_serve(self, states: Iterable[int]) -> bool:
         """Whether workers cannot start: then those that replace them will not serve what waits either."""

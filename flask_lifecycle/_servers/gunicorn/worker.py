@@ -142,7 +142,7 @@ class HookedWorker(Adapter, Peers):
     def _signalled(self, signum: int, frame: FrameType | None) -> None:
         if self._is_dismissed():
             queue = getattr(self._worker, "method_queue", None)  # of gthread's loop
-            if queue is not None and self._shared.stop_requested:
+            if queue is not None and self._shared.page.stop_requested:
                 queue.defer(self._accept_rest_and_leave, signum, frame)
             else:
                 self._worker.handle_exit(signum, frame)
@@ -154,7 +154,7 @@ class HookedWorker(Adapter, Peers):
         the worker leaves as soon as the running requests are answered. gunicorn has the next signal of the kind, and
         one that comes during a shutdown.
         """
-        if signum in self._quitting or self._shared.stop_requested:
+        if signum in self._quitting or self._shared.page.stop_requested:
             self._worker.handle_quit(signum, frame)
         self._quitting.add(signum)
         self._worker.cfg.worker_int(self._worker)
@@ -171,7 +171,7 @@ class HookedWorker(Adapter, Peers):
     def _watch(self) -> None:
         """Begin the shutdown when the master stops all workers, or gunicorn ends this one."""
         if self._all_stop():
-            late = time.monotonic() - self._shared.stop_requested
+            late = time.monotonic() - self._shared.page.stop_requested
             self._process.begin(StopRequest("SIGTERM", signal.SIGTERM, late=late))
             while not self._leaves():
                 _wait_for(self._wake_read)
@@ -183,12 +183,12 @@ class HookedWorker(Adapter, Peers):
 
     def _all_stop(self) -> bool:
         """Block until all workers stop, or this one leaves; return whether it is all."""
-        if self._shared.fileno() in _wait_for(self._shared.fileno(), self._wake_read):
+        if self._shared.stopping in _wait_for(self._shared.stopping, self._wake_read):
             return True
         os.read(self._wake_read, 1)
         if self._leaves():
             return False
-        if self._shared.wait_for_stop(_MOMENT):
+        if _wait_for(self._shared.stopping, seconds=_MOMENT):
             return True
         self._end_loop()
         return False
@@ -214,7 +214,7 @@ class HookedWorker(Adapter, Peers):
     def stop_accepting(self, timeout: float) -> None:
         """Report that the delay is over, and wait until the master, which has the accept queue served, dismisses us."""
         self._set_state(DELAYED)
-        if not self._shared.stop_requested:
+        if not self._shared.page.stop_requested:
             self._end_loop()  # the application stops by itself, and this worker alone
         # The connection that a sync worker reads from keeps those behind it in the accept queue, which the master waits
         # for.
@@ -230,7 +230,7 @@ class HookedWorker(Adapter, Peers):
         while not event.wait(max(0.0, min(TICK, until - time.monotonic()))):
             if time.monotonic() >= until:
                 return False
-            self._connections.hang_up(linger, self._since or math.inf, self._shared.refusing_since)
+            self._connections.hang_up(linger, self._since or math.inf, self._shared.page.refusing_since)
         return True
 
     def unfinished(self) -> Sequence[RequestInfo]:
@@ -261,7 +261,7 @@ class HookedWorker(Adapter, Peers):
         for nothing.
         """
         self._leave()
-        if self._shared.stop_requested and hasattr(self._worker, "accept") and not hasattr(self._worker, "tpool"):
+        if self._shared.page.stop_requested and hasattr(self._worker, "accept") and not hasattr(self._worker, "tpool"):
             self._accept_rest()  # a sync worker
         self._left.set()
         for sock in self._worker.sockets:
@@ -318,11 +318,12 @@ def _force_close(response: Any) -> None:
         response.force_close()
 
 
-def _wait_for(*descriptors: int) -> list[int]:
+def _wait_for(*descriptors: int, seconds: float | None = None) -> list[int]:
+    """Wait until some of these are readable, and return them."""
     poll = select.poll()  # a blocking read would stop all greenlets, if threads are greenlets
     for descriptor in descriptors:
         poll.register(descriptor, select.POLLIN)
-    return [descriptor for descriptor, _ in poll.poll()]
+    return [descriptor for descriptor, _ in poll.poll(None if seconds is None else seconds * 1000)]
 
 
 def _as_listener(connection: tuple[Any, Any], name: Any) -> SimpleNamespace:
