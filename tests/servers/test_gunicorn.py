@@ -257,7 +257,7 @@ def test_the_master_waits_no_longer_than_the_grace_period(shared: Any, age: floa
     """A worker that hangs is killed by then, whatever gunicorn would give it."""
     server = FakeArbiter()
     master = hooks.Master(server, shared)
-    master._finished, master._began = True, time.monotonic() - age
+    master._finished, shared.page.stop_requested = True, time.monotonic() - age
     master.stop()
     assert server.cfg.graceful_timeout == timeout
 

@@ -29,6 +29,8 @@ from collections.abc import Iterable
 from types import FrameType
 from typing import Any
 
+from gunicorn.errors import HaltServer
+
 from ..._core.deadline import Deadline
 from ..._core.server import Peers
 from ..listener import ClosingListener, Listener
@@ -64,8 +66,8 @@ class Master(Peers):
     def __init__(self, server: Any, shared: SharedMemory) -> None:
         self._server = server
         self._shared = shared
+        self._page = shared.page
         self._pid = os.getpid()
-        self._began = 0.0
         self._finished = self._stopping = self._dismissed = False
         self._failure: Exception | None = None  # the exit code for which gunicorn would stop at once
         self._closing: dict[ClosingListener, Any] | None = None  # with gunicorn's own objects
@@ -98,16 +100,16 @@ class Master(Peers):
 
     def _begin(self) -> None:
         """Stop the workers, and look from now on whether all is done; also while a reload holds the main loop."""
-        if not self._began:
+        if not self._page.stop_requested:
             self._shared.request_stop()
-            self._began = self._shared.page.stop_requested
             signal.setitimer(signal.ITIMER_REAL, TICK)
 
     def term(self) -> None:
         """What gunicorn's main loop does on SIGTERM: first begin, in the end stop."""
         self._begin()  # it may have arrived before the hooks
         if self._finished:
-            self._log()
+            for each in self._closing or ():  # to gunicorn's log, because the workers set up the application's
+                self._server.log.info("listener closed (%s)", each.method)
             if self._failure is not None:
                 raise self._failure
             self._halt()
@@ -125,13 +127,11 @@ class Master(Peers):
 
     def reap_workers(self) -> None:
         """What gunicorn does when a worker has ended. If it could not start, all stop, here in the usual way."""
-        from gunicorn.errors import HaltServer
-
         before = self._states()
         try:
             self._reap()
         except HaltServer as failure:
-            if not self._began and not self._stopping:
+            if not self._page.stop_requested and not self._stopping:
                 self._failure = failure
                 self._begin()
         for age in before.keys() - self._states():
@@ -151,10 +151,12 @@ class Master(Peers):
             listener.close()
         self._shared.set_last_workers(list(self._states()))
         if graceful and self._finished:
-            self._stopped = self._taking_part()
+            self._stopped = [age for age, state in self._states().items() if state not in (0, ABSENT)]
             if gone:  # else they are open until gunicorn closes them, and that it does first
                 self._await_prompt_ends()
-            self._bound(self._shared.page.grace)
+            left = max(1, math.ceil(self.left))
+            if self._page.grace and self._server.cfg.graceful_timeout > left:
+                self._server.cfg.set("graceful_timeout", left)  # a worker that hangs while it loads has no watchdog yet
         self._stop(graceful)
 
     def _await_prompt_ends(self) -> None:
@@ -166,17 +168,11 @@ class Master(Peers):
             time.sleep(TICK)
             self._server.reap_workers()
 
-    def _bound(self, grace: float) -> None:
-        """Bound the wait for a worker that hangs while it loads: it has no watchdog of its own yet."""
-        left = max(1, math.ceil(self.left))
-        if grace and self._server.cfg.graceful_timeout > left:
-            self._server.cfg.set("graceful_timeout", left)
-
     @property
     def left(self) -> float:
         """Seconds left of the grace period."""
-        grace: float = self._shared.page.grace
-        return grace - (time.monotonic() - self._began if self._began else 0.0)
+        grace, began = self._page.grace, self._page.stop_requested
+        return float(grace - (time.monotonic() - began if began else 0.0))
 
     @property
     def exit_code(self) -> int:
@@ -186,9 +182,6 @@ class Master(Peers):
 
     def _states(self) -> dict[int, int]:
         return {worker.age: self._shared.state(worker.age) for worker in self._server.WORKERS.values()}
-
-    def _taking_part(self) -> list[int]:
-        return [age for age, state in self._states().items() if state not in (0, ABSENT)]
 
     def _tick(self, _signum: int, _frame: FrameType | None) -> None:
         try:
@@ -204,21 +197,21 @@ class Master(Peers):
             signal.setitimer(signal.ITIMER_REAL, _AGAIN if done else TICK)
 
     def _step(self, now: float) -> bool:
-        page = self._shared.page
+        page = self._page
         # Whether a worker takes part now is not the question: all of them may have been replaced this moment.
         states = self._states().values()
         if ABSENT in states or self._cannot_serve(states):
             return True
         if self._closing is None:
             delaying = SERVING in states or DELAYING in states
-            if delaying and now - self._began < max(page.delay, page.drain) + _LATE:
+            if delaying and now - page.stop_requested < max(page.delay, page.drain) + _LATE:
                 return False
             self._closing = {ClosingListener(Listener(each.sock), now): each for each in self._own_listeners()}
             if all(each.method != "quiet period" for each in self._closing):
                 page.refusing_since = now
         done = [each.done(now) for each in self._closing]  # each is to look
         # Before a worker has loaded the application nothing but gunicorn's own patience is known.
-        return all(done) or now - self._began >= (page.drain or self._server.cfg.graceful_timeout)
+        return all(done) or now - page.stop_requested >= (page.drain or self._server.cfg.graceful_timeout)
 
     def _cannot_serve(self, states: Iterable[int]) -> bool:
         """Whether workers cannot start: then those that replace them will not serve what waits either."""
@@ -231,8 +224,3 @@ class Master(Peers):
         # gunicorn notices within a second that a master before this one has gone.
         others = server.reexec_pid or (server.master_pid and server.master_pid == os.getppid())
         return [] if given or others else list(server.LISTENERS)
-
-    def _log(self) -> None:
-        for each in self._closing or ():
-            # To gunicorn's log, because the workers set up the application's.
-            self._server.log.info("listener closed (%s)", each.method)

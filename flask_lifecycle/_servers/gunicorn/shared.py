@@ -56,10 +56,9 @@ class SharedMemory:
     # -- the shutdown -------------------------------------------------------------------------------------------------
 
     def request_stop(self) -> None:
-        """Stop all workers. Idempotent. For the master's signal handler."""
-        if not self.page.stop_requested:
-            self.page.stop_requested = time.monotonic()
-            os.write(self._write, b"x")
+        """Stop all workers. Call it once; the master's signal handler may."""
+        self.page.stop_requested = time.monotonic()
+        os.write(self._write, b"x")
 
     def publish(self, settings: Sequence[Settings], group_hooks: bool = False) -> None:
         """Write the limits. All workers have the same applications, so they all write the same.
