@@ -144,10 +144,9 @@ def _log(action: str, by: str, way: str, more: str = "") -> None:
 
 _UNITS = {"d": 86400, "h": 3600, "m": 60, "s": 1}
 # Only ASCII digits: \d and float() also accept those of forty other scripts.
-_PART = re.compile(r"([0-9]+(?:\.[0-9]+)?)([a-z])")
-_NUMBER = re.compile(r"[0-9]+(?:\.[0-9]+)?")
-# A longer text is not a duration that a person has written.
-_LONGEST = 32
+_NUMBER = r"([0-9]+(?:\.[0-9]+)?)"
+# Each unit once, the longer before the shorter: "5m5m" and "1s1h" are probably mistakes, so they are refused.
+_DURATION = re.compile("".join(f"(?:{_NUMBER}{unit})?" for unit in _UNITS))
 
 
 def parse_duration(name: str, value: str, most: float) -> float:
@@ -182,13 +181,10 @@ def format_duration(seconds: float) -> str:
 
 def _seconds(value: str) -> float:
     """The seconds of a duration; ``nan`` for anything else."""
-    text = value.strip() if len(value) <= _LONGEST else ""
-    if _NUMBER.fullmatch(text):
+    text = value.strip()
+    if re.fullmatch(_NUMBER, text):
         return float(text)
-    parts = _PART.findall(text)
-    units = [unit for _, unit in parts]
-    # Each unit once, the longer before the shorter: "5m5m" and "1s1h" are probably mistakes, so they are refused.
-    in_order = bool(units) and units == [unit for unit in _UNITS if unit in units]
-    if not in_order or "".join(number + unit for number, unit in parts) != text:
+    numbers = _DURATION.fullmatch(text)
+    if not text or numbers is None:
         return math.nan
-    return sum(float(number) * _UNITS[unit] for number, unit in parts)
+    return sum(float(number) * unit for number, unit in zip(numbers.groups("0"), _UNITS.values(), strict=True))

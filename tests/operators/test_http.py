@@ -160,7 +160,7 @@ NAME = "'by' must be a name of up to 64 visible characters without blanks, such 
             (f"cordon?by=alice&for={quote(given)}", DURATION.format(ascii(given)))
             for given in (
                 *("", " ", "s", "m10", "10x", "10M", "10 m", "5m5m", "30m1h", "1h30", "-5m", "+5m", "1e3", "0x10"),
-                *("1_0", ".5s", "5.s", "5m,", "nan", "inf", "٥m", "５m", "²s", "5ｍ", "5\u2028m", "9" * 33, "5m\0"),
+                *("1_0", ".5s", "5.s", "5m,", "nan", "inf", "٥m", "５m", "²s", "5ｍ", "5\u2028m", "5m\0"),
             )
         ),
         *(
@@ -169,7 +169,7 @@ NAME = "'by' must be a name of up to 64 visible characters without blanks, such 
         ),
         *(
             (f"cordon?by=alice&for={given}", f"'for' must be at most '7d', not '{given}'; renew it then.")
-            for given in ("8d", "7d1s", "9" * 32, "99999999999999999999d")
+            for given in ("8d", "7d1s", "9" * 33, "99999999999999999999d")
         ),
         ("cordon?for=10m", NAME.format("''")),
         *(
