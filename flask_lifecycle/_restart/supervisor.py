@@ -100,9 +100,8 @@ class Supervisor:
         self._current = self._start("first")
         while self._workers:
             poll = select.poll()
-            channels = {
-                worker.channel.fileno(): worker for worker in self._workers.values() if worker.channel.fileno() >= 0
-            }
+            channels = {worker.channel.socket.fileno(): worker for worker in self._workers.values()}
+            channels.pop(-1, None)  # closed
             for descriptor in (wake, *channels):
                 poll.register(descriptor, select.POLLIN)
             ready = [descriptor for descriptor, _event in poll.poll(self._pause())]
@@ -156,7 +155,7 @@ class Supervisor:
                 return
             self._next.until = time.monotonic() + self._patience
             self._withheld.clear()
-            self._systemd.reloading()
+            self._systemd.send("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}", if_ready=True)
             logger.info("reload: process %d starts", self._next.pid, extra={"lifecycle_pid": self._next.pid})
 
     def _failed(self, why: str) -> None:
@@ -165,7 +164,7 @@ class Supervisor:
             return
         pid = self._current.pid
         logger.error("reload failed: %s; process %d continues to serve", why, pid, extra={"lifecycle_pid": pid})
-        self._systemd.reload_failed(self._current.status)
+        self._systemd.send("READY=1", self._current.status, if_ready=True)
 
     def _reload_again(self) -> None:
         again, self._again = self._again, False
@@ -178,7 +177,7 @@ class Supervisor:
         worker.until = None
         for number in self._withheld:  # the previous worker leaves the listeners, so no other worker would stop
             worker.channel.send("signal", str(number))
-        self._systemd.reloaded(worker.status)
+        self._systemd.send("READY=1", worker.status)
         if before is not None:
             before.channel.send("leave", str(worker.pid))
         logger.info(
@@ -225,7 +224,7 @@ class Supervisor:
     def _handle(self, worker: _Worker) -> None:
         messages = worker.channel.receive()
         if messages is None:
-            worker.channel.close()
+            worker.channel.socket.close()
             return
         for word, text, descriptors in messages:
             accepted = not self._ending and (word == "probes" or (word == "ready" and worker is self._next))
@@ -271,7 +270,7 @@ class Supervisor:
                     self._gone(worker, worker.popen.wait())
 
     def _gone(self, worker: _Worker, code: int) -> None:
-        worker.channel.close()
+        worker.channel.socket.close()
         if worker is self._next:
             self._next = None
             if self._ending:
@@ -322,28 +321,19 @@ class _Systemd:
         self._name = f"\0{name[1:]}" if name.startswith("@") else name
         self._ready = False
 
-    def send(self, *lines: str) -> None:
-        """Send a message; if systemd does not read it in time, it is lost."""
+    def send(self, *lines: str, if_ready: bool = False) -> None:
+        """Send a message; if systemd does not read it in time, it is lost.
+
+        :param if_ready: only if the service is ready.
+        """
+        if if_ready and not self._ready:
+            return
         text = "\n".join(filter(None, lines))
         self._ready = self._ready or "READY=1" in text.split("\n")
         if self._name[:1] in ("/", "\0"):
             with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
                 sock.settimeout(_NOTIFY_TIMEOUT)
                 sock.sendto(text.encode(errors="replace"), self._name)
-
-    def reloading(self) -> None:
-        """A reload begins; not before the service is ready."""
-        if self._ready:
-            self.send("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
-
-    def reload_failed(self, status: str) -> None:
-        """A reload has failed, and the service is as before."""
-        if self._ready:
-            self.send("READY=1", status)
-
-    def reloaded(self, status: str) -> None:
-        """A reload is over, and another worker is ready."""
-        self.send("READY=1", status)
 
 
 def _ended(code: int) -> str:

@@ -76,9 +76,6 @@ class Channel:
         self._rest = b""
         self._descriptors: list[int] = []
 
-    def fileno(self) -> int:
-        return self.socket.fileno()
-
     def send(self, word: str, text: str = "", descriptors: Sequence[int] = ()) -> None:
         """Send a message, if the other end still exists."""
         line = json.dumps([word, text, len(descriptors)]).encode() + b"\n"
@@ -103,9 +100,6 @@ class Channel:
             messages.append((word, text, self._descriptors[:count]))
             del self._descriptors[:count]
         return messages
-
-    def close(self) -> None:
-        self.socket.close()
 
 
 class RestartWorker(Peers):

@@ -62,7 +62,7 @@ def test_the_other_end_is_gone(ends: Ends, unread: bool) -> None:
     one, two = ends
     if unread:
         two.send("word")
-    one.close()
+    one.socket.close()
     assert two.receive() is None
     two.send("word")
 
@@ -165,16 +165,13 @@ def test_messages_to_systemd() -> None:
     with tempfile.TemporaryDirectory() as home, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as receiver:
         receiver.bind(f"{home}/notify")
         manager = supervisor_module._Systemd(f"{home}/notify")
-        manager.reloading()
-        manager.reload_failed("STATUS=a")
+        manager.send("RELOADING=1", if_ready=True)
         manager.send("STATUS=a")
         manager.send("READY=1\nSTATUS=b")
-        manager.reloading()
-        manager.reload_failed("STATUS=c")
-        manager.reloaded("")
-        heard = [receiver.recv(1000).decode().split("\n") for _ in range(5)]
-    assert heard.pop(2)[0] == "RELOADING=1"
-    assert heard == [["STATUS=a"], ["READY=1", "STATUS=b"], ["READY=1", "STATUS=c"], ["READY=1"]]
+        manager.send("RELOADING=1", "MONOTONIC_USEC=1", if_ready=True)
+        manager.send("READY=1", "")
+        heard = [receiver.recv(1000).decode().split("\n") for _ in range(4)]
+    assert heard == [["STATUS=a"], ["READY=1", "STATUS=b"], ["RELOADING=1", "MONOTONIC_USEC=1"], ["READY=1"]]
     manager.send("STATUS=d")
     supervisor_module._Systemd("").send("STATUS=d")
 
