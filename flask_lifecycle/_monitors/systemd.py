@@ -47,22 +47,14 @@ if TYPE_CHECKING:
     from .._core.process import Process
 
 _VARIABLES = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
-# Seconds between two looks, and between two changes of the status.
-_PERIOD = 1.0
-# Until a full queue is tried again; a shutdown may be over sooner than a second.
-_RETRY = 0.1
-# Seconds to ask for at once, and again when half of them are left.
-_LEASE = 10.0
-# Time for the interpreter to end, and for systemd to notice it.
-_MARGIN = 1.0
-# The shortest interval of heartbeats; a shorter one would keep the process busy.
-_SHORTEST = 0.1
-# The longest pause; a thread cannot wait for systemd's largest number.
-_LONGEST_PAUSE = 3600.0
-# The maximum of a 64-bit number.
-_DIGITS = 20
-# systemd drops a datagram of more than 4096 bytes (NOTIFY_BUFFER_MAX).
-_LONGEST = 1000
+_PERIOD = 1.0  # seconds between two looks, and between two changes of the status
+_RETRY = 0.1  # until a full queue is tried again; a shutdown may be over sooner than a second
+_LEASE = 10.0  # seconds to ask for at once, and again when half of them are left
+_MARGIN = 1.0  # for the interpreter to end, and for systemd to notice it
+_SHORTEST = 0.1  # the interval of heartbeats; a shorter one would keep the process busy
+_LONGEST_PAUSE = 3600.0  # a thread cannot wait for systemd's largest number
+_DIGITS = 20  # of the maximum of a 64-bit number
+_LONGEST = 1000  # characters; systemd drops a datagram of more than 4096 bytes (NOTIFY_BUFFER_MAX)
 
 
 class Notifier(Feature):
@@ -216,9 +208,7 @@ class Notifier(Feature):
         parts = [self._state()]
         if shutdown.report is None:
             parts.append(f"{shutdown.in_flight} in flight")
-            items = sum(
-                len(work) for work in {id(each.work): each.work for each in self._process.applications()}.values()
-            )
+            items = sum(len(work) for work in {each.work for each in self._process.applications()})
             parts += [f"{items} work item{'s' if items > 1 else ''}"] if items else []
             left = shutdown.remaining()
             parts += [f"{left:.0f} s left"] if left is not None else []
