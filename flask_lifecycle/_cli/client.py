@@ -15,11 +15,9 @@ from urllib.parse import urlencode, urlsplit
 
 from .._core.text import visible
 
-# Ten times a document with fifty requests, fifty work items and a thousand checks.
-_LARGEST = 8 << 20
+_LARGEST = 8 << 20  # ten times a document with fifty requests, fifty work items and a thousand checks
 _POLL = 0.05
-# Requests with this user agent do not count as a prober, so no stop waits for them.
-_AGENT = "flask-lifecycle"
+_AGENT = "flask-lifecycle"  # requests with this user agent do not count as a prober, so no stop waits for them
 
 
 class UnreachableError(Exception):

@@ -33,8 +33,7 @@ _SHARED = {
     "backlog": "waitress, cheroot, gevent",
     "max-request-body-size": "waitress, cheroot",
 }
-# The largest int of C, the kernel's type of a backlog and of a descriptor.
-_INT = 2**31 - 1
+_INT = 2**31 - 1  # the largest int of C, the kernel's type of a backlog and of a descriptor
 # As `waitress-serve` names them; everything else goes by --option.
 _WAITRESS: tuple[tuple[str, Any, str], ...] = (
     ("threads", click.IntRange(1, 10_000), "Number of threads that run the application."),

@@ -23,8 +23,7 @@ from .._core.text import visible
 from .._status.formatting import headline, long, phase_in_words, worst_first
 from .client import UnreachableError, Url, fetch_health
 
-# Characters of a text of the document.
-_LONGEST = 200
+_LONGEST = 200  # characters of a text of the document
 _COLORS = {"pass": "green", "warn": "yellow", "fail": "red"}
 
 

@@ -39,10 +39,8 @@ from .._core.hooks import HookRecord
 if TYPE_CHECKING:
     from .._core.process import Process
 
-# Seconds that the shutdown waits for the traceback; an idle process would exit before it is shown.
-_PATIENCE = 1.0
-# These end a thread or a program intentionally.
-_NO_CRASHES = (SystemExit, KeyboardInterrupt)
+_PATIENCE = 1.0  # seconds that the shutdown waits for the traceback; an idle process would exit before it is shown
+_NO_CRASHES = (SystemExit, KeyboardInterrupt)  # these end a thread or a program intentionally
 
 
 class CrashWatch(Feature):

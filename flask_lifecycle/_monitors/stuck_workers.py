@@ -60,8 +60,7 @@ from ..checks import Check, CheckReport, CheckResult
 from ..checks._health import Health
 from ..checks._outbox import Outbox
 
-# Short enough for every prober, and longer than a free worker needs on a busy machine.
-_MOMENT = 0.05
+_MOMENT = 0.05  # short enough for every prober, and longer than a free worker needs on a busy machine
 
 
 class _Ping:

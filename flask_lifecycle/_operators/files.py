@@ -36,8 +36,7 @@ _PERIOD = 1.0
 _FIRST_LOOK = 0.5  # seconds that the start of the application waits for the first look
 _LARGEST = 4096
 
-# The identity of a file; ``None`` for no file.
-Identity: TypeAlias = "tuple[int, ...] | None"
+Identity: TypeAlias = "tuple[int, ...] | None"  # the identity of a file; ``None`` for no file
 
 # Separated by ASCII blanks only, so that no other blank can hide in a name.
 _LINE = re.compile(r"(?:for[ \t]+)?([^ \t]+)[ \t]+by[ \t]+([^ \t]+)")

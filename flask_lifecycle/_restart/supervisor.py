@@ -41,8 +41,7 @@ from .worker import VARIABLE, Channel
 # Signals that are forwarded, unless one of them is the reload signal.
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 _STOPPING = frozenset((signal.SIGTERM, signal.SIGINT, signal.SIGQUIT))
-# Seconds for systemd to take a message.
-_NOTIFY_TIMEOUT = 0.5
+_NOTIFY_TIMEOUT = 0.5  # seconds for systemd to take a message
 
 
 class _Worker:

@@ -63,8 +63,7 @@ if TYPE_CHECKING:
     from .._core.process import Process
 
 VARIABLE = "LIFECYCLE_HANDOVER"
-# Seconds between two looks at whether the worker is ready.
-_LOOK = 0.1
+_LOOK = 0.1  # seconds between two looks at whether the worker is ready
 _MOST_DESCRIPTORS = 253  # SCM_MAX_FD
 
 

@@ -40,13 +40,11 @@ if TYPE_CHECKING:
 
 __all__ = ["LifecycleCollector", "instrument"]
 
-# Two Prometheus servers and an operator; more at a time hang, in a collector of the application.
-MOST_SCRAPES = 4
+MOST_SCRAPES = 4  # Two Prometheus servers and an operator; more at a time hang, in a collector of the application
 # How often and at which pauses a half-made file of another worker is read again; making it takes microseconds.
 _ATTEMPTS = 5
 _PAUSE = 0.01
-# How old the metrics of another worker may be; Prometheus scrapes every 15 s to a minute.
-_WRITE_EACH = 1.0
+_WRITE_EACH = 1.0  # how old the metrics of another worker may be; Prometheus scrapes every 15 s to a minute
 # A longer Accept header counts as absent: prometheus_client parses each version number in it. Prometheus' own has about
 # 400 characters.
 _LONGEST_ACCEPT = 1024

@@ -29,10 +29,8 @@ from ..checks._health import READY
 
 PREFIX = "flask_lifecycle"
 
-# Names of work items in the life of a process: each is a time series for as long as it is stored.
-MOST_NAMES = 50
-# Characters of such a name in a label.
-_LONGEST = 100
+MOST_NAMES = 50  # names of work items in the life of a process: each is a time series for as long as it is stored
+_LONGEST = 100  # characters of such a name in a label
 
 App: TypeAlias = Any  # an Application, whose module is above this one
 Sample: TypeAlias = "tuple[tuple[str, ...], float]"

@@ -37,8 +37,7 @@ _MIDDLEWARES = (
     ("hypercorn.app_wrappers", "WSGIWrapper", "app"),
     ("asgiref.wsgi", "WsgiToAsgi", "wsgi_application"),
 )
-# Seconds that the start-up waits for the loop to install our signal handlers.
-_TAKEN_WITHIN = 1.0
+_TAKEN_WITHIN = 1.0  # seconds that the start-up waits for the loop to install our signal handlers
 _STAGES = ("queued", "receiving", "sending")
 _CLOSED_WITHIN = 1.0  # seconds that the drain waits for the loop to close a listener
 _TURNS = 5  # of the loop, from accepting a connection to listing it, with some to spare

@@ -42,8 +42,7 @@ from ..wsgi import WSGIWrapper
 if TYPE_CHECKING:
     from ..._core.process import Process
 
-# The longest delay, in seconds, of a signal that another thread has received.
-_AWAKE = 0.25
+_AWAKE = 0.25  # the longest delay, in seconds, of a signal that another thread has received
 
 _OF_RUNNER = ("callback",)  # granian's variable that holds the application
 

@@ -37,13 +37,11 @@ from ..listener import ClosingListener, Listener
 from .shared import ABSENT, CLEAN, DELAYED, DELAYING, GONE, SERVING, SharedMemory
 
 TICK = 0.005
-# gunicorn 23 drops a signal if its queue has five already.
-_AGAIN = 1.0
+_AGAIN = 1.0  # gunicorn 23 drops a signal if its queue has five already
 # gunicorn checks every 0.1 s for exited workers, which takes most of the time of a shutdown without requests.
 # For this many seconds we check more often.
 _PROMPT = 0.3
-# A worker that is busy in C code may begin its delay late.
-_LATE = 1.0
+_LATE = 1.0  # a worker that is busy in C code may begin its delay late
 # The classes of workers that our hooks know. Others have their own loop, such as gunicorn's ``asgi`` and uvicorn's.
 _KNOWN = (
     "gunicorn.workers.sync.SyncWorker",
