@@ -194,12 +194,9 @@ _DIR = click.option(
     help="Use this control directory.  [default: LIFECYCLE_CONTROL_DIR, if there is no probe port]",
 )  # fmt: skip
 _ANSWER = click.option(
-    "--timeout",
-    callback=_duration(_YEAR),
-    default=f"{_TIMEOUT:g}",
-    metavar="DURATION",
+    "--timeout", callback=_duration(_YEAR), default=f"{_TIMEOUT:g}", metavar="DURATION",
     help="How long to wait for an answer.  [default: 5s]",
-)
+)  # fmt: skip
 _WHERE = click.argument("url", required=False)
 
 

@@ -69,11 +69,7 @@ def _key_values(context: click.Context, parameter: click.Parameter, values: tupl
 @click.command()
 @click.option("--host", "-h", default=None, help="The address to listen on.  [default: 127.0.0.1]")
 @click.option(
-    "--port",
-    "-p",
-    type=click.IntRange(0, 65535),
-    default=None,
-    help="The port; 0 chooses a free one.  [default: 5000]",
+    "--port", "-p", type=click.IntRange(0, 65535), default=None, help="The port; 0 chooses a free one.  [default: 5000]"
 )
 @click.option(
     "--server", default="waitress", show_default=True, help="The server: waitress, werkzeug, cheroot or gevent."
@@ -85,18 +81,14 @@ def _key_values(context: click.Context, parameter: click.Parameter, values: tupl
     help="The file descriptor of an inherited listening socket; may be repeated.",
 )  # fmt: skip
 @click.option(
-    "--reload-on",
-    type=click.Choice(["SIGHUP", "SIGUSR1", "SIGUSR2"]),
+    "--reload-on", type=click.Choice(["SIGHUP", "SIGUSR1", "SIGUSR2"]),
     help="On this signal, replace the process with a new one; no connection is refused. Only with waitress.",
-)
+)  # fmt: skip
 @click.option(
-    "--reload-within",
-    type=click.FloatRange(0, 86400, min_open=True),
-    default=60.0,
-    show_default=True,
+    "--reload-within", type=click.FloatRange(0, 86400, min_open=True), default=60.0, show_default=True,
     metavar="SECONDS",
     help="How long the new process may take to become ready; if it takes longer, the old one continues.",
-)
+)  # fmt: skip
 @_waitress_options
 @click.option(
     "--option", "-o", "others", multiple=True, metavar="KEY=VALUE", callback=_key_values,

@@ -51,7 +51,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from .._core.feature import Feature
-from .._core.fork import renew_in_children
 from .._core.inflight import Ledger
 from .._core.log import logger
 from .._core.server import Server
@@ -94,7 +93,6 @@ class PoolWatch(Feature):
         self._server = server
         self.clock = time.monotonic
         self.after_fork()
-        renew_in_children(self.after_fork)
 
     @classmethod
     def of(cls, application: Any) -> PoolWatch:

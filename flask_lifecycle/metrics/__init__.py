@@ -231,8 +231,8 @@ class _Writer:
     def __init__(self, members: Callable[[], Sequence[Any]]) -> None:
         self._members = members
         self._lock = threading.Lock()  # guards what follows, between the thread and a scrape
-        self._metrics: dict[tuple[str, tuple[str, ...]], Any] = {}
-        self._written: dict[tuple[str, tuple[str, ...]], dict[tuple[str, ...], float]] = {}
+        # Each metric with the values that were written, by their labels.
+        self._metrics: dict[tuple[str, tuple[str, ...]], tuple[Any, dict[tuple[str, ...], float]]] = {}
         self.scheduler = Scheduler(self._tick, "lifecycle-metrics", "writing the metrics of this worker")
 
     def _tick(self) -> float:
@@ -247,9 +247,8 @@ class _Writer:
     def _write(self, metric: Metric, labels: tuple[str, ...], samples: Iterable[Sample]) -> None:
         key = (metric.name, labels)
         if key not in self._metrics:
-            self._metrics[key] = _make(metric, labels)
-            self._written[key] = {}
-        made, written = self._metrics[key], self._written[key]
+            self._metrics[key] = _make(metric, labels), {}
+        made, written = self._metrics[key]
         now = dict(samples)
         if metric.kind == "gauge":
             now = dict.fromkeys(written, 0.0) | now
