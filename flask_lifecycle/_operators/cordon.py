@@ -13,6 +13,7 @@ until it is ended.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 import re
 import threading
@@ -42,19 +43,14 @@ def check_name(name: str) -> str:
     return name
 
 
+@dataclasses.dataclass(eq=False)
 class Lease:
-    """One cordon.
+    """One cordon."""
 
-    :param by: the operator's name.
-    :param seconds: its whole length.
-    :param until: when it expires.
-    """
-
-    def __init__(self, by: str, seconds: float, until: Deadline) -> None:
-        self.by = by
-        self.seconds = seconds
-        self.until = until
-        self.cancelled = threading.Event()
+    by: str  # the operator's name
+    seconds: float  # its whole length
+    until: Deadline  # when it expires
+    cancelled: threading.Event = dataclasses.field(default_factory=threading.Event)
 
     @property
     def reason(self) -> str:

@@ -22,6 +22,7 @@ the process manager decides how often to retry. As PID 1 the supervisor reaps or
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import select
 import signal
@@ -44,16 +45,16 @@ _STOPPING = frozenset((signal.SIGTERM, signal.SIGINT, signal.SIGQUIT))
 _NOTIFY_TIMEOUT = 0.5  # seconds for systemd to take a message
 
 
+@dataclasses.dataclass(eq=False)
 class _Worker:
     """A worker that serves, is starting, or is stopping."""
 
-    def __init__(self, popen: subprocess.Popen[bytes], channel: Channel) -> None:
-        self.popen = popen
-        self.channel = channel
-        self.receives = False  # messages
-        self.why = "it has sent no message"  # why it is not ready
-        self.until: float | None = None  # when it must be ready, or gone
-        self.status = ""  # its last status for systemd
+    popen: subprocess.Popen[bytes]
+    channel: Channel
+    receives: bool = False  # messages
+    why: str = "it has sent no message"  # why it is not ready
+    until: float | None = None  # when it must be ready, or gone
+    status: str = ""  # its last status for systemd
 
     @property
     def pid(self) -> int:
