@@ -3,15 +3,13 @@
 Theory of operation
 -------------------
 
-On SIGTERM gunicorn's master closes its listeners and sends SIGTERM to the workers, which stop accepting. This resets
-the connections in the accept queue, and load balancers do not notice in time. With our hooks the master waits before it
-does that (``master.py``).
+On SIGTERM gunicorn's master closes its listeners, which resets the connections in the accept queue, and stops the
+workers before load balancers notice. With our hooks the master waits before it does that (``master.py``).
 
-*One byte stops all workers.* The master makes a pipe before it forks, and writes one byte that is never read. So the
-pipe wakes every worker at once, even one forked later. Each begins its shutdown: readiness fails, responses say
-``Connection: close``, the delay runs. A worker forked meanwhile has the rest of the delay and the grace period.
-Each worker has a state in shared memory (``shared.py``), so the master waits for the delays without knowing the
-settings, and an adaptive delay ends when it has ended in every worker.
+*One byte stops all workers*, by a pipe that the master makes before it forks. Each worker begins its shutdown:
+readiness fails, responses say ``Connection: close``, the delay runs. A worker forked meanwhile has the rest of the
+delay and the grace period. Each worker has a state in shared memory (``shared.py``), so the master waits for the delays
+without knowing the settings, and an adaptive delay ends when it has ended in every worker.
 
 *The master decides when a worker leaves.* A worker never touches the listener, and leaves gunicorn's loop on SIGTERM (a
 stop, a reload, one worker less) or after ``max_requests``; it does not need to know which. ``worker_exit`` then blocks
@@ -129,7 +127,7 @@ class HookedWorker(Adapter, Peers):
         os.write(self._wake_write, b"x")
 
     def finish(self) -> bool:
-        """After gunicorn's loop, block the main thread until the shutdown is over. Return whether the start failed."""
+        """After gunicorn's loop, block until the shutdown is over. Return whether the start failed."""
         self._leave_loop()
         self._process.begin(StopRequest("gunicorn ends this worker", delay=False))
         self._process.shutdown.delay.cut()
