@@ -19,10 +19,10 @@ periodically by SIGURG, which has no other effect here.
 
 from __future__ import annotations
 
+import argparse
 import multiprocessing
 import os
 import signal
-import sys
 import threading
 import time
 from collections.abc import Sequence
@@ -131,11 +131,10 @@ def _cell(function: Any, name: str) -> CellType | None:
 
 def kill_timeout() -> float | None:
     """granian's option. The worker does not get it, but a child of multiprocessing has its parent's arguments."""
-    option, text = "--workers-kill-timeout", os.environ.get("GRANIAN_WORKERS_KILL_TIMEOUT")
-    for number, argument in enumerate(sys.argv):
-        if argument.startswith(option):
-            text = argument.partition("=")[2] or "".join(sys.argv[number + 1 : number + 2])
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--workers-kill-timeout", type=float, default=os.environ.get("GRANIAN_WORKERS_KILL_TIMEOUT"))
     try:
-        return float(text) if text else None
-    except ValueError:
+        limit: float | None = parser.parse_known_args()[0].workers_kill_timeout
+    except argparse.ArgumentError:
         return None
+    return limit
