@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import traceback
 from typing import Any, ClassVar
 
 import click
@@ -24,11 +25,9 @@ def load(info: ScriptInfo) -> tuple[Flask, Any]:
 
 
 def _raised_by_us(error: BaseException) -> bool:
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    package = "" if trace is None else trace.tb_frame.f_globals.get("__package__") or ""
-    return package.partition(".")[0] == "flask_lifecycle"
+    *_, (frame, _line) = traceback.walk_tb(error.__traceback__)
+    package = frame.f_globals.get("__package__") or ""
+    return str(package).partition(".")[0] == "flask_lifecycle"
 
 
 class _Group(AppGroup):

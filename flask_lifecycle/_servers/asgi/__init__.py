@@ -108,19 +108,15 @@ class LoopAdapter(ConnectionAdapter):
             return  # a server closes all of its listeners at once, so the last one closes it
         closed = self.order()
 
-        def wait_turns(left: int) -> None:
+        async def close() -> None:
+            listener.server.close()
             # The server does not list a connection that the loop has just accepted: the loop makes its transport,
             # protocol and task in the next turns. A drain that checked before that would think the server idle.
-            if left:
-                self._loop.call_soon(wait_turns, left - 1)
-            else:
-                closed.set()
+            for _ in range(_TURNS):
+                await asyncio.sleep(0)
+            closed.set()
 
-        def close() -> None:
-            listener.server.close()
-            wait_turns(_TURNS)
-
-        self._loop.call_soon_threadsafe(close)
+        asyncio.run_coroutine_threadsafe(close(), self._loop)
         closed.wait(_CLOSED_WITHIN)
 
     def hang_up(self, connection: Any) -> None:
