@@ -11,7 +11,7 @@ import time
 from collections.abc import Mapping
 from email.message import Message
 from typing import Any
-from urllib.parse import urlencode, urlsplit
+from urllib.parse import urlsplit
 
 from .._core.text import visible
 
@@ -69,8 +69,7 @@ def fetch_health(url: Url, token: str | None, timeout: float) -> dict[str, Any]:
 
     :raises UnreachableError: there is none.
     """
-    headers = {"Accept": "application/health+json, application/json;q=0.9"}
-    answer = ask("GET", url, "verbose", headers | _authorization(token), timeout)
+    answer = ask("GET", url, "verbose", {"Accept": "application/health+json, application/json;q=0.9"}, token, timeout)
     with contextlib.suppress(ValueError, RecursionError):
         document = json.loads(answer.body.decode())
         if isinstance(document, dict) and document.get("status") in ("pass", "warn", "fail"):
@@ -81,24 +80,17 @@ def fetch_health(url: Url, token: str | None, timeout: float) -> dict[str, Any]:
     raise UnreachableError(f"{url} {what}, which is no health document; give the URL of a health check.")
 
 
-def send_action(url: Url, parameters: Mapping[str, str], token: str, timeout: float) -> Answer:
-    """Send an operator's request.
-
-    :raises UnreachableError: there is no answer.
-    """
-    return ask("POST", url, urlencode(parameters), {"Content-Length": "0"} | _authorization(token), timeout)
-
-
-def ask(method: str, url: Url, query: str, headers: Mapping[str, str], timeout: float) -> Answer:
+def ask(method: str, url: Url, query: str, headers: Mapping[str, str], token: str | None, timeout: float) -> Answer:
     """Send one request and wait for the whole answer.
 
     :param timeout: seconds for each wait.
     :raises UnreachableError: there is no answer.
     """
+    headers = {"User-Agent": _AGENT, **headers, **_authorization(token)}
     kind = http.client.HTTPSConnection if url.scheme == "https" else http.client.HTTPConnection
     try:
         with contextlib.closing(kind(url.host, url.port, timeout=timeout)) as connection:
-            connection.request(method, f"{url.path or '/'}?{query}", headers={"User-Agent": _AGENT, **headers})
+            connection.request(method, f"{url.path or '/'}?{query}", headers=headers)
             response = connection.getresponse()
             return Answer(response.status, response.headers, response.read(_LARGEST))
     # A host or a header that cannot be sent raises a ValueError.

@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
+from urllib.parse import urlencode
 
 import click
 
@@ -21,7 +22,7 @@ from .._core.text import visible
 from .._operators.cordon import LONGEST_CORDON, check_name, format_duration, parse_duration
 from .._operators.files import CORDON, DRAIN
 from . import load
-from .client import UnreachableError, Url, send_action, wait_gone
+from .client import UnreachableError, Url, ask, wait_gone
 from .status import show_status
 
 # Seconds to wait for an answer, and for the end of a process: twice the grace period of Kubernetes.
@@ -46,7 +47,7 @@ def act(url: Url, action: str, parameters: dict[str, str], token: str | None, ti
         )
     at = url.at(f"{url.path}/lifecycle/{action}")
     try:
-        answer = send_action(at, parameters, token, timeout)
+        answer = ask("POST", at, urlencode(parameters), {"Content-Length": "0"}, token, timeout)
     except UnreachableError as error:
         _fail(2, str(error))
     if answer.status == 404:

@@ -6,20 +6,18 @@ Theory of operation
 A dedicated worker or the probe listener answers probes, so they would pass while nothing else is answered. Each look of
 a liveness probe (nothing runs in between) distinguishes a busy pool from a stuck one in two ways:
 
-*The same requests.* Each worker runs a request that is older than the limit, so none of them has ended since. The ages
-come from the in-flight set, which costs a request nothing. Of each thread only the newest entry counts: a file that
-waitress is still sending has left its thread, which may run the next request, or none.
+*The same requests.* Each worker runs a request that is older than the limit. The ages come from the in-flight set. Of
+each thread only the newest entry counts: a file that waitress is still sending has left its thread.
 
 *The pool ping.* A task that does nothing takes the way of a request: ahead of all that waits in the pool's queue, then
-through the server's loop (:meth:`flask_lifecycle._core.server.Server.ping`). The next free worker takes it, however
-long the queue is. If it has not returned after the limit, no worker has finished anything for that long. This covers
-what the in-flight set cannot see: dead threads, a lock that is never released, a blocked loop, requests of an
-application without a Lifecycle in the same pool. There is one ping at a time, and the next is sent by the first look
-after half the limit: a dead pool gets no second one.
+through the server's loop (:meth:`flask_lifecycle._core.server.Server.ping`). If it has not returned after the limit,
+no worker has finished anything for that long. This covers what the in-flight set cannot see: dead threads, a lock that
+is never released, a blocked loop, requests of an application without a Lifecycle in the same pool. There is one ping at
+a time, and the next is sent by the first look after half the limit.
 
-Neither result counts before a ping had a moment to return: a file that is still being sent and a thread between two
-requests look like a busy worker, and a process that was suspended for a minute finds its ping a minute old. In a
-working pool the ping returns at once.
+Neither result counts before a ping had a moment to return, as it does at once in a working pool: a file that is still
+being sent and a thread between two requests look like a busy worker, and a process that was suspended for a minute
+finds its ping a minute old.
 
 Where each connection has a thread (Werkzeug) there is no pool, and the ping only passes the accepting loop. A server
 that was found by a search may not run at all: its silence counts only after one ping has returned.

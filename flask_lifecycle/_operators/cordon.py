@@ -116,9 +116,8 @@ class Control(Feature):
             self._end(lease)
 
     def _end(self, lease: Lease) -> None:
-        if self._machine.cordon is lease:
-            with contextlib.suppress(RuntimeError):  # a shutdown has begun meanwhile
-                self._machine.apply(Event.UNCORDON, f"the cordon by {lease.by} has ended", lease)
+        with contextlib.suppress(RuntimeError):  # a shutdown has begun meanwhile
+            self._machine.apply(Event.UNCORDON, f"the cordon by {lease.by} has ended", lease)
 
     def state_changed(self, new: State, reason: str) -> None:
         """End the lease's thread when a shutdown begins."""
