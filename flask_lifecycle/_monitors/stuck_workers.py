@@ -96,7 +96,8 @@ class PoolWatch(Feature):
     def of(cls, application: Any) -> PoolWatch:
         after, search = application.settings.stuck_after, application.serving.current
         watch: PoolWatch = application.process.share(lambda p: cls(after, p.applications, search), (cls, after))
-        watch.attach(application.health)
+        application.health.pool = watch.report
+        watch._listeners.add(application.health)
         return watch
 
     def after_fork(self) -> None:
@@ -108,11 +109,6 @@ class PoolWatch(Feature):
         self._answered = False  # whether a ping has returned
         self._problem = ""
         self._outbox = Outbox()
-
-    def attach(self, health: Health) -> None:
-        """Make the liveness of an application depend on the pool."""
-        health.pool = self.report
-        self._listeners.add(health)
 
     def report(self, look: bool = True) -> CheckReport:
         """Report the pool as a check would, after a look at it or by the last one."""
