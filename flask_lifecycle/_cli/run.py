@@ -125,7 +125,7 @@ def run(
         if restart_worker is None:
             # The workers that serve load the application; this process has the listeners.
             with _one_sentence():
-                ours, inherited = supervisor.open_listeners(server, host, port, given, descriptors)
+                ours, inherited = supervisor.open_listeners(host, port, given, descriptors)
             show_log()
             sys.exit(supervisor.Supervisor(ours, inherited, signal.Signals[reload_on], reload_within).run())
         host = port = None

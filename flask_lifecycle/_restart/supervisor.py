@@ -373,19 +373,19 @@ def _directory() -> str:
 
 
 def open_listeners(
-    server: str, host: str | None, port: int | None, options: dict[str, Any], descriptors: Iterable[int]
+    host: str | None, port: int | None, options: dict[str, Any], descriptors: Iterable[int]
 ) -> tuple[list[socket.socket], list[socket.socket]]:
-    """Listen as the server would, or use passed listeners; ours, and those of another process.
+    """Listen as waitress would, or use passed listeners; ours, and those of another process.
 
     :raises ValueError: an option or a descriptor is wrong.
-    :raises RuntimeError: the server is not installed.
+    :raises RuntimeError: waitress is not installed.
     :raises OSError: an address cannot be listened on.
     """
     if descriptors:
         options = {**options, "sockets": bind.listeners(descriptors)}
     options = bind.with_passed_on(host, port, options)
     given: list[socket.socket] = options.get("sockets", [])
-    runner: Any = _servers.create(server, lambda environ, start: [], host, port, options)
+    runner: Any = _servers.create("waitress", lambda environ, start: [], host, port, options)
     ours = [] if given else [sock.dup() for sock in runner.listeners()]
     runner.hold_back()
     runner.close()
