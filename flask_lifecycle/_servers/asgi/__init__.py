@@ -124,8 +124,7 @@ class LoopAdapter(ConnectionAdapter):
 
     def _hang_up(self, connection: Any) -> None:
         sock = self.transport(connection).get_extra_info("socket")
-        # An end of file is not a request: hypercorn keeps a connection for its keep_alive_timeout after its client
-        # left.
+        # An end of file is no request: hypercorn keeps a connection for keep_alive_timeout after its client left.
         if not self.under_way(connection) and not unread(sock):
             self.close_idle(connection)
 

@@ -27,9 +27,8 @@ from ..._core.inflight import RequestInfo
 from ..._core.stacks import calls_of, variables_of
 from ..sockets import ACK_TICK, bytes_received, unread, unsent
 
-# Seconds that a connection of a gevent worker may take for the head of a request: gunicorn's own default of
-# ``keepalive``, whose value behind a balancer is longer than any grace period. Also the longest wait for the
-# acknowledgement of a response.
+# Seconds for the head of a request on a gevent worker, and for the acknowledgement of a response. It is gunicorn's
+# default of ``keepalive``, whose value behind a balancer is longer than any grace period.
 _PATIENCE = 2.0
 
 
@@ -106,9 +105,7 @@ class Connections:
             self._waiting.pop(sock, None)
 
     def _track_queued(self, conn: Any) -> None:
-        """In the place of gthread's ``enqueue_req``. A silent connection also waits while no thread is free for it:
-        otherwise many would be hung up one after the other.
-        """
+        """In the place of gthread's ``enqueue_req``, so that silent connections wait together, not one by one."""
         if not conn.initialized:
             self._begin_wait(conn.sock)
         self._enqueue(conn)

@@ -38,9 +38,7 @@ from .shared import ABSENT, CLEAN, DELAYED, DELAYING, GONE, SERVING, SharedMemor
 
 TICK = 0.005
 _AGAIN = 1.0  # gunicorn 23 drops a signal if its queue has five already
-# gunicorn checks every 0.1 s for exited workers, which takes most of the time of a shutdown without requests.
-# For this many seconds we check more often.
-_PROMPT = 0.3
+_PROMPT = 0.3  # seconds in which we check for exited workers more often than gunicorn, which does every 0.1 s
 _LATE = 1.0  # a worker that is busy in C code may begin its delay late
 # The classes of workers that our hooks know. Others have their own loop, such as gunicorn's ``asgi`` and uvicorn's.
 _KNOWN = (

@@ -47,8 +47,7 @@ class SharedMemory:
 
     def __init__(self) -> None:
         self.page: Any = _Page.from_buffer(mmap.mmap(-1, ctypes.sizeof(_Page)))
-        # Readable as soon as all workers are to stop: what is written is never read, so also for workers that come
-        # later.
+        # Readable as soon as all workers are to stop, also for later workers: what is written is never read.
         self.stopping, self._write = os.pipe()
         with tempfile.TemporaryFile() as file:
             self._lock = os.dup(file.fileno())

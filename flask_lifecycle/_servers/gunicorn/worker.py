@@ -214,8 +214,7 @@ class HookedWorker(Adapter, Peers):
         self._set_state(DELAYED)
         if not self._shared.page.stop_requested:
             self._end_loop()  # the application stops by itself, and this worker alone
-        # The connection that a sync worker reads from keeps those behind it in the accept queue, which the master waits
-        # for.
+        # The connection that a sync worker reads from holds up the accept queue, which the master waits for.
         self._await(self._leaving, timeout, self._linger)
 
     def wait_idle(self, timeout: float, linger: float) -> bool:
@@ -255,9 +254,7 @@ class HookedWorker(Adapter, Peers):
         self._leaving.set()
 
     def _leave_loop(self) -> None:
-        """gunicorn's loop has ended. The listeners are closed now and not when the hooks have run: clients would wait
-        for nothing.
-        """
+        """gunicorn's loop has ended. Close the listeners now: clients need not wait until the hooks have run."""
         self._leave()
         if self._shared.page.stop_requested and hasattr(self._worker, "accept") and not hasattr(self._worker, "tpool"):
             self._accept_rest()  # a sync worker
@@ -273,8 +270,9 @@ class HookedWorker(Adapter, Peers):
             self._worker.handle_exit(signum, frame)
 
     def _accept_rest(self) -> None:
-        """Accept what still waits, close the listeners, and serve it only then: clients that are not answered yet do
-        not connect again, so the queue runs empty. For the main thread.
+        """Accept what still waits, close the listeners, and only then serve it, in the main thread.
+
+        Clients that are not answered yet do not connect again, so the queue runs empty.
         """
         if self._rest_accepted:
             return
