@@ -133,7 +133,7 @@ def run(
         given["sockets"] = restart_worker.listeners
         descriptors = ()
     app, served = load(info)
-    with Countdown(served, sys.stderr), _one_sentence():
+    with _countdown(served, sys.stderr), _one_sentence():
         if descriptors:
             given["sockets"] = bind.listeners(descriptors)
         report = served.run(app, host, port, server, given, restart_worker)
@@ -154,54 +154,53 @@ def _one_sentence() -> Iterator[None]:
         raise click.UsageError(str(error)) from None
 
 
-class Countdown:
-    """During a shutdown, writes lines to a terminal that say what it waits for. Elsewhere it does nothing.
+@contextlib.contextmanager
+def _countdown(served: Any, stream: TextIO | None) -> Iterator[None]:
+    """During a shutdown, write lines to a terminal that say what it waits for. Elsewhere this does nothing.
 
-    Each is a whole line: one that is drawn in place would mix with what the log and the application write.
-
-    :param served: the ``AppState``, which is in the same layer as the commands.
+    :param served: the ``Application``, which is in the same layer as the commands.
     """
+    over = threading.Event()
+    thread = threading.Thread(
+        target=_write_countdown, args=(served, stream, over), name="lifecycle-countdown", daemon=True
+    )
+    if stream is not None and stream.isatty():  # None: it was closed
+        thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        if thread.is_alive():
+            thread.join()
 
-    def __init__(self, served: Any, stream: TextIO | None) -> None:
-        self._served = served
-        self._stream: Any = stream
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._write, name="lifecycle-countdown", daemon=True)
 
-    def __enter__(self) -> None:
-        if self._stream is not None and self._stream.isatty():  # None: it was closed
-            self._thread.start()
+def _write_countdown(served: Any, stream: TextIO, over: threading.Event) -> None:
+    """Write whole lines: one that is drawn in place would mix with what the log and the application write."""
+    while not served.draining.wait(_LOOK):
+        if over.is_set():
+            return
+    last, at = "", time.monotonic() - _SOONEST / 2  # a shutdown that ends at once writes nothing
+    while not over.wait(_LOOK):
+        waits_for, now = _waits_for(served), time.monotonic()
+        if now - at >= (_LATEST if waits_for == last else _SOONEST):
+            last, at = waits_for, now
+            left = served.remaining() or 0.0
+            with contextlib.suppress(OSError, ValueError):  # the terminal has gone
+                stream.write(f"{waits_for}, {left:.0f} s left{_way_out(served.process)}\n")
+                stream.flush()
 
-    def __exit__(self, *exc_info: object) -> None:
-        self._over.set()
-        if self._thread.is_alive():
-            self._thread.join()
 
-    def _write(self) -> None:
-        while not self._served.draining.wait(_LOOK):
-            if self._over.is_set():
-                return
-        last, at = "", time.monotonic() - _SOONEST / 2  # a shutdown that ends at once writes nothing
-        while not self._over.wait(_LOOK):
-            waits_for, now = self._waits_for(), time.monotonic()
-            if now - at >= (_LATEST if waits_for == last else _SOONEST):
-                last, at = waits_for, now
-                left = self._served.remaining() or 0.0
-                with contextlib.suppress(OSError, ValueError):  # the terminal has gone
-                    self._stream.write(f"{waits_for}, {left:.0f} s left{self._way_out()}\n")
-                    self._stream.flush()
+def _waits_for(served: Any) -> str:
+    shutdown = served.process.shutdown
+    requests, work = len(shutdown.unfinished()), len(shutdown.live_work())
+    counts = [f"{requests} request{'s' * (requests != 1)}"] if requests else []
+    counts += [f"{work} work item{'s' * (work != 1)}"] if work else []
+    return f"{' and '.join(counts)} in flight" if counts else f"nothing in flight, {phase_in_words(shutdown.phase)}"
 
-    def _waits_for(self) -> str:
-        shutdown = self._served.process.shutdown
-        requests, work = len(shutdown.unfinished()), len(shutdown.live_work())
-        counts = [f"{requests} request{'s' * (requests != 1)}"] if requests else []
-        counts += [f"{work} work item{'s' * (work != 1)}"] if work else []
-        return f"{' and '.join(counts)} in flight" if counts else f"nothing in flight, {phase_in_words(shutdown.phase)}"
 
-    def _way_out(self) -> str:
-        """What Ctrl-C does now. Before the first signal, it only joins the shutdown."""
-        process = self._served.process
-        signum = process.shutdown.signal
-        if signum is None or signal.SIGINT not in process.relay.installed:
-            return ""
-        return " (Ctrl-C again to force)" if signum == signal.SIGINT else " (Ctrl-C to force)"
+def _way_out(process: Any) -> str:
+    """What Ctrl-C does now. Before the first signal, it only joins the shutdown."""
+    signum = process.shutdown.signal
+    if signum is None or signal.SIGINT not in process.relay.installed:
+        return ""
+    return " (Ctrl-C again to force)" if signum == signal.SIGINT else " (Ctrl-C to force)"
