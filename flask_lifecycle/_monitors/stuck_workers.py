@@ -79,10 +79,7 @@ class PoolWatch(Feature):
     """
 
     def __init__(
-        self,
-        after: float,
-        members: Callable[[], Sequence[Any]],
-        server: Callable[[bool], Server | None],
+        self, after: float, members: Callable[[], Sequence[Any]], server: Callable[[bool], Server | None]
     ) -> None:
         self.after = after
         self.check = Check("stuck-workers", lambda: None, groups=("live",))

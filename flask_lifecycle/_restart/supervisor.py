@@ -298,20 +298,19 @@ class Supervisor:
         return max(0.0, min(times) - time.monotonic()) * 1000 + 1 if times else None
 
     def _check_times(self) -> None:
-        for worker in self._workers.values():
+        for worker in list(self._workers.values()):
             if worker.until is None or worker.until > time.monotonic():
                 continue
-            if worker is not self._next:
+            if worker is self._next:
+                # The same time again for its own shutdown; it has accepted nothing that could be lost.
+                worker.until = time.monotonic() + self._patience
+                worker.signal(signal.SIGTERM)
+                self._next = None
+                self._failed(f"process {worker.pid} was not ready within {self._patience:g} s ({worker.why})")
+                self._reload_again()
+            else:
                 worker.until = None
                 worker.signal(signal.SIGKILL)
-                continue
-            # The same time again for its own shutdown; it has accepted nothing that could be lost.
-            worker.until = time.monotonic() + self._patience
-            worker.signal(signal.SIGTERM)
-            self._next = None
-            self._failed(f"process {worker.pid} was not ready within {self._patience:g} s ({worker.why})")
-            self._reload_again()
-            return  # _workers has changed
 
 
 class _Systemd:
