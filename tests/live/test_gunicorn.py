@@ -244,12 +244,12 @@ def test_waiting_connections_hold_no_stop(live: Starter, kind: str) -> None:
     """Silent connections, and those kept after an answer, are hung up at the linger, and all at once."""
     settings = {"LIFECYCLE_GRACE_PERIOD": 100.0, "LIFECYCLE_KEEPALIVE_LINGER": 1.0}
     running = serve(live, kind, "--keep-alive", "75", workers=1, settings=settings)
-    connections = [Connection(address_of(running)) for _ in range(200)]  # in turn, four threads would take 50 s
+    connections = [Connection(address_of(running)) for _ in range(100)]  # in turn, four threads would take 25 s
     try:
         connections[0].ask("/fast")
         assert connections[0].answer().body == b"fast"
         assert running.stop() == 0
-        assert [connection.receive() for connection in connections] == [b""] * 200
+        assert [connection.receive() for connection in connections] == [b""] * 100
     finally:
         for connection in connections:
             connection.sock.close()
