@@ -73,7 +73,7 @@ class Connection:
     def __init__(
         self, address: Address, patience: float, *, slow: bool = False, sock: socket.socket | None = None
     ) -> None:
-        self._unread = b""
+        self._unread = bytearray()
         self.held_up = False
         self.ready_at = time.monotonic()  # since when it can send
         self.sock = sock or _new_socket(address)
@@ -128,34 +128,33 @@ class Connection:
         except ConnectionError as error:
             raise LostError(f"{type(error).__name__} in {where}") from error
 
+    def _read_more(self, where: str) -> None:
+        received = self.receive(where=where)
+        if not received:
+            raise LostError(f"end of file in {where}")
+        self._unread += received
+
+    def _take(self, size: int) -> bytes:
+        data = bytes(self._unread[:size])
+        del self._unread[:size]
+        return data
+
     def until(self, end: bytes, where: str) -> bytes:
         """Read until these bytes; return those before them."""
         while end not in self._unread:
-            received = self.receive(where=where)
-            if not received:
-                raise LostError(f"end of file in {where}")
-            self._unread += received
-        data, self._unread = self._unread.split(end, 1)
-        return data
+            self._read_more(where)
+        return self._take(self._unread.index(end) + len(end)).removesuffix(end)
 
     def exactly(self, size: int) -> bytes:
-        parts, missing = [self._unread[:size]], size - len(self._unread[:size])
-        self._unread = self._unread[size:]
-        while missing:
-            where = f"the body, {missing} of {size} bytes missing"
-            data = self.receive(min(missing, 65536), where)
-            if not data:
-                raise LostError(f"end of file in {where}")
-            parts.append(data)
-            missing -= len(data)
-        return b"".join(parts)
+        while (missing := size - len(self._unread)) > 0:
+            self._read_more(f"the body, {missing} of {size} bytes missing")
+        return self._take(size)
 
     def rest(self) -> bytes:
         """Read until the server closes the connection."""
-        parts, self._unread = [self._unread], b""
-        while data := self.receive(where="the body"):
-            parts.append(data)
-        return b"".join(parts)
+        while received := self.receive(where="the body"):
+            self._unread += received
+        return self._take(len(self._unread))
 
     def _line(self, where: str) -> bytes:
         return self.until(b"\r\n", where)
@@ -210,10 +209,8 @@ def _is_its_own_peer(sock: socket.socket) -> bool:
 def is_refused(address: Address, patience: float) -> bool:
     try:
         Connection(address, patience).close()
-    except (ConnectionRefusedError, FileNotFoundError):
-        return True
-    except OSError:
-        return False
+    except OSError as error:
+        return isinstance(error, ConnectionRefusedError | FileNotFoundError)
     return False
 
 

@@ -28,7 +28,7 @@ class Connection(client.Connection):
 
     def wait_for(self, data: bytes) -> None:
         """Read until these bytes have come; they stay to be read."""
-        self._unread = self.until(data, f"an answer without {data!r}") + data + self._unread
+        self._unread[:0] = self.until(data, f"an answer without {data!r}") + data
 
     def reset(self) -> None:
         """Leave as a client does that is killed: the server meets a reset."""
