@@ -30,7 +30,7 @@ from pathlib import Path
 from peers import HERE, PAGE, SERVERS, Server, command_of, missing, provenance, version, versions, write
 
 from flask_lifecycle._verify.client import is_refused
-from flask_lifecycle._verify.subject import ServerProcess, free_port, replaced
+from flask_lifecycle._verify.subject import ServerProcess, free_port
 
 LIBRARIES = ("requests", "httpx", "aiohttp")
 CONNECTIONS = 4  # of each library
@@ -54,12 +54,10 @@ def clients(node: Path | None) -> dict[str, list[str]]:
 
 def stop(words: list[str], environment: dict[str, str], commands: dict[str, list[str]]) -> dict[str, Counter[str]]:
     """Stop a server once: the answered requests of each library, and how often it lost one in which way."""
-    ports = {"{port}": str(free_port()), "{probe_port}": str(free_port())}
-    mark = f"PEERS_RUN={ports['{port}']}"
-    address = ("127.0.0.1", int(ports["{port}"]))
+    ports = free_port(), free_port()
+    address = ("127.0.0.1", ports[0])
     with contextlib.ExitStack() as stack:
-        environment = {**os.environ, **environment, **dict([mark.split("=")])}
-        server = ServerProcess([replaced(word, ports) for word in words], environment, mark, PATIENCE)
+        server = ServerProcess(words, ports, {**os.environ, **environment}, PATIENCE)
         stack.callback(server.end)
         if not server.wait_for(lambda: not is_refused(address, PATIENCE), PATIENCE):
             raise SystemExit(server.log)

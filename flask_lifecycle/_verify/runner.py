@@ -103,16 +103,16 @@ class Runner:
         if self.plan.address is not None and not is_refused(self.plan.address, self.plan.patience):
             raise MisuseError(f"Something listens on {shown(self.plan.address)} already; stop it first.")
         with self._started() as subject:
-            own = subject.wait_serving()
-            if not own and not self.plan.paths:
+            subject.wait_serving()
+            if subject.settings:
+                with Connection(subject.address, subject.patience) as client:
+                    claim = client.get(f"/{subject.prefix}/guarantee").body.decode()
+                self.claim = CLAIMS.get(claim, STARTED)
+            elif not self.plan.paths:
                 raise MisuseError(
                     "The application has no Lifecycle, so give the paths of its own work:"
                     " --fast /ping --slow '/report?s={seconds}' ..."
                 )
-            if own:
-                with Connection(subject.address, subject.patience) as client:
-                    claim = client.get(f"/{subject.prefix}/guarantee").body.decode()
-                self.claim = CLAIMS.get(claim, STARTED)
 
     def run(self, scenarios: Iterable[Scenario], jobs: int = 1) -> Iterator[Outcome]:
         """The outcomes, in the order in which they are known; none after :meth:`cancel`."""
@@ -153,21 +153,20 @@ class Runner:
         )
 
     def _run_on(self, subject: Subject, scenario: Scenario) -> str:
-        own = False
         if scenario.needs:
-            own = subject.wait_serving()
+            subject.wait_serving()
         else:
             subject.wait_for(lambda: subject.starting, subject.patience)
         settings = subject.settings
+        if scenario.own and not settings:
+            raise NotCheckedError("needs an application with a Lifecycle")
         paths = {}
-        if own:
+        if settings:
             paths = {kind: f"/{subject.prefix}/{kind}" for kind in _OWN}
             paths |= {kind: f"/{subject.prefix}/{kind}?seconds={{seconds}}" for kind in _OWN_TIMED}
             paths |= {kind: settings[kind] for kind in ("ready", "live")}
         if not scenario.own:
             paths |= self.plan.paths
-        elif not own:
-            raise NotCheckedError("needs an application with a Lifecycle")
         missing = [kind for kind in scenario.needs if kind not in paths]
         if missing:
             raise NotCheckedError(f"no path is given for {', '.join(missing)}")

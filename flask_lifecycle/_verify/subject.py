@@ -1,7 +1,7 @@
 """The process under test: started on free ports, watched, signalled, and ended with all that it has started.
 
-Each one gets a random mark in its environment. At the end every process with that mark is killed, also one that has
-left the session of the command, so none outlives the check.
+Each one is marked by a variable of a random name in its environment. At the end every process with that mark is killed,
+also one that has left the session of the command, so none outlives the check.
 """
 
 from __future__ import annotations
@@ -73,23 +73,29 @@ def release_port(port: int) -> None:
 class ServerProcess:
     """A command under test and all that it starts.
 
-    :param mark: a variable of the environment, ``NAME=value`` or its beginning, which no other process has.
+    :param ports: free ones, which replace ``{port}`` and ``{probe_port}`` in the command; released at its end.
     :param patience: seconds that each wait may take.
     :raises MisuseError: the command cannot be started.
     """
 
-    def __init__(self, command: Sequence[str], environment: Mapping[str, str], mark: str, patience: float) -> None:
+    def __init__(
+        self, command: Sequence[str], ports: tuple[int, int], environment: Mapping[str, str], patience: float
+    ) -> None:
+        port, probe_port = map(str, ports)
+        self.command = [word.replace("{port}", port).replace("{probe_port}", probe_port) for word in command]
         self.patience = patience
         self.gone = threading.Event()
         self.signalled_at = self.gone_at = 0.0
-        self._mark = mark.encode()
+        self._ports = ports
+        mark = f"LIFECYCLE_TEST_PROCESS_{secrets.token_hex(8)}"
+        self._mark = f"{mark}=".encode()
         self._output = tempfile.TemporaryFile()  # noqa: SIM115  closed by end()
         # What opens /dev/stdout anew has an offset of its own, and neither may write over the other.
         fcntl.fcntl(self._output, fcntl.F_SETFL, os.O_APPEND)
         self._log = b""  # when it has ended
         try:
             self._popen = subprocess.Popen(
-                command, env={**environment, "PYTHONUNBUFFERED": "1"}, stdin=subprocess.DEVNULL,
+                self.command, env={**environment, mark: "", "PYTHONUNBUFFERED": "1"}, stdin=subprocess.DEVNULL,
                 stdout=self._output, stderr=subprocess.STDOUT, start_new_session=True,
             )  # fmt: skip
         except OSError as error:
@@ -176,6 +182,8 @@ class ServerProcess:
         self._watcher.join(self.patience)
         self._log = self.log.encode()
         self._output.close()
+        for port in self._ports:
+            release_port(port)
 
 
 class Event(NamedTuple):
@@ -199,20 +207,13 @@ class Subject(ServerProcess):
     """
 
     def __init__(self, command: Sequence[str], address: Tcp | None, home: Path, patience: float, hook: str) -> None:
-        self._ports = [free_port(), free_port()]
-        ports = dict(zip(("{port}", "{probe_port}"), map(str, self._ports), strict=True))
-        self.address = address or ("127.0.0.1", self._ports[0])
+        ports = free_port(), free_port()
+        self.address = address or ("127.0.0.1", ports[0])
         self.prefix = f"lifecycle-verify-{secrets.token_hex(8)}"
         self._record = home / "record"
         self._record.touch()
-        words = [replaced(word, ports) for word in command]
         environment = {**os.environ, "PATH": search_path(), VARIABLE: f"{self.prefix}:{hook}:{self._record}"}
-        super().__init__(words, environment, f"{VARIABLE}={self.prefix}:", patience)
-
-    def end(self) -> None:
-        super().end()
-        for port in self._ports:
-            release_port(port)
+        super().__init__(command, ports, environment, patience)
 
     def recorded(self, what: str) -> list[Event]:
         lines = [line.split(" ", 2) for line in self._record.read_text().splitlines()]
@@ -229,8 +230,8 @@ class Subject(ServerProcess):
         """Whether it shows any sign of its start: output, an application, a listener."""
         return bool(self.log or self.settings) or not is_refused(self.address, self.patience)
 
-    def wait_serving(self) -> bool:
-        """Wait until it answers; return whether it has the routes of ``verify``.
+    def wait_serving(self) -> None:
+        """Wait until it answers. It has the routes of ``verify`` if it has ``settings`` then.
 
         :raises MisuseError: it does not begin to answer.
         """
@@ -251,20 +252,13 @@ class Subject(ServerProcess):
             else:
                 what = f"did not answer on {shown(self.address)} within {self.patience:g} s"
             raise MisuseError(f"The command {what}. Its last line: {self.last_line}")
-        if self.settings and statuses[-1] != 200:
+        if not self.settings:  # and not by the status: a server may answer every path with 200
+            return
+        if statuses[-1] != 200:
             raise MisuseError(f"Another process answers on {shown(self.address)}; try again.")
-        if own := bool(self.settings):  # a server may answer every path with 200
-            # Several workers do not start at the same moment, and one that is stopped before it is ready answers 503.
-            # Some record nothing before their first request; and a child may be no worker.
-            self.wait_for(lambda: {each.pid for each in self.recorded("ready")}.issuperset(self.children()), _WORKERS)
-        return own
-
-
-def replaced(word: str, values: Mapping[str, str]) -> str:
-    """A text with each key of ``values`` replaced by its value."""
-    for name, value in values.items():
-        word = word.replace(name, value)
-    return word
+        # Several workers do not start at the same moment, and one that is stopped before it is ready answers 503.
+        # Some record nothing before their first request; and a child may be no worker.
+        self.wait_for(lambda: {each.pid for each in self.recorded("ready")}.issuperset(self.children()), _WORKERS)
 
 
 def _pids() -> list[int]:

@@ -7,7 +7,6 @@ import http.client
 import json
 import os
 import re
-import secrets
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -21,10 +20,9 @@ from werkzeug.test import EnvironBuilder, TestResponse
 from werkzeug.wrappers import Request
 
 from .._config import TEST_SETTINGS
-from .._verify.subject import MisuseError, ServerProcess, free_port, release_port, replaced, search_path
+from .._verify.subject import MisuseError, ServerProcess, free_port, search_path
 
 _HOST = "127.0.0.1"
-_MARK = "LIFECYCLE_TEST_PROCESS"
 _LOG_END = 6000  # characters of the log in an error
 # Where a test runs is not where the application will run.
 _NOT_INHERITED = ("KUBERNETES_SERVICE_HOST", "LISTEN_FDS", "LISTEN_PID", "NOTIFY_SOCKET")
@@ -66,15 +64,9 @@ class Server:
         settings = {"LIFECYCLE_REPORT_FILE": str(home / "report-{pid}.json"), **settings}
         if settings.get("LIFECYCLE_PROBE_PORT") == 0:
             settings["LIFECYCLE_PROBE_PORT"] = self.probe_port
-        ports = {"{port}": str(self.port), "{probe_port}": str(self.probe_port)}
-        mark = secrets.token_hex(8)
-        self.command = [replaced(word, ports) for word in command]
-        self._process = ServerProcess(
-            self.command,
-            {**_environment(), **environment, TEST_SETTINGS: json.dumps(settings), _MARK: mark},
-            f"{_MARK}={mark}",
-            timeout,
-        )
+        environment = {**_environment(), **environment, TEST_SETTINGS: json.dumps(settings)}
+        self._process = ServerProcess(command, (self.port, self.probe_port), environment, timeout)
+        self.command = self._process.command
         self._opened = contextlib.ExitStack()  # connections and responses
         self._threads: list[threading.Thread] = []
 
@@ -229,8 +221,6 @@ class Server:
     def _end(self) -> None:
         """Kill all its processes and close all connections."""
         self._process.end()
-        for port in (self.port, self.probe_port):
-            release_port(port)
         for thread in self._threads:
             thread.join(self.timeout)
         self._opened.close()
