@@ -159,7 +159,7 @@ class Scenario:
     """One scenario.
 
     :param needs: the kinds of work whose paths it uses; without any it runs while the command starts.
-    :param promise: one sentence about what holds, and ``why`` one about why that matters.
+    :param promise: one sentence about what holds. ``docs/verify.md`` has why that matters.
     :param run: returns what it saw if the promise holds. It raises :exc:`BrokenError` if not, or what the
         client raises for a lost response; and :exc:`NotCheckedError` if it says nothing about this command.
     :param own: it needs the routes of ``verify``, or what they record.
@@ -170,10 +170,9 @@ class Scenario:
     level: str
     needs: tuple[str, ...]
     promise: str
-    why: str
     run: Callable[[Trial], str]
-    own: bool = False
-    hook: str = ""
+    own: bool
+    hook: str
 
     @property
     def family(self) -> str:
@@ -181,6 +180,7 @@ class Scenario:
 
 
 def scenario(
-    name: str, level: str, *needs: str, promise: str, why: str, own: bool = False, hook: str = ""
+    name: str, level: str, *needs: str, own: bool = False, hook: str = ""
 ) -> Callable[[Callable[[Trial], str]], Scenario]:
-    return lambda function: Scenario(name, level, needs, promise, why, function, own or bool(hook), hook)
+    """Make a scenario of a function, whose docstring is the promise."""
+    return lambda run: Scenario(name, level, needs, run.__doc__ or "", run, own or bool(hook), hook)

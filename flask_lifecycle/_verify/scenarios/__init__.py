@@ -1,4 +1,4 @@
-"""The catalogue: what is tried, what it promises, and why that matters. A module has some families of scenarios.
+"""The catalogue: what is tried, and what it promises. A module has some families of scenarios.
 
 Where the application has the routes of ``verify``, a scenario orders things by what they record, not by the clock.
 """

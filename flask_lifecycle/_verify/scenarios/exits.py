@@ -10,12 +10,9 @@ from ..client import is_refused
 from ..trial import ALL, BEYOND, SLACK, STARTED, BrokenError, NotCheckedError, Trial, check_storms, scenario
 
 
-@scenario(
-    "hooks/run", STARTED, "slow", own=True,
-    promise="The on_shutdown functions run.",
-    why="They flush buffers, close pools and leave registries.",
-)  # fmt: skip
+@scenario("hooks/run", STARTED, "slow", own=True)
 def hooks_run(trial: Trial) -> str:
+    """The on_shutdown functions run."""
     trial.begin("slow", 0.1)
     trial.stop_and_wait()
     if not (runs := trial.subject.recorded("shutdown")):
@@ -23,12 +20,9 @@ def hooks_run(trial: Trial) -> str:
     return f"ran in {len(runs)} process{'es' * (len(runs) > 1)}"
 
 
-@scenario(
-    "hooks/after-the-last-response", STARTED, "slow", own=True,
-    promise="The on_shutdown functions run after the last request has ended.",
-    why="A request breaks if its connection pool is closed while it runs.",
-)  # fmt: skip
+@scenario("hooks/after-the-last-response", STARTED, "slow", own=True)
 def hooks_after(trial: Trial) -> str:
+    """The on_shutdown functions run after the last request has ended."""
     client = trial.begin("slow", 1.5)
     trial.stop()
     trial.expect(client, "slow")
@@ -40,12 +34,9 @@ def hooks_after(trial: Trial) -> str:
     return f"{max(runs).when - max(ends).when:.2f} s after it"
 
 
-@scenario(
-    "hooks/once", STARTED, "slow", own=True,
-    promise="The on_shutdown functions run once in each process that has run a request.",
-    why="A message that is sent twice, or a job that is given back twice, is a bug that only a deploy shows.",
-)  # fmt: skip
+@scenario("hooks/once", STARTED, "slow", own=True)
 def hooks_once(trial: Trial) -> str:
+    """The on_shutdown functions run once in each process that has run a request."""
     trial.begin("slow", 1)
     for _ in range(7):  # of several workers each gets some
         trial.connect().ask(trial.path("slow", 1))
@@ -67,41 +58,29 @@ def _others_run(trial: Trial, hook: str) -> str:
     return f"the other ran; gone after {trial.subject.lasted:.1f} s"
 
 
-@scenario(
-    "hooks/one-raises", STARTED, "fast", hook="raises",
-    promise="If an on_shutdown function raises, the others run.",
-    why="A cache that cannot be reached must not keep the database's pool from being closed.",
-)  # fmt: skip
+@scenario("hooks/one-raises", STARTED, "fast", hook="raises")
 def one_raises(trial: Trial) -> str:
+    """If an on_shutdown function raises, the others run."""
     return _others_run(trial, "raises")
 
 
-@scenario(
-    "hooks/one-hangs", STARTED, "fast", hook="hangs",
-    promise="If an on_shutdown function hangs, the others run, and the process exits within the grace period.",
-    why="A broker that does not answer must not keep the other functions from running.",
-)  # fmt: skip
+@scenario("hooks/one-hangs", STARTED, "fast", hook="hangs")
 def one_hangs(trial: Trial) -> str:
+    """If an on_shutdown function hangs, the others run, and the process exits within the grace period."""
     return _others_run(trial, "hangs")
 
 
-@scenario(
-    "exit/code", STARTED, "fast",
-    promise="An idle process exits with 0.",
-    why="A supervisor treats any other code as a crash: it alerts, restarts, or marks the deploy as failed.",
-)  # fmt: skip
+@scenario("exit/code", STARTED, "fast")
 def exit_code(trial: Trial) -> str:
+    """An idle process exits with 0."""
     if code := trial.stop_and_wait():
         raise BrokenError(f"exit code {code}")
     return f"0 after {trial.subject.lasted:.1f} s"
 
 
-@scenario(
-    "exit/failed-hook", BEYOND, "fast", hook="raises",
-    promise="A process in which an on_shutdown function raises does not exit with 0.",
-    why="If something could not be closed or flushed, the deploy should show it, not an incident weeks later.",
-)  # fmt: skip
+@scenario("exit/failed-hook", BEYOND, "fast", hook="raises")
 def failed_hook(trial: Trial) -> str:
+    """A process in which an on_shutdown function raises does not exit with 0."""
     if (code := trial.stop_and_wait()) == 0:
         raise BrokenError("exit code 0")
     return f"exit code {code}"
@@ -112,32 +91,23 @@ def _gone_in_time(trial: Trial) -> str:
     return f"exit code {code} after {trial.subject.lasted:.1f} s"
 
 
-@scenario(
-    "exit/hung-request", STARTED, "slow",
-    promise="The process exits within the grace period even if a request does not end.",
-    why="Otherwise the orchestrator kills it, and no on_shutdown function runs.",
-)  # fmt: skip
+@scenario("exit/hung-request", STARTED, "slow")
 def hung_request(trial: Trial) -> str:
+    """The process exits within the grace period even if a request does not end."""
     trial.begin("slow", trial.grace + 60)
     return _gone_in_time(trial)
 
 
-@scenario(
-    "exit/thread-left", STARTED, "thread", own=True,
-    promise="The process exits within the grace period even if a thread of the application does not end.",
-    why="The interpreter waits for such a thread forever, until the orchestrator kills the process.",
-)  # fmt: skip
+@scenario("exit/thread-left", STARTED, "thread", own=True)
 def thread_left(trial: Trial) -> str:
+    """The process exits within the grace period even if a thread of the application does not end."""
     trial.check(trial.connect().get(trial.path("thread")), "thread")
     return _gone_in_time(trial)
 
 
-@scenario(
-    "exit/second-signal", BEYOND, "slow",
-    promise="A second signal ends the process at once.",
-    why="An operator who presses Ctrl-C twice, or a supervisor that repeats the signal, does not want to wait.",
-)  # fmt: skip
+@scenario("exit/second-signal", BEYOND, "slow")
 def second_signal(trial: Trial) -> str:
+    """A second signal ends the process at once."""
     if trial.grace < 10:
         raise NotCheckedError("with a grace period under 10 s its end cannot be told from the second signal")
     trial.begin("slow", trial.grace + 60)
@@ -152,21 +122,15 @@ def second_signal(trial: Trial) -> str:
     return f"exit code {code}"
 
 
-@scenario(
-    "exit/during-start", STARTED,
-    promise="A process that is stopped while it starts exits within the grace period.",
-    why="A deploy may be rolled back at any moment; if the signal is lost then, the rollback hangs.",
-)  # fmt: skip
+@scenario("exit/during-start", STARTED)
 def during_start(trial: Trial) -> str:
+    """A process that is stopped while it starts exits within the grace period."""
     return f"exit code {trial.stop_and_wait()}"
 
 
-@scenario(
-    "exit/address-free", STARTED, "fast",
-    promise="The address is free when the process has exited.",
-    why="Otherwise the next process cannot listen on the port.",
-)  # fmt: skip
+@scenario("exit/address-free", STARTED, "fast")
 def address_free(trial: Trial) -> str:
+    """The address is free when the process has exited."""
     trial.stop_and_wait()
     address = trial.subject.address
     if not is_refused(address, trial.subject.patience):
@@ -175,12 +139,9 @@ def address_free(trial: Trial) -> str:
         return "free"
 
 
-@scenario(
-    "exit/no-process-left", STARTED, "fast",
-    promise="No process that the command started is left after it exits.",
-    why="An orphan keeps memory, locks and connections until the machine restarts.",
-)  # fmt: skip
+@scenario("exit/no-process-left", STARTED, "fast")
 def no_process_left(trial: Trial) -> str:
+    """No process that the command started is left after it exits."""
     trial.stop_and_wait()
     end = time.monotonic() + SLACK
     while (left := trial.subject.children()) and time.monotonic() < end:
@@ -190,12 +151,9 @@ def no_process_left(trial: Trial) -> str:
     return "none"
 
 
-@scenario(
-    "deploy/hand-over", ALL, "fast",
-    promise="If the processes are replaced on a signal, clients that never pause lose no request, and none is refused.",
-    why="A deploy in place has no load balancer that could send clients elsewhere.",
-)  # fmt: skip
+@scenario("deploy/hand-over", ALL, "fast")
 def hand_over(trial: Trial) -> str:
+    """If the processes are replaced on a signal, clients that never pause lose no request, and none is refused."""
     subject = trial.subject
     if trial.reload_on is None:
         raise NotCheckedError("give --reload-on SIGNAL if the command replaces its processes on a signal")

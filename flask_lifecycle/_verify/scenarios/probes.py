@@ -21,12 +21,9 @@ def status_of(trial: Trial, kind: str) -> int:
         return 0
 
 
-@scenario(
-    "probes/ready-fails", STARTED, "ready", "slow",
-    promise="Readiness fails, or connections are refused, while the last requests run.",
-    why="Otherwise a load balancer keeps sending requests to a process that is about to exit.",
-)  # fmt: skip
+@scenario("probes/ready-fails", STARTED, "ready", "slow")
 def ready_fails(trial: Trial) -> str:
+    """Readiness fails, or connections are refused, while the last requests run."""
     if status_of(trial, "ready") != 200:
         raise BrokenError("readiness was not 200 before the shutdown")
     client = trial.begin("slow", 2)
@@ -44,12 +41,9 @@ def ready_fails(trial: Trial) -> str:
     return f"status {status}" if status else "connections refused"
 
 
-@scenario(
-    "probes/live-holds", STARTED, "live", "slow",
-    promise="Liveness does not fail during the shutdown.",
-    why="Kubernetes kills a process whose liveness fails, with all its requests.",
-)  # fmt: skip
+@scenario("probes/live-holds", STARTED, "live", "slow")
 def live_holds(trial: Trial) -> str:
+    """Liveness does not fail during the shutdown."""
     client = trial.begin("slow", 2)
     trial.stop()
     statuses: list[int] = []
@@ -65,12 +59,9 @@ def live_holds(trial: Trial) -> str:
     return f"{statuses.count(200)} answered 200, none failed"
 
 
-@scenario(
-    "probes/live-after-close", STARTED, "live", "slow",
-    promise="Liveness on the probe listener answers while a request runs after the main listener was closed.",
-    why="A drain may take minutes; without an answer Kubernetes kills the process.",
-)  # fmt: skip
+@scenario("probes/live-after-close", STARTED, "live", "slow")
 def live_after_close(trial: Trial) -> str:
+    """Liveness on the probe listener answers while a request runs after the main listener was closed."""
     subject = trial.subject
     if not trial.probe_port:
         raise NotCheckedError("the application has no probe listener; let it have LIFECYCLE_PROBE_PORT={probe_port}")
@@ -102,12 +93,9 @@ def _must_answer_meanwhile(trial: Trial) -> str:
     return "answered before any of the busy requests ended"
 
 
-@scenario(
-    "probes/live-busy", ACCEPTED, "live", "slow", own=True,
-    promise="Liveness answers while every worker is busy.",
-    why="Otherwise the busiest process is killed first, and its load moves to the others.",
-)  # fmt: skip
+@scenario("probes/live-busy", ACCEPTED, "live", "slow", own=True)
 def live_busy(trial: Trial) -> str:
+    """Liveness answers while every worker is busy."""
     trial.begin("slow", 6)
     for _ in range(40):
         # A full accept queue drops a SYN, which is repeated a second later; the first requests may have ended by then.
@@ -120,12 +108,9 @@ def live_busy(trial: Trial) -> str:
     return _must_answer_meanwhile(trial)
 
 
-@scenario(
-    "probes/live-cpu", BEYOND, "live", "cpu", own=True,
-    promise="Liveness answers while requests compute in Python, which keeps other threads waiting.",
-    why="A process that is computing does not hang, and must not be killed.",
-)  # fmt: skip
+@scenario("probes/live-cpu", BEYOND, "live", "cpu", own=True)
 def live_cpu(trial: Trial) -> str:
+    """Liveness answers while requests compute in Python, which keeps other threads waiting."""
     trial.begin("cpu", 8)
     trial.connect().ask(trial.path("cpu", 8))
     return _must_answer_meanwhile(trial)

@@ -11,12 +11,9 @@ from ..client import Connection, LostError, Response, request_head
 from ..trial import ACCEPTED, ALL, STARTED, BrokenError, NotCheckedError, Trial, check_storms, scenario
 
 
-@scenario(
-    "accept/queue", ALL, "fast",
-    promise="Connections that are in the kernel's accept queue when the signal arrives are answered.",
-    why="The kernel completes handshakes while a server is busy. Closing the listener resets these connections.",
-)  # fmt: skip
+@scenario("accept/queue", ALL, "fast")
 def accept_queue(trial: Trial) -> str:
+    """Connections that are in the kernel's accept queue when the signal arrives are answered."""
     with trial.subject.stopped():
         clients = [trial.connect() for _ in range(4)]  # the smallest default of a server's backlog is 5
         for client in clients:
@@ -27,12 +24,9 @@ def accept_queue(trial: Trial) -> str:
     return f"{len(clients)} of {len(clients)} answered"
 
 
-@scenario(
-    "accept/flood", ALL, "fast",
-    promise="Many connections arrive at once, just before and after the signal. Each is answered or refused.",
-    why="Clients may reconnect all at once. Each needs an answer, or a refusal after which it can try another server.",
-)  # fmt: skip
+@scenario("accept/flood", ALL, "fast")
 def accept_flood(trial: Trial) -> str:
+    """Many connections arrive at once, just before and after the signal. Each is answered or refused."""
     clients = []
     for number in range(200):
         if number == 100:
@@ -57,21 +51,15 @@ def _storm(trial: Trial, keep: bool) -> str:
     return f"{check_storms(storm)} answered, none lost"
 
 
-@scenario(
-    "accept/storm", ALL, "fast",
-    promise="Clients that open a connection for each request, without a pause, lose none.",
-    why="A load balancer without keep-alive does this during a deploy.",
-)  # fmt: skip
+@scenario("accept/storm", ALL, "fast")
 def accept_storm(trial: Trial) -> str:
+    """Clients that open a connection for each request, without a pause, lose none."""
     return _storm(trial, keep=False)
 
 
-@scenario(
-    "accept/storm-kept", ALL, "fast",
-    promise="Clients that send one request after another on keep-alive connections lose none.",
-    why="Load balancers and connection pools do this during a deploy, and most cannot repeat a POST.",
-)  # fmt: skip
+@scenario("accept/storm-kept", ALL, "fast")
 def accept_storm_kept(trial: Trial) -> str:
+    """Clients that send one request after another on keep-alive connections lose none."""
     return _storm(trial, keep=True)
 
 
@@ -85,39 +73,27 @@ def _hold_connections(trial: Trial, count: int, *, asked: bool) -> str:
     return f"gone after {trial.subject.lasted:.1f} s"
 
 
-@scenario(
-    "connections/idle", ACCEPTED, "fast",
-    promise="An idle keep-alive connection does not use up the grace period.",
-    why="Every load balancer keeps some, so each deploy would take as long as the grace period.",
-)  # fmt: skip
+@scenario("connections/idle", ACCEPTED, "fast")
 def idle_connection(trial: Trial) -> str:
+    """An idle keep-alive connection does not use up the grace period."""
     return _hold_connections(trial, 1, asked=True)
 
 
-@scenario(
-    "connections/silent", ACCEPTED, "fast",
-    promise="A connection that never sends anything does not use up the grace period.",
-    why="Browsers and load balancers open connections in advance.",
-)  # fmt: skip
+@scenario("connections/silent", ACCEPTED, "fast")
 def silent_connection(trial: Trial) -> str:
+    """A connection that never sends anything does not use up the grace period."""
     return _hold_connections(trial, 1, asked=False)
 
 
-@scenario(
-    "connections/many-idle", ACCEPTED, "fast",
-    promise="Fifty connections without a request do not use up the grace period.",
-    why="A wait that is harmless for one connection adds up if the server waits for one after another.",
-)  # fmt: skip
+@scenario("connections/many-idle", ACCEPTED, "fast")
 def many_idle(trial: Trial) -> str:
+    """Fifty connections without a request do not use up the grace period."""
     return _hold_connections(trial, 50, asked=False)
 
 
-@scenario(
-    "connections/close", ACCEPTED, "slow",
-    promise="A response that ends during the shutdown has Connection: close.",
-    why="Otherwise the client sends its next request on a connection that is about to close.",
-)  # fmt: skip
+@scenario("connections/close", ACCEPTED, "slow")
 def says_close(trial: Trial) -> str:
+    """A response that ends during the shutdown has Connection: close."""
     client = trial.begin("slow", 1.5)
     trial.stop()
     response = client.response()
@@ -133,21 +109,15 @@ def _answered(trial: Trial, version: str) -> str:
     return "answered"
 
 
-@scenario(
-    "in-flight/running", STARTED, "slow",
-    promise="A request that is running when the signal arrives is answered.",
-    why="It may already have changed the database; its client should not have to guess.",
-)  # fmt: skip
+@scenario("in-flight/running", STARTED, "slow")
 def running(trial: Trial) -> str:
+    """A request that is running when the signal arrives is answered."""
     return _answered(trial, "1.1")
 
 
-@scenario(
-    "in-flight/queued", ACCEPTED, "slow",
-    promise="Requests that are waiting for a free worker when the signal arrives are answered.",
-    why="On a busy server most requests wait, and to their clients they are accepted.",
-)  # fmt: skip
+@scenario("in-flight/queued", ACCEPTED, "slow")
 def queued(trial: Trial) -> str:
+    """Requests that are waiting for a free worker when the signal arrives are answered."""
     trial.begin("slow", 1)
     clients = [trial.connect() for _ in range(12)]
     for client in clients:
@@ -176,32 +146,23 @@ def _in_parts(trial: Trial, kind: str, *parts: bytes, pause: float = 0.0) -> str
     return "answered"
 
 
-@scenario(
-    "in-flight/half-head", ACCEPTED, "fast", "slow",
-    promise="A request whose head has only partly arrived when the signal does is answered.",
-    why="Any network may split a head. The client has sent a request and expects a response.",
-)  # fmt: skip
+@scenario("in-flight/half-head", ACCEPTED, "fast", "slow")
 def half_head(trial: Trial) -> str:
+    """A request whose head has only partly arrived when the signal does is answered."""
     head = request_head(trial.path("fast"))
     return _in_parts(trial, "fast", head[:20], head[20:])
 
 
-@scenario(
-    "in-flight/half-body", ACCEPTED, "upload", "slow",
-    promise="A request whose body has only partly arrived when the signal does is answered.",
-    why="An upload takes seconds, and a client cannot tell how much of it was processed.",
-)  # fmt: skip
+@scenario("in-flight/half-body", ACCEPTED, "upload", "slow")
 def half_body(trial: Trial) -> str:
+    """A request whose body has only partly arrived when the signal does is answered."""
     head = request_head(trial.path("upload"), "POST", 10)
     return _in_parts(trial, "upload", head + b"half-", b"other")
 
 
-@scenario(
-    "in-flight/trickled", ACCEPTED, "upload", "slow",
-    promise="A request that arrives byte by byte during the shutdown is answered.",
-    why="Phones on bad networks send like this.",
-)  # fmt: skip
+@scenario("in-flight/trickled", ACCEPTED, "upload", "slow")
 def trickled(trial: Trial) -> str:
+    """A request that arrives byte by byte during the shutdown is answered."""
     head = request_head(trial.path("upload"), "POST", 10)
     return _in_parts(trial, "upload", head, *(b"%d" % number for number in range(10)), pause=0.05)
 
@@ -217,12 +178,9 @@ def _must_work(trial: Trial, what: str, act: Callable[[Connection], int]) -> Non
         raise NotCheckedError(f"the server does not answer {what} even without a shutdown")
 
 
-@scenario(
-    "in-flight/chunked", ACCEPTED, "upload", "slow",
-    promise="A request whose chunked body has only partly arrived when the signal does is answered.",
-    why="Streaming clients do not know the length of what they send.",
-)  # fmt: skip
+@scenario("in-flight/chunked", ACCEPTED, "upload", "slow")
 def chunked(trial: Trial) -> str:
+    """A request whose chunked body has only partly arrived when the signal does is answered."""
     head = request_head(trial.path("upload"), "POST", Transfer_Encoding="chunked")
     parts = head + b"5\r\nhalf-\r\n", b"5\r\nother\r\n0\r\n\r\n"
 
@@ -234,12 +192,9 @@ def chunked(trial: Trial) -> str:
     return _in_parts(trial, "upload", *parts)
 
 
-@scenario(
-    "in-flight/expect", ACCEPTED, "upload", "slow",
-    promise="A client that is waiting for 100 Continue when the signal arrives gets it, and its request is answered.",
-    why="curl and many SDKs ask before they send a large body.",
-)  # fmt: skip
+@scenario("in-flight/expect", ACCEPTED, "upload", "slow")
 def expect_continue(trial: Trial) -> str:
+    """A client that is waiting for 100 Continue when the signal arrives gets it, and its request is answered."""
     head = request_head(trial.path("upload"), "POST", 5, Expect="100-continue")
 
     def act(client: Connection) -> int:
@@ -253,12 +208,9 @@ def expect_continue(trial: Trial) -> str:
     return _in_parts(trial, "upload", head, b"other")
 
 
-@scenario(
-    "in-flight/pipelined", ACCEPTED, "fast", "slow",
-    promise="Each pipelined request is answered, unless an earlier response has Connection: close.",
-    why="After Connection: close a client may send the remaining requests again; otherwise it must not.",
-)  # fmt: skip
+@scenario("in-flight/pipelined", ACCEPTED, "fast", "slow")
 def pipelined(trial: Trial) -> str:
+    """Each pipelined request is answered, unless an earlier response has Connection: close."""
     client = trial.begin("slow", 1)
     client.send(request_head(trial.path("fast")) * 2)
     trial.stop()
@@ -273,12 +225,9 @@ def pipelined(trial: Trial) -> str:
     return f"{answered} of 3 answered" + ("" if answered == 3 else ", then Connection: close")
 
 
-@scenario(
-    "in-flight/streamed", STARTED, "stream",
-    promise="A response that is being streamed when the signal arrives reaches its end.",
-    why="Exports and generated files are useless if they are cut off, and clients often cannot tell.",
-)  # fmt: skip
+@scenario("in-flight/streamed", STARTED, "stream")
 def streamed(trial: Trial) -> str:
+    """A response that is being streamed when the signal arrives reaches its end."""
     client = trial.begin("stream", 2)
     trial.stop()
     trial.expect(client, "stream")
@@ -296,21 +245,15 @@ def _read_slowly(trial: Trial, kind: str) -> str:
     return f"{len(response.body)} bytes"
 
 
-@scenario(
-    "in-flight/slow-reader", STARTED, "large",
-    promise="A client that reads a large response slowly gets all of it.",
-    why="The application has already returned; only the server knows which bytes are left to send.",
-)  # fmt: skip
+@scenario("in-flight/slow-reader", STARTED, "large")
 def slow_reader(trial: Trial) -> str:
+    """A client that reads a large response slowly gets all of it."""
     return _read_slowly(trial, "large")
 
 
-@scenario(
-    "in-flight/sendfile", STARTED, "file",
-    promise="A client that reads a file slowly gets all of it.",
-    why="Servers send files in a special way, such as sendfile(2), which a shutdown may overlook.",
-)  # fmt: skip
+@scenario("in-flight/sendfile", STARTED, "file")
 def sendfile(trial: Trial) -> str:
+    """A client that reads a file slowly gets all of it."""
     return _read_slowly(trial, "file")
 
 
@@ -332,12 +275,9 @@ def _frame(client: Connection) -> tuple[int, bytes]:
     return kind, client.exactly(size)
 
 
-@scenario(
-    "in-flight/websocket", STARTED, "websocket",
-    promise="A websocket that is open when the signal arrives gets a close frame, or an answer to its next message.",
-    why="Its client sees a close frame and reconnects at once; after a reset it waits, and messages are lost.",
-)  # fmt: skip
+@scenario("in-flight/websocket", STARTED, "websocket")
 def websocket(trial: Trial) -> str:
+    """A websocket that is open when the signal arrives gets a close frame, or an answer to its next message."""
     client = trial.connect()
     client.send(request_head(trial.path("websocket"), **_UPGRADE))
     if (status := client.head()[0]) != 101:
@@ -357,21 +297,16 @@ def websocket(trial: Trial) -> str:
     return "answered"
 
 
-@scenario(
-    "in-flight/http-1.0", STARTED, "slow",
-    promise="An HTTP/1.0 request that is running when the signal arrives is answered.",
-    why="nginx speaks HTTP/1.0 to its upstreams unless it is configured otherwise.",
-)  # fmt: skip
+@scenario("in-flight/http-1.0", STARTED, "slow")
 def http_10(trial: Trial) -> str:
+    """An HTTP/1.0 request that is running when the signal arrives is answered."""
     return _answered(trial, "1.0")
 
 
-@scenario(
-    "in-flight/half-closed", STARTED, "slow",
-    promise="A client that has closed its sending side is answered.",
-    why="Simple clients do this; the server must not mistake them for clients that have disconnected.",
-)  # fmt: skip
+@scenario("in-flight/half-closed", STARTED, "slow")
 def half_closed(trial: Trial) -> str:
+    """A client that has closed its sending side is answered."""
+
     def act(client: Connection) -> int:
         client.ask(trial.path("slow", 0.1))
         client.sock.shutdown(socket.SHUT_WR)
