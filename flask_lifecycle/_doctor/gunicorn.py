@@ -39,29 +39,25 @@ def read_gunicorn(text: str, notes: Notes) -> Workload:
     except (RecursionError, MemoryError):
         raise UnreadableError(0, "This is nested too deeply to be a configuration.") from None
     notes.subject = "gunicorn"
-    options = dict(_timeout(tree))
-    options.update(_hooks(tree))
+    options = dict([*_timeouts(tree), *_hooks(tree)])
     return Workload("gunicorn", notes.file, notes.subject, 1, Number(math.inf, 1, False), "", options=options)
 
 
-def _timeout(tree: ast.Module) -> Iterator[tuple[str, Value]]:
-    """The last assignment; not a number unless it is a plain number at the top level of the file."""
-    stores = [
-        node
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store) and node.id == "graceful_timeout"
-    ]
-    if not stores:
-        return
-    last = max(stores, key=lambda node: node.lineno)
-    number = math.nan
+def _timeouts(tree: ast.Module) -> Iterator[tuple[str, Value]]:
+    """Each assignment; not a number unless it is a plain number at the top level of the file."""
     for statement in tree.body:
-        if isinstance(statement, (ast.Assign, ast.AnnAssign)) and isinstance(statement.value, ast.Constant):
-            value = statement.value.value
-            if last in ast.walk(statement) and isinstance(value, (int, float)) and not isinstance(value, bool):
-                with contextlib.suppress(OverflowError):
-                    number = float(value)
-    yield "graceful_timeout", Value(last.lineno, number)
+        for node in ast.walk(statement):
+            if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store) and node.id == "graceful_timeout":
+                yield node.id, Value(node.lineno, _number(statement))
+
+
+def _number(statement: ast.stmt) -> float:
+    if isinstance(statement, ast.Assign | ast.AnnAssign) and isinstance(statement.value, ast.Constant):
+        value = statement.value.value
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            with contextlib.suppress(OverflowError):
+                return float(value)
+    return math.nan
 
 
 def _hooks(tree: ast.Module) -> Iterator[tuple[str, Value]]:
