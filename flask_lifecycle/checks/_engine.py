@@ -233,9 +233,12 @@ class _Runner:
                 seconds = min(run.started + self.check.timeout, until) - self._engine.now()
                 self._wait(run.released if releasable else run.done, seconds)
             if not run.done.is_set():
-                return self._report_unfinished(run, self._engine.now())
-        known = self.known(hanging=False)
-        assert known is not None  # a run leaves one before it is done
+                now = self._engine.now()
+                self._count_hang(run, now)
+                if not run.hangs:
+                    return self._report_unfinished(now - run.started)
+        known = self.known()
+        assert known is not None  # a run leaves one before it is done, and if it hangs
         return known
 
     def _wait(self, event: threading.Event, seconds: float) -> None:
@@ -245,25 +248,21 @@ class _Runner:
             finally:
                 self._waiters.release()
 
-    def _report_unfinished(self, run: _Run, now: float) -> CheckReport:
-        self._count_hang(run, now)
+    def _report_unfinished(self, waited: float) -> CheckReport:
+        """The probe's own time is over, or a drain has begun; the check may still answer within its timeout."""
         with self._lock:
-            status, streak, hangs = self._debounce.status, self._debounce.streak, run.hangs
-        waited = now - run.started
-        if hangs:
-            return CheckReport(self.check, self._weigh(status), waited, time.time(), hanging=True, damped=streak)
-        # The probe's own time is over, or a drain has begun; the check may still answer within its timeout.
+            status = self._debounce.status or "fail"
         result = CheckResult("fail", f"no answer yet after {waited:.1f} s")
-        return CheckReport(self.check, self._weigh(status or "fail"), waited, time.time(), result)
+        return CheckReport(self.check, self._weigh(status), waited, time.time(), result)
 
-    def known(self, *, hanging: bool = True) -> CheckReport | None:
-        """The last report, without running anything or waiting; ``None`` before the first result.
+    def known(self) -> CheckReport | None:
+        """The current run if it hangs, or else the last result; ``None`` before the first.
 
-        :param hanging: report a run that hangs instead of the last result.
+        It runs nothing and waits for nothing.
         """
         with self._lock:
             run, known, status, streak = self._run, self._last, self._debounce.status, self._debounce.streak
-            if hanging and run is not None and run.hangs:
+            if run is not None and run.hangs:
                 waited = self._engine.now() - run.started
                 known = CheckReport(self.check, status, waited, time.time(), hanging=True)
         return known and known._replace(status=self._weigh(status), damped=streak)
