@@ -30,9 +30,7 @@ from __future__ import annotations
 
 import functools
 import logging
-import os
 import random
-import socket
 import threading
 import time
 from collections import deque
@@ -98,18 +96,6 @@ class _Run:
         self.result = CheckResult()
         self.error: BaseException | None = None
 
-    def execute(self, check: Check, app: Any) -> None:
-        try:
-            with app.context():
-                function = check.function if check.coroutine is None else app.ensure_sync(check.coroutine)
-                self.result = as_result(function(app.check_context()) if check.wants_context else function())
-        except BaseException as error:  # SystemExit too: it fails the check and must not end the thread silently
-            self.error = error
-
-    def finish(self) -> None:
-        self.done.set()
-        self.released.set()
-
 
 class _Runner:
     """Runs one check of one application and keeps its last result."""
@@ -161,7 +147,13 @@ class _Runner:
         return check.ttl if check.fail_ttl is None or not failed else check.fail_ttl
 
     def _execute(self, run: _Run) -> None:
-        run.execute(self.check, self._engine.app)
+        check, app = self.check, self._engine.app
+        try:
+            with app.context():
+                function = check.function if check.coroutine is None else app.ensure_sync(check.coroutine)
+                run.result = as_result(function(app.check_context()) if check.wants_context else function())
+        except BaseException as error:  # SystemExit too: it fails the check and must not end the thread silently
+            run.error = error
         self._settle(run)
 
     def _settle(self, run: _Run) -> None:
@@ -186,7 +178,8 @@ class _Runner:
                 self._log_once(logging.ERROR, "check '%s': %s", run.error)
             if old != new:
                 self._record_change(old, new, self._last, output)
-        run.finish()
+        run.done.set()
+        run.released.set()
         if self.check.interval is not None:
             self._engine.wake()
         self._outbox.flush()
@@ -330,8 +323,7 @@ class Engine:
         self.record = record
         self.now = now
         self.checks = checks
-        # Seeded with what distinguishes this process from its siblings, which may have been forked a moment later.
-        self._random = random.Random(f"{socket.gethostname()} {os.getpid()}")
+        self._random = random.SystemRandom()  # forked processes must not draw the same numbers
         self._resume = False  # whether a forked child has to start the background checks at its first probe
         self._reset()
         renew_in_children(self.after_fork)
@@ -350,7 +342,6 @@ class Engine:
         """
         self._resume = self.scheduler is not None and not self.scheduler.ended
         self._reset()
-        self._random.seed(f"{socket.gethostname()} {os.getpid()}")
 
     def _runners_of(self, wanted: Callable[[Check], bool] = lambda check: True) -> list[_Runner]:
         with self._lock:
