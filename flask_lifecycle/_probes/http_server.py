@@ -1,7 +1,7 @@
 """A small HTTP server with limits, for the probe listener.
 
-It answers while every worker of the application is busy, and closes last. It serves a WSGI application, with a thread
-for each connection, on Werkzeug's server, which is installed with Flask.
+It answers while every worker of the application is busy, and closes last. It has a thread for each connection, on
+Werkzeug's server, which is installed with Flask.
 
 Clients of a port that is open to the network must not exhaust the process or block the prober. So each connection has
 three stages, whose time limits add up to its deadline from accept to close:
@@ -26,23 +26,20 @@ import contextlib
 import dataclasses
 import errno
 import io
-import itertools
 import os
 import select
 import socket
 import threading
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from werkzeug import Request, Response
 from werkzeug.serving import ThreadedWSGIServer, WSGIRequestHandler
 
 from .._config import PROBE_TIMEOUT
 from .._core.log import logger
 from .._servers import sockets
-
-if TYPE_CHECKING:
-    from _typeshed.wsgi import WSGIApplication
 
 _BACKLOG = 128
 # The maximum number of bytes read from a connection; a browser may send 16 KB of cookies.
@@ -75,17 +72,18 @@ _LIMITS = Limits()
 class ProbeServer:
     """A listener that is bound when it is made, and answers from :meth:`start` to :meth:`close`.
 
+    :param answer: returns the response to a request; called in any thread.
     :param shared: other processes of this user, the workers of one server, may listen on the same port.
     :param handed: the listener of another process, used if it has this address.
     :param v6only: the host ``::`` means the IPv6 addresses alone.
-    :param timeout: seconds for the application to answer.
+    :param timeout: seconds for the answer.
     :param limits: of connections and times.
     :raises OSError: the address cannot be listened on.
     """
 
     def __init__(
         self,
-        app: WSGIApplication,
+        answer: Callable[[Request], Response],
         host: str,
         port: int,
         *,
@@ -104,7 +102,7 @@ class ProbeServer:
             raise _taken(error, host, port) from None
         with sock:
             # By its number, as Werkzeug takes each name for one of IPv4.
-            self._server = _Server(limits, address[0], port, app, handler=_Handler, fd=sock.fileno())
+            self._server = _Server(limits, answer, address[0], port, None, handler=_Handler, fd=sock.fileno())
             self.allow(timeout)
         sockets.probe_listeners.add(self._server.socket)
         self._server.socket.setblocking(False)
@@ -197,9 +195,9 @@ class _Stage(dict[socket.socket, float]):
 class _Server(ThreadedWSGIServer):
     lifecycle_probes = True  # so that discovery does not take it for the application's own server
 
-    def __init__(self, limits: Limits, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, limits: Limits, answer: Callable[[Request], Response], *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.limits = limits
+        self.limits, self.answer = limits, answer
         self._lock = threading.Lock()  # guards what follows
         self.reading, self.answering, self.lingering = self._stages = (
             _Stage(limits.reading),
@@ -319,36 +317,20 @@ class _Handler(WSGIRequestHandler):
         return super().make_environ()
 
     def run_wsgi(self) -> None:
-        """Answer one request, and close the connection.
-
-        Werkzeug reads up to 10 GB behind a request before it closes the answer, and does not close it at all if the
-        client has reset the connection.
-        """
+        """Answer one request; Werkzeug's own method would then read up to 10 GB behind it."""
         environ = self.make_environ()
-        head: list[Any] = []
-
-        def start_response(*given: Any) -> Callable[[bytes], object]:
-            head[:] = given[:2]
-            return self.wfile.write
-
-        with contextlib.ExitStack() as stack:
-            try:
-                answer = self.server.app(environ, start_response)
-                stack.callback(getattr(answer, "close", lambda: None))
-                pieces = iter(answer)
-                first = next(pieces, b"")
-                status, headers = head
-            except Exception:
-                logger.exception("a request to the probe listener failed", extra=self._extra)
-                self.send_error(500)
-                return
-            code, _, phrase = status.partition(" ")
-            self.send_response(int(code), phrase)
-            for name, value in (*headers, ("Connection", "close")):
-                self.send_header(name, value)
-            self.end_headers()
-            for piece in itertools.chain([first], pieces):
-                self.wfile.write(piece)
+        try:
+            body, status, headers = self.server.answer(Request(environ)).get_wsgi_response(environ)
+        except Exception:
+            logger.exception("a request to the probe listener failed", extra=self._extra)
+            self.send_error(500)
+            return
+        code, _, phrase = status.partition(" ")
+        self.send_response(int(code), phrase)
+        for name, value in (*headers, ("Connection", "close")):
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.writelines(body)
 
     def finish(self) -> None:
         super().finish()

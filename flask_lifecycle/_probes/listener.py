@@ -16,8 +16,8 @@ import socket
 import sys
 import threading
 import weakref
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
 from werkzeug import Request, Response
 
@@ -27,9 +27,6 @@ from .._core.fork import renew_in_children
 from .endpoints import PARTS, Probes
 from .http_server import ProbeServer
 
-if TYPE_CHECKING:
-    from _typeshed.wsgi import StartResponse, WSGIEnvironment
-
 
 class ProbeListener(ProbeServer):
     """A probe listener and the applications that it answers for."""
@@ -37,7 +34,7 @@ class ProbeListener(ProbeServer):
     def __init__(self, host: str, port: int, **options: Any) -> None:
         self._members: list[tuple[weakref.ref[Probes], float]] = []  # each with the seconds for its answer
         self._started = False
-        super().__init__(self._answer, host, port, **options)
+        super().__init__(lambda request: respond(self.members(), request), host, port, **options)
 
     def start(self) -> None:
         if not self._started:
@@ -52,9 +49,6 @@ class ProbeListener(ProbeServer):
 
     def remove(self, probes: Probes) -> None:
         self._set_members([member for member in self._members if member[0]() is not probes])
-
-    def _answer(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        return respond(self.members(), Request(environ))(environ, start_response)
 
     def _set_members(self, members: list[tuple[weakref.ref[Probes], float]]) -> None:
         self._members = [member for member in members if member[0]() is not None]  # requests read the old list
