@@ -95,14 +95,13 @@ class ProbeServer:
     ) -> None:
         try:
             family, kind, address = sockets.resolve(host, port)
-            usable = handed is not None and _is_at(handed, family, address)
-            sock = handed if usable else None
-            sock = sock or sockets.listen(family, kind, address, _BACKLOG, shared=shared, v6only=v6only)
+            if handed is None or not _is_at(handed, family, address):
+                handed = sockets.listen(family, kind, address, _BACKLOG, shared=shared, v6only=v6only)
         except OSError as error:
             raise _taken(error, host, port) from None
-        with sock:
+        with handed:
             # By its number, as Werkzeug takes each name for one of IPv4.
-            self._server = _Server(limits, answer, address[0], port, None, handler=_Handler, fd=sock.fileno())
+            self._server = _Server(limits, answer, address[0], port, None, handler=_Handler, fd=handed.fileno())
             self.allow(timeout)
         sockets.probe_listeners.add(self._server.socket)
         self._server.socket.setblocking(False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import difflib
 import tempfile
 import threading
 import time
@@ -181,8 +182,6 @@ def choose(only: Sequence[str], skip: Sequence[str]) -> list[Scenario]:
 
     :raises MisuseError: there is none of a name.
     """
-    import difflib
-
     families = {each.family for each in CATALOGUE.values()}
     for name in (*only, *skip):
         if name not in CATALOGUE and name not in families:

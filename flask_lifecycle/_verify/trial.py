@@ -82,23 +82,14 @@ class Trial:
         """The port of the probe listener, if it is fixed."""
         return self.subject.settings.get("probe_port")
 
-    @property
-    def without_probe_port(self) -> bool:
-        """Whether the application answers probes on its main listener alone, as its settings say."""
-        return self.subject.settings.get("probe_port", 0) is None
-
     def connect(self, *, slow: bool = False) -> Connection:
-        connection = Connection(self.subject.address, self.subject.patience, slow=slow)
-        self._resources.callback(connection.close)
-        return connection
+        return self._resources.enter_context(Connection(self.subject.address, self.subject.patience, slow=slow))
 
     def connect_unless_gone(self, within: float | None = None) -> Connection | None:
         """A new connection, or ``None`` if it is refused, or not made within these seconds."""
         subject = self.subject
         connection = connect_unless_gone(subject.address, subject.gone, within or subject.patience)
-        if connection is not None:
-            self._resources.callback(connection.close)
-        return connection
+        return None if connection is None else self._resources.enter_context(connection)
 
     def storm(self, *, clients: int, keep: bool) -> Storm:
         """Clients that ask without a pause; each has had some responses."""
