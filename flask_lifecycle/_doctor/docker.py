@@ -37,10 +37,7 @@ def is_compose(document: Value) -> bool:
 def read_compose(
     document: Value, notes: Notes, name: str | None, group_at: Callable[[str], str | None]
 ) -> Iterator[Workload]:
-    """The services that are the application.
-
-    :param name: of the service; by default those that look like it.
-    """
+    """The services that are the application: the one of this name, or those that look like it."""
     services = document.fields("services")
 
     def ours(key: str) -> bool:
@@ -143,11 +140,7 @@ def is_dockerfile(file: str, text: str) -> bool:
 
 
 def read_dockerfile(text: str, notes: Notes, name: str | None) -> Workload:
-    """The image that is built.
-
-    :param name: of the stage; by default, and for an unknown name, the last one.
-    :raises UnreadableError: it is not a Dockerfile, or has no ``FROM``.
-    """
+    """The image that is built: of the stage of this name if there is one, or of the last one."""
     stages: dict[str, _Stage] = {}  # the named stages
     stage: _Stage | None = None
     for line, keyword, rest in _instructions(text):

@@ -32,20 +32,14 @@ class Application:
     group_at: Callable[[str], str | None]
 
     def settings_on(self, platform: str) -> Settings:
-        """The settings on a platform: in a cluster the delay has another default.
-
-        :raises ValueError: the settings do not fit each other there.
-        """
+        """The settings on a platform: in a cluster the delay has another default, which may not fit the others."""
         if platform != "kubernetes" or "LIFECYCLE_SHUTDOWN_DELAY" in self.config:
             return self.settings
         return Settings.from_mapping({**self.config, "LIFECYCLE_SHUTDOWN_DELAY": KUBERNETES_DELAY})
 
 
 def examine(file: str, application: Application, name: str | None = None) -> list[Finding]:
-    """The findings of one file.
-
-    :param name: of the container or service that is the application; by default those that look like it.
-    """
+    """The findings of one file, for the container or service of this name, or for those that look like it."""
     notes = Notes("<stdin>" if file == "-" else file)
     found: list[Finding] = []
     checked = False

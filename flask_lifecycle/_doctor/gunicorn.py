@@ -26,10 +26,7 @@ def is_gunicorn(file: str) -> bool:
 
 
 def read_gunicorn(text: str, notes: Notes) -> Workload:
-    """The configuration, as a workload that has only options.
-
-    :raises UnreadableError: it is not Python.
-    """
+    """The configuration, as a workload that has only options."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about the file

@@ -30,10 +30,7 @@ def is_kubernetes(document: Value) -> bool:
 
 
 def read_kubernetes(document: Value, notes: Notes, name: str | None, group_at: GroupAt) -> Iterator[Workload]:
-    """The containers of the application in one document.
-
-    :param name: of the container that is the application; by default those that look like it.
-    """
+    """The containers of the application in a document: those of this name, or those that look like it."""
     # Kubernetes does not accept nested lists either.
     listed = document.entries("items") if document.text("kind").endswith("List") else []
     for item in (document, *listed):

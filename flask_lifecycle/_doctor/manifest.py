@@ -21,10 +21,7 @@ _FALL = 3
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Plan:
-    """The values of all manifests.
-
-    :param module: the value of ``flask --app``.
-    """
+    """The values of all manifests; ``module`` is the value of ``flask --app``."""
 
     settings: Settings
     name: str
@@ -106,10 +103,6 @@ def render(kind: str, plan: Plan) -> str:
 
 
 def plan_for(kind: str, application: Application, name: str, module: str, port: int) -> Plan:
-    """The values of a manifest.
-
-    :param name: of the application; the names of objects are made from it.
-    :raises ValueError: the settings do not fit each other on this platform.
-    """
+    """The values of a manifest; :exc:`ValueError` if the settings do not fit each other on this platform."""
     label = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:50].strip("-") or "app"
     return Plan(application.settings_on(kind), label, module, port)

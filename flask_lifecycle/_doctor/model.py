@@ -41,10 +41,7 @@ _URL = re.compile(r"https?://[^\s'\"|)]+")
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Finding:
-    """One finding of a rule.
-
-    :param found: the number or name in the file; ``wanted``: what it should be; each may be empty.
-    """
+    """One finding of a rule. ``found`` is what the file has and ``wanted`` what it should have; each may be empty."""
 
     file: str
     line: int
@@ -74,10 +71,7 @@ class Number:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Command:
-    """The command of a workload.
-
-    :param shell: whether a shell stays as its parent.
-    """
+    """The command of a workload; ``shell``: a shell stays as its parent."""
 
     line: int
     words: tuple[str, ...]
@@ -274,10 +268,7 @@ class Workload:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Case:
-    """A workload and the application that runs in it.
-
-    :param group_at: the group of checks that a path asks, ``None`` for any other path.
-    """
+    """A workload, and the application that runs in it."""
 
     workload: Workload
     settings: Settings

@@ -36,10 +36,7 @@ _SCALARS = {f"tag:yaml.org,2002:{name}" for name in ("null", "bool", "int", "flo
 
 
 class UnreadableError(Exception):
-    """A file cannot be read.
-
-    :param line: 0 for the whole file.
-    """
+    """A file cannot be read; line 0 stands for the whole file."""
 
     def __init__(self, line: int, sentence: str) -> None:
         super().__init__(sentence)
@@ -85,10 +82,7 @@ class Value:
 
 
 def check_length(text: str, line: int = 0) -> str:
-    """The text, if it is not too long.
-
-    :raises UnreadableError: it is.
-    """
+    """The text; :exc:`UnreadableError` if it is too long."""
     if len(text) > LONGEST:
         raise UnreadableError(
             line, f"This is longer than {LONGEST} characters; give only what deploys this application."
@@ -200,10 +194,7 @@ def _broken(error: Any) -> UnreadableError:
 
 
 class _Document:
-    """Makes values of the nodes of PyYAML. The aliases of a node share its value.
-
-    :param count: how many values the file had before.
-    """
+    """Makes values of the nodes of PyYAML. The aliases of a node share its value."""
 
     def __init__(self, loader: Any, count: int) -> None:
         self._loader = loader

@@ -30,10 +30,7 @@ def is_systemd(file: str, text: str) -> bool:
 
 
 def read_systemd(text: str, notes: Notes) -> Workload:
-    """The service of a unit.
-
-    :raises UnreadableError: it is not a unit, or has no section ``[Service]``.
-    """
+    """The service of a unit."""
     marked = find_template(text)
     if marked:
         raise template(marked)

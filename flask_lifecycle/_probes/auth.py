@@ -15,10 +15,7 @@ _LONGEST = 8192  # characters that are parsed; gunicorn accepts no longer header
 
 
 def has_bearer_token(header: str, token: str) -> bool:
-    """Whether an ``Authorization`` header has this token. The comparison takes the same time for any other token.
-
-    :param header: as WSGI has it, in Latin-1.
-    """
+    """Whether an ``Authorization`` header has this token. The comparison takes the same time for any other token."""
     scheme, given = _parse(header)
     return hmac.compare_digest(given.encode("latin-1", "replace"), token.encode()) and scheme == "bearer"
 

@@ -14,10 +14,7 @@ if TYPE_CHECKING:
 
 
 def make_blueprint(probes: Probes, paths: dict[str, str]) -> Blueprint:
-    """The probes as Flask views, for ``url_for`` and for requests that reach Flask past the middleware.
-
-    :param paths: of the probes by their names.
-    """
+    """The probes as Flask views, for ``url_for`` and for requests that reach Flask past the middleware."""
     blueprint = Blueprint("lifecycle", __name__)
     for name, path in paths.items():
 
@@ -57,10 +54,7 @@ class Guard:
 
 
 def refusal(remaining: float | None) -> Response:
-    """503 as RFC 9457 has it.
-
-    :param remaining: seconds until this process is gone, for ``Retry-After``; ``None`` if that is not known.
-    """
+    """503 as RFC 9457 has it, with the seconds until this process is gone, if they are known."""
     problem = {
         "type": "about:blank",
         "title": "Service Unavailable",

@@ -129,10 +129,7 @@ class Probers:
         self.on_refusal: threading.Event | None = None  # set by each answer that refuses traffic
 
     def note(self, group: str, environ: WSGIEnvironment, status: str, refused: bool) -> None:
-        """Record a probe when its answer is known, but none of our own requests.
-
-        :param refused: whether the answer refuses traffic.
-        """
+        """Record a probe when its answer is known, but none of our own requests."""
         agent = environ.get("HTTP_USER_AGENT", "")[:_AGENT]
         if agent.startswith(_OURS):
             return

@@ -114,10 +114,7 @@ class Probes:
     # -- paths --------------------------------------------------------------------------------------------------
 
     def validate(self, groups: dict[str, Group]) -> None:
-        """Refuse a group that cannot be served under the settings of this application.
-
-        :raises ValueError: its path is taken by another probe, or its details need a token and there is none.
-        """
+        """Raise :exc:`ValueError` for a group whose path is taken, or whose details need a token that is not set."""
         taken = {self.fold(path) for path in self._settings.probe_paths().values()}
         if self._settings.metrics:
             taken.add(METRICS_PATH)

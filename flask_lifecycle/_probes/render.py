@@ -39,10 +39,7 @@ _WORDS = {"pass": "ok", "warn": "warning", "fail": "failed"}
 
 
 def negotiate(accept: str, verbose: bool = False) -> str:
-    """The media type that suits best, and the default instead of 406 if none does.
-
-    A header of more than 300 characters is ignored.
-    """
+    """The media type that suits best; a default in place of 406, and for a header of more than 300 characters."""
     anything = TEXT if verbose else HEALTH_JSON  # ``curl .../readyz?verbose``, as with the Kubernetes API server
     if not accept or accept == "*/*" or len(accept) > _LONGEST_ACCEPT:
         return anything

@@ -49,9 +49,7 @@ def obstacle(app: WSGIApplication, path: str) -> str:
         try:
             next(iter(result), b"")  # some applications call start_response only then
         finally:
-            close = getattr(result, "close", None)
-            if close is not None:
-                close()
+            getattr(result, "close", lambda: None)()
     except Exception as error:
         found = f"fails with {type(error).__name__}"
     return "" if reached else f"{found} by {' around '.join(layers(app))}"

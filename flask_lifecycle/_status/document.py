@@ -62,10 +62,7 @@ def status_document(app: Any, report: HealthReport) -> dict[str, Any]:
 
 
 def _cordon(control: Any) -> dict[str, Any] | None:
-    """The operator's cordon, if there is one.
-
-    :param control: the ``Control`` of the application, if operators may make requests.
-    """
+    """The operator's cordon, if operators may make requests and there is one."""
     lease = control.lease if control is not None else None
     if lease is None:
         return None

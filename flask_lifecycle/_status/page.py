@@ -55,10 +55,7 @@ def asset_response(name: str, query: str) -> Response:
 
 
 def page_response(document: Mapping[str, Any], path: str) -> Response:
-    """The page.
-
-    :param path: of the request.
-    """
+    """The page, at the path of the request."""
     assets = {name: asset(name) for name in ASSETS}
     page = _template().render(d=document, at=_below(path), assets=assets)
     return Response(page.encode("utf-8", "backslashreplace"), headers=HEADERS, mimetype="text/html")

@@ -43,11 +43,7 @@ def shown(address: Address) -> str:
 
 
 def request_head(path: str, method: str = "GET", length: int = 0, /, *, version: str = "1.1", **headers: str) -> bytes:
-    """The head of a request.
-
-    :param length: of the body in bytes.
-    :param headers: ``_`` in a name stands for ``-``.
-    """
+    """The head of a request; ``_`` in the name of a header stands for ``-``."""
     fields = {"Host": "localhost", **{name.replace("_", "-"): value for name, value in headers.items()}}
     if (length or method == "POST") and "Transfer-Encoding" not in fields:
         fields["Content-Length"] = str(length)

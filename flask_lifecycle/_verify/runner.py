@@ -95,10 +95,7 @@ class Runner:
                     self._subjects.discard(subject)
 
     def try_command(self) -> None:
-        """Start the command once; remember what its server claims.
-
-        :raises MisuseError: it cannot be checked.
-        """
+        """Start the command once, and remember what its server claims; :exc:`MisuseError` if it cannot be checked."""
         if not Path("/proc/self/environ").exists():
             raise MisuseError("This system has no /proc, by which the processes of the command are found; use Linux.")
         if self.plan.address is not None and not is_refused(self.plan.address, self.plan.patience):
@@ -178,10 +175,7 @@ class Runner:
 
 
 def choose(only: Sequence[str], skip: Sequence[str]) -> list[Scenario]:
-    """The scenarios that are named, by name or family; all if none is.
-
-    :raises MisuseError: there is none of a name.
-    """
+    """The scenarios of these names or families, or all; :exc:`MisuseError` for a name that there is not."""
     families = {each.family for each in CATALOGUE.values()}
     for name in (*only, *skip):
         if name not in CATALOGUE and name not in families:

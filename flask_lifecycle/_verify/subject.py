@@ -231,10 +231,7 @@ class Subject(ServerProcess):
         return bool(self.log or self.settings) or not is_refused(self.address, self.patience)
 
     def wait_serving(self) -> None:
-        """Wait until it answers. It has the routes of ``verify`` if it has ``settings`` then.
-
-        :raises MisuseError: it does not begin to answer.
-        """
+        """Wait until it answers, else :exc:`MisuseError`. With ``settings`` it has the routes of ``verify``."""
         statuses: list[int] = []
 
         def answers() -> bool:

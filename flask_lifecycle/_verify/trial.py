@@ -35,10 +35,7 @@ class NotCheckedError(Exception):
 
 
 def check_storms(*storms: Storm) -> int:
-    """Return how many requests were answered.
-
-    :raises BrokenError: one was lost.
-    """
+    """Return how many requests were answered; :exc:`BrokenError` if one was lost."""
     lost, answered = [loss for storm in storms for loss in storm.lost], sum(storm.answered for storm in storms)
     if lost:
         raise BrokenError(f"{len(lost)} lost of {answered + len(lost)}, for example: {lost[0]}")
@@ -133,10 +130,7 @@ class Trial:
         return self.exit()
 
     def exit(self, within: float | None = None) -> int:
-        """Wait for the exit and return the code.
-
-        :param within: seconds from the signal; ``None``: the grace period, and what a loaded machine may take beyond.
-        """
+        """Wait for the exit ``within`` seconds of the signal, or the grace period and slack; return the code."""
         limit = self.grace + SLACK if within is None else within
         passed = time.monotonic() - self.subject.signalled_at
         code = self.subject.wait_gone(max(0.0, limit - passed))

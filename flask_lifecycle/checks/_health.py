@@ -158,10 +158,7 @@ class Registry:
         self._listeners.append(weakref.WeakMethod(changed))
 
     def add(self, check: Check) -> None:
-        """Register a check; the next probe runs it.
-
-        :raises ValueError: the name is taken, or a group does not exist.
-        """
+        """Register a check, which the next probe runs; :exc:`ValueError` for a taken name or an unknown group."""
         with self._lock:
             if check.name in self._checks:
                 raise ValueError(
@@ -179,10 +176,7 @@ class Registry:
         self._publish()
 
     def set_group(self, group: Group) -> None:
-        """Add a group, or configure one of the standard groups.
-
-        :raises ValueError: the name or the path is taken.
-        """
+        """Add a group, or configure a standard one; :exc:`ValueError` if its name or path is taken."""
         with self._lock:
             if group.name in self._set:
                 cure = "configure it in one call" if group.name in ALWAYS else "give this one another name"

@@ -34,10 +34,7 @@ class CheckMistakeError(HealthCheckError):
 
 
 def as_result(returned: Any) -> CheckResult:
-    """The result that a check's return value means.
-
-    :raises CheckMistakeError: it means neither pass nor fail.
-    """
+    """The result that a check's return value means; :exc:`CheckMistakeError` if that is neither pass nor fail."""
     if isinstance(returned, CheckResult):
         return _checked(returned)
     if returned is None or returned is True:

@@ -102,10 +102,7 @@ def file_path(path: Any) -> str:
 
 
 def read_beginning(path: str, size: int) -> bytes:
-    """The first bytes of a regular file, and nothing of anything else: reading a pipe would block.
-
-    :raises OSError: it does not exist, or cannot be read.
-    """
+    """The first bytes of a regular file, and nothing of anything else: reading a pipe would block."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
     try:
         return os.read(descriptor, size) if stat.S_ISREG(os.fstat(descriptor).st_mode) else b""

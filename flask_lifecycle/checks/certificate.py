@@ -113,10 +113,7 @@ def _read_pem(data: bytes) -> list[bytes]:
 
 
 def _validity(der: bytes) -> tuple[datetime, datetime]:
-    """When the validity of a certificate begins and ends.
-
-    :raises ValueError: it is not a certificate.
-    """
+    """When the validity of a certificate begins and ends; :exc:`ValueError` if it is none."""
     try:
         _tag, certificate = next(_elements(der))
         _tag, to_be_signed = next(_elements(certificate))

@@ -9,10 +9,7 @@ from ..trial import ACCEPTED, BEYOND, STARTED, BrokenError, NotCheckedError, Tri
 
 
 def status_of(trial: Trial, kind: str) -> int:
-    """The status of a probe, on the probe listener if there is one; 0 if no connection is made.
-
-    :raises LostError: a probe was lost.
-    """
+    """The status of a probe, on the probe listener if there is one; 0 if no connection is made."""
     host, port = trial.subject.address
     try:
         with Connection((host, trial.probe_port or port), trial.subject.patience) as client:
