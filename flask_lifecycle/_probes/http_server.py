@@ -69,93 +69,6 @@ class Limits:
 _LIMITS = Limits()
 
 
-class ProbeServer:
-    """A listener that is bound when it is made, and answers from :meth:`start` to :meth:`close`.
-
-    :param answer: returns the response to a request; called in any thread.
-    :param shared: other processes of this user, the workers of one server, may listen on the same port.
-    :param handed: the listener of another process, used if it has this address.
-    :param v6only: the host ``::`` means the IPv6 addresses alone.
-    :param timeout: seconds for the answer.
-    :param limits: of connections and times.
-    :raises OSError: the address cannot be listened on.
-    """
-
-    def __init__(
-        self,
-        answer: Callable[[Request], Response],
-        host: str,
-        port: int,
-        *,
-        shared: bool = False,
-        handed: socket.socket | None = None,
-        v6only: bool = False,
-        timeout: float = PROBE_TIMEOUT,
-        limits: Limits = _LIMITS,
-    ) -> None:
-        try:
-            family, kind, address = sockets.resolve(host, port)
-            if handed is None or not _is_at(handed, family, address):
-                handed = sockets.listen(family, kind, address, _BACKLOG, shared=shared, v6only=v6only)
-        except OSError as error:
-            raise _taken(error, host, port) from None
-        with handed:
-            # By its number, as Werkzeug takes each name for one of IPv4.
-            self._server = _Server(limits, answer, address[0], port, None, handler=_Handler, fd=handed.fileno())
-            self.allow(timeout)
-        sockets.probe_listeners.add(self._server.socket)
-        self._server.socket.setblocking(False)
-        self._end_read, self._end_write = os.pipe()
-        self._thread = threading.Thread(target=self._serve, name="lifecycle-probes", daemon=True)
-        self.host = host
-        self.port: int = self._server.socket.getsockname()[1]
-        sockets.close_in_children(self)
-
-    @property
-    def listener(self) -> socket.socket:
-        return self._server.socket
-
-    def sockets(self) -> list[socket.socket]:
-        """The sockets that a forked child must close. Takes no lock, which might stay locked there."""
-        return [self._server.socket, *self._server.open.copy()]
-
-    @property
-    def url(self) -> str:
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"http://{host}:{self.port}"
-
-    def allow(self, seconds: float) -> None:
-        """Set the time limit of an answer; some seconds for sending are added."""
-        self._server.answering.seconds = seconds + self._server.limits.sending
-
-    def start(self) -> None:
-        self._thread.start()
-        logger.info("probe listener on %s", self.url, extra={"lifecycle_port": self.port})
-
-    def close(self) -> None:
-        """Stop listening. Does not wait for answers in progress, which have threads of their own."""
-        os.write(self._end_write, b"x")
-        if self._thread.is_alive():
-            self._thread.join(1.0)
-        os.close(self._end_write)
-        os.close(self._end_read)
-        self._server.server_close()
-
-    def _serve(self) -> None:
-        """Accept until the pipe has a byte; without polling, unlike ``serve_forever``."""
-        poll = select.poll()
-        poll.register(self._server.fileno(), select.POLLIN)
-        poll.register(self._end_read, select.POLLIN)
-        end = select.poll()
-        end.register(self._end_read, select.POLLIN)
-        while True:
-            ready = dict(poll.poll(self._server.hang_up_late()))
-            if self._end_read in ready:
-                return
-            if ready and not self._server.accept_one():
-                end.poll(self._server.limits.pause * 1000)
-
-
 def _is_at(sock: socket.socket, family: int, address: Any) -> bool:
     name = sock.getsockname()
     return sock.family == family and name[0] == address[0] and address[1] in (0, name[1])
@@ -191,19 +104,92 @@ class _Stage(dict[socket.socket, float]):
         return None
 
 
-class _Server(ThreadedWSGIServer):
+class ProbeServer(ThreadedWSGIServer):
+    """A listener that is bound when it is made, and answers from :meth:`start` to :meth:`close`.
+
+    :param answer: returns the response to a request; called in any thread.
+    :param shared: other processes of this user, the workers of one server, may listen on the same port.
+    :param handed: the listener of another process, used if it has this address.
+    :param v6only: the host ``::`` means the IPv6 addresses alone.
+    :param timeout: seconds for the answer.
+    :param limits: of connections and times.
+    :raises OSError: the address cannot be listened on.
+    """
+
     lifecycle_probes = True  # so that discovery does not take it for the application's own server
 
-    def __init__(self, limits: Limits, answer: Callable[[Request], Response], *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.limits, self.answer = limits, answer
+    def __init__(
+        self,
+        answer: Callable[[Request], Response],
+        host: str,
+        port: int,
+        *,
+        shared: bool = False,
+        handed: socket.socket | None = None,
+        v6only: bool = False,
+        timeout: float = PROBE_TIMEOUT,
+        limits: Limits = _LIMITS,
+    ) -> None:
+        try:
+            family, kind, address = sockets.resolve(host, port)
+            if handed is None or not _is_at(handed, family, address):
+                handed = sockets.listen(family, kind, address, _BACKLOG, shared=shared, v6only=v6only)
+        except OSError as error:
+            raise _taken(error, host, port) from None
+        with handed:
+            # By its number, as Werkzeug takes each name for one of IPv4. No application is called.
+            super().__init__(address[0], port, None, handler=_Handler, fd=handed.fileno())  # type: ignore[arg-type]
+        sockets.probe_listeners.add(self.socket)
+        self.socket.setblocking(False)
+        self.host, self.answer, self.limits = host, answer, limits
+        self._end_read, self._end_write = os.pipe()
+        self._thread = threading.Thread(target=self._serve, name="lifecycle-probes", daemon=True)
         self._lock = threading.Lock()  # guards what follows
-        self.reading, self.answering, self.lingering = self._stages = (
-            _Stage(limits.reading),
-            _Stage(PROBE_TIMEOUT + limits.sending),
-            _Stage(limits.lingering),
-        )
+        self.reading, self.lingering = _Stage(limits.reading), _Stage(limits.lingering)
+        self.answering = _Stage(timeout + limits.sending)
+        self._stages = (self.reading, self.answering, self.lingering)
         self.open: set[socket.socket] = set()  # in any stage or in none, until their threads have ended
+        sockets.close_in_children(self)
+
+    def sockets(self) -> list[socket.socket]:
+        """The sockets that a forked child must close. Takes no lock, which might stay locked there."""
+        return [self.socket, *self.open.copy()]
+
+    @property
+    def url(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"http://{host}:{self.port}"
+
+    def allow(self, seconds: float) -> None:
+        """Set the time limit of an answer; some seconds for sending are added."""
+        self.answering.seconds = seconds + self.limits.sending
+
+    def start(self) -> None:
+        self._thread.start()
+        logger.info("probe listener on %s", self.url, extra={"lifecycle_port": self.port})
+
+    def close(self) -> None:
+        """Stop listening. Does not wait for answers in progress, which have threads of their own."""
+        os.write(self._end_write, b"x")
+        if self._thread.is_alive():
+            self._thread.join(1.0)
+        os.close(self._end_write)
+        os.close(self._end_read)
+        self.server_close()
+
+    def _serve(self) -> None:
+        """Accept until the pipe has a byte; without polling, unlike ``serve_forever``."""
+        poll = select.poll()
+        poll.register(self.fileno(), select.POLLIN)
+        poll.register(self._end_read, select.POLLIN)
+        end = select.poll()
+        end.register(self._end_read, select.POLLIN)
+        while True:
+            ready = dict(poll.poll(self.hang_up_late()))
+            if self._end_read in ready:
+                return
+            if ready and not self.accept_one():
+                end.poll(self.limits.pause * 1000)
 
     def accept_one(self) -> bool:
         """Accept a connection; ``False`` if that cannot succeed for a moment."""
@@ -287,7 +273,7 @@ class _Input(io.BufferedReader):
 
 
 class _Handler(WSGIRequestHandler):
-    server: _Server
+    server: ProbeServer
     protocol_version = "HTTP/1.1"
 
     def setup(self) -> None:

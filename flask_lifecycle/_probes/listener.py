@@ -163,7 +163,7 @@ class ProbePort(Feature):
 
     @property
     def socket(self) -> socket.socket | None:
-        return None if self.server is None else self.server.listener
+        return None if self.server is None else self.server.socket
 
     @property
     def address(self) -> tuple[str, int] | None:

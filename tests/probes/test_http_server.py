@@ -63,7 +63,7 @@ def test_the_listener_of_another_process(started: Any) -> None:
     before = started()
     for port, same in [(0, True), (before.port, True), (0, False)]:
         host = "127.0.0.1" if same else "127.0.0.2"
-        handed = before.listener.dup()
+        handed = before.socket.dup()
         server = http_server.ProbeServer(alive, host, port, handed=handed)
         assert (server.port == before.port) == same
         server.close()
@@ -151,7 +151,7 @@ def test_the_oldest_silent_connection_makes_room(started: Any) -> None:
             assert get(server) == (200, b"alive\n")
             assert first.recv(1) == b""
             # Where its thread comes to its next stage only now, it is not answered.
-            assert not server._server.enter(server._server.answering, pushed_out)
+            assert not server.enter(server.answering, pushed_out)
             assert threading.active_count() <= before + 3
             second.setblocking(False)
             with pytest.raises(BlockingIOError, match="unavailable"):
@@ -180,7 +180,7 @@ def test_who_has_its_answer_makes_room_first(started: Any) -> None:
         assert slow.entered.wait(BOUND)
         lingering.sendall(b"GET /livez HTTP/1.1\r\n\r\n" + b"x" * 10_000)
         assert lingering.recv(15) == b"HTTP/1.1 200 OK"
-        until(lambda: len(server._server.lingering) == 1)
+        until(lambda: len(server.lingering) == 1)
         assert get(server) == (200, b"alive\n")
         until(lambda: open_connections(server) == 1)
         slow.free.set()
@@ -300,7 +300,7 @@ def test_threads_that_do_not_end_are_not_added_to(started: Any, monkeypatch: pyt
     """Where code of the application holds as many threads as there may be, a connection waits until one has ended."""
     slow, waits = Blocked(), threading.Event()
     server = started(slow, limits=http_server.Limits(threads=1, pause=0.001))
-    accept = server._server.accept_one
+    accept = server.accept_one
 
     def accept_one() -> bool:
         accepted: bool = accept()
@@ -308,7 +308,7 @@ def test_threads_that_do_not_end_are_not_added_to(started: Any, monkeypatch: pyt
             waits.set()
         return accepted
 
-    monkeypatch.setattr(server._server, "accept_one", accept_one)
+    monkeypatch.setattr(server, "accept_one", accept_one)
     answers: list[tuple[int, bytes]] = []
     with running(lambda: answers.append(get(server))):
         assert slow.entered.wait(BOUND)
@@ -322,7 +322,7 @@ def test_threads_that_do_not_end_are_not_added_to(started: Any, monkeypatch: pyt
 def test_a_client_that_left_before_it_was_accepted(started: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """An accept that fails does not end the listener, and where no thread can be started a connection is hung up."""
     server = started()
-    real = server._server.get_request
+    real = server.get_request
     failures = [ConnectionAbortedError()]
 
     def get_request() -> Any:
@@ -333,11 +333,11 @@ def test_a_client_that_left_before_it_was_accepted(started: Any, monkeypatch: py
     def refuse(request: Any, address: Any) -> None:
         raise RuntimeError("can't start new thread")
 
-    monkeypatch.setattr(server._server, "get_request", get_request)
+    monkeypatch.setattr(server, "get_request", get_request)
     assert get(server) == (200, b"alive\n")
     assert failures == []
     with monkeypatch.context() as patch:
-        patch.setattr(server._server, "process_request", refuse)
+        patch.setattr(server, "process_request", refuse)
         with connect(server) as refused:
             assert refused.recv(1) == b""
     until(lambda: open_connections(server) == 0)
@@ -353,7 +353,7 @@ def test_no_descriptor_to_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
         tried.append(threading.current_thread())
         raise OSError(errno.EMFILE, "Too many open files")
 
-    monkeypatch.setattr(server._server, "get_request", refuse)
+    monkeypatch.setattr(server, "get_request", refuse)
     server.start()
     with connect(server):
         until(lambda: bool(tried))
