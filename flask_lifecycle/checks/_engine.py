@@ -329,9 +329,10 @@ class Engine:
         renew_in_children(self.after_fork)
 
     def _reset(self) -> None:
-        self._lock = threading.Lock()  # guards _runners and scheduler
+        self._lock = threading.Lock()  # guards _runners
         self._runners: dict[str, _Runner] = {}
-        self.scheduler: Scheduler | None = None
+        self._scheduler = Scheduler(self.tick, "lifecycle-checks", "background checks")
+        self._started = False  # whether background checks run
         self.released = False
 
     def after_fork(self) -> None:
@@ -340,7 +341,7 @@ class Engine:
         Where the parent ran background checks, the child does so from its first probe on and not before: most children
         of a process are not servers.
         """
-        self._resume = self.scheduler is not None and not self.scheduler.ended
+        self._resume = self._started and not self._scheduler.ended
         self._reset()
 
     def _runners_of(self, wanted: Callable[[Check], bool] = lambda check: True) -> list[_Runner]:
@@ -387,25 +388,17 @@ class Engine:
 
     def start(self) -> None:
         """Run background checks from now on. Idempotent. Call it in the process that serves."""
-        with self._lock:
-            if self.scheduler is None:
-                self.scheduler = self._make_scheduler()
+        self._started = True
         self.wake()
-
-    def _make_scheduler(self) -> Scheduler:
-        return Scheduler(self.tick, "lifecycle-checks", "background checks")
 
     def wake(self) -> None:
         """Look for background checks that are due, and start the thread if there is a first one."""
-        scheduler = self.scheduler
-        if scheduler is not None and any(check.interval is not None for check in self.checks()):
-            scheduler.wake()
+        if self._started and any(check.interval is not None for check in self.checks()):
+            self._scheduler.wake()
 
     def stop(self) -> None:
         """Start no more background checks, not even if :meth:`start` is called later, and end the thread."""
-        with self._lock:
-            scheduler = self.scheduler = self.scheduler or self._make_scheduler()
-        scheduler.stop()
+        self._scheduler.stop()
 
     def tick(self) -> float | None:
         """Start the background checks that are due; return in how many seconds to call this again."""
