@@ -28,21 +28,14 @@ if TYPE_CHECKING:
     from .workers import WorkerPoolCheck
 
 _READY_MADE = {
-    "CeleryCheck": "celery",
-    "CertificateCheck": "certificate",
-    "DNSCheck": "network",
-    "DatabaseCheck": "sql",
-    "DiskCheck": "system",
-    "HTTPCheck": "network",
-    "Heartbeat": "heartbeat",
-    "MaintenanceFileCheck": "system",
-    "MemoryCheck": "system",
-    "MigrationsCheck": "sql",
-    "PathCheck": "system",
-    "PoolCheck": "sql",
-    "RedisCheck": "redis",
-    "TCPCheck": "network",
-    "WorkerPoolCheck": "workers",
+    "celery": ("CeleryCheck",),
+    "certificate": ("CertificateCheck",),
+    "heartbeat": ("Heartbeat",),
+    "network": ("DNSCheck", "HTTPCheck", "TCPCheck"),
+    "redis": ("RedisCheck",),
+    "sql": ("DatabaseCheck", "MigrationsCheck", "PoolCheck"),
+    "system": ("DiskCheck", "MaintenanceFileCheck", "MemoryCheck", "PathCheck"),
+    "workers": ("WorkerPoolCheck",),
 }
 
 __all__ = [
@@ -75,6 +68,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _READY_MADE:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f".{_READY_MADE[name]}", __name__), name)
+    for module, names in _READY_MADE.items():
+        if name in names:
+            return getattr(importlib.import_module(f".{module}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
