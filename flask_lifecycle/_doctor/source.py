@@ -3,8 +3,8 @@
 A file that is broken, huge, binary or hostile is an error of one sentence. YAML becomes :class:`Value`: mappings, lists
 and scalars of the JSON types, so no tag creates an object. Nothing behind broken YAML is read.
 
-A file of a megabyte is read within a few seconds and 200 MB, or rejected: its values are counted as if its aliases and
-merges (``<<``) were expanded.
+libyaml reads a file of a megabyte within a few seconds and 200 MB, or it is rejected: its values are counted as if its
+aliases and merges (``<<``) were expanded. PyYAML's own parser takes four times as long.
 """
 
 from __future__ import annotations
@@ -21,8 +21,6 @@ from .._core.text import visible
 LIMIT = 1_000_000
 # Characters of a text that is taken apart, and of a file that is no YAML: some ways to do so take quadratic time.
 LONGEST = 64_000
-# PyYAML's own parser is about four times slower than libyaml.
-_SLOW_LIMIT = LIMIT // 4
 # In real files a value takes four characters or more, so they meet LIMIT first.
 MOST_VALUES = 250_000
 # Characters of a number. PyYAML takes quadratic time for some, such as 59:59:59.
@@ -157,29 +155,23 @@ def parse_yaml(text: str) -> Iterator[Value | UnreadableError]:
         import yaml
     except ImportError:
         raise UnreadableError(0, "PyYAML is needed to read YAML; install flask_lifecycle[doctor].") from None
-    if not hasattr(yaml, "CSafeLoader") and len(text) > _SLOW_LIMIT:
-        raise UnreadableError(0, f"Without libyaml, PyYAML is too slow for more than {_SLOW_LIMIT // 1000} kB.")
     if text.count(",") + text.count("\n") > MOST_VALUES:  # each value takes a kilobyte before we can count it
         raise UnreadableError(
             0, f"The file has more than {MOST_VALUES} values; give only what deploys this application."
         )
     end = 0  # the line at which the last document ended
-    count = 0
     try:
         loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)(text)
-        while loader.check_node():
+        reader = _Reader(loader)
+        while reader.count <= MOST_VALUES and loader.check_node():
             node = loader.get_node()
             end = node.end_mark.line
             try:
-                document = _Document(loader, count)
-                value = document.value(node)
+                value = reader.document(node)
                 if value.data is not None:
                     yield value
             except UnreadableError as error:
                 yield error
-            count = document.count
-            if count > MOST_VALUES:
-                return
     except yaml.YAMLError as error:
         marked = find_template(text, end)
         yield template(marked) if marked else _broken(error)
@@ -193,20 +185,24 @@ def _broken(error: Any) -> UnreadableError:
     return UnreadableError(mark.line + 1 if mark is not None else 0, f"This is not YAML: {visible(what, _QUOTED)}.")
 
 
-class _Document:
+class _Reader:
     """Makes values of the nodes of PyYAML. The aliases of a node share its value."""
 
-    def __init__(self, loader: Any, count: int) -> None:
+    def __init__(self, loader: Any) -> None:
         self._loader = loader
-        self.count = count
+        self.count = 0  # of the values in the file so far
         self._known: dict[int, tuple[Value, int] | None] = {}  # with its size, by the node's id; None while it is read
 
-    def value(self, node: Any) -> Value:
+    def document(self, node: Any) -> Value:
+        self._known.clear()
+        return self._value(node)
+
+    def _value(self, node: Any) -> Value:
         line, before = node.start_mark.line + 1, self.count
         if id(node) not in self._known:
             self._known[id(node)] = None
             self._count(1, line)
-            data = {"scalar": self._scalar, "sequence": self._sequence, "mapping": self._mapping}[node.id](node, line)
+            data = {"scalar": self._scalar, "sequence": self._sequence, "mapping": self._mapping}[node.id](node)
             value = Value(line, data)
             self._known[id(node)] = value, self.count - before
             return value
@@ -222,10 +218,10 @@ class _Document:
             text = f"With its aliases expanded, the file has more than {MOST_VALUES} values up to here"
             raise UnreadableError(line, f"{text}; give only what deploys this application.")
 
-    def _sequence(self, node: Any, _line: int) -> list[Value]:
-        return [self.value(child) for child in node.value]
+    def _sequence(self, node: Any) -> list[Value]:
+        return [self._value(child) for child in node.value]
 
-    def _mapping(self, node: Any, _line: int) -> dict[str, Value]:
+    def _mapping(self, node: Any) -> dict[str, Value]:
         own: dict[str, Value] = {}
         merged: dict[str, Value] = {}
         for key, child in node.value:
@@ -234,7 +230,7 @@ class _Document:
                 raise template(line)  # "{{ a }}" is a mapping with a mapping as its key
             if key.id != "scalar":
                 raise UnreadableError(line, "The key that begins here is not a text.")
-            value = self.value(child)
+            value = self._value(child)
             if key.tag == _MERGE:
                 self._merge(merged, value)
             elif text in own:
@@ -254,7 +250,7 @@ class _Document:
             for name, child in each.data.items():
                 merged.setdefault(name, child)
 
-    def _scalar(self, node: Any, line: int) -> Any:
+    def _scalar(self, node: Any) -> Any:
         if node.tag not in _SCALARS:
             return node.value
         try:
@@ -262,4 +258,5 @@ class _Document:
                 raise ValueError(node.value)
             return self._loader.yaml_constructors[node.tag](self._loader, node)
         except (ValueError, KeyError, IndexError, OverflowError):  # "!!int x", and text that only looks like a number
-            raise UnreadableError(line, f"'{visible(node.value, _QUOTED)}' is not a valid value of its type.") from None
+            text = f"'{visible(node.value, _QUOTED)}' is not a valid value of its type."
+            raise UnreadableError(node.start_mark.line + 1, text) from None
