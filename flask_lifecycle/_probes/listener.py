@@ -100,17 +100,10 @@ def join(
         _close_unused()
         listener = _listeners.get((host, port)) if port else None
         if listener is None:
-            listener = ProbeListener(host, port, shared=shared, handed=handed, v6only=v6only, timeout=0.0)
+            listener = ProbeListener(host, port, shared=shared, handed=handed, v6only=v6only)
             _listeners[host, listener.port] = listener
         listener.add(probes, timeout)
         return listener
-
-
-def leave(listener: ProbeListener, probes: Probes) -> None:
-    """Remove an application from a listener; the last one closes it."""
-    with _lock:
-        listener.remove(probes)
-        _close_unused()
 
 
 def _close_unused() -> None:
@@ -159,7 +152,9 @@ class ProbePort(Feature):
         with self._lock:
             listener, self.server = self.server, None
         if listener is not None:
-            leave(listener, self._application.probes)
+            with _lock:
+                listener.remove(self._application.probes)
+                _close_unused()
 
     @property
     def socket(self) -> socket.socket | None:
