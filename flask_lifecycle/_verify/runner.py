@@ -18,8 +18,7 @@ from .subject import MisuseError, Subject
 from .trial import ACCEPTED, ALL, STARTED, BrokenError, NotCheckedError, Scenario, Trial
 
 HOLDS, BROKEN, NOT_CHECKED = "holds", "broken", "not checked"
-_OWN = ("fast", "upload", "large", "file", "thread", "websocket")
-_OWN_TIMED = ("slow", "cpu", "stream")
+_OWN = ("fast", "slow", "cpu", "stream", "upload", "large", "file", "thread", "websocket")
 CLAIMS = {"all connections": ALL, "accepted requests": ACCEPTED}
 
 
@@ -160,8 +159,7 @@ class Runner:
             raise NotCheckedError("needs an application with a Lifecycle")
         paths = {}
         if settings:
-            paths = {kind: f"/{subject.prefix}/{kind}" for kind in _OWN}
-            paths |= {kind: f"/{subject.prefix}/{kind}?seconds={{seconds}}" for kind in _OWN_TIMED}
+            paths = {kind: f"/{subject.prefix}/{kind}?seconds={{seconds}}" for kind in _OWN}
             paths |= {kind: settings[kind] for kind in ("ready", "live")}
         if not scenario.own:
             paths |= self.plan.paths

@@ -122,11 +122,6 @@ class ServerProcess:
         """Seconds from the last signal to the end of the process."""
         return self.gone_at - self.signalled_at
 
-    @property
-    def last_line(self) -> str:
-        lines = [line.strip() for line in self.log.splitlines() if line.strip()]
-        return lines[-1][:200] if lines else "it printed nothing"
-
     def wait_for(self, true: Callable[[], bool], seconds: float) -> bool:
         """Wait until something is true, at most so long or until the process has gone."""
         end = time.monotonic() + seconds
@@ -159,9 +154,9 @@ class ServerProcess:
 
     def children(self) -> list[int]:
         """The other processes with its mark that have not ended."""
-        return [
-            pid for pid in _pids() if pid != self._popen.pid and self._mark in _environment(pid) and _state(pid) != "Z"
-        ]
+        pids = [int(name) for name in os.listdir("/proc") if name.isdigit()] if _HAS_PROC else []
+        marked = [pid for pid in pids if self._mark in _environment(pid) and _state(pid) != "Z"]
+        return [pid for pid in marked if pid != self._popen.pid]
 
     def kill(self) -> None:
         """Kill it and all that it has started; without ``/proc``, its process group. From any thread."""
@@ -248,7 +243,8 @@ class Subject(ServerProcess):
                 what = f"ended with {self._popen.returncode} before it answered{cure}"
             else:
                 what = f"did not answer on {shown(self.address)} within {self.patience:g} s"
-            raise MisuseError(f"The command {what}. Its last line: {self.last_line}")
+            lines = [line.strip() for line in self.log.splitlines() if line.strip()] or ["it printed nothing"]
+            raise MisuseError(f"The command {what}. Its last line: {lines[-1][:200]}")
         if not self.settings:  # and not by the status: a server may answer every path with 200
             return
         if statuses[-1] != 200:
@@ -256,10 +252,6 @@ class Subject(ServerProcess):
         # Several workers do not start at the same moment, and one that is stopped before it is ready answers 503.
         # Some record nothing before their first request; and a child may be no worker.
         self.wait_for(lambda: {each.pid for each in self.recorded("ready")}.issuperset(self.children()), _WORKERS)
-
-
-def _pids() -> list[int]:
-    return [int(name) for name in os.listdir("/proc") if name.isdigit()] if _HAS_PROC else []
 
 
 def _environment(pid: int) -> bytes:
