@@ -8,9 +8,9 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
-from .model import WARNING, Command, Notes, Number, Probe, Workload, find_url, looks_like_ours, split
+from .model import WARNING, Command, Notes, Number, Probe, Workload, find_url, split
 from .source import UnreadableError, Value, joined
 
 # Docker's own defaults.
@@ -34,24 +34,18 @@ def is_compose(document: Value) -> bool:
     return bool(document.fields("services"))
 
 
-def read_compose(
-    document: Value, notes: Notes, name: str | None, group_at: Callable[[str], str | None]
-) -> Iterator[Workload]:
-    """The services that are the application: the one of this name, or those that look like it."""
+def read_compose(document: Value, notes: Notes) -> Iterator[Workload]:
+    """The services that are the application."""
     services = document.fields("services")
-
-    def ours(key: str) -> bool:
-        return _looks_like_ours(services[key], group_at)
-
-    for key in notes.choose("service", document.line, list(services), name, str, ours):
+    for key in notes.choose("service", document.line, list(services), str, lambda key: _signs(services[key])):
         with notes.reading():
             yield _service(key, services[key], notes)
 
 
-def _looks_like_ours(service: Value, group_at: Callable[[str], str | None]) -> bool:
+def _signs(service: Value) -> tuple[str, list[str]]:
     words = " ".join(" ".join(_words(service, key)) for key in ("entrypoint", "command"))
     url = find_url(" ".join(_words(service, "healthcheck", "test")))
-    return looks_like_ours(words, [url.path] if url is not None else [], group_at)
+    return words, [] if url is None else [url.path]
 
 
 def _words(service: Value, *keys: str) -> list[str]:
@@ -139,8 +133,8 @@ def is_dockerfile(file: str, text: str) -> bool:
     return bool(_NAME.fullmatch(file.rpartition("/")[2]) or _FIRST.match(first))
 
 
-def read_dockerfile(text: str, notes: Notes, name: str | None) -> Workload:
-    """The image that is built: of the stage of this name if there is one, or of the last one."""
+def read_dockerfile(text: str, notes: Notes) -> Workload:
+    """The image that is built: of the stage that is named, or of the last one."""
     stages: dict[str, _Stage] = {}  # the named stages
     stage: _Stage | None = None
     for line, keyword, rest in _instructions(text):
@@ -153,7 +147,7 @@ def read_dockerfile(text: str, notes: Notes, name: str | None) -> Workload:
             raise UnreadableError(line, f"'{keyword}' is before the first FROM, where only ARG is allowed.")
     if stage is None:
         raise UnreadableError(0, "The Dockerfile has no FROM, so there is no image to check.")
-    return _image(stages.get((name or "").lower(), stage), notes)
+    return _image(stages.get((notes.name or "").lower(), stage), notes)
 
 
 def _instructions(text: str) -> Iterator[tuple[int, str, str]]:

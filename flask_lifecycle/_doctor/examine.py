@@ -40,11 +40,11 @@ class Application:
 
 def examine(file: str, application: Application, name: str | None = None) -> list[Finding]:
     """The findings of one file, for the container or service of this name, or for those that look like it."""
-    notes = Notes("<stdin>" if file == "-" else file)
+    notes = Notes("<stdin>" if file == "-" else file, name, application.group_at)
     found: list[Finding] = []
     checked = False
     try:
-        for workload in _workloads(read(file), notes, name, application):
+        for workload in _workloads(read(file), notes):
             checked = True
             found += _check(workload, application, notes)
     except UnreadableError as error:
@@ -58,23 +58,23 @@ def examine(file: str, application: Application, name: str | None = None) -> lis
     return sorted(dict.fromkeys([*notes.findings, *found]), key=lambda finding: finding.line)
 
 
-def _workloads(text: str, notes: Notes, name: str | None, application: Application) -> Iterator[Workload]:
+def _workloads(text: str, notes: Notes) -> Iterator[Workload]:
     """The workloads of a file; an unreadable document hides no other."""
     if is_systemd(notes.file, text):
         yield read_systemd(check_length(text), notes)
     elif is_gunicorn(notes.file):
         yield read_gunicorn(check_length(text), notes)
     elif is_dockerfile(notes.file, text):
-        yield read_dockerfile(check_length(text), notes, name)
+        yield read_dockerfile(check_length(text), notes)
     else:
         for document in parse_yaml(text):
             with notes.reading():
                 if isinstance(document, UnreadableError):
                     raise document
                 if is_kubernetes(document):
-                    yield from read_kubernetes(document, notes, name, application.group_at)
+                    yield from read_kubernetes(document, notes)
                 elif is_compose(document):
-                    yield from read_compose(document, notes, name, application.group_at)
+                    yield from read_compose(document, notes)
 
 
 def _check(workload: Workload, application: Application, notes: Notes) -> Iterator[Finding]:

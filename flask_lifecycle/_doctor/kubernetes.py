@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Iterator
 
-from .model import Command, Notes, Number, Probe, Stop, Workload, looks_like_ours
+from .model import Command, Notes, Number, Probe, Stop, Workload
 from .source import Value
 
 # Kubernetes' own defaults.
@@ -22,23 +21,21 @@ _POD_PATHS = (("spec", "template", "spec"), ("spec", "jobTemplate", "spec", "tem
 # They end by themselves and have no readiness.
 _JOBS = {"Job", "CronJob"}
 
-GroupAt = Callable[[str], "str | None"]
-
 
 def is_kubernetes(document: Value) -> bool:
     return document.get("apiVersion") is not None and document.get("kind") is not None
 
 
-def read_kubernetes(document: Value, notes: Notes, name: str | None, group_at: GroupAt) -> Iterator[Workload]:
-    """The containers of the application in a document: those of this name, or those that look like it."""
+def read_kubernetes(document: Value, notes: Notes) -> Iterator[Workload]:
+    """The containers of the application in a document."""
     # Kubernetes does not accept nested lists either.
     listed = document.entries("items") if document.text("kind").endswith("List") else []
     for item in (document, *listed):
         with notes.reading():
-            yield from _read(item, notes, name, group_at)
+            yield from _read(item, notes)
 
 
-def _read(item: Value, notes: Notes, name: str | None, group_at: GroupAt) -> Iterator[Workload]:
+def _read(item: Value, notes: Notes) -> Iterator[Workload]:
     paths = [("spec",)] if item.text("kind") == "Pod" else _POD_PATHS
     pod = next((pod for path in paths if (pod := item.get(*path)) and pod.get("containers")), None)
     if pod is None:
@@ -47,16 +44,14 @@ def _read(item: Value, notes: Notes, name: str | None, group_at: GroupAt) -> Ite
     label = f"{kind}/{item.text('metadata', 'name') or '?'}"
     notes.subject = label
     containers = pod.entries("containers")
-    ours = partial(_looks_like_ours, group_at=group_at)
-    for container in notes.choose("container", pod.line, containers, name, lambda each: each.text("name"), ours):
+    for container in notes.choose("container", pod.line, containers, lambda each: each.text("name"), _signs):
         with notes.reading():
             yield _workload(label, pod, container, notes, kind not in _JOBS)
 
 
-def _looks_like_ours(container: Value, group_at: GroupAt) -> bool:
+def _signs(container: Value) -> tuple[str, list[str]]:
     words = " ".join(word.text() for key in ("command", "args") for word in container.entries(key))
-    probes = [container.text(f"{kind}Probe", "httpGet", "path") for kind in ("liveness", "readiness", "startup")]
-    return looks_like_ours(words, probes, group_at)
+    return words, [container.text(f"{kind}Probe", "httpGet", "path") for kind in ("liveness", "readiness", "startup")]
 
 
 def _workload(label: str, pod: Value, container: Value, notes: Notes, serves: bool) -> Workload:

@@ -7,7 +7,7 @@ import dataclasses
 import itertools
 import re
 import shlex
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TypeVar
 from urllib.parse import SplitResult, urlsplit
 
@@ -178,11 +178,6 @@ def find_url(text: str) -> SplitResult | None:
     return None
 
 
-def looks_like_ours(words: str, paths: Iterable[str], group_at: Callable[[str], str | None]) -> bool:
-    """Whether a command or the path of a probe is one of the application's."""
-    return bool(_SERVERS.search(words)) or any(group_at(path.partition("?")[0]) for path in paths if path)
-
-
 @dataclasses.dataclass(frozen=True, slots=True)
 class Stop:
     """The hook before the signal: ``preStop`` or ``ExecStop=``.
@@ -298,12 +293,17 @@ def _shown(value: object) -> str:
 
 
 class Notes:
-    """The findings about the form of a file."""
+    """The findings about the form of a file, and which of its workloads is the application.
 
-    def __init__(self, file: str) -> None:
-        self.file = file
+    :param name: of the container, service or stage; by default those that look like the application.
+    :param group_at: the group of checks that a path asks, ``None`` for any other path.
+    """
+
+    def __init__(self, file: str, name: str | None, group_at: Callable[[str], str | None]) -> None:
+        self.file, self.name = file, name
         self.subject = ""
         self.findings: list[Finding] = []
+        self._group_at = group_at
 
     def add(self, line: int, text: str, cure: str, found: str = "", severity: str = ERROR) -> None:
         self.findings.append(Finding(self.file, line, severity, "form", self.subject, text, cure, found))
@@ -324,19 +324,23 @@ class Notes:
         kind: str,
         line: int,
         found: list[T],
-        name: str | None,
         name_of: Callable[[T], str],
-        ours: Callable[[T], bool],
+        signs: Callable[[T], tuple[str, list[str]]],
     ) -> list[T]:
-        """The application among several: by its name, or the only one, or those that look like it."""
-        if name is not None:
-            return [each for each in found if name_of(each) == name]
+        """The application among several: by its name, or the only one, or those that look like it.
+
+        :param signs: the words of its commands, and the paths of its probes.
+        """
+        if self.name is not None:
+            return [each for each in found if name_of(each) == self.name]
         if len(found) <= 1:
             return found
         chosen = []
         for each in found:
             with self.reading():
-                chosen += [each] if ours(each) else []
+                words, paths = signs(each)
+                if _SERVERS.search(words) or any(self._group_at(path.partition("?")[0]) for path in paths if path):
+                    chosen.append(each)
         if not chosen:
             names = ", ".join(f"'{name_of(each)}'" for each in found)
             text = f"it is not clear which {kind} is the application ({names}), so none was checked"
