@@ -128,8 +128,7 @@ class _Stage:
 
 
 def is_dockerfile(file: str, text: str) -> bool:
-    lines = (line.strip() for line in text.splitlines())
-    first = next((line for line in lines if line and line[0] != "#"), "")
+    _, first = next(joined(text, "#"), (0, ""))
     return bool(_NAME.fullmatch(file.rpartition("/")[2]) or _FIRST.match(first))
 
 

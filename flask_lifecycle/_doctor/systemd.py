@@ -24,8 +24,7 @@ _PREFIXES = "-@:+!|"
 
 
 def is_systemd(file: str, text: str) -> bool:
-    lines = (line.strip() for line in text.splitlines())
-    first = next((line for line in lines if line and line[0] not in "#;"), "")
+    _, first = next(joined(text, "#;"), (0, ""))
     return file.endswith(".service") or first in ("[Unit]", "[Service]", "[Install]")
 
 
