@@ -20,7 +20,6 @@ import itertools
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable
 from typing import TYPE_CHECKING, NamedTuple
 
 from .._core.fork import renew_in_children
@@ -146,11 +145,13 @@ class Probers:
             on_refusal.set()
 
     def _make_room(self, address: str, now: float) -> None:
-        neighbours = [each for each in self._probers.items() if each[1].address == address]
-        if len(neighbours) >= _ROOM_OF_AN_ADDRESS:
-            del self._probers[_least(neighbours, now)]
-        elif len(self._probers) >= _ROOM:
-            del self._probers[_least(self._probers.items(), now)]
+        everyone = list(self._probers.items())
+        neighbours = [each for each in everyone if each[1].address == address]
+        for entries, room in ((neighbours, _ROOM_OF_AN_ADDRESS), (everyone, _ROOM)):
+            if len(entries) >= room:
+                key, _least = min(entries, key=lambda each: (not each[1].silent(now), each[1].count, each[1].last))
+                del self._probers[key]
+                return
 
     def all(self) -> list[Prober]:
         """The probers, oldest first."""
@@ -166,10 +167,6 @@ class Probers:
             )
             for each in self.all()
         )  # fmt: skip
-
-
-def _least(entries: Iterable[tuple[tuple[str, str, str, str], Prober]], now: float) -> tuple[str, str, str, str]:
-    return min(entries, key=lambda each: (not each[1].silent(now), each[1].count, each[1].last))[0]
 
 
 def _address_of(environ: WSGIEnvironment) -> str:
