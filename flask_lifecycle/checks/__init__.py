@@ -1,12 +1,6 @@
-"""Health checks: the engine that runs them, and ready-made ones.
+"""Health checks: the engine that runs them, and ready-made ones, which are imported lazily with what they need.
 
-From ``@lifecycle.check`` to a response: ``Registry.add`` (``_health.py``) keeps the :class:`Check` (``_check.py``). A
-probe calls ``Health.report`` (``_health.py``), which lets the state decide first, and then ``Engine.run``
-(``_engine.py``). That starts a thread for each check, whose return value ``as_result`` (``_returned.py``) turns into a
-:class:`CheckResult`, and returns a :class:`CheckReport` for each. ``_probes/render.py`` makes the body of the
-:class:`HealthReport`.
-
-The ready-made checks, and the packages they need, are imported lazily.
+``docs/architecture.md`` follows a check from ``@lifecycle.check`` to the response of a probe.
 """
 
 from __future__ import annotations
