@@ -31,17 +31,14 @@ _PROBES = {"ready": "readyz", "live": "livez"}
 
 
 class Record:
-    """The file to which the process under test appends what happens; each line is one write with O_APPEND."""
+    """The file to which the processes under test append what happens; each line is one write."""
 
     def __init__(self, path: str) -> None:
         self.path = path
 
     def add(self, text: str) -> None:
-        descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
-        try:
-            os.write(descriptor, f"{time.monotonic():.6f} {os.getpid()} {text}\n".encode())
-        finally:
-            os.close(descriptor)
+        with open(self.path, "a") as file:
+            file.write(f"{time.monotonic():.6f} {os.getpid()} {text}\n")
 
 
 def _misbehave(record: Record, how: str) -> None:
