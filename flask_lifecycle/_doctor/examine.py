@@ -22,14 +22,11 @@ from .systemd import is_systemd, read_systemd
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Application:
-    """The application, as the rules use it.
-
-    :param group_at: the group of checks that a path asks, ``None`` for any other path.
-    """
+    """The application, as the rules use it."""
 
     settings: Settings
     config: Mapping[str, Any]
-    group_at: Callable[[str], str | None]
+    group_at: Callable[[str], str | None]  # the group of checks that a path asks, ``None`` for any other path
 
     def settings_on(self, platform: str) -> Settings:
         """The settings on a platform: in a cluster the delay has another default, which may not fit the others."""

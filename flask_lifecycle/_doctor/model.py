@@ -180,13 +180,10 @@ def find_url(text: str) -> SplitResult | None:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Stop:
-    """The hook before the signal: ``preStop`` or ``ExecStop=``.
-
-    :param way: ``sleep``, ``drain`` (which begins the shutdown itself), ``http``, or ``other``, of an unknown duration.
-    """
+    """The hook before the signal: ``preStop`` or ``ExecStop=``."""
 
     line: int
-    way: str
+    way: str  # sleep, drain (which begins the shutdown itself), http, or other, of an unknown duration
     seconds: float = 0.0
     path: str = ""
 
@@ -203,20 +200,15 @@ class Stop:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Probe:
-    """A probe of a workload.
+    """A probe of a workload."""
 
-    :param kind: ``liveness``, ``readiness``, ``startup``, or ``health`` for Docker's healthcheck.
-    :param way: ``http``, ``tcp`` or ``other``.
-    :param numbers: by their names in Kubernetes.
-    """
-
-    kind: str
+    kind: str  # liveness, readiness, startup, or health for Docker's healthcheck
     line: int
-    way: str
+    way: str  # http, tcp or other
     path: Value
     port: Value
     scheme: str
-    numbers: dict[str, Number]
+    numbers: dict[str, Number]  # by their names in Kubernetes
 
     @classmethod
     def of_check(cls, line: int, text: str, timeout: Number) -> Probe | None:
@@ -239,25 +231,20 @@ class Probe:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Workload:
-    """One container, service or unit.
-
-    :param limit: seconds from the stop signal to the kill.
-    :param names: the named ports.
-    :param options: other keys of a unit or a service.
-    """
+    """One container, service or unit."""
 
     platform: str
     file: str
     subject: str
     line: int
-    limit: Number
+    limit: Number  # seconds from the stop signal to the kill
     limit_key: str
     command: Command | None = None
     stop: Stop | None = None
     probes: tuple[Probe, ...] = ()
-    names: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    names: Mapping[str, int] = dataclasses.field(default_factory=dict)  # the named ports
     env: Mapping[str, Value] = dataclasses.field(default_factory=dict)
-    options: Mapping[str, Value] = dataclasses.field(default_factory=dict)
+    options: Mapping[str, Value] = dataclasses.field(default_factory=dict)  # other keys of a unit or a service
     serves: bool = True
 
 

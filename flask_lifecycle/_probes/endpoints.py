@@ -67,18 +67,13 @@ probe_refused = Namespace().signal(
 
 @dataclasses.dataclass(eq=False, repr=False)
 class Endpoint:
-    """What is served at one path, as the middleware calls it.
-
-    :param component: the name of a check, if only that one is asked.
-    :param part: a file of the status page, or its feed.
-    :param worker: the dedicated worker that answers it, on servers that have some.
-    """
+    """What is served at one path, as the middleware calls it."""
 
     probes: Probes
     group: str
-    component: str | None = None
-    part: str | None = None
-    worker: str | None = None
+    component: str | None = None  # the name of a check, if only that one is asked
+    part: str | None = None  # a file of the status page, or its feed
+    worker: str | None = None  # the dedicated worker that answers it, on servers that have some
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes] | None:
         response = self.probes.answer(self, Request(environ))

@@ -38,21 +38,15 @@ class Outcome:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What to run.
-
-    :param paths: of a server's own work, by kind; they take the place of the routes of ``verify``.
-    :param grace: seconds from the signal to the exit; ``None``: that of the application, or 30.
-    :param patience: seconds that each wait may take.
-    :param reload_on: the signal on which the command replaces its processes.
-    """
+    """What to run."""
 
     command: Sequence[str]
     address: Tcp | None
-    paths: Mapping[str, str]
-    number: int
-    grace: float | None
-    patience: float
-    reload_on: int | None = None
+    paths: Mapping[str, str]  # of a server's own work, by kind; they take the place of the routes of ``verify``
+    number: int  # of the signal
+    grace: float | None  # seconds from the signal to the exit; ``None``: that of the application, or 30
+    patience: float  # seconds that each wait may take
+    reload_on: int | None = None  # the signal on which the command replaces its processes
     keep_logs: Path | None = None
 
 

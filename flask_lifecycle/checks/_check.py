@@ -256,16 +256,11 @@ class CheckReport(NamedTuple):
         return public_causes(self.error)
 
 
-@dataclass(eq=False, repr=False)
-class CheckHistory:
-    """What is kept of a check beside its last result.
+class CheckHistory(NamedTuple):
+    """What is kept of a check beside its last result."""
 
-    :param durations: seconds that its last runs took, oldest first.
-    :param changed: when its status changed last, in seconds since the epoch; 0 before the first result.
-    """
-
-    durations: tuple[float, ...]
-    changed: float
+    durations: tuple[float, ...]  # seconds that its last runs took, oldest first
+    changed: float  # when its status changed last, in seconds since the epoch; 0 before the first result
 
 
 def text_of(value: Any) -> str:
