@@ -39,7 +39,13 @@ class CeleryCheck:
     def __init__(
         self, app: Celery, *, minimum: int = 1, reply_timeout: float = 1.0, name: str = "celery workers"
     ) -> None:
-        _validate(app, minimum, reply_timeout)
+        with needs("Celery", "celery"):
+            from celery import Celery
+        if not isinstance(app, Celery):
+            raise TypeError(f"'app' must be a Celery application, not {type(app).__name__!r}.")
+        if isinstance(minimum, bool) or not isinstance(minimum, int) or minimum < 1:
+            raise ValueError(f"'minimum' must be a whole number of workers, at least 1, not {shown(minimum)}.")
+        check_seconds("'reply_timeout'", reply_timeout)
         self.name = name
         self.timeout = reply_timeout + MARGIN
         self._app = app
@@ -87,13 +93,3 @@ class CeleryCheck:
             answers = self._app.control.ping(connection=connection, timeout=left, limit=self._minimum)
             answered = max(answered, len(answers or ()))  # None if there are none
         return answered
-
-
-def _validate(app: Any, minimum: Any, reply_timeout: Any) -> None:
-    with needs("Celery", "celery"):
-        from celery import Celery
-    if not isinstance(app, Celery):
-        raise TypeError(f"'app' must be a Celery application, not {type(app).__name__!r}.")
-    if isinstance(minimum, bool) or not isinstance(minimum, int) or minimum < 1:
-        raise ValueError(f"'minimum' must be a whole number of workers, at least 1, not {shown(minimum)}.")
-    check_seconds("'reply_timeout'", reply_timeout)

@@ -99,17 +99,13 @@ class CertificateCheck:
 
     def _in_file(self) -> list[bytes]:
         try:
-            certificates = _read_pem(_validation.read_beginning(self._path, MOST_READ))
+            blocks = _PEM.findall(_validation.read_beginning(self._path, MOST_READ))  # skips keys and other content
+            certificates = [base64.b64decode(block) for block in blocks]
         except (OSError, ValueError) as error:
             raise HealthCheckError("The certificate file cannot be read.") from error
         if not certificates:
             raise HealthCheckError("The file contains no certificate.")
         return certificates
-
-
-def _read_pem(data: bytes) -> list[bytes]:
-    """Each certificate of a PEM file as DER; keys and other content are skipped."""
-    return [base64.b64decode(block) for block in _PEM.findall(data)]
 
 
 def _validity(der: bytes) -> tuple[datetime, datetime]:

@@ -105,11 +105,8 @@ class PoolCheck:
         overflow = getattr(pool, "_max_overflow", -1)
         if overflow < 0:
             return CheckResult(output="The pool has no upper limit, so it cannot be exhausted.", observed=observed)
-        return self._result(used, pool.size() + overflow, observed)
-
-    def _result(self, used: int, limit: int, observed: dict[str, int]) -> CheckResult:
+        limit = observed["limit"] = pool.size() + overflow
         percent = round(100 * used / limit, 1)
-        observed = {**observed, "limit": limit}
         if used / limit < self._warn_at:
             return CheckResult("pass", observed=observed, value=percent, unit="%")
         output = (
@@ -120,10 +117,7 @@ class PoolCheck:
 
 
 def validate(db: Any, bind: str | None) -> None:
-    """Reject a database that a check cannot ask.
-
-    :raises TypeError: it is neither an ``Engine`` nor Flask-SQLAlchemy's ``db``, or it is asynchronous.
-    """
+    """Reject a database that a check cannot ask: not SQLAlchemy's, or asynchronous."""
     with needs("SQLAlchemy", "sqlalchemy"):
         from sqlalchemy import Engine
     if hasattr(db, "sync_engine") or (isinstance(db, Engine) and db.dialect.is_async):
@@ -216,7 +210,13 @@ class MigrationsCheck:
         name: str = "migrations",
     ) -> None:
         validate(db, None)
-        _validate_directory(directory)
+        with needs("Alembic", "migrate"):
+            from alembic.config import Config
+            from alembic.script import ScriptDirectory
+        if directory is not None and not isinstance(directory, str | os.PathLike | Config | ScriptDirectory):
+            raise TypeError(
+                f"'directory' must be a path, an Alembic Config or a ScriptDirectory, not {type(directory).__name__!r}."
+            )
         self.name = name
         self._db = db
         self._directory = os.fspath(directory) if isinstance(directory, os.PathLike) else directory
@@ -231,16 +231,6 @@ class MigrationsCheck:
             self._read[source] = _scripts(source)
         scripts, table = self._read[source]
         return _compare(query(engine, lambda connection: _heads(connection, table)), scripts)
-
-
-def _validate_directory(directory: Any) -> None:
-    with needs("Alembic", "migrate"):
-        from alembic.config import Config
-        from alembic.script import ScriptDirectory
-    if directory is not None and not isinstance(directory, str | os.PathLike | Config | ScriptDirectory):
-        raise TypeError(
-            f"'directory' must be a path, an Alembic Config or a ScriptDirectory, not {type(directory).__name__!r}."
-        )
 
 
 def _of_flask_migrate() -> Any:
