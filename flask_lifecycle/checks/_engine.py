@@ -222,9 +222,13 @@ class _Runner:
     def report(self, run: _Run | None, until: float, *, releasable: bool) -> CheckReport:
         """Wait for a run, no longer than its timeout and ``until``, and report the check."""
         if run is not None:
-            if not (releasable and self._engine.released):
-                seconds = min(run.started + self.check.timeout, until) - self._engine.now()
-                self._wait(run.released if releasable else run.done, seconds)
+            waits = not (releasable and self._engine.released)
+            if waits and self._waiters.acquire(blocking=False):
+                try:
+                    seconds = min(run.started + self.check.timeout, until) - self._engine.now()
+                    (run.released if releasable else run.done).wait(max(0.0, seconds))
+                finally:
+                    self._waiters.release()
             if not run.done.is_set():
                 now = self._engine.now()
                 self._count_hang(run, now)
@@ -233,13 +237,6 @@ class _Runner:
         known = self.known()
         assert known is not None  # a run leaves one before it is done, and if it hangs
         return known
-
-    def _wait(self, event: threading.Event, seconds: float) -> None:
-        if self._waiters.acquire(blocking=False):
-            try:
-                event.wait(max(0.0, seconds))
-            finally:
-                self._waiters.release()
 
     def _report_unfinished(self, waited: float) -> CheckReport:
         """The probe's own time is over, or a drain has begun; the check may still answer within its timeout."""
