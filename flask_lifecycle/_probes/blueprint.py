@@ -48,20 +48,14 @@ class Guard:
                 app.before_request_funcs[None] = [self, *app.before_request_funcs.get(None, [])]
 
     def __call__(self) -> Response:
+        """503 as RFC 9457 has it."""
         with self._lock:
             self.refused += 1
-        return refusal(self._remaining())
-
-
-def refusal(remaining: float | None) -> Response:
-    """503 as RFC 9457 has it, with the seconds until this process is gone, if they are known."""
-    problem = {
-        "type": "about:blank",
-        "title": "Service Unavailable",
-        "status": 503,
-        "detail": "This instance is shutting down and takes no new requests; try again.",
-    }
-    response = Response(json.dumps(problem), status=503, content_type="application/problem+json")
-    response.headers["Retry-After"] = str(max(1, round(remaining or 0)))
-    response.headers["Cache-Control"] = "no-store"
-    return response
+        problem = {
+            "type": "about:blank",
+            "title": "Service Unavailable",
+            "status": 503,
+            "detail": "This instance is shutting down and takes no new requests; try again.",
+        }
+        headers = {"Retry-After": str(max(1, round(self._remaining() or 0))), "Cache-Control": "no-store"}
+        return Response(json.dumps(problem), 503, headers, content_type="application/problem+json")
