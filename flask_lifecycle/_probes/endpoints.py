@@ -91,6 +91,7 @@ class Probes:
         self._settings: Settings = application.settings
         self._registry: Registry = application.registered.checks
         self._health: Health = application.health
+        self.timeout = self._settings.probe_timeout  # seconds for an answer
         self.probers = Probers()
         self._unrendered: set[str] = set()  # the groups whose own body failed
         self.by_path: dict[str, Endpoint] = {}

@@ -32,7 +32,7 @@ class ProbeListener(ProbeServer):
     """A probe listener and the applications that it answers for."""
 
     def __init__(self, host: str, port: int, **options: Any) -> None:
-        self._members: list[tuple[weakref.ref[Probes], float]] = []  # each with the seconds for its answer
+        self._members: list[weakref.ref[Probes]] = []
         self._started = False
         super().__init__(lambda request: respond(self.members(), request), host, port, **options)
 
@@ -42,17 +42,11 @@ class ProbeListener(ProbeServer):
             super().start()
 
     def members(self) -> list[Probes]:
-        return [probes for each, _timeout in self._members if (probes := each()) is not None]
+        return [probes for each in self._members if (probes := each()) is not None]
 
-    def add(self, probes: Probes, timeout: float) -> None:
-        self._set_members([*self._members, (weakref.ref(probes), timeout)])
-
-    def remove(self, probes: Probes) -> None:
-        self._set_members([member for member in self._members if member[0]() is not probes])
-
-    def _set_members(self, members: list[tuple[weakref.ref[Probes], float]]) -> None:
-        self._members = [member for member in members if member[0]() is not None]  # requests read the old list
-        self.allow(sum(timeout for _probes, timeout in self._members))
+    def set_members(self, members: list[Probes]) -> None:
+        self._members = [weakref.ref(probes) for probes in members]  # requests read the old list
+        self.allow(sum(probes.timeout for probes in members))
 
 
 def respond(members: Sequence[Probes], request: Request) -> Response:
@@ -88,12 +82,11 @@ renew_in_children(_forget)
 
 
 def join(
-    probes: Probes, host: str, port: int, timeout: float, *, shared: bool, handed: socket.socket | None, v6only: bool
+    probes: Probes, host: str, port: int, *, shared: bool, handed: socket.socket | None, v6only: bool
 ) -> ProbeListener:
     """Give the listener at a host and a port, opened if no application of this process has it yet.
 
     :param port: with 0 each application gets a listener of its own.
-    :param timeout: seconds that this application may take for an answer.
     :raises OSError: the address cannot be listened on.
     """
     with _lock:
@@ -102,7 +95,7 @@ def join(
         if listener is None:
             listener = ProbeListener(host, port, shared=shared, handed=handed, v6only=v6only)
             _listeners[host, listener.port] = listener
-        listener.add(probes, timeout)
+        listener.set_members([*listener.members(), probes])
         return listener
 
 
@@ -137,7 +130,7 @@ class ProbePort(Feature):
                 self._application.serving.main_host() if settings.probe_host is None else (settings.probe_host, False)
             )
             self.server = join(
-                self._application.probes, host, settings.probe_port, settings.probe_timeout,
+                self._application.probes, host, settings.probe_port,
                 shared=shared, handed=peers.probes, v6only=v6only,
             )  # fmt: skip
             if peers.first:
@@ -153,7 +146,7 @@ class ProbePort(Feature):
             listener, self.server = self.server, None
         if listener is not None:
             with _lock:
-                listener.remove(self._application.probes)
+                listener.set_members([each for each in listener.members() if each is not self._application.probes])
                 _close_unused()
 
     @property
