@@ -3,8 +3,8 @@
 A file that is broken, huge, binary or hostile is an error of one sentence. YAML becomes :class:`Value`: mappings, lists
 and scalars of the JSON types, so no tag creates an object. Nothing behind broken YAML is read.
 
-libyaml reads a file of a megabyte within a few seconds and 200 MB, or it is rejected: its values are counted as if its
-aliases and merges (``<<``) were expanded. PyYAML's own parser takes four times as long.
+A file of a megabyte is read within a few seconds and 200 MB, or rejected: its values are counted as if its aliases and
+merges (``<<``) were expanded.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from .._core.text import visible
 LIMIT = 1_000_000
 # Characters of a text that is taken apart, and of a file that is no YAML: some ways to do so take quadratic time.
 LONGEST = 64_000
+_SLOW_LIMIT = LIMIT // 4  # without libyaml: PyYAML's own parser is about four times slower
 # In real files a value takes four characters or more, so they meet LIMIT first.
 MOST_VALUES = 250_000
 # Characters of a number. PyYAML takes quadratic time for some, such as 59:59:59.
@@ -155,6 +156,8 @@ def parse_yaml(text: str) -> Iterator[Value | UnreadableError]:
         import yaml
     except ImportError:
         raise UnreadableError(0, "PyYAML is needed to read YAML; install flask_lifecycle[doctor].") from None
+    if not hasattr(yaml, "CSafeLoader") and len(text) > _SLOW_LIMIT:
+        raise UnreadableError(0, f"Without libyaml, PyYAML is too slow for more than {_SLOW_LIMIT // 1000} kB.")
     if text.count(",") + text.count("\n") > MOST_VALUES:  # each value takes a kilobyte before we can count it
         raise UnreadableError(
             0, f"The file has more than {MOST_VALUES} values; give only what deploys this application."

@@ -739,6 +739,12 @@ def test_bombs_cost_bounded_memory() -> None:
     assert int(done.stdout) < 200
 
 
+def test_without_libyaml_large_files_are_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyYAML's own parser would take longer than a few seconds."""
+    monkeypatch.delattr(yaml, "CSafeLoader", raising=False)
+    assert "PyYAML is too slow for more than 250 kB." in said("a: " + "x" * (LIMIT // 4))[0]
+
+
 def test_without_pyyaml_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without PyYAML the error names the extra, and units can be read."""
     monkeypatch.setitem(sys.modules, "yaml", None)
