@@ -302,20 +302,25 @@ class _Handler(WSGIRequestHandler):
         return super().make_environ()
 
     def run_wsgi(self) -> None:
-        """Answer one request; Werkzeug's own method would then read up to 10 GB behind it."""
+        """Answer one request, and close the response, which may begin a drain, also if the client has gone.
+
+        Werkzeug's own method would then read up to 10 GB behind the request, and not close it for such a client.
+        """
         environ = self.make_environ()
-        try:
-            body, status, headers = self.server.answer(Request(environ)).get_wsgi_response(environ)
-        except Exception:
-            logger.exception("a request to the probe listener failed", extra=self._extra)
-            self.send_error(500)
-            return
-        code, _, phrase = status.partition(" ")
-        self.send_response(int(code), phrase)
-        for name, value in (*headers, ("Connection", "close")):
-            self.send_header(name, value)
-        self.end_headers()
-        self.wfile.writelines(body)
+        with contextlib.ExitStack() as stack:
+            try:
+                response = stack.enter_context(contextlib.closing(self.server.answer(Request(environ))))
+                body, status, headers = response.get_wsgi_response(environ)
+            except Exception:
+                logger.exception("a request to the probe listener failed", extra=self._extra)
+                self.send_error(500)
+                return
+            code, _, phrase = status.partition(" ")
+            self.send_response(int(code), phrase)
+            for name, value in (*headers, ("Connection", "close")):
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.writelines(body)
 
     def finish(self) -> None:
         super().finish()

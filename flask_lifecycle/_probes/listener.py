@@ -61,10 +61,15 @@ def respond(members: Sequence[Probes], request: Request) -> Response:
     chosen = None
     for _probes, handler in found:
         response = handler(request)
-        if response is not None and response.status_code >= 400:  # also 404: a failure may be configured to answer it
-            return response
-        chosen = chosen or response
-    return chosen or members[0].not_found()
+        if response is not None and (chosen is None or response.status_code >= 400):
+            if chosen is not None:
+                chosen.close()
+            chosen = response
+            if response.status_code >= 400:  # also 404, which a failure may be configured to answer
+                break
+        elif response is not None:
+            response.close()
+    return members[0].not_found() if chosen is None else chosen
 
 
 _listeners: dict[tuple[str, int], ProbeListener] = {}
