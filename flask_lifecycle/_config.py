@@ -11,7 +11,7 @@ import os
 import re
 import signal
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 PREFIX = "LIFECYCLE_"
 # Adaptive shutdown delay.
@@ -126,7 +126,7 @@ class Settings:
         for key in given:
             if key not in KEYS:
                 raise ValueError(_unknown(key))
-        values = {KEYS[key].attribute: KEYS[key].read(key, value) for key, value in given.items()}
+        values = {attribute_of(key): KEYS[key](key, value) for key, value in given.items()}
         # In a cluster something has to notice that this process leaves, the kubelet asks the pod's address, and it
         # keeps what is in the termination log. Elsewhere the probes are as reachable as the application.
         in_cluster = bool(os.environ.get("KUBERNETES_SERVICE_HOST"))
@@ -244,12 +244,9 @@ def settings_under_test() -> dict[str, Any]:
         raise ValueError(f"{TEST_SETTINGS} is set, but not by flask_lifecycle.testing; unset it.") from None
 
 
-class Key(NamedTuple):
-    """One row of the table: the attribute of a key, its default as documented, and the function that reads it."""
-
-    attribute: str
-    default: str
-    read: Callable[[str, Any], Any]
+def attribute_of(key: str) -> str:
+    """The attribute of :class:`Settings` for a key."""
+    return key.removeprefix(PREFIX).lower()
 
 
 def is_seconds(value: Any, *, zero: bool = False, most: float = LONGEST) -> bool:
@@ -486,47 +483,36 @@ def _report_file(key: str, value: Any) -> str | None:
     return path
 
 
-_DELAY = "5.0 if KUBERNETES_SERVICE_HOST is set, else 0.0"
-
-KEYS: dict[str, Key] = {
-    "LIFECYCLE_GRACE_PERIOD": Key("grace_period", "25.0", _seconds(zero=False)),
-    "LIFECYCLE_SHUTDOWN_DELAY": Key("shutdown_delay", _DELAY, _delay),
-    "LIFECYCLE_DELAY_PROBES": Key("delay_probes", "3", _count),
-    "LIFECYCLE_DELAY_MIN": Key("delay_min", _DELAY, _seconds(zero=True)),
-    "LIFECYCLE_DELAY_MAX": Key(
-        "delay_max", "the smaller of 15.0 and three fifths of the grace period", _seconds(zero=False)
-    ),
-    "LIFECYCLE_HOOK_RESERVE": Key(
-        "hook_reserve", "the smaller of 5.0 and a fifth of the grace period", _seconds(zero=True)
-    ),
-    "LIFECYCLE_KEEPALIVE_LINGER": Key("keepalive_linger", "0.25", _seconds(zero=True)),
-    "LIFECYCLE_SIGNALS": Key(
-        "signals", "SIGTERM on init_app; SIGTERM and SIGINT under run and under flask run", _signals
-    ),
-    "LIFECYCLE_EXIT": Key("exit", '"code"', _choice("code", "signal")),
-    "LIFECYCLE_READY": Key("ready", '"auto"', _choice("auto", "manual")),
-    "LIFECYCLE_DRAIN_POLICY": Key("drain_policy", '"auto"', _choice("auto", "serve", "reject")),
-    "LIFECYCLE_PROBE_HOST": Key(
-        "probe_host",
-        '"0.0.0.0" if KUBERNETES_SERVICE_HOST is set, else the host of the main listener, or 127.0.0.1 if unknown',
-        _host,
-    ),
-    "LIFECYCLE_PROBE_PORT": Key("probe_port", "None", _port),
-    "LIFECYCLE_DETAILS": Key("details", '"never"', _choice("never", "token", "always")),
-    "LIFECYCLE_TOKEN": Key("token", "None", _token),
-    "LIFECYCLE_URL_PREFIX": Key("url_prefix", '""', _prefix),
-    "LIFECYCLE_PATHS": Key("paths", "/healthcheck, /livez, /readyz and /startupz", _paths),
-    "LIFECYCLE_PROBE_TIMEOUT": Key("probe_timeout", "5.0", _seconds(zero=False)),
-    "LIFECYCLE_STATUS_CODES": Key("status_codes", "pass and warn 200, fail 503", read_status_codes),
-    "LIFECYCLE_HEADERS": Key("headers", "{}", read_headers),
-    "LIFECYCLE_READINESS_ON_DRAIN": Key("readiness_on_drain", '"fail"', _choice("fail", "keep")),
-    "LIFECYCLE_CASE_INSENSITIVE": Key("case_insensitive", "False", _flag),
-    "LIFECYCLE_LOG_PROBES": Key("log_probes", "False", _flag),
-    "LIFECYCLE_SELF_TEST": Key("self_test", "True", _flag),
-    "LIFECYCLE_REPORT_FILE": Key("report_file", "/dev/termination-log in Kubernetes, else None", _report_file),
-    "LIFECYCLE_LOG_REMOTE_ADDR": Key("log_remote_addr", "False", _flag),
-    "LIFECYCLE_STOP_ON_CRASH": Key("stop_on_crash", "()", _patterns),
-    "LIFECYCLE_CONTROL_DIR": Key("control_dir", "None", _directory),
-    "LIFECYCLE_STUCK_AFTER": Key("stuck_after", "None", _optional(_seconds(zero=False))),
-    "LIFECYCLE_METRICS": Key("metrics", "False", _flag),
+# Each key, and the function that checks its value and returns the setting.
+KEYS: dict[str, Callable[[str, Any], Any]] = {
+    "LIFECYCLE_GRACE_PERIOD": _seconds(zero=False),
+    "LIFECYCLE_SHUTDOWN_DELAY": _delay,
+    "LIFECYCLE_DELAY_PROBES": _count,
+    "LIFECYCLE_DELAY_MIN": _seconds(zero=True),
+    "LIFECYCLE_DELAY_MAX": _seconds(zero=False),
+    "LIFECYCLE_HOOK_RESERVE": _seconds(zero=True),
+    "LIFECYCLE_KEEPALIVE_LINGER": _seconds(zero=True),
+    "LIFECYCLE_SIGNALS": _signals,
+    "LIFECYCLE_EXIT": _choice("code", "signal"),
+    "LIFECYCLE_READY": _choice("auto", "manual"),
+    "LIFECYCLE_DRAIN_POLICY": _choice("auto", "serve", "reject"),
+    "LIFECYCLE_PROBE_HOST": _host,
+    "LIFECYCLE_PROBE_PORT": _port,
+    "LIFECYCLE_DETAILS": _choice("never", "token", "always"),
+    "LIFECYCLE_TOKEN": _token,
+    "LIFECYCLE_URL_PREFIX": _prefix,
+    "LIFECYCLE_PATHS": _paths,
+    "LIFECYCLE_PROBE_TIMEOUT": _seconds(zero=False),
+    "LIFECYCLE_STATUS_CODES": read_status_codes,
+    "LIFECYCLE_HEADERS": read_headers,
+    "LIFECYCLE_READINESS_ON_DRAIN": _choice("fail", "keep"),
+    "LIFECYCLE_CASE_INSENSITIVE": _flag,
+    "LIFECYCLE_LOG_PROBES": _flag,
+    "LIFECYCLE_SELF_TEST": _flag,
+    "LIFECYCLE_REPORT_FILE": _report_file,
+    "LIFECYCLE_LOG_REMOTE_ADDR": _flag,
+    "LIFECYCLE_STOP_ON_CRASH": _patterns,
+    "LIFECYCLE_CONTROL_DIR": _directory,
+    "LIFECYCLE_STUCK_AFTER": _optional(_seconds(zero=False)),
+    "LIFECYCLE_METRICS": _flag,
 }

@@ -9,7 +9,7 @@ import json
 import math
 from collections.abc import Callable, Iterator
 
-from .._config import KEYS, parse_signal
+from .._config import KEYS, attribute_of, parse_signal
 from .gunicorn import graceful_timeout
 from .model import ERROR, OK, WARNING, Case, Finding, Probe
 
@@ -407,10 +407,10 @@ def unit_type(case: Case) -> Iterator[Finding]:
 def environment(case: Case) -> Iterator[Finding]:
     """The file sets the values that the application was loaded with here."""
     for name, value in case.workload.env.items():
-        key = KEYS.get(name.removeprefix("FLASK_"))
-        if not name.startswith("FLASK_LIFECYCLE_") or key is None or value.data is None or key.attribute == "token":
+        key = name.removeprefix("FLASK_")
+        if key == name or key not in KEYS or value.data is None or key == "LIFECYCLE_TOKEN":
             continue
-        loaded = getattr(case.settings, key.attribute)
+        loaded = getattr(case.settings, attribute_of(key))
         if not _same(value.text(), loaded):
             yield case.warning(
                 "environment", value.line,
