@@ -192,7 +192,8 @@ def _write_countdown(served: Any, stream: TextIO, over: threading.Event) -> None
 
 def _waits_for(served: Any) -> str:
     shutdown = served.process.shutdown
-    requests, work = len(shutdown.unfinished()), len(shutdown.live_work())
+    unfinished = shutdown.unfinished()
+    requests, work = len(unfinished.requests), len(unfinished.work)
     counts = [f"{requests} request{'s' * (requests != 1)}"] if requests else []
     counts += [f"{work} work item{'s' * (work != 1)}"] if work else []
     return f"{' and '.join(counts)} in flight" if counts else f"nothing in flight, {phase_in_words(shutdown.phase)}"

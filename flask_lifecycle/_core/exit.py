@@ -42,7 +42,7 @@ from typing import TYPE_CHECKING, Any
 
 from .log import logger
 from .report import ShutdownReport, signal_name
-from .shutdown import End, StopRequest
+from .shutdown import StopRequest
 from .signals import die_by, interrupt_main
 from .stacks import callers, collector_paused
 
@@ -101,7 +101,7 @@ class OthersServer:
             exits.interrupt_main(report)
 
 
-class Exit(End):
+class Exit:
     """The exit of one process."""
 
     def __init__(self, process: Process) -> None:
@@ -123,6 +123,7 @@ class Exit(End):
         self.returned = threading.Event()  # set when run() has returned
 
     def keep(self, report: ShutdownReport) -> None:
+        """Write the report to files, before any caller gets it."""
         if not self.process.signals:
             return
         for path in dict.fromkeys(application.settings.report_file for application in self.process.applications()):
@@ -141,9 +142,8 @@ class Exit(End):
         self._strategy().leave(self, report)
 
     def _strategy(self) -> ServesNothing | OwnLoop | Jobs | OthersServer:
-        process, request = self.process, self.process.shutdown.request
+        process, crashed = self.process, self.process.shutdown.request.crash is not None
         applications = process.applications()
-        crashed = request is not None and request.crash is not None
         if process.owner:
             return OwnLoop()
         if process.shutdown.server is not None or crashed or any(each.startup.succeeded for each in applications):
@@ -315,9 +315,9 @@ class Exit(End):
         """Exit at once, on a second signal."""
 
         def abandoned() -> Iterable[str]:
-            unfinished = [*self.process.shutdown.unfinished(), *self.process.shutdown.live_work()]
+            unfinished = self.process.shutdown.unfinished()
             yield f"forced by {signal_name(signum)}: abandoned {len(unfinished)}"
-            yield from (f"abandoned {info}" for info in unfinished)
+            yield from (f"abandoned {info}" for info in (*unfinished.requests, *unfinished.work))
 
         self.exit_now(128 + signum, more=abandoned)
 

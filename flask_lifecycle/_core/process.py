@@ -58,7 +58,7 @@ class Process:
             renew_in_children(self._after_fork)
 
     def _renew(self) -> None:
-        self.shutdown = Shutdown(self.applications, lambda: self.servers.find(), self.exit)
+        self.shutdown = Shutdown(self.applications, self.exit, lambda: self.servers.find())
         self.owner = ""  # of the main loop: "run", or "gunicorn" for a worker with our hooks
         self._first_signal = 0.0  # its time
         self._received: set[int] = set()

@@ -170,10 +170,6 @@ class Unfinished:
     def __len__(self) -> int:
         return len(self.requests) + len(self.work)
 
-    @classmethod
-    def now(cls, applications: Sequence[Application], server: Server | None, stacks: bool = False) -> Unfinished:
-        return cls(requests_now(applications, server, stacks), work_now(applications, stacks))
-
     def log(self, level: int, words: str) -> None:
         """Log each, with the stack of its thread; work items of one name share a line."""
         entries: list[tuple[RequestInfo | WorkInfo, int]] = [

@@ -47,17 +47,18 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from .deadline import Clock, Deadline
 from .delay import Delay, Plan
 from .hooks import HookRecord, HookRunner, ShutdownContext, inside_a_hook
-from .inflight import RequestInfo
 from .log import logger
 from .report import PhaseRecord, ShutdownReport, Unfinished, each_once, ledgers, requests_now, work_ledgers, work_now
 from .server import Application, Peers, Server
 from .state import Event
-from .work import WorkInfo
+
+if TYPE_CHECKING:
+    from .exit import Exit
 
 # Seconds before the drain waits once more, if new work has begun meanwhile.
 _PAUSE = 0.01
@@ -86,16 +87,6 @@ class StopRequest(NamedTuple):
     successor: bool = False
     crash: HookRecord | None = None
     alone: bool = False
-
-
-class End:
-    """The end of the process after its shutdown. This class does nothing; ``exit.py`` has the subclass that does."""
-
-    def keep(self, report: ShutdownReport) -> None:
-        """Write the report to files, before any caller gets it."""
-
-    def leave(self, report: ShutdownReport) -> None:
-        """Make the process exit. The last step, in the shutdown's thread."""
 
 
 class _Start:
@@ -132,22 +123,22 @@ class Shutdown:
     """Stops a process, once. Any thread may use it.
 
     :param applications: returns the applications that stop together; called when the shutdown begins.
+    :param end: keeps the report, and then makes the process exit.
     :param find_server: finds a server that this package has not started, or ``None``.
-    :param end: what happens to the process.
     """
 
     def __init__(
         self,
         applications: Callable[[], Sequence[Application]],
+        end: Exit,
         find_server: Callable[[], Server | None] = lambda: None,
-        end: End | None = None,
         clock: Clock | None = None,
     ) -> None:
         self.applications = applications
         self.clock = clock or Clock()
         self.server: Server | None = None
         self.peers = Peers()
-        self.request: StopRequest | None = None
+        self.request = StopRequest("")  # until it begins
         self.deadline: Deadline | None = None
         self.report: ShutdownReport | None = None
         self.progress = Progress(self.clock)
@@ -156,7 +147,7 @@ class Shutdown:
         self.thread: threading.Thread | None = None
         self.done = threading.Event()
         self._find_server = find_server
-        self._end = end or End()
+        self._end = end
         self._start = _Start()
 
     # -- for all threads ------------------------------------------------------------------------------------------
@@ -167,15 +158,11 @@ class Shutdown:
         return self.deadline is not None
 
     @property
-    def reason(self) -> str:
-        return "" if self.request is None else self.request.reason
-
-    @property
     def signal(self) -> int | None:
-        return None if self.request is None else self.request.signal
+        return self.request.signal
 
     def _hook_context(self) -> ShutdownContext:
-        return ShutdownContext(self.reason, self.signal, self)
+        return ShutdownContext(self.request.reason, self.signal, self)
 
     @property
     def phase(self) -> str:
@@ -207,13 +194,10 @@ class Shutdown:
         report = self.report
         return self.progress.abandoned if report is None else Unfinished(report.abandoned, report.work)
 
-    def unfinished(self) -> tuple[RequestInfo, ...]:
-        """Every request in flight, of the applications and of the server."""
-        return requests_now(self.applications(), self.server)
-
-    def live_work(self) -> tuple[WorkInfo, ...]:
-        """Every work item and start-up task that has not ended."""
-        return work_now(self.applications())
+    def unfinished(self, stacks: bool = False) -> Unfinished:
+        """What has not ended now: requests of the applications and of the server, work items and start-up tasks."""
+        applications = self.applications()
+        return Unfinished(requests_now(applications, self.server, stacks), work_now(applications, stacks))
 
     def expect_server(self, expected: bool) -> None:
         """Set whether a server is about to be attached: a shutdown that begins meanwhile waits a moment for it."""
@@ -240,16 +224,16 @@ class Shutdown:
             self.request = request
             self.deadline = Deadline.after(self.clock, max(0.0, grace - request.late))
         phases = self.deadline.earlier(self._way_out)
-        self.thread = threading.Thread(target=self._run, args=(request, phases), name="lifecycle-shutdown", daemon=True)
+        self.thread = threading.Thread(target=self._run, args=(phases,), name="lifecycle-shutdown", daemon=True)
         try:
             self.thread.start()
         except RuntimeError:  # the interpreter is finalizing: see the head of this module
-            self._run(request, phases)
+            self._run(phases)
         return True
 
     def join_by_signal(self, signum: int) -> None:
         """Add a signal to a shutdown that ``shutdown()`` has begun, for its report."""
-        if self.request is not None and self.request.signal is None:
+        if self.request.signal is None:
             self.request = self.request._replace(signal=signum)
 
     def wait(self) -> ShutdownReport:
@@ -269,8 +253,7 @@ class Shutdown:
 
     def report_so_far(self, forced: int) -> ShutdownReport:
         """The report of a shutdown that is forced to end now, with this exit code."""
-        unfinished = Unfinished.now(self.applications(), self.server, stacks=True)
-        return self._make_report([*self.progress.records, self.progress.current], unfinished, forced)
+        return self._make_report([*self.progress.records, self.progress.current], self.unfinished(stacks=True), forced)
 
     def run_group_hooks(self, seconds: float) -> bool:
         """Run the hooks of the process group; return whether all succeeded.
@@ -284,18 +267,19 @@ class Shutdown:
 
     # -- the thread -----------------------------------------------------------------------------------------------
 
-    def _run(self, request: StopRequest, deadline: Deadline) -> None:
+    def _run(self, deadline: Deadline) -> None:
         self._start.settled.wait(min(MAKING, deadline.remaining()))
         with self._start.lock:  # attach() comes before, and we see the server, or after, and returns False
             self._start.settled.set()
         applications = self.applications()
         if self.server is None:
             self.server = self._find_server()
+        reserve = max((each.settings.hook_reserve for each in applications), default=0.0)
         for name, phase in PHASES:
             self.progress.enter(name)
             failed: Exception | None = None
             try:
-                phase(self, request, applications, deadline)
+                phase(self, applications, deadline if name == "hooks" else deadline.earlier(reserve))
             except Exception as error:
                 failed = error
             self.progress.records.append(self.progress.current)
@@ -305,11 +289,11 @@ class Shutdown:
     def _finish(self, applications: Sequence[Application]) -> None:
         progress = self.progress
         progress.enter("exit")
-        _each(applications, "marked as stopped", lambda each: each.machine.apply(Event.STOPPED, self.reason))
+        _each(applications, "marked as stopped", lambda each: each.machine.apply(Event.STOPPED, self.request.reason))
         # Work items that began after the drain, in code that does not check for it, are abandoned too.
         report = self._make_report(progress.records, progress.abandoned.with_late_work(applications))
         logger.info(
-            "shutdown complete in %.1f s: %s (%s; %s)", report.duration, report, self.reason, report.course,
+            "shutdown complete in %.1f s: %s (%s; %s)", report.duration, report, self.request.reason, report.course,
             extra={"lifecycle_exit_code": report.exit_code, "lifecycle_report": report.as_dict()},
         )  # fmt: skip
         try:
@@ -324,7 +308,7 @@ class Shutdown:
     def _make_report(
         self, phases: Sequence[PhaseRecord], abandoned: Unfinished, forced: int | None = None
     ) -> ShutdownReport:
-        applications, request = self.applications(), self.request or StopRequest("")
+        applications, request = self.applications(), self.request
         crash = () if request.crash is None else (request.crash,)
         kept = each_once(records for each in applications for records in (each.tasks.records, each.hooks.records))
         hooks = (*crash, *(record for records in kept for record in records))
@@ -335,14 +319,14 @@ class Shutdown:
             abandoned.work, served, refused, time.time() - duration, forced,
         )  # fmt: skip
 
-    def _plan(self, request: StopRequest, applications: Sequence[Application], deadline: Deadline) -> Plan:
+    def _plan(self, applications: Sequence[Application], until: Deadline) -> Plan:
         # A process without a server has no balancer in front of it.
         served = self.server is not None or any(len(each.ledger) for each in applications)
-        missed = applications if served and request.delay else ()
-        return Plan.of(missed, request.late, _drain_deadline(applications, deadline))
+        missed = applications if served and self.request.delay else ()
+        return Plan.of(missed, self.request.late, until)
 
-    def _announce(self, request: StopRequest, applications: Sequence[Application], deadline: Deadline) -> None:
-        plan = self._plan(request, applications, deadline)
+    def _announce(self, applications: Sequence[Application], until: Deadline) -> None:
+        request, plan = self.request, self._plan(applications, until)
         # All fail readiness before the first log line: where the log blocks, no balancer should wait for it.
         announcements: list[Callable[[], object]] = []
         _each(applications, "made to drain", lambda each: announcements.append(each.begin_drain(request)))
@@ -354,35 +338,31 @@ class Shutdown:
         _each(announcements, "made to announce its drain", lambda announce: announce())
         if self.server is not None:
             self.server.announce()
-        self.hooks.begin_drain(applications, _drain_deadline(applications, deadline))
+        self.hooks.begin_drain(applications, until)
 
-    def _delay(self, request: StopRequest, applications: Sequence[Application], deadline: Deadline) -> None:
-        plan = self._plan(request, applications, deadline)
-        self.delay.wait(plan, _drain_deadline(applications, deadline), self._queued)
+    def _delay(self, applications: Sequence[Application], until: Deadline) -> None:
+        self.delay.wait(self._plan(applications, until), until, self._queued)
 
     def _queued(self) -> int:
         return 0 if self.server is None else sum(info.stage == "queued" for info in self.server.unfinished())
 
-    def _stop_accepting(self, request: StopRequest, applications: Sequence[Application], deadline: Deadline) -> None:
+    def _stop_accepting(self, applications: Sequence[Application], until: Deadline) -> None:
         ours = self.server is not None and self.server.ours
         for application in applications:
             policy = application.settings.drain_policy
             if policy == "reject" or (policy == "auto" and not ours):
                 application.refuse()
         if self.server is not None:
-            until = _drain_deadline(applications, deadline)
             self.peers.await_sole_owner(until.remaining())
             self.server.stop_accepting(until.remaining())
         _each(applications, "made unready", lambda each: each.listener_closed())
 
-    def _drain(self, request: StopRequest, applications: Sequence[Application], deadline: Deadline) -> None:
-        until = _drain_deadline(applications, deadline)
-        if not request.alone and not self._wait_idle(applications, until.earlier(until.remaining() / 2)):
-            unfinished = Unfinished.now(applications, self.server, stacks=True)
-            unfinished.log(logging.WARNING, "halfway through the drain, waiting for")
+    def _drain(self, applications: Sequence[Application], until: Deadline) -> None:
+        if not self.request.alone and not self._wait_idle(applications, until.earlier(until.remaining() / 2)):
+            self.unfinished(stacks=True).log(logging.WARNING, "halfway through the drain, waiting for")
             self._wait_idle(applications, until)
         self.hooks.wait(applications, until)
-        self.progress.abandoned = Unfinished.now(applications, self.server, stacks=True)
+        self.progress.abandoned = self.unfinished(stacks=True)
         self.progress.abandoned.log(logging.ERROR, "abandoned")
 
     def _wait_idle(self, applications: Sequence[Application], until: Deadline) -> bool:
@@ -401,16 +381,17 @@ class Shutdown:
                 return False
             threading.Event().wait(_PAUSE)
 
-    def _hooks(self, request: StopRequest, applications: Sequence[Application], deadline: Deadline) -> None:
+    def _hooks(self, applications: Sequence[Application], deadline: Deadline) -> None:
         _each(applications, "made to refuse work", lambda each: each.refuse())
-        _each(applications, "marked as stopping", lambda each: each.machine.apply(Event.STOP, request.reason))
+        _each(applications, "marked as stopping", lambda each: each.machine.apply(Event.STOP, self.request.reason))
         self.hooks.run(applications, "shutdown", deadline)
         if any(each.hooks.for_group for each in applications) and self.peers.is_last(deadline):
             self.hooks.run(applications, "shutdown", deadline, group=True)
 
 
 T = TypeVar("T")
-Phase = Callable[[Shutdown, StopRequest, Sequence[Application], Deadline], Any]
+# A phase gets the moment at which it has to be over: the drain ends before the reserve of the hooks.
+Phase = Callable[[Shutdown, Sequence[Application], Deadline], Any]
 
 PHASES: tuple[tuple[str, Phase], ...] = (
     ("announce", Shutdown._announce),
@@ -419,10 +400,6 @@ PHASES: tuple[tuple[str, Phase], ...] = (
     ("drain", Shutdown._drain),
     ("hooks", Shutdown._hooks),
 )
-
-
-def _drain_deadline(applications: Sequence[Application], deadline: Deadline) -> Deadline:
-    return deadline.earlier(max((each.settings.hook_reserve for each in applications), default=0.0))
 
 
 def _log_phase(record: PhaseRecord, failed: Exception | None) -> None:

@@ -102,7 +102,7 @@ def _load(stop: Shutdown) -> dict[str, Any] | None:
 def _requests(app: Any) -> Sequence[RequestInfo]:
     """The requests in flight, oldest first, with those in the server unless they may be another application's."""
     alone = len(app.process.applications()) == 1
-    requests: Sequence[RequestInfo] = app.process.shutdown.unfinished() if alone else app.ledger.requests()
+    requests: Sequence[RequestInfo] = app.process.shutdown.unfinished().requests if alone else app.ledger.requests()
     requests = [request for request in requests if request.stage != UNCOUNTED]  # one is this very probe
     return sorted(requests, key=lambda request: -request.age)
 

@@ -40,11 +40,8 @@ class FakeState:
         self.error = error
         self.during: Callable[[], Any] = lambda: None  # while it serves
 
-    def unfinished(self) -> list[int]:
-        return [1] * self.requests
-
-    def live_work(self) -> list[int]:
-        return [1] * self.work
+    def unfinished(self) -> Any:
+        return types.SimpleNamespace(requests=[1] * self.requests, work=[1] * self.work)
 
     def remaining(self) -> float | None:
         return 7.4 if self.draining.is_set() else None

@@ -54,7 +54,7 @@ def test_a_signal_that_is_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
     process.forwarded(signal.SIGTERM)
     now[0] += 0.09
     process.receive(signal.SIGTERM)
-    assert (process.shutdown.reason, codes) == ("SIGTERM", [])
+    assert (process.shutdown.request.reason, codes) == ("SIGTERM", [])
     now[0] += 0.02
     with pytest.raises(SystemExit, match=whole("143")):
         process.receive(signal.SIGTERM)

@@ -14,7 +14,7 @@ import pytest
 
 from flask_lifecycle import HookRecord, RequestInfo, ShutdownContext, ShutdownReport, State
 from flask_lifecycle._core import shutdown as shutdown_module
-from flask_lifecycle._core.shutdown import Shutdown, StopRequest
+from flask_lifecycle._core.shutdown import StopRequest
 from flask_lifecycle._core.state import Event
 from tests._fakes import (
     BOUND,
@@ -467,7 +467,8 @@ def test_what_comes_while_a_shutdown_begins(clock: ManualClock, second: str) -> 
             assert go_on.wait(BOUND)
         return []
 
-    shutdown, server = Shutdown(members, clock=clock), FakeServer()
+    shutdown, server = coordinate(clock), FakeServer()
+    shutdown.applications = members
 
     def come() -> None:
         answer = shutdown.attach(server) if second == "attach" else shutdown.begin(StopRequest("second"))
@@ -480,7 +481,7 @@ def test_what_comes_while_a_shutdown_begins(clock: ManualClock, second: str) -> 
             go_on.set()
     finish(shutdown)
     assert sorted(answers) == [("first", True), ("second", False)]
-    assert (shutdown.reason, server.calls, shutdown.server) == ("first", [], None)
+    assert (shutdown.request.reason, server.calls, shutdown.server) == ("first", [], None)
 
 
 @pytest.fixture

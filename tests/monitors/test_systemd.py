@@ -17,10 +17,10 @@ from typing import Any
 import pytest
 
 from flask_lifecycle import HookRecord, Lifecycle, State
-from flask_lifecycle._core.shutdown import Shutdown, StopRequest
+from flask_lifecycle._core.shutdown import StopRequest
 from flask_lifecycle._core.state import Event
 from flask_lifecycle._monitors.systemd import Notifier
-from tests._fakes import BOUND, FakeMember, ManualClock, enter, make_app, running, state_of
+from tests._fakes import BOUND, FakeMember, ManualClock, coordinate, enter, make_app, running, state_of
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="systemd is the subject")
 
@@ -77,9 +77,10 @@ class FakeProcess:
         self.made = [FakeMember(self.clock, grace_period=25.0) for _ in range(applications)]
         for member in self.made:
             member.health = FakeHealth()
-        self.shutdown = Shutdown(self.applications, clock=self.clock)
+        self.shutdown = coordinate(self.clock)
+        self.shutdown.applications = self.applications
         self.owner = ""
-        self.shutdown._run = lambda request, deadline: None  # type: ignore[method-assign]
+        self.shutdown._run = lambda deadline: None  # type: ignore[method-assign]
 
     def applications(self) -> list[FakeMember]:
         return self.made
