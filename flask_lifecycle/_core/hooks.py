@@ -4,9 +4,8 @@ Each runs in its own thread, so a hook that hangs does not block the others. On 
 functions cannot start threads. There a hook runs in the calling thread, and faulthandler's watchdog, which needs no
 Python thread, ends the process if the hook hangs; later hooks do not run then.
 
-A *resource* is a hook at the start, which opens it, and a hook of the same name after the drain, which closes it. A
-hook at the shutdown is skipped if the one of its name at the start has not succeeded, so a resource that could not be
-opened is not closed. A resource whose opening exceeded its timeout may still open later. If it opens before its turn in
+A *resource* is a hook at the start, which opens it, and a hook of the same name after the drain, which closes it unless
+the first has failed. A resource whose opening exceeded its timeout may still open later. If it opens before its turn in
 the shutdown, the shutdown closes it; otherwise the thread that opens it closes it. The shutdown first records that the
 turn is over and then checks whether the resource is open; the opening thread first records that it is open and then
 checks whether the turn is over. So at least one of them sees both, and ``dict.pop`` gives the resource to only one of
@@ -23,7 +22,7 @@ import logging
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .callbacks import error_text, name_of, takes_context
 from .deadline import Clock, Deadline
@@ -31,6 +30,7 @@ from .log import logger
 
 if TYPE_CHECKING:
     from .server import Application
+    from .shutdown import Shutdown
 
 
 class HookRecord(NamedTuple):
@@ -52,38 +52,25 @@ class HookRecord(NamedTuple):
     error: str = ""
 
 
-class Stop(Protocol):
-    """The shutdown that a hook is part of."""
-
-    clock: Clock
-
-    def remaining(self) -> float | None:
-        """Seconds left of the grace period; ``None`` before a shutdown."""
-
-    @property
-    def in_flight(self) -> int:
-        """The number of requests in flight now."""
-
-
 class ShutdownContext:
     """The shutdown, for the hooks that are part of it. Any thread may use it; nothing blocks.
 
     ``reason`` and ``signal`` say why the process stops; ``signal`` is ``None`` if no signal came.
     """
 
-    def __init__(self, reason: str, signal: int | None, stop: Stop) -> None:
+    def __init__(self, reason: str, signal: int | None, shutdown: Shutdown) -> None:
         self.reason = reason
         self.signal = signal
-        self._stop = stop
+        self._shutdown = shutdown
 
     def remaining(self) -> float | None:
         """Seconds left of the grace period, or ``None`` in an ``on_startup`` function."""
-        return self._stop.remaining()
+        return self._shutdown.remaining()
 
     @property
     def in_flight(self) -> int:
         """The number of requests in flight now."""
-        return self._stop.in_flight
+        return self._shutdown.in_flight
 
 
 @dataclasses.dataclass(eq=False, repr=False)
@@ -169,7 +156,7 @@ class Hooks:
             return False
         return hook.opened_late is None or not hook.opened_late()
 
-    def start(self, context: Callable[[], AbstractContextManager[Any]], stop: Stop) -> str:
+    def start(self, context: Callable[[], AbstractContextManager[Any]], shutdown: Shutdown) -> str:
         """Run the ``on_startup`` functions in order, once; return the name of the one that failed, or an empty string.
 
         Blocks until they are over, also if another thread runs them. The first failure ends the start-up.
@@ -178,10 +165,10 @@ class Hooks:
             first = not self.startup_begun.is_set()
             self.startup_begun.set()
         if first:
-            argument = ShutdownContext("", None, stop)
+            argument = ShutdownContext("", None, shutdown)
             for hook in self.of("startup"):
                 self.starting = hook.name
-                self.records.append(run_hook(hook, argument, hook.timeout, context, stop.clock))
+                self.records.append(run_hook(hook, argument, hook.timeout, context, shutdown.clock))
                 if self.records[-1].outcome != "ok":
                     break
             self.starting = ""
@@ -211,18 +198,16 @@ class HookRunner:
         if not hooks:
             self._drain_hooks_ended.set()
             return
-        thread = threading.Thread(
-            target=self._run_drain_hooks, args=(applications, deadline), name="lifecycle-on-drain", daemon=True
-        )
-        try:
-            thread.start()
-        except RuntimeError:  # the interpreter is finalizing
-            thread.run()
 
-    def _run_drain_hooks(self, applications: Sequence[Application], deadline: Deadline) -> None:
-        self.run(applications, "drain", deadline)
-        self._release()
-        self._drain_hooks_ended.set()
+        def run() -> None:
+            self.run(applications, "drain", deadline)
+            self._release()
+            self._drain_hooks_ended.set()
+
+        try:
+            threading.Thread(target=run, name="lifecycle-on-drain", daemon=True).start()
+        except RuntimeError:  # the interpreter is finalizing
+            run()
 
     def wait(self, applications: Sequence[Application], until: Deadline) -> None:
         """Wait for the ``on_drain`` functions, and for start-ups under way."""
@@ -249,8 +234,7 @@ class HookRunner:
                 continue
             share = deadline.remaining() if number == len(todo) else deadline.remaining() / 2
             limit = min(hook.timeout or share, share)
-            record = run_hook(hook, context, limit, application.context, self.clock)
-            application.hooks.records.append(record)
+            application.hooks.records.append(run_hook(hook, context, limit, application.context, self.clock))
 
 
 # Not a threading.local(): one made before gevent patches is shared by all greenlets.
