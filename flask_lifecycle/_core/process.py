@@ -48,7 +48,7 @@ class Process:
         self.exit = Exit(self)
         self.forked = False
         self.awaits_master = False  # a gunicorn worker whose hooks will take its signals
-        self._wanted: set[signal.Signals] = set()  # the signals that stop the applications
+        self.wanted: set[signal.Signals] = set()  # the signals that stop the applications
         self._applications: list[weakref.ref[Application]] = []
         # Guards _applications. A signal handler or a finalizer may end a task, or shut down, in a thread that holds it.
         self._lock = threading.RLock()
@@ -91,7 +91,7 @@ class Process:
             self._renew()
         if not self.signals or self.awaits_master or self.servers.keeps_all_signals():
             return
-        self._wanted.update(signals)
+        self.wanted.update(signals)
         if in_main_thread():
             self.take_signals()
         else:
@@ -118,14 +118,9 @@ class Process:
 
     def take_signals(self) -> None:
         """Handle the signals of the applications, even if a server has replaced our handlers. For the main thread."""
-        self.relay.install(self._wanted)
+        self.relay.install(self.wanted)
         if self.relay.installed:
             self.servers.signals_taken()
-
-    @property
-    def wants_signals(self) -> bool:
-        """Whether signals stop an application."""
-        return bool(self._wanted)
 
     def receive(self, signum: int) -> None:
         """Handle a signal. Called in the relay's thread, which must not log, because a stalled log would block it."""

@@ -168,22 +168,6 @@ class Servers:
         """Search for the server."""
         return None
 
-    def current(self, search: bool = True) -> Server | None:
-        """The server, from an earlier search if there was one."""
-        return None
-
-    def info(self, search: bool = True) -> ServerInfo | None:
-        """Name and guarantee of the server; ``None`` if the process does not serve."""
-        return None
-
-    def load(self) -> Load | None:
-        """The server's load now; ``None`` if unknown."""
-        return None
-
-    def known_load(self) -> Load | None:
-        """As :meth:`load`, for frequent callers: it searches only once."""
-        return None
-
     def look(self) -> None:
         """Watch for a server that begins to serve, because an application was added."""
 

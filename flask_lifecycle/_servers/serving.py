@@ -76,6 +76,7 @@ class Serving(Servers):
         return discovery.find()
 
     def current(self, search: bool = True) -> Server | None:
+        """The server, from an earlier search if there was one."""
         server = self.process.shutdown.server or self._adapter
         if server is not None or not search:
             return server
@@ -85,6 +86,7 @@ class Serving(Servers):
         return self._adapter
 
     def info(self, search: bool = True) -> ServerInfo | None:
+        """Name and guarantee of the server; ``None`` if the process does not serve."""
         server = self.current(search)
         if server is not None:
             return ServerInfo(server.name, server.means, server.guarantee, server.advice)
@@ -94,10 +96,12 @@ class Serving(Servers):
         return any(application.startup.succeeded for application in self.process.applications())
 
     def load(self) -> Load | None:
+        """The server's load now; ``None`` if unknown."""
         server = self.current()
         return server.load() if server is not None else None
 
     def known_load(self) -> Load | None:
+        """As :meth:`load`, for frequent callers: it searches only once."""
         # Before the start-up there need not be a server yet.
         served = self._has_started()
         server = self.current(search=served and not self._searched)
@@ -281,7 +285,7 @@ class Serving(Servers):
 
     def begin_in_child(self, answers: bool) -> None:
         if not answers and not fork.is_to_be_patched():  # after patching this is called again
-            if self.process.wants_signals:
+            if self.process.wanted:
                 self.process.relay.take_sigurg()  # for take_signals_in_child()
             self.look()
 

@@ -35,7 +35,7 @@ def status_document(app: Any, report: HealthReport) -> dict[str, Any]:
     :param app: the ``Application``, which is in a layer above this one.
     :param report: of the health check. If the state alone has decided it, the last results of the checks are listed.
     """
-    server = app.process.servers.info(search=False)
+    server = app.serving.info(search=False)
     document = {
         "status": report.status,
         "state": report.state.value,
