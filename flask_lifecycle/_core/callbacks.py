@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from inspect import Parameter
 from typing import Any
 
 
@@ -30,13 +31,8 @@ def takes_context(what: str, function: Callable[..., Any]) -> bool:
         signature = inspect.signature(function)
     except (TypeError, ValueError):  # a builtin without one
         return False
-    required = [
-        parameter
-        for parameter in signature.parameters.values()
-        if parameter.default is parameter.empty
-        and parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
-    ]
-    keywords = [p for p in signature.parameters.values() if p.kind is p.KEYWORD_ONLY and p.default is p.empty]
-    if len(required) > 1 or keywords:
+    required = [each.kind for each in signature.parameters.values() if each.default is each.empty]
+    positional = required.count(Parameter.POSITIONAL_ONLY) + required.count(Parameter.POSITIONAL_OR_KEYWORD)
+    if positional > 1 or Parameter.KEYWORD_ONLY in required:
         raise TypeError(f"The {what} takes {signature}; it may take nothing, or one argument, the context.")
-    return len(required) == 1
+    return positional == 1

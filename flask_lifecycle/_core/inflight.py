@@ -1,29 +1,27 @@
 """The ledger of requests in flight, and the WSGI middleware that keeps it.
 
-Counting happens at WSGI level, around ``app.wsgi_app``, from before the application is called until the iterable
-that it returned is closed: Flask's own before/teardown functions end before a streamed body starts, and they go
-out of step when an earlier ``before_request`` function answers.
+A request counts from before the application is called, at WSGI level, until the iterable that it returned is closed.
+Flask's own before/teardown functions end before a streamed body starts, and the former are skipped when an earlier one
+answers.
 
 What a server optimises stays optimised:
 
-- A result with a length (the one-item list of which servers make a Content-Length) is handed on in a body that
-  has the same length.
-- ``environ["wsgi.file_wrapper"]`` is replaced by a subclass of the server's own class whose ``close`` is ours.
-  Servers ask ``isinstance`` before they use sendfile or their file buffers, so the result is handed on as it is,
-  and its ``close`` comes when the last byte has left (waitress) or the client is gone.
+- A result with a length (the one-item list of which servers make a Content-Length) is handed on in a body of the same
+  length.
+- ``environ["wsgi.file_wrapper"]`` is replaced by a subclass of the server's own class whose ``close`` is ours. Servers
+  ask ``isinstance`` before they use sendfile or their file buffers, so the result is handed on as it is, and its
+  ``close`` comes when the last byte has left (waitress) or the client is gone.
 - Any other result is handed on in a :class:`Body` whose ``__iter__`` chains what the application returned with a marker
   of its end. The chain is C code: a chunk costs no Python.
 
 The ledger keeps weak references to bodies; the server alone keeps a body alive, and with it the environ. A request
-leaves the ledger exactly once, whichever comes first:
+leaves the ledger exactly once, whichever comes first (``tally.py`` explains why neither entering nor leaving needs a
+lock):
 
-- ``close()``, also when the application's own ``close`` raises, and also when it is called twice;
+- ``close()``, also when the application's own ``close`` raises;
 - an exception of the application before it returned;
 - the body is collected. Not every adapter calls ``close()``: asgiref's ``WsgiToAsgi`` never does, nor does a client
   that drops a response. The application's ``close`` is not called then, as without us.
-
-Leaving is ``dict.pop``, so the second attempt finds nothing. ``_core/tally.py`` explains why neither entering nor
-leaving needs a lock.
 
 A body that was iterated to its end is no longer in flight, even if the server keeps it and never closes it. But servers
 write the last bytes only after that (the end of a chunked body, the whole head of an answer without a body), and then
@@ -211,8 +209,9 @@ class Body:
 
 
 class SizedBody(Body):
-    __slots__ = ()
     """A body of known length, for results that have one: servers frame a one-item list by it."""
+
+    __slots__ = ()
 
     def __len__(self) -> int:
         return len(self.iterable)  # type: ignore[arg-type]

@@ -8,22 +8,18 @@
                              v
                          DRAINING --stop--> STOPPING --stopped--> STOPPED
 
-A shutdown (``drain``) is legal in every state, also during the start. When one is under way already, it changes
-nothing. No event leads back from DRAINING: readiness by hand is refused, because a load balancer that
-removes this process must not get it back.
+A shutdown (``drain``) is legal in every state; if one is under way, it changes nothing. No event leads back from
+DRAINING: readiness by hand is refused, because a load balancer that removes this process must not get it back.
 
-Readiness that the application sets by hand before it has started is remembered: ``started`` then leads to READY or to
-NOT_READY, as was requested last.
+Readiness that is set by hand before the start, or during an operator's *cordon*, is remembered. During a cordon the
+application is NOT_READY for the cordon's reason. So READY and NOT_READY have the same row in the table, and the last
+request and the cordon together decide between them.
 
-An operator's *cordon* overrides the application's request: during a cordon the application is NOT_READY for the
-cordon's reason; requests in the meantime are remembered and take effect when the cordon ends. So READY and NOT_READY
-have the same row in the table, and request and cordon together decide between them.
-
-Only :class:`StateMachine` changes a state. Other code reads ``machine.state``, which needs no lock.
-The lock guards the transition and its record, which is made before the state changes: a thread that sees the new state
-finds it recorded, and records have the order of the changes. The blinker signal is sent after the lock was released, in
-the thread that made the change, so the receivers may get two changes of two threads in the other order (each call has
-both the old and the new state).
+Only :class:`StateMachine` changes a state. Other code reads ``machine.state``, which needs no lock. The lock guards the
+transition and its record, which is made before the state changes: a thread that sees the new state finds it recorded,
+and records have the order of the changes. The blinker signal is sent after the lock was released, in the thread that
+made the change, so receivers may get two changes of two threads in the other order (each call has the old and the new
+state).
 """
 
 from __future__ import annotations

@@ -97,7 +97,6 @@ _tallies: weakref.WeakSet[Tally] = weakref.WeakSet()
 
 
 def _after_fork() -> None:
-    """Forget, in a forked child, what its parent has counted."""
     for tally in list(_tallies):
         tally.reset()
 

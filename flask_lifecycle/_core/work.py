@@ -154,26 +154,25 @@ def wrapped(function: F, begin: Callable[[], Any]) -> F:
         raise TypeError(
             f"The async generator '{name_of(function)}' cannot be decorated; use 'with lifecycle.work(...)' inside it."
         )
-    if inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__):
-
-        async def call_coroutine(*arguments: Any, **keywords: Any) -> Any:
-            with begin():
-                return await function(*arguments, **keywords)
-
-        return functools.wraps(function)(call_coroutine)  # type: ignore[return-value]  # of the same kind
-    if inspect.isgeneratorfunction(function):
-
-        def call_generator(*arguments: Any, **keywords: Any) -> Any:
-            with begin():
-                return (yield from function(*arguments, **keywords))
-
-        return functools.wraps(function)(call_generator)  # type: ignore[return-value]  # of the same kind
 
     def call(*arguments: Any, **keywords: Any) -> Any:
         with begin():
             return function(*arguments, **keywords)
 
-    return functools.wraps(function)(call)  # type: ignore[return-value]  # of the same kind
+    async def call_coroutine(*arguments: Any, **keywords: Any) -> Any:
+        with begin():
+            return await function(*arguments, **keywords)
+
+    def call_generator(*arguments: Any, **keywords: Any) -> Any:
+        with begin():
+            return (yield from function(*arguments, **keywords))
+
+    wrapper: Callable[..., Any] = call
+    if inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__):
+        wrapper = call_coroutine
+    elif inspect.isgeneratorfunction(function):
+        wrapper = call_generator
+    return functools.wraps(function)(wrapper)  # type: ignore[return-value]  # of the same kind
 
 
 def submit(ledger: WorkLedger, executor: Any, function: Callable[..., Any], /, *arguments: Any, **keywords: Any) -> Any:
