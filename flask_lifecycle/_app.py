@@ -69,7 +69,7 @@ class Registered:
         self.hooks = Hooks()
         self.checks = Registry()
         self.work = WorkLedger()
-        self.tasks = StartupTasks(self.hooks.records)
+        self.tasks = StartupTasks()
         self.apps: weakref.WeakSet[Flask] = weakref.WeakSet()
 
 

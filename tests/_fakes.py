@@ -141,7 +141,7 @@ class FakeMember:
         self.ledger = Ledger(clock.monotonic) if clock is not None else Ledger()
         self.hooks = Hooks()
         self.work = WorkLedger() if clock is None else WorkLedger(clock.monotonic)
-        self.tasks = StartupTasks(self.hooks.records)
+        self.tasks = StartupTasks()
         self.served = 0
         self.reports: list[ShutdownReport] = []
         self.adaptive_delay: Any = None

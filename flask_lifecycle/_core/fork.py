@@ -5,8 +5,6 @@ they are imported. They run once more if gevent patches the child afterwards: gu
 unpatched master, and patches ``threading`` as soon as it runs. A lock made before that would block all greenlets
 forever, if its holder switches to a greenlet that wants it. A thread started before that would be a system thread among
 greenlets.
-
-The lists have weak references to methods, so a registration keeps no object alive.
 """
 
 from __future__ import annotations
@@ -16,11 +14,12 @@ import os
 import sys
 import threading
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 Step = Callable[[], object]
 
+# Methods are referred to weakly, so that a registration keeps no object alive.
 _before: list[Callable[[], Step | None]] = []
 _in_parent: list[Callable[[], Step | None]] = []
 _in_child: list[Callable[[], Step | None]] = []
@@ -41,16 +40,11 @@ def _reference(step: Step) -> Callable[[], Step | None]:
     return weakref.WeakMethod(step) if inspect.ismethod(step) else lambda: step
 
 
-def _steps(references: list[Callable[[], Step | None]]) -> Iterator[Step]:
+def _run(references: list[Callable[[], Step | None]]) -> None:
     references[:] = [reference for reference in references if reference() is not None]
     for reference in references:
         if (step := reference()) is not None:
-            yield step
-
-
-def _run(references: list[Callable[[], Step | None]]) -> None:
-    for step in _steps(references):
-        step()
+            step()
 
 
 def _after_in_child() -> None:

@@ -6,7 +6,6 @@ import dataclasses
 import datetime
 import signal
 from collections.abc import Iterable, Sequence
-from itertools import chain
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from blinker import Namespace
@@ -14,7 +13,6 @@ from blinker import Namespace
 from .hooks import HookRecord
 from .inflight import RequestInfo
 from .log import logger
-from .tally import Tally
 from .text import Lines, visible
 from .work import WorkInfo, WorkLedger, describe
 
@@ -226,17 +224,12 @@ def _not_counted(counted: Sequence[RequestInfo], server: Sequence[RequestInfo]) 
 
 def work_now(applications: Iterable[Application], stacks: bool = False) -> tuple[WorkInfo, ...]:
     """Every work item and start-up task that has not ended."""
-    ledgers = each_once(chain.from_iterable(work_ledgers(application) for application in applications))
-    return tuple(info for ledger in ledgers for info in ledger.items(stacks))
+    return tuple(info for ledger in work_ledgers(applications) for info in ledger.items(stacks))
 
 
-def work_ledgers(application: Application) -> tuple[WorkLedger, ...]:
-    return application.work, application.tasks
-
-
-def ledgers(applications: Iterable[Application]) -> list[Tally]:
-    """Everything that a drain waits for in the applications."""
-    return each_once(each for application in applications for each in (application.ledger, *work_ledgers(application)))
+def work_ledgers(applications: Iterable[Application]) -> list[WorkLedger]:
+    """The work items and start-up tasks of applications, which those of one ``Lifecycle`` share."""
+    return each_once(ledger for application in applications for ledger in (application.work, application.tasks))
 
 
 def each_once(things: Iterable[T]) -> list[T]:

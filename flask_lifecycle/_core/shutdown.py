@@ -53,7 +53,7 @@ from .deadline import Clock, Deadline
 from .delay import Delay, Plan
 from .hooks import HookRecord, HookRunner, ShutdownContext, inside_a_hook
 from .log import logger
-from .report import PhaseRecord, ShutdownReport, Unfinished, each_once, ledgers, requests_now, work_ledgers, work_now
+from .report import PhaseRecord, ShutdownReport, Unfinished, each_once, requests_now, work_ledgers, work_now
 from .server import Application, Peers, Server
 from .state import Event
 
@@ -248,7 +248,7 @@ class Shutdown:
         this = threading.current_thread()
         applications = self.applications()
         serving = any(body.thread == this.ident for each in applications for body in each.ledger.entries())
-        working = any(ledger.done_by(this) for each in applications for ledger in work_ledgers(each))
+        working = any(ledger.done_by(this) for ledger in work_ledgers(applications))
         return serving or working or this is self.thread or inside_a_hook()
 
     def report_so_far(self, forced: int) -> ShutdownReport:
@@ -368,7 +368,7 @@ class Shutdown:
     def _wait_idle(self, applications: Sequence[Application], until: Deadline) -> bool:
         """Block until nothing is under way; ``False`` if that is not so at the deadline."""
         linger = max((each.settings.keepalive_linger for each in applications), default=0.0)
-        waited_for = ledgers(applications)
+        waited_for = [*(each.ledger for each in applications), *work_ledgers(applications)]
         # Repeatedly, because we wait for one ledger after the other, and the end of an entry may begin another one:
         # work that begins other work, or a response that a server, which is not ours, has yet to send.
         while True:

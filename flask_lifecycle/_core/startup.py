@@ -159,12 +159,12 @@ class StartupTasks(WorkLedger):
         self._lock = threading.RLock()
         self.closed = False
 
-    def __init__(self, records: list[HookRecord], clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self) -> None:
         self.failures: list[StartupTask] = []
         self._lost: list[StartupTask] = []  # of threads that are not in this forked child
-        self.records = records  # of hooks; a failed task is one
+        self.records: list[HookRecord] = []  # of the failures that make a shutdown unclean
         self._listeners: list[weakref.WeakMethod[Callable[[], object]]] = []
-        super().__init__(clock)
+        super().__init__()
 
     def begin(self, name: str, on_failure: str) -> StartupTask:
         """Begin a task.
