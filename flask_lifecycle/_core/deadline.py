@@ -17,19 +17,15 @@ class Clock:
 
 
 class Deadline:
-    """A moment on a clock, made once and passed down.
+    """A moment on a clock, made once and passed down."""
 
-    :param seconds: how far away it was when it was made.
-    """
-
-    def __init__(self, clock: Clock, at: float, seconds: float = 0.0) -> None:
+    def __init__(self, clock: Clock, at: float) -> None:
         self.clock = clock
         self.at = at
-        self.seconds = seconds
 
     @classmethod
     def after(cls, clock: Clock, seconds: float) -> Deadline:
-        return cls(clock, clock.monotonic() + seconds, seconds)
+        return cls(clock, clock.monotonic() + seconds)
 
     def remaining(self) -> float:
         """Seconds left, never less than zero."""

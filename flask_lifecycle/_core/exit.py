@@ -5,8 +5,7 @@ Theory of operation
 
 The end of a shutdown depends on who has the main loop (:meth:`Exit.leave`):
 
-- :class:`OwnLoop`: ``run``, or gunicorn's worker with our hooks. The server's loop ends, ``run`` restores the handlers
-  and returns the report.
+- :class:`OwnLoop`: ``run``, or gunicorn's worker with our hooks. The server's loop ends, and ``run`` returns.
 - :class:`OthersServer`: a server that the user has started. The adapter ends its loop if it can. Otherwise the handler
   before ours gets the signal, in the main thread. Without such a handler the main thread raises ``SystemExit`` with the
   report's exit code, which ends every server's loop. (waitress swallows the code; our ``atexit`` function restores it.)
@@ -126,11 +125,10 @@ class Exit:
         """Write the report to files, before any caller gets it."""
         if not self.process.signals:
             return
-        for path in dict.fromkeys(application.settings.report_file for application in self.process.applications()):
-            if path is not None:
-                from . import report_file  # most processes write no report
+        for path in filter(None, {each.settings.report_file for each in self.process.applications()}):
+            from . import report_file  # most processes write no report
 
-                report_file.write(path, report)
+            report_file.write(path, report)
 
     # -- when the shutdown is over --------------------------------------------------------------------------------
 

@@ -4,9 +4,8 @@ All applications that are not in testing mode share one :class:`Process`, becaus
 stops them all, and the process exits once. An application in testing mode has a process of its own, which never touches
 a signal.
 
-A signal takes one way: its handler writes to a pipe (``signals.py``), :meth:`Process.receive` reads it and begins the
-shutdown (``shutdown.py``), which drains the applications and their server and then makes the process leave
-(``exit.py``).
+A signal takes one way: its handler writes to a pipe (``signals.py``), :meth:`Process.receive` begins the shutdown
+(``shutdown.py``), which drains the applications and their server and then makes the process exit (``exit.py``).
 """
 
 from __future__ import annotations

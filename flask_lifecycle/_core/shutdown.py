@@ -4,8 +4,7 @@ Theory of operation
 -------------------
 
 A process stops once. :class:`Shutdown` stops it, for all applications of the process (:class:`.server.Application`) and
-for the server they run in (:class:`.server.Server`). It knows no particular server and no Flask, and server adapters do
-not know the phases.
+for the server they run in (:class:`.server.Server`), which does not know the phases.
 
 ``begin`` takes a :class:`StopRequest` and starts one thread, which runs ``PHASES`` one after the other. One
 :class:`Deadline`, made at the moment of the request, bounds all phases; there is no other timeout below it. The main
@@ -21,7 +20,6 @@ drain           until nothing is in flight, or the deadline less the hook reserv
 hooks           ``on_shutdown`` functions, last registered first
 ==============  ==================================================================================================
 
-A hook gets at most half of the remaining time, or all of it if it is the last, and less if it has a shorter timeout.
 ``on_drain`` functions run one after the other in parallel to the phases: a slow one must not keep the listener open,
 unless it was registered with ``hold``, which extends the delay until it has returned. The drain waits for all of them
 as it waits for requests.
@@ -90,7 +88,7 @@ class StopRequest(NamedTuple):
 
 
 class _Start:
-    """Orders the beginning of a shutdown and the attaching of its server."""
+    """What orders the beginning of a shutdown and the attaching of its server."""
 
     def __init__(self) -> None:
         # Guards begun/attach; held for a few assignments. A signal handler or a finalizer may begin a shutdown in a
@@ -140,6 +138,7 @@ class Shutdown:
         self.peers = Peers()
         self.request = StopRequest("")  # until it begins
         self.deadline: Deadline | None = None
+        self.last_moment = Deadline(self.clock, 0.0)  # when the process exits whatever still runs; before the deadline
         self.report: ShutdownReport | None = None
         self.progress = Progress(self.clock)
         self.delay = Delay(self.clock)
@@ -168,16 +167,6 @@ class Shutdown:
     def phase(self) -> str:
         """The current phase; empty before the first."""
         return self.progress.phase
-
-    @property
-    def last_moment(self) -> Deadline:
-        """When the process exits even if something still runs; a little before the deadline, to end in time."""
-        return Deadline(self.clock, 0.0) if self.deadline is None else self.deadline.earlier(self._way_out / 2)
-
-    @property
-    def _way_out(self) -> float:
-        grace = 0.0 if self.deadline is None else self.deadline.seconds
-        return min(WAY_OUT, grace / 20)
 
     def remaining(self) -> float | None:
         """Seconds left of the grace period, ``None`` when no shutdown has begun."""
@@ -221,9 +210,12 @@ class Shutdown:
             if not self._start.first.acquire(blocking=False):
                 return False
             grace = min((application.settings.grace_period for application in self.applications()), default=0.0)
-            self.request = request
-            self.deadline = Deadline.after(self.clock, max(0.0, grace - request.late))
-        phases = self.deadline.earlier(self._way_out)
+            seconds = max(0.0, grace - request.late)
+            way_out = min(WAY_OUT, seconds / 20)
+            deadline = Deadline.after(self.clock, seconds)
+            self.request, self.last_moment = request, deadline.earlier(way_out / 2)
+            self.deadline = deadline  # from here on it has begun
+        phases = deadline.earlier(way_out)
         self.thread = threading.Thread(target=self._run, args=(phases,), name="lifecycle-shutdown", daemon=True)
         try:
             self.thread.start()
