@@ -29,6 +29,7 @@ from flask_lifecycle._core.deadline import Clock
 from flask_lifecycle._core.feature import Feature
 from flask_lifecycle._core.hooks import Hooks
 from flask_lifecycle._core.inflight import Ledger, Load, count_requests
+from flask_lifecycle._core.server import Server
 from flask_lifecycle._core.shutdown import Shutdown, StopRequest
 from flask_lifecycle._core.startup import StartupTasks
 from flask_lifecycle._core.state import Event, StateMachine
@@ -174,15 +175,12 @@ class FakeMember:
         return None
 
 
-class FakeServer:
+class FakeServer(Server):
     """A server that writes down which verbs it was asked for."""
 
     name = "fake"
     means = "made by a test"
     guarantee = "all connections"
-    advice = ""
-    start_error = 1
-    stays = False
 
     def __init__(self, ours: bool = True) -> None:
         self.ours = ours
@@ -219,9 +217,6 @@ class FakeServer:
 
     def stop(self) -> None:
         self.calls.append(("stop",))
-
-    def end(self) -> bool:
-        return False
 
     @property
     def verbs(self) -> list[str]:

@@ -215,16 +215,21 @@ class Servers:
         """Begin in a forked child, after the applications were reset."""
 
 
-class Server(Protocol):
-    """The interface of a server for a shutdown. Any thread except that of the server's loop may call every method."""
+class Server:
+    """A server, as a shutdown sees it. Any thread except that of the server's loop may call every method.
 
-    name: str
-    ours: bool  # whether we close its listener
-    means: str  # how it was detected; this and the next two are for ServerInfo
-    guarantee: str
-    advice: str
-    start_error: int  # the exit code of a process whose start-up has failed
-    stays: bool  # whether a process drained by an operator keeps running until it is stopped
+    The defaults are for a server that we can only watch: its listener stays open during the drain, the guard refuses
+    new work, and in the end the server gets the signal. Adapters override what they can do better, and state the result
+    in ``guarantee``.
+    """
+
+    name = "unknown"
+    means = "detected"  # this and the next two are for ServerInfo
+    guarantee = STARTED
+    advice = ""
+    ours = False  # whether we close its listener
+    start_error = 1  # the exit code of a process whose start-up has failed
+    stays = False  # whether a process drained by an operator keeps running until it is stopped
 
     def announce(self) -> None:
         """Close the connection after every response from now on."""
@@ -234,12 +239,15 @@ class Server(Protocol):
 
     def wait_idle(self, timeout: float, linger: float) -> bool:
         """Hang up connections idle for ``linger`` seconds and block until none is left; ``False`` after the timeout."""
+        raise NotImplementedError
 
     def unfinished(self) -> Sequence[RequestInfo]:
         """Its requests that it has not answered, of every stage: the applications have counted the ``running`` ones."""
+        return ()
 
     def load(self) -> Load | None:
-        """The load now; ``None`` if unknown. A shutdown does not use this, nor the next method."""
+        """The load now; ``None`` if unknown. By default only that of the application, which its ledger counts."""
+        return Load(0)
 
     def ping(self, done: Callable[[], None]) -> bool | None:
         """Send a task that only calls ``done`` along the path of a request, ahead of requests that wait for a worker.
@@ -247,9 +255,11 @@ class Server(Protocol):
         ``done`` must not block. Returns ``None`` if the server does not support this, ``False`` if a lock was taken.
         Blocks for a few milliseconds at most.
         """
+        return None
 
     def end(self) -> bool:
         """End its loop as the signal would; ``False`` if the handler before ours must get the signal instead."""
+        return False
 
     def stop(self) -> None:
-        """End the loop."""
+        """End the loop. By default the handler before ours gets the signal."""

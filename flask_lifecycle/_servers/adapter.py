@@ -13,9 +13,9 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from .._core.inflight import Load, RequestInfo
+from .._core.inflight import RequestInfo
 from .._core.log import logger
-from .._core.server import ALL_CONNECTIONS, STARTED
+from .._core.server import ALL_CONNECTIONS, Server
 from . import sockets
 from .listener import STARVED_LINGER, Listener, close_listeners, log_closed
 
@@ -29,21 +29,8 @@ STARTED_HERE = "started by flask_lifecycle"
 LOCK_PATIENCE = 0.01  # seconds for a lock that is held for a few instructions
 
 
-class Adapter:
-    """What a shutdown may ask of any server; :class:`flask_lifecycle._core.server.Server` describes the methods.
-
-    Every method has a default for a server that we can only watch: its listener stays open during the drain, the guard
-    refuses new work, and in the end the server gets the signal. A subclass overrides what it can do better, and states
-    the result in ``guarantee``. A bare ``Adapter`` represents an unknown server.
-    """
-
-    name = "unknown"
-    means = "detected"
-    guarantee = STARTED
-    advice = ""
-    ours = False
-    start_error = 1  # the exit code of a process whose start-up has failed
-    stays = False  # whether a process drained by an operator keeps running until it is stopped
+class Adapter(Server):
+    """What can be asked of any server. A bare ``Adapter`` represents an unknown one."""
 
     def begin(self, process: Process) -> None:
         """Prepare the server, because the application is about to serve. Called once, in any thread."""
@@ -55,12 +42,6 @@ class Adapter:
     def use_probe_workers(self, probe_worker: Callable[[str], str | None]) -> None:
         """Set the function that names the probe worker of a request path. This server has no probe workers."""
 
-    def announce(self) -> None:
-        """Do nothing: this server does not let us change its responses."""
-
-    def stop_accepting(self, timeout: float) -> None:
-        """Do nothing: the server closes its listener."""
-
     def wait_idle(self, timeout: float, linger: float) -> bool:
         """Check every 20 ms, because the server cannot wake us."""
         deadline = time.monotonic() + timeout
@@ -68,24 +49,6 @@ class Adapter:
         while self.unfinished() and time.monotonic() < deadline:
             pause.wait(TICK)
         return not self.unfinished()
-
-    def unfinished(self) -> Sequence[RequestInfo]:
-        return ()
-
-    def load(self) -> Load | None:
-        """Unknown, except for the requests in the application, which its ledger counts."""
-        return Load(0)
-
-    def ping(self, done: Callable[[], None]) -> bool | None:
-        """Not possible: we cannot send a task through this server."""
-        return None
-
-    def stop(self) -> None:
-        """Do nothing: the handler before ours gets the signal."""
-
-    def end(self) -> bool:
-        """End its loop as the signal would; ``False`` if the handler before ours must get the signal instead."""
-        return False
 
 
 class ConnectionAdapter(Adapter):
