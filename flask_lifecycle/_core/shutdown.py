@@ -49,7 +49,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from .deadline import Clock, Deadline
 from .delay import Delay, Plan
-from .hooks import HookRecord, HookRunner, ShutdownContext, inside_a_hook
+from .hooks import HookRecord, HookRunner, inside_a_hook
 from .log import logger
 from .report import PhaseRecord, ShutdownReport, Unfinished, each_once, requests_now, work_ledgers, work_now
 from .server import Application, Peers, Server
@@ -142,7 +142,7 @@ class Shutdown:
         self.report: ShutdownReport | None = None
         self.progress = Progress(self.clock)
         self.delay = Delay(self.clock)
-        self.hooks = HookRunner(self.clock, self._hook_context, self.delay.release)
+        self.hooks = HookRunner(self)
         self.thread: threading.Thread | None = None
         self.done = threading.Event()
         self._find_server = find_server
@@ -159,9 +159,6 @@ class Shutdown:
     @property
     def signal(self) -> int | None:
         return self.request.signal
-
-    def _hook_context(self) -> ShutdownContext:
-        return ShutdownContext(self.request.reason, self.signal, self)
 
     @property
     def phase(self) -> str:
