@@ -324,13 +324,16 @@ def _delay(key: str, value: Any) -> float | str:
     return _seconds(zero=True)(key, value)
 
 
-def _count(key: str, value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= _MOST_PROBES:
-        raise ValueError(f"'{key}' must be a whole number from 1 to {_MOST_PROBES}, not {shown(value)}.")
-    return value
+def _whole(least: int, most: int, what: str) -> Callable[[str, Any], int]:
+    def read(key: str, value: Any) -> int:
+        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+            raise ValueError(f"'{key}' must be {what}, not {shown(value)}.")
+        return value
+
+    return read
 
 
-def _optional(read: Callable[[str, Any], float]) -> Callable[[str, Any], float | None]:
+def _optional(read: Callable[[str, Any], Any]) -> Callable[[str, Any], Any]:
     return lambda key, value: None if value is None else read(key, value)
 
 
@@ -344,9 +347,7 @@ def _choice(*options: str) -> Callable[[str, Any], str]:
     return read
 
 
-def _signals(key: str, value: Any) -> tuple[signal.Signals, ...] | None:
-    if value is None:
-        return None
+def _signals(key: str, value: Any) -> tuple[signal.Signals, ...]:
     if isinstance(value, (str, int)):
         value = [value]
     if not isinstance(value, (list, tuple, set, frozenset)):
@@ -361,22 +362,14 @@ def _host(key: str, value: Any) -> str:
     return str(value)
 
 
-def _port(key: str, value: Any) -> int | None:
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= 65535:
-        raise ValueError(f"'{key}' must be a port from 0 (any free one) to 65535, or None, not {shown(value)}.")
-    return value
-
-
 def _token(key: str, value: Any) -> str | None:
-    if value is not None and not isinstance(value, str):
+    if not isinstance(value, str):
         raise TypeError(f"'{key}' must be a string or None, not {type(value).__name__}.")
-    if value and (value != value.strip() or not value.isprintable()):
+    if value != value.strip() or not value.isprintable():
         raise ValueError(
             f"'{key}' begins or ends with a blank, or contains a line break, which a header cannot; remove it."
         )
-    if value and len(value) > _LONGEST_TEXT:
+    if len(value) > _LONGEST_TEXT:
         raise ValueError(f"'{key}' has more than {_LONGEST_TEXT} characters, which no server takes in a header.")
     return value or None
 
@@ -413,8 +406,8 @@ def _is_path(value: str) -> bool:
         return False
 
 
-def _directory(key: str, value: Any) -> str | None:
-    if value is not None and not (isinstance(value, str) and _is_path(value)):
+def _directory(key: str, value: Any) -> str:
+    if not isinstance(value, str) or not _is_path(value):
         raise TypeError(f"'{key}' must be the path of a directory or None, not {shown(value)}.")
     return value
 
@@ -467,9 +460,7 @@ def read_headers(key: str, value: Any) -> dict[str, str]:
     return dict(value)
 
 
-def _report_file(key: str, value: Any) -> str | None:
-    if value is None:
-        return None
+def _report_file(key: str, value: Any) -> str:
     if not isinstance(value, (str, os.PathLike)) or not isinstance(path := os.fspath(value), str) or not _is_path(path):
         raise TypeError(f"'{key}' must be the path of a file or None, not {shown(value)}.")
     path = os.path.abspath(path)  # relative to the current directory of now
@@ -487,19 +478,19 @@ def _report_file(key: str, value: Any) -> str | None:
 KEYS: dict[str, Callable[[str, Any], Any]] = {
     "LIFECYCLE_GRACE_PERIOD": _seconds(zero=False),
     "LIFECYCLE_SHUTDOWN_DELAY": _delay,
-    "LIFECYCLE_DELAY_PROBES": _count,
+    "LIFECYCLE_DELAY_PROBES": _whole(1, _MOST_PROBES, f"a whole number from 1 to {_MOST_PROBES}"),
     "LIFECYCLE_DELAY_MIN": _seconds(zero=True),
     "LIFECYCLE_DELAY_MAX": _seconds(zero=False),
     "LIFECYCLE_HOOK_RESERVE": _seconds(zero=True),
     "LIFECYCLE_KEEPALIVE_LINGER": _seconds(zero=True),
-    "LIFECYCLE_SIGNALS": _signals,
+    "LIFECYCLE_SIGNALS": _optional(_signals),
     "LIFECYCLE_EXIT": _choice("code", "signal"),
     "LIFECYCLE_READY": _choice("auto", "manual"),
     "LIFECYCLE_DRAIN_POLICY": _choice("auto", "serve", "reject"),
     "LIFECYCLE_PROBE_HOST": _host,
-    "LIFECYCLE_PROBE_PORT": _port,
+    "LIFECYCLE_PROBE_PORT": _optional(_whole(0, 65535, "a port from 0 (any free one) to 65535, or None")),
     "LIFECYCLE_DETAILS": _choice("never", "token", "always"),
-    "LIFECYCLE_TOKEN": _token,
+    "LIFECYCLE_TOKEN": _optional(_token),
     "LIFECYCLE_URL_PREFIX": _prefix,
     "LIFECYCLE_PATHS": _paths,
     "LIFECYCLE_PROBE_TIMEOUT": _seconds(zero=False),
@@ -509,10 +500,10 @@ KEYS: dict[str, Callable[[str, Any], Any]] = {
     "LIFECYCLE_CASE_INSENSITIVE": _flag,
     "LIFECYCLE_LOG_PROBES": _flag,
     "LIFECYCLE_SELF_TEST": _flag,
-    "LIFECYCLE_REPORT_FILE": _report_file,
+    "LIFECYCLE_REPORT_FILE": _optional(_report_file),
     "LIFECYCLE_LOG_REMOTE_ADDR": _flag,
     "LIFECYCLE_STOP_ON_CRASH": _patterns,
-    "LIFECYCLE_CONTROL_DIR": _directory,
+    "LIFECYCLE_CONTROL_DIR": _optional(_directory),
     "LIFECYCLE_STUCK_AFTER": _optional(_seconds(zero=False)),
     "LIFECYCLE_METRICS": _flag,
 }
