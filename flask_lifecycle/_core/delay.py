@@ -1,7 +1,7 @@
 """The delay of a shutdown: requests are still accepted and served while load balancers notice that it has begun.
 
-It ends after a number of seconds, or as soon as an application's adaptive delay allows it, but not before the
-``on_drain`` functions that keep the listener open have returned.
+It ends after a number of seconds, or when the adaptive delay allows it, but not before the ``on_drain`` functions that
+keep the listener open have returned.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The logger of the package, and a handler for it where the application has not set logging up.
 
-Only ``run()`` and ``flask lifecycle run`` add the handler: they are the program. Elsewhere the package is a library,
-whose log is the application's to show.
+Only ``run()`` and ``flask lifecycle run`` add the handler. Elsewhere the package is a library, whose log is the
+application's to show.
 """
 
 from __future__ import annotations
@@ -30,10 +30,9 @@ class _Log(logging.LoggerAdapter):  # type: ignore[type-arg]  # subscriptable fr
 
 
 class _Visible(logging.Filter):
-    """Escapes the arguments of every record, so that a name, a reason or an exception cannot forge a line of the log.
+    """Escapes the arguments of every record (``text.py``), but no fields: formatters that write these encode them.
 
-    Fields (``lifecycle_*``) stay as they are, because a formatter that writes them has its own encoding. The text of an
-    exception is stored where :class:`logging.Formatter` looks before it makes its own.
+    The text of an exception is stored where :class:`logging.Formatter` looks before it makes its own.
     """
 
     def filter(self, record: logging.LogRecord) -> bool:

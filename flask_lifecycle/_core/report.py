@@ -21,9 +21,8 @@ if TYPE_CHECKING:
 
 shutdown_complete = Namespace().signal(
     "lifecycle-shutdown-complete",
-    doc="""Sent once for each application when the shutdown is over, before the process leaves; not where the exit is
-    forced. The sender is the application, ``report`` the :class:`ShutdownReport`. A receiver has what is left of the
-    grace period.""",
+    doc="""Sent once for each application when the shutdown is over, unless the exit is forced. The sender is the
+    application, ``report`` the :class:`ShutdownReport`. A receiver has what is left of the grace period.""",
 )
 
 T = TypeVar("T")

@@ -3,15 +3,14 @@
 Theory of operation
 -------------------
 
-A handler may interrupt the main thread anywhere, even inside logging or threading code, so it must not use these. It
-only writes the signal's number to a non-blocking pipe. A daemon thread reads the pipe and does the rest. (``Event.set``
-in a handler deadlocks if the signal arrives inside ``Event``; a process has only one ``signal.set_wakeup_fd``, which
-asyncio and gunicorn use.)
+A handler may interrupt the main thread anywhere, even inside logging or threading code (``Event.set`` in a handler
+deadlocks if the signal arrives inside ``Event``). So it only writes the signal's number to a non-blocking pipe, and a
+daemon thread does the rest. (A process has only one ``signal.set_wakeup_fd``, which asyncio and gunicorn use.)
 
 Only the main thread can install and restore handlers, or pass a signal to the previous handler. To run a function
 there, the relay stores it as an *errand* and sends the main thread the signal once more; the handler then runs the
-errand instead of writing to the pipe. The errand is the last thing that our handler does. No thread holds a lock of
-ours then, and the errand only restores the handlers and raises the signal again.
+errand instead of writing to the pipe. No thread holds a lock of ours then, and the errand only restores the handlers
+and raises the signal again.
 
 Interleavings: a signal from outside may arrive after the errand was stored and before the relay's own signal. It runs
 the errand, which is harmless, and the relay's own signal goes to the previous handler. The kernel merges equal pending
@@ -26,8 +25,7 @@ the handler takes the errand; it is reentrant because a signal may interrupt tha
 
 Werkzeug's reloader replaces our handlers, and then no signal of ours reaches the main thread. For this case we also
 handle SIGURG, which is ignored without a handler, and which no other library uses here. Its errands are separate: the
-process continues after them, so a signal from outside must not run the other kind. Without an errand the receiver gets
-SIGURG like any other signal.
+process continues after them, so a signal from outside must not run the other kind.
 
 After a fork the child restores the previous handlers and closes the pipe, which belongs to the parent: a byte from a
 child's handler would stop the parent. A child installs our handlers when it begins to serve. The thread that detects
@@ -152,7 +150,7 @@ class SignalRelay:
 
     def run_in_main_by_sigurg(self, errand: Callable[[], None]) -> None:
         """As :meth:`run_in_main`, but works even if other code has replaced our handlers."""
-        if in_main_thread() or _has_greenlets():  # all greenlets are in the main thread
+        if in_main_thread() or _has_greenlets():
             errand()
             return
         self._sigurg_errand = errand
@@ -215,7 +213,7 @@ class SignalRelay:
 
 
 def _has_greenlets() -> bool:
-    """Whether gevent has patched ``threading``, so that threads are greenlets."""
+    """Whether gevent has patched ``threading``: all threads are greenlets of the main thread."""
     return threading.get_ident.__module__ != "_thread"
 
 
@@ -226,7 +224,7 @@ def interrupt_main(signum: int) -> None:
     """
     if not _has_greenlets():
         signal.pthread_kill(threading.main_thread().ident or 0, signum)
-    else:  # all greenlets are in the main thread, and have no thread numbers of the system
+    else:  # greenlets have no thread numbers of the system
         from gevent import get_hub
 
         # In the hub, which passes an exception of the handler to the main greenlet; here it would end this greenlet.

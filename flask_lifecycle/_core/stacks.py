@@ -1,4 +1,4 @@
-"""What the threads run: names and stacks for the list of what delays a shutdown, and the calls of a function.
+"""What the threads run: names, stacks and the calls of a function.
 
 Before Python 3.12 a garbage collection may begin wherever the interpreter allocates, also where it makes the frame
 object of another thread's call, and the finalizers that it calls may let other threads run. Two interleavings follow,

@@ -1,7 +1,7 @@
 """The start-up of an application: its ``on_startup`` functions, then its startup tasks.
 
-Requests wait for the ``on_startup`` functions, because they need their results. A *startup task* delays only readiness,
-and runs in any thread. No event leads back to STARTING, so a task that begins after the start-up is refused.
+Requests wait for the ``on_startup`` functions, whose results they need. A *startup task* delays only readiness, and
+runs in any thread. No event leads back to STARTING, so a task that begins after the start-up is refused.
 
 Interleavings: the last task ends while the start-up checks for tasks. The start-up records that its functions are over
 and then reads the tasks; a task leaves and then checks the start-up. Each writes before it reads, so at least one sees
@@ -235,8 +235,8 @@ class StartupTasks(WorkLedger):
 class StartupTask(Work):
     """A task that the application must finish before it is ready; it lasts until :meth:`done` or :meth:`fail`.
 
-    It is also a context manager, in which an exception is a failure, and a decorator, which ends it with the first
-    call. Only the first end counts.
+    As a context manager it fails by an exception; as a decorator it ends with the first call. Only the first end
+    counts.
     """
 
     __slots__ = ("_tasks", "error", "on_failure")

@@ -11,8 +11,6 @@ An entry may leave in the waiter's own thread, by a signal handler, or by a fina
 The lock is reentrant, so this may happen between the waiter's read and its sleep, where the notification has no effect.
 Therefore the waiter reads again every second.
 
-During a drain the entries that leave are counted; before a drain that costs nothing.
-
 After a fork the child's set is emptied and its lock renewed: the entries belong to threads that exist only in the
 parent, and one of them may hold the lock.
 """
@@ -44,7 +42,7 @@ class Tally:
         _tallies.add(self)
 
     def reset(self) -> None:
-        """Remove all entries, in a forked child, which does not have their threads."""
+        """Remove all entries, in a forked child."""
         self.active.clear()
         self.left = 0  # how many have left since count_leavers()
         self._idle = threading.Condition()  # held by waiters, and by leavers only while there is a waiter
@@ -62,7 +60,7 @@ class Tally:
             self.left_one(there)
 
     def left_one(self, there: bool) -> None:
-        """Wake the waiters."""
+        """Count an entry that has left during the drain, and wake the waiters."""
         with self._idle:
             self.left += there
             if self.settled():

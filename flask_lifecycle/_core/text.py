@@ -1,8 +1,7 @@
 """Makes text from outside safe for logs and terminals.
 
-A name, a reason, the text of an exception or a path may contain line ends, which would begin a forged line in a log,
-and control sequences, which a terminal would execute. :func:`visible` escapes both. The logger applies it to all its
-arguments (``log.py``); text for other places must call it.
+Its line ends would begin a forged line in a log, and a terminal would execute its control sequences. The logger escapes
+all its arguments (``log.py``); text for other places must call :func:`visible`.
 """
 
 from __future__ import annotations

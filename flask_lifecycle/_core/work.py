@@ -1,11 +1,9 @@
 """Work items: work that is not a request, which a drain waits for as it waits for requests.
 
-A work item is live until :meth:`Work.done`, which any thread may call, even twice. As for requests in flight
-(``tally.py``), beginning and ending one takes no lock.
+As for requests in flight (``tally.py``), beginning and ending one takes no lock.
 
 A process with work items has something to drain, even if it serves nothing: the ledger remembers that there has been
 one (:attr:`WorkLedger.used`), and a signal then begins a shutdown instead of ending the process in the middle of a job.
-A decorated function is not a work item until it is called.
 """
 
 from __future__ import annotations
