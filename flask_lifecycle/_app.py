@@ -101,6 +101,7 @@ class Application:
         )  # fmt: skip
         self.startup = Startup(self, self.process)
         self.probes = Probes(self)
+        self.probe_worker = self.probes.worker  # the method itself: a server may call it for every request
         self.guard = Guard(self.remaining)
         self.features: dict[str, Feature] = {}
         registered.checks.watch(self.probes.validate, self._registered)
@@ -144,10 +145,6 @@ class Application:
 
     def remaining(self) -> float | None:
         return self.process.shutdown.remaining()
-
-    @property
-    def probe_worker(self) -> Callable[[str], str | None]:
-        return self.probes.worker  # the method itself: a server may call it for every request
 
     def load(self) -> Load | None:
         """The server's load, with the age of the oldest request in the application, which not every server knows."""

@@ -306,7 +306,7 @@ class Resource:
     :param application: returns the application that the caller acts for; each has its own value.
     """
 
-    def __init__(self, function: Any, name: str | None, application: Callable[[], object] = lambda: None) -> None:
+    def __init__(self, function: Any, name: str | None, application: Callable[[], object]) -> None:
         self.name = name or name_of(function)
         self._application = application
         self._make = _maker(function, self.name)
