@@ -274,7 +274,7 @@ class Application:
         elif self.ledger.rearm is not None:
             self.ledger.rearm()
         if served_since is None:
-            self.hooks.after_fork()
+            self.hooks.records.clear()
             self.tasks.records.clear()
 
     # -- changes of the state, and the shutdown -----------------------------------------------------------------------

@@ -118,6 +118,7 @@ class FakeStartup:
     """A start-up that has succeeded."""
 
     succeeded = True
+    runs_functions = False
     served_since: float | None = None
 
     def __init__(self, machine: StateMachine) -> None:

@@ -104,19 +104,10 @@ class Hooks:
     def __init__(self, registered: dict[str, list[Hook]] | None = None) -> None:
         self._hooks = registered or {"startup": [], "drain": [], "shutdown": []}
         self.records: list[HookRecord] = []
-        self.after_fork()
 
     def of_application(self) -> Hooks:
         """The same functions for another application, with its own records."""
         return Hooks(self._hooks)
-
-    def after_fork(self) -> None:
-        """Reset in a forked child. The list of records stays the same object, because others refer to it."""
-        self.records.clear()
-        self.starting = ""  # the name of the on_startup function that runs now
-        self.startup_begun = threading.Event()
-        self.startup_over = threading.Event()
-        self._startup_lock = threading.Lock()  # guards startup_begun's test and set
 
     def add(self, kind: str, function: Any, name: str | None, timeout: float | None, **options: Any) -> None:
         """Register a function; ``options`` are those of :class:`Hook`.
@@ -156,26 +147,6 @@ class Hooks:
             return False
         return hook.opened_late is None or not hook.opened_late()
 
-    def start(self, context: Callable[[], AbstractContextManager[Any]], shutdown: Shutdown) -> str:
-        """Run the ``on_startup`` functions in order, once; return the name of the one that failed, or an empty string.
-
-        Blocks until they are over, also if another thread runs them. The first failure ends the start-up.
-        """
-        with self._startup_lock:
-            first = not self.startup_begun.is_set()
-            self.startup_begun.set()
-        if first:
-            argument = ShutdownContext("", None, shutdown)
-            for hook in self.of("startup"):
-                self.starting = hook.name
-                self.records.append(run_hook(hook, argument, hook.timeout, context, shutdown.clock))
-                if self.records[-1].outcome != "ok":
-                    break
-            self.starting = ""
-            self.startup_over.set()
-        self.startup_over.wait()
-        return next((hook.name for hook in self.records if hook.kind == "startup" and hook.outcome != "ok"), "")
-
 
 class HookRunner:
     """Runs the hooks of all applications in a shutdown, those of later applications first."""
@@ -208,8 +179,8 @@ class HookRunner:
         # Their own deadline is the same. We wait a moment longer, so that a hung one is recorded.
         self._shutdown.clock.wait(self._drain_hooks_ended, until.remaining() + 0.1)
         for each in applications:
-            if each.hooks.startup_begun.is_set():
-                self._shutdown.clock.wait(each.hooks.startup_over, until.remaining())
+            if each.startup.runs_functions:
+                self._shutdown.clock.wait(each.startup.functions_over, until.remaining())
 
     def run(self, applications: Sequence[Application], kind: str, deadline: Deadline, group: bool = False) -> None:
         """Run the hooks of a kind, each within its own timeout and its share of the remaining time.

@@ -24,7 +24,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from .callbacks import error_text
-from .hooks import HookRecord
+from .hooks import HookRecord, ShutdownContext, run_hook
 from .log import logger
 from .state import Event, State
 from .work import F, Work, WorkLedger, wrapped
@@ -49,6 +49,8 @@ class Startup:
         self.served_since: float | None = None  # when requests no longer had to wait for the start-up
         self.succeeded = False
         self.over = threading.Event()  # set when requests need not wait: it has succeeded, or never will
+        self.function = ""  # the name of the on_startup function that runs now
+        self.functions_over = threading.Event()
         self._lock = threading.Lock()
         self._steps: set[str] = set()  # the steps that were taken; guarded by the lock
         self._failed: list[StartupTask] = []  # the tasks that have made the application not ready
@@ -87,7 +89,7 @@ class Startup:
         """Run the ``on_startup`` functions, once, and then let requests in. Blocks, but does not wait for tasks."""
         self.begin()
         application, process = self._application, self._process
-        failed = application.hooks.start(application.context, process.shutdown)
+        failed = self._run_functions()
         if failed:
             process.fail_start(f"on_startup '{failed}'")
             return
@@ -109,6 +111,30 @@ class Startup:
         self.over.set()
         if process.signals:
             application.start_checks()
+
+    def _run_functions(self) -> str:
+        """Run the ``on_startup`` functions in order, once; return the name of the one that failed, or an empty string.
+
+        Blocks until they are over, also if another thread runs them. The first failure ends the start-up.
+        """
+        hooks, shutdown = self._application.hooks, self._process.shutdown
+        if self._first("functions"):
+            argument = ShutdownContext("", None, shutdown)
+            for hook in hooks.of("startup"):
+                self.function = hook.name
+                record = run_hook(hook, argument, hook.timeout, self._application.context, shutdown.clock)
+                hooks.records.append(record)
+                if record.outcome != "ok":
+                    break
+            self.function = ""
+            self.functions_over.set()
+        self.functions_over.wait()
+        return next((each.name for each in hooks.records if each.kind == "startup" and each.outcome != "ok"), "")
+
+    @property
+    def runs_functions(self) -> bool:
+        """Whether the ``on_startup`` functions run now."""
+        return "functions" in self._steps and not self.functions_over.is_set()
 
     def check_tasks(self) -> None:
         """Change the state if functions and tasks are over, or a task has failed; called after each of them."""
@@ -134,10 +160,10 @@ class Startup:
 
     def _log_waiting(self) -> None:
         """Log every minute which functions and tasks the start-up waits for."""
-        hooks, waited = self._application.hooks, 0.0
+        waited = 0.0
         while not self._application.machine.wait_for(lambda state: state is not State.STARTING, STILL_STARTING):
             waited += STILL_STARTING
-            running = [f"on_startup '{hooks.starting}'"] if hooks.starting else []
+            running = [f"on_startup '{self.function}'"] if self.function else []
             running += [f"startup task '{task.name}'" for task in self._application.tasks.items()]
             logger.warning(
                 "not ready after %.0f s, waiting for %s", waited, ", ".join(running) or "the start-up",

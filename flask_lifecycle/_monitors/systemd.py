@@ -248,12 +248,11 @@ class Notifier(Feature):
             return shutdown.deadline.at + _MARGIN
         if self._ready:
             return 0.0
-        return max((self._start_needs(each.hooks, now) for each in self._process.applications()), default=0.0)
+        starting = [each.hooks for each in self._process.applications() if each.startup.runs_functions]
+        return max((self._start_needs(hooks, now) for hooks in starting), default=0.0)
 
     def _start_needs(self, hooks: Hooks, now: float) -> float:
-        """Until when the current ``on_startup`` function may take; 0 without one, or without a timeout."""
-        if not hooks.startup_begun.is_set() or hooks.startup_over.is_set():
-            return 0.0
+        """Until when the current ``on_startup`` function may take; 0 without a timeout."""
         ran = sum(record.kind == "startup" for record in hooks.records.copy())
         timeout = next((hook.timeout for hook in hooks.of("startup")[ran:]), None)
         since = self._functions.setdefault((id(hooks), ran), now)

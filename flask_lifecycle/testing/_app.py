@@ -65,9 +65,7 @@ class AppUnderTest:
         startup = self._state.startup
         startup.ensure()
         if not startup.over.wait(self._timeout):
-            raise AssertionError(
-                f"on_startup '{self._state.hooks.starting}' has not returned within {self._timeout:g} s."
-            )
+            raise AssertionError(f"on_startup '{startup.function}' has not returned within {self._timeout:g} s.")
         for record in self._state.hooks.records:
             if record.kind == "startup" and record.outcome != "ok":
                 raise AssertionError(f"on_startup '{record.name}' {record.outcome}: {record.error}")

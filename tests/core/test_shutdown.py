@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import faulthandler
 import functools
 import logging
@@ -14,7 +13,9 @@ import pytest
 
 from flask_lifecycle import HookRecord, RequestInfo, ShutdownContext, ShutdownReport, State
 from flask_lifecycle._core import shutdown as shutdown_module
+from flask_lifecycle._core.process import Process
 from flask_lifecycle._core.shutdown import StopRequest
+from flask_lifecycle._core.startup import Startup
 from flask_lifecycle._core.state import Event
 from tests._fakes import (
     BOUND,
@@ -445,7 +446,9 @@ def test_the_drain_waits_for_a_startup_under_way(clock: ManualClock, free: threa
     member.hooks.add("startup", build, None, None)
     member.hooks.add("shutdown", lambda: order.append("torn down"), "down", None)
     shutdown = coordinate(clock, member)
-    with running(lambda: member.hooks.start(contextlib.nullcontext, shutdown)):
+    process = Process(signals=False)
+    process.shutdown, member.startup = shutdown, Startup(member, process)
+    with running(member.startup.run):
         assert entered.wait(BOUND)
         shutdown.begin(StopRequest("test"))
         assert clock.waits.get(timeout=BOUND) == 8.0
@@ -523,7 +526,7 @@ def test_shutdown_without_threads(clock: ManualClock, monkeypatch: pytest.Monkey
 
 def test_a_hook_without_limit_and_without_threads(watchdog: list[Any]) -> None:
     """Where no thread can be started, no watchdog ends a hook that has no limit."""
-    hooks = FakeMember().hooks
-    hooks.add("startup", lambda: None, "h", None)
-    assert hooks.start(contextlib.nullcontext, coordinate(None)) == ""
-    assert watchdog == ["cancelled"]
+    member = FakeMember()
+    member.hooks.add("startup", lambda: None, "h", None)
+    Startup(member, Process(signals=False)).run()
+    assert (member.machine.state, watchdog) == (State.READY, ["cancelled"])

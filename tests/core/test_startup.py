@@ -40,7 +40,7 @@ def test_a_request_that_waits_for_a_hung_start_is_answered_when_the_process_stop
     lifecycle.on_startup(name="hangs")(lambda: free.wait(BOUND))
     lifecycle.init_app(app := make_app())
     with running(lambda: statuses.append(app.test_client().get("/work", buffered=True).status_code)):
-        until(lambda: lifecycle.in_flight == 1 and lifecycle._state().hooks.startup_begun.is_set())
+        until(lambda: lifecycle.in_flight == 1 and lifecycle._state().startup.runs_functions)
         lifecycle.shutdown(wait=False)
         until(lambda: bool(statuses))
         free.set()

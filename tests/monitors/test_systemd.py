@@ -198,7 +198,7 @@ def test_the_status_counts(subject: Subject) -> None:
 def test_a_stop_is_sent_at_once(subject: Subject) -> None:
     """STOPPING=1 comes at once with a status and an extension, also in the middle of the start-up, and no READY=1."""
     subject.app.hooks.add("startup", lambda: None, "migrate", 12.0)
-    subject.app.hooks.startup_begun.set()
+    subject.app.startup.runs_functions = True
     assert subject.asked() == [10.0]
     subject.clock.advance(0.1)
     request = enter(subject.app.ledger)
@@ -228,14 +228,14 @@ def test_the_start_may_take_what_its_functions_may(subject: Subject) -> None:
     hooks.add("startup", lambda: None, "migrate", 12.0)
     hooks.add("startup", lambda: None, "warm up", None)
     assert subject.asked() == []
-    hooks.startup_begun.set()
+    subject.app.startup.runs_functions = True
     for later, asked in ((0, [10.0]), (4, []), (2, [7.0]), (6, [])):  # twelve seconds from its beginning, and one
         subject.clock.advance(later)
         assert subject.asked() == asked
     hooks.records.append(HookRecord("migrate", "startup", "ok", 12.0))
     subject.clock.advance(10)
     assert subject.asked() == []
-    hooks.startup_over.set()
+    subject.app.startup.runs_functions = False
     assert subject.asked() == []
     subject.process.begin_stop()
     assert subject.asked() == [10.0]
