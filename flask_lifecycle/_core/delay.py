@@ -8,19 +8,19 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from .deadline import Clock, Deadline
 from .log import logger
 from .server import AdaptiveDelay, Application
 
 
-@dataclass(eq=False, repr=False)
-class Plan:
-    """The longest delay of these applications."""
+class Plan(NamedTuple):
+    """The longest delay, and what ends it: a number of seconds, and adaptive delays."""
 
-    applications: Sequence[Application]  # whose balancers have to notice
     seconds: float
+    fixed: float
+    adaptive: Sequence[AdaptiveDelay]
 
     @classmethod
     def of(cls, applications: Iterable[Application], late: float, until: Deadline) -> Plan:
@@ -29,18 +29,11 @@ class Plan:
         :param late: the number of seconds since other processes at this address began their delay.
         """
         # A balancer never sent requests to an application that was never ready, so it does not have to notice.
-        noticed = [application for application in applications if application.machine.reached_ready]
+        noticed = [each for each in applications if each.machine.reached_ready]
         longest = max((each.settings.longest_delay for each in noticed), default=0.0)
-        return cls(noticed, min(max(0.0, longest - late), until.remaining()))
-
-    @property
-    def adaptive(self) -> list[AdaptiveDelay]:
-        return [each.adaptive_delay for each in self.applications if each.adaptive_delay is not None]
-
-    @property
-    def fixed(self) -> float:
-        fixed = (each.settings.longest_delay for each in self.applications if each.adaptive_delay is None)
-        return min(self.seconds, max(fixed, default=0.0))
+        fixed = max((each.settings.longest_delay for each in noticed if each.adaptive_delay is None), default=0.0)
+        seconds = min(max(0.0, longest - late), until.remaining())
+        return cls(seconds, min(seconds, fixed), [each.adaptive_delay for each in noticed if each.adaptive_delay])
 
     def __str__(self) -> str:
         return f"{'auto, at most ' if self.adaptive else ''}{self.seconds:.1f} s"
