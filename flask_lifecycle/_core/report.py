@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import logging
 import signal
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
@@ -178,10 +179,11 @@ class Unfinished:
             stack = Lines.of(where) if info.stack else ""
             name = {"lifecycle_path": info.path} if isinstance(info, RequestInfo) else {"lifecycle_work": info.name}
             extra = {**name, "lifecycle_age": info.age}
-            logger.log(level, "%s %s%s%s", words, info, _and_more(others), stack, extra=extra)
+            more = f" and {others} more of this name" if others else ""
+            logger.log(level, "%s %s%s%s", words, info, more, stack, extra=extra)
         if len(entries) > _MOST_LOGGED:
-            more = sum(1 + others for _info, others in entries[_MOST_LOGGED:])
-            logger.log(level, "%s %d more", words, more, extra={"lifecycle_more": more})
+            rest = sum(1 + others for _info, others in entries[_MOST_LOGGED:])
+            logger.log(level, "%s %d more", words, rest, extra={"lifecycle_more": rest})
         uncounted = sum(info.stage == UNCOUNTED for info in self.requests)
         if uncounted:
             logger.warning(
@@ -194,9 +196,7 @@ class Unfinished:
         """These, and the work items that began after the drain; log them."""
         known = {(info.name, info.thread) for info in self.work}
         late = tuple(info for info in work_now(applications) if (info.name, info.thread) not in known)
-        for info, others in _by_name(late):
-            extra = {"lifecycle_work": info.name, "lifecycle_age": info.age}
-            logger.error("abandoned %s%s", info, _and_more(others), extra=extra)
+        Unfinished((), late).log(logging.ERROR, "abandoned")
         return Unfinished(self.requests, (*self.work, *late))
 
 
@@ -234,10 +234,6 @@ def work_ledgers(applications: Iterable[Application]) -> list[WorkLedger]:
 def each_once(things: Iterable[T]) -> list[T]:
     """The things without repetitions, in their order."""
     return list({id(thing): thing for thing in things}.values())
-
-
-def _and_more(others: int) -> str:
-    return f" and {others} more of this name" if others else ""
 
 
 def _by_name(work: Iterable[WorkInfo]) -> list[tuple[WorkInfo, int]]:
