@@ -423,7 +423,8 @@ def test_clients_that_do_not_close_hold_up_no_others(live: Starter) -> None:
     running = serve(live, "gthread", "--keep-alive", "75", workers=1, settings=settings)
     address = address_of(running)
     with contextlib.ExitStack() as stack:
-        connections = [stack.enter_context(Connection(address)) for _ in range(300)]
+        # Few, because gunicorn itself closes a kept connection two seconds after the signal.
+        connections = [stack.enter_context(Connection(address)) for _ in range(60)]
         assert not any(connection.get("/fast").says_close for connection in connections)
         running.send(signal.SIGTERM)
         wait_draining(running, 1)
