@@ -94,13 +94,9 @@ def test_public_names_are_documented(name: str) -> None:
     assert getattr(value, "__module__", "flask_lifecycle").split(".")[0] in {"flask_lifecycle", "blinker"}
     if inspect.isclass(value) and not issubclass(value, enum.Enum):
         ours = [base for base in value.__mro__ if base.__module__.startswith("flask_lifecycle")]
-        members = {member: thing for base in ours for member, thing in vars(base).items() if _is_public(member)}
+        public = {each: it for base in ours for each, it in vars(base).items() if each[0] != "_" or each == "__call__"}
         kinds = (types.FunctionType, property, functools.cached_property)
-        assert [member for member, thing in members.items() if isinstance(thing, kinds) and not thing.__doc__] == []
-
-
-def _is_public(member: str) -> bool:
-    return not member.startswith("_") or member == "__call__"
+        assert [member for member, thing in public.items() if isinstance(thing, kinds) and not thing.__doc__] == []
 
 
 def test_signatures() -> None:

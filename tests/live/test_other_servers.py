@@ -188,7 +188,8 @@ def test_granian_hears_what_another_thread_has_taken(live: Starter) -> None:
     running = start(live, *documented("granian", free_port()), "--workers-kill-timeout", "5")
     wait_guarantee(running, "granian", "accepted")
     running.wait_log("granian's 'workers-kill-timeout' is 5 s, but a shutdown may take 25 s; set it to 25, or")
-    (worker,) = [pid for pid in children_of(running.target) if takes_sigterm(pid)]
+    # The child that keeps multiprocessing's resources ignores SIGTERM.
+    (worker,) = [pid for pid in children_of(running.target) if has_signal(pid, "SigCgt")]
     os.kill(worker, signal.SIGSTOP)
     tasks = Path(f"/proc/{worker}/task")
     running.wait_for(lambda: all("T (" in (task / "status").read_text() for task in tasks.iterdir()), "a still worker")
@@ -203,11 +204,6 @@ def has_signal(pid: int, mask: str) -> bool:
     """Whether SIGTERM is in one of the masks that the kernel tells of a process."""
     line = re.search(rf"^{mask}:\s*(\w+)", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
     return line is not None and bool(int(line[1], 16) & 1 << signal.SIGTERM - 1)
-
-
-def takes_sigterm(pid: int) -> bool:
-    """Whether a process handles SIGTERM; the one that keeps multiprocessing's resources ignores it."""
-    return has_signal(pid, "SigCgt")
 
 
 LOGGING = {

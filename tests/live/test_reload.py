@@ -107,12 +107,6 @@ class Service:
         wait_until(lambda: stat.read_text().rpartition(")")[2].split()[0] == "T", "the process is stopped")
 
 
-def sockets_of(pid: int) -> list[str]:
-    """The sockets that a process has open."""
-    links = [os.readlink(link) for link in Path(f"/proc/{pid}/fd").iterdir()]
-    return [link for link in links if link.startswith("socket:")]
-
-
 @pytest.fixture
 def service(live: Starter) -> Service:
     return Service(live, "waitress")
@@ -328,7 +322,8 @@ def test_a_child_that_the_application_forks_as_it_is_loaded(live: Starter) -> No
     service = Service(live, "waitress", application=FORKS)
     child = int((live.home / "child").read_text())
     try:
-        wait_until(lambda: not sockets_of(child), "the child has no socket")
+        links = Path(f"/proc/{child}/fd")
+        wait_until(lambda: "socket:" not in str([*map(os.readlink, links.iterdir())]), "the child has no socket")
         service.reload()
         service.wait_alone()
         assert service.running.stop() == 0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 
-from flask import Flask
 from live_app import HOME, app, event, lifecycle, pass_gate
 
 __all__ = ["app", "lifecycle"]
@@ -17,10 +16,6 @@ def pulse() -> None:
         pass_gate("never")
 
 
-def add_environment(app: Flask) -> None:
-    @app.get("/environment")
-    def environment() -> list[str]:
-        return sorted(name for name in os.environ if name.startswith(("NOTIFY_", "WATCHDOG_")))
-
-
-add_environment(app)
+@app.get("/environment")
+def environment() -> list[str]:
+    return sorted(name for name in os.environ if name.startswith(("NOTIFY_", "WATCHDOG_")))

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from flask_lifecycle import Lifecycle, State
-from tests._fakes import BOUND, in_child, make_app, raiser, run_python, running, until, whole
+from tests._fakes import BOUND, in_child, make_app, raiser, running, until, whole
 from tests._needs import need_root
 from tests.operators import test_cordon
 from tests.operators.test_cordon import warnings
@@ -123,40 +123,18 @@ def test_a_process_that_was_forked_since_begins_anew(path: Path, caplog: pytest.
     assert in_child(forked) == 0
 
 
-SERVES_AND_FORKS = """
-import os, pathlib, sys, threading
-from flask import Flask
-from werkzeug.serving import make_server
-from flask_lifecycle import Lifecycle, state_changed
-
-entered = {name: threading.Event() for name in ("READY", "NOT_READY")}
-app = Flask("app")
-app.config["LIFECYCLE_CONTROL_DIR"] = sys.argv[1]
-state_changed.connect(lambda app, new, **more: entered[new.name].set(), weak=False)
-Lifecycle(app)
-
-def serve():
-    make_server("127.0.0.1", 0, app, threaded=True).serve_forever()
-
-def cordon():
-    entered["READY"].wait(10)
-    pathlib.Path(sys.argv[1], "cordon").write_text("10m by alice")
-    os._exit(not entered["NOT_READY"].wait(10))
-
-threading.Thread(target=serve, daemon=True).start()
-entered["READY"].wait(10)
-entered["READY"].clear()
-child = os.fork()
-if child == 0:
-    threading.Thread(target=cordon, daemon=True).start()
-    serve()
-os._exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
-"""
-
-
-def test_a_child_that_serves_beside_its_parent(path: Path) -> None:
+def test_a_child_that_serves_beside_its_parent(subject: Subject) -> None:
     """It watches the directory in a thread of its own; its parent's thread does not exist there."""
-    assert run_python(SERVES_AND_FORKS, str(path)).returncode == 0
+    subject.directory.begin()
+
+    def forked() -> int:
+        subject.directory.after_fork()
+        subject.directory.begin()
+        subject.write("10m by alice")
+        until(lambda: not subject.ready)
+        return 0
+
+    assert in_child(forked) == 0
 
 
 @pytest.mark.parametrize("text", ["10m by alice", "for 10m by alice\n", "for\t10m  by alice \r\n", "600 by alice"])
