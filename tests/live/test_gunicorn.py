@@ -419,7 +419,7 @@ def test_sigint_answers_what_is_in_flight(live: Starter, kind: str, terminal: bo
 
 def test_clients_that_do_not_close_hold_up_no_others(live: Starter) -> None:
     """A client that keeps its side open after the last answer does not hold the loop of a worker with threads."""
-    settings = {"LIFECYCLE_KEEPALIVE_LINGER": 15.0, "LIFECYCLE_GRACE_PERIOD": 60.0}
+    settings = {"LIFECYCLE_KEEPALIVE_LINGER": 30.0, "LIFECYCLE_GRACE_PERIOD": 60.0}
     running = serve(live, "gthread", "--keep-alive", "75", workers=1, settings=settings)
     address = address_of(running)
     with contextlib.ExitStack() as stack:
