@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 import weakref
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
@@ -33,6 +34,7 @@ from .checks._health import Health, Registry
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication
 
+    from ._core.process import Process
     from ._core.server import AdaptiveDelay, Peers
     from ._core.shutdown import StopRequest
     from ._operators.cordon import Control
@@ -83,9 +85,6 @@ class Application:
         self.outermost: WSGIApplication = app  # the WSGI application that run() serves; it contains the Flask one
         self.registered = registered
         self.serving = serving
-        self.process = serving.process
-        self.work = registered.work
-        self.tasks = registered.tasks
         self.hooks = registered.hooks.of_application()
         self.ledger = Ledger()
         self.ledger.remote = settings.log_remote_addr
@@ -94,24 +93,34 @@ class Application:
             record=lambda *change: self.health.record_state(*change),
             notify=self._state_changed,
         )
-        self.draining = self.machine.draining
         self.health = Health(
             self, registered.checks.checks, app, self.machine, settings.probe_timeout,
             keep=settings.readiness_on_drain == "keep",
         )  # fmt: skip
-        self.startup = Startup(self, self.process)
+        self.startup = Startup(self, serving.process)
         self.probes = Probes(self)
-        self.probe_worker = self.probes.worker  # the method itself: a server may call it for every request
         self.guard = Guard(self.remaining)
         self.features: dict[str, Feature] = {}
         registered.checks.watch(self.probes.validate, self._registered)
         registered.tasks.listen(self._task_ended)
         for name, wanted, place in FEATURES:
-            if wanted(settings) and (self.process.signals or name not in NOT_IN_TESTING_MODE):
+            if wanted(settings) and (serving.process.signals or name not in NOT_IN_TESTING_MODE):
                 module, _, class_name = place.partition(":")
                 self.features[name] = getattr(import_module(f".{module}", __package__), class_name).of(self)
 
     # -- what others read ---------------------------------------------------------------------------------------------
+
+    @property
+    def process(self) -> Process:
+        return self.serving.process
+
+    @property
+    def work(self) -> WorkLedger:
+        return self.registered.work
+
+    @property
+    def tasks(self) -> StartupTasks:
+        return self.registered.tasks
 
     @property
     def control(self) -> Control | None:
@@ -131,6 +140,10 @@ class Application:
         return getattr(self.features.get("report file"), "last", None)
 
     @property
+    def draining(self) -> threading.Event:
+        return self.machine.draining
+
+    @property
     def in_flight(self) -> int:
         return len(self.ledger)
 
@@ -145,6 +158,10 @@ class Application:
 
     def remaining(self) -> float | None:
         return self.process.shutdown.remaining()
+
+    @property
+    def probe_worker(self) -> Callable[[str], str | None]:
+        return self.probes.worker  # the method itself: a server may call it for every request
 
     def load(self) -> Load | None:
         """The server's load, with the age of the oldest request in the application, which not every server knows."""

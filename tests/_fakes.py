@@ -324,7 +324,7 @@ def listener_of(app: Flask) -> WSGIApplication:
 def use_clock(app: Flask, clock: Clock) -> Shutdown:
     """Give the process of a testing application another clock."""
     shutdown = state_of(app).process.shutdown
-    shutdown.clock = shutdown.progress.clock = shutdown.delay.clock = clock
+    shutdown.progress.clock = shutdown.delay.clock = clock
     return shutdown
 
 

@@ -17,15 +17,19 @@ class Clock:
 
 
 class Deadline:
-    """A moment on a clock, made once and passed down."""
+    """A moment on a clock, made once and passed down.
 
-    def __init__(self, clock: Clock, at: float) -> None:
+    :param seconds: how far away it was when it was made.
+    """
+
+    def __init__(self, clock: Clock, at: float, seconds: float = 0.0) -> None:
         self.clock = clock
         self.at = at
+        self.seconds = seconds
 
     @classmethod
     def after(cls, clock: Clock, seconds: float) -> Deadline:
-        return cls(clock, clock.monotonic() + seconds)
+        return cls(clock, clock.monotonic() + seconds, seconds)
 
     def remaining(self) -> float:
         """Seconds left, never less than zero."""

@@ -64,16 +64,23 @@ class Application(Protocol):
     """One application, as the process and the shutdown see it."""
 
     settings: Settings
+
     machine: StateMachine
     ledger: Ledger
     hooks: Hooks
     startup: Startup  # a new one after a fork
-    work: WorkLedger  # this and the next are shared by all applications of a ``Lifecycle``
-    tasks: StartupTasks
 
     @property
     def adaptive_delay(self) -> AdaptiveDelay | None:
         """Of ``LIFECYCLE_SHUTDOWN_DELAY=auto``."""
+
+    @property
+    def work(self) -> WorkLedger:
+        """Its work items, which all applications of a ``Lifecycle`` share."""
+
+    @property
+    def tasks(self) -> StartupTasks:
+        """Its startup tasks, shared in the same way."""
 
     @property
     def refused(self) -> int:

@@ -132,16 +132,15 @@ class Shutdown:
         find_server: Callable[[], Server | None] = lambda: None,
         clock: Clock | None = None,
     ) -> None:
+        clock = clock or Clock()
         self.applications = applications
-        self.clock = clock or Clock()
         self.server: Server | None = None
         self.peers = Peers()
         self.request = StopRequest("")  # until it begins
         self.deadline: Deadline | None = None
-        self.last_moment = Deadline(self.clock, 0.0)  # when the process exits whatever still runs; before the deadline
         self.report: ShutdownReport | None = None
-        self.progress = Progress(self.clock)
-        self.delay = Delay(self.clock)
+        self.progress = Progress(clock)
+        self.delay = Delay(clock)
         self.hooks = HookRunner(self)
         self.thread: threading.Thread | None = None
         self.done = threading.Event()
@@ -157,6 +156,10 @@ class Shutdown:
         return self.deadline is not None
 
     @property
+    def clock(self) -> Clock:
+        return self.progress.clock
+
+    @property
     def signal(self) -> int | None:
         return self.request.signal
 
@@ -164,6 +167,16 @@ class Shutdown:
     def phase(self) -> str:
         """The current phase; empty before the first."""
         return self.progress.phase
+
+    @property
+    def last_moment(self) -> Deadline:
+        """When the process exits even if something still runs; a little before the deadline, to end in time."""
+        return Deadline(self.clock, 0.0) if self.deadline is None else self.deadline.earlier(self._way_out / 2)
+
+    @property
+    def _way_out(self) -> float:
+        grace = 0.0 if self.deadline is None else self.deadline.seconds
+        return min(WAY_OUT, grace / 20)
 
     def remaining(self) -> float | None:
         """Seconds left of the grace period, ``None`` when no shutdown has begun."""
@@ -207,12 +220,9 @@ class Shutdown:
             if not self._start.first.acquire(blocking=False):
                 return False
             grace = min((application.settings.grace_period for application in self.applications()), default=0.0)
-            seconds = max(0.0, grace - request.late)
-            way_out = min(WAY_OUT, seconds / 20)
-            deadline = Deadline.after(self.clock, seconds)
-            self.request, self.last_moment = request, deadline.earlier(way_out / 2)
-            self.deadline = deadline  # from here on it has begun
-        phases = deadline.earlier(way_out)
+            self.request = request
+            self.deadline = Deadline.after(self.clock, max(0.0, grace - request.late))  # from here on it has begun
+        phases = self.deadline.earlier(self._way_out)
         self.thread = threading.Thread(target=self._run, args=(phases,), name="lifecycle-shutdown", daemon=True)
         try:
             self.thread.start()

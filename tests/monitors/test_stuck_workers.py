@@ -358,7 +358,7 @@ def test_applications_share_a_watch() -> None:
     states: list[Any] = [state_of(app) for app in apps]
     make = type(states[0].features["stuck workers"]).of
     for state in states:
-        state.process = states[0].process
+        state.serving = states[0].serving
     first, second, other = map(make, states)
     assert first is second
     assert first is not other
