@@ -312,11 +312,11 @@ class LastReport(Feature):
         state_of(app).features["report file"] = self
 
 
-def listener_of(app: Flask) -> WSGIApplication:
-    """What the probe listener of an application serves, without its socket."""
+def listener_of(*apps: Flask) -> WSGIApplication:
+    """What the probe listener of applications serves, without its socket."""
 
     def answer(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        return respond([state_of(app).probes], Request(environ))(environ, start_response)
+        return respond([state_of(app).probes for app in apps], Request(environ))(environ, start_response)
 
     return answer
 

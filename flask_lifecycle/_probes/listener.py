@@ -61,14 +61,14 @@ def respond(members: Sequence[Probes], request: Request) -> Response:
     chosen = None
     for _probes, handler in found:
         response = handler(request)
-        if response is not None and (chosen is None or response.status_code >= 400):
-            if chosen is not None:
-                chosen.close()
-            chosen = response
-            if response.status_code >= 400:  # also 404, which a failure may be configured to answer
-                break
-        elif response is not None:
-            response.close()
+        if response is None:
+            continue
+        failed = response.status_code >= 400  # also 404, which a failure may be configured to answer
+        chosen, other = (response, chosen) if failed or chosen is None else (chosen, response)
+        if other is not None:
+            chosen.call_on_close(other.close)  # it may begin a drain, and the answer must be sent before
+        if failed:
+            break
     return members[0].not_found() if chosen is None else chosen
 
 

@@ -75,14 +75,14 @@ def test_cordon_and_uncordon(caplog: pytest.LogCaptureFixture) -> None:
 
 def test_a_drain_begins_when_its_answer_is_written() -> None:
     """The drain begins when the response is closed, so that an idle process answers before it is gone."""
-    app = serve()
+    apps = serve(), serve()
     environ = create_environ("/lifecycle/drain", method="POST")
     environ["HTTP_AUTHORIZATION"] = f"Bearer {TOKEN}"
-    answer = listener_of(app)(environ, lambda *_: lambda _data: None)
+    answer = listener_of(*apps)(environ, lambda *_: lambda _data: None)
     assert next(iter(answer)) == b"draining\n"
-    assert unchanged(app)
+    assert all(map(unchanged, apps))
     answer.close()  # type: ignore[attr-defined]
-    assert state_of(app).process.shutdown.wait().reason == "drain requested by -"
+    assert [state_of(app).process.shutdown.wait().reason for app in apps] == ["drain requested by -"] * 2
 
 
 def not_found(response: TestResponse) -> bool:
