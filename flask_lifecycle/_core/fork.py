@@ -1,10 +1,10 @@
 """The functions that run before and after a fork, in ordered lists for the whole package.
 
-Functions run in every forked child in the order of registration, lower layers first, because modules register them when
-they are imported. They run once more if gevent patches the child afterwards: gunicorn's gevent worker is forked from an
-unpatched master, and patches ``threading`` as soon as it runs. A lock made before that would block all greenlets
-forever, if its holder switches to a greenlet that wants it. A thread started before that would be a system thread among
-greenlets.
+Functions run in every forked child in the order of registration: those of the process, which has its applications renew
+themselves, then those of their checks and probes and of modules that are imported later. They run once more if gevent
+patches the child afterwards: gunicorn's gevent worker is forked from an unpatched master, and patches ``threading`` as
+soon as it runs. A lock made before that would block all greenlets forever, if its holder switches to a greenlet that
+wants it. A thread started before that would be a system thread among greenlets.
 """
 
 from __future__ import annotations
