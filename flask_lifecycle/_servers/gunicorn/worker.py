@@ -309,8 +309,11 @@ def _closing(app: WSGIApplication) -> WSGIApplication:
 
 
 def _force_close(response: Any) -> None:
-    """Let gunicorn's own response say "Connection: close", because gunicorn drops the header of an application."""
-    if hasattr(response, "force_close"):  # HTTP/2 has none
+    """Let gunicorn's own response say "Connection: close", because gunicorn drops the header of an application.
+
+    Not if its head is made already: the client may be sending its next request, and would lose it.
+    """
+    if hasattr(response, "force_close") and response.status is None:
         response.force_close()
 
 
