@@ -37,7 +37,8 @@ class Record:
         self.path = path
 
     def add(self, text: str) -> None:
-        with open(self.path, "a") as file:
+        descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)  # without O_CREAT: it may be over
+        with open(descriptor, "w") as file:
             file.write(f"{time.monotonic():.6f} {os.getpid()} {text}\n")
 
 

@@ -75,11 +75,18 @@ class ServerProcess:
 
     :param ports: free ones, which replace ``{port}`` and ``{probe_port}`` in the command; released at its end.
     :param patience: seconds that each wait may take.
+    :param mark: a variable of the environment, ``NAME=value`` or its beginning, which no other process has: a command
+        may hand on this one and not ours.
     :raises MisuseError: the command cannot be started.
     """
 
     def __init__(
-        self, command: Sequence[str], ports: tuple[int, int], environment: Mapping[str, str], patience: float
+        self,
+        command: Sequence[str],
+        ports: tuple[int, int],
+        environment: Mapping[str, str],
+        patience: float,
+        mark: str = "",
     ) -> None:
         port, probe_port = map(str, ports)
         self.command = [word.replace("{port}", port).replace("{probe_port}", probe_port) for word in command]
@@ -87,15 +94,15 @@ class ServerProcess:
         self.gone = threading.Event()
         self.signalled_at = self.gone_at = 0.0
         self._ports = ports
-        mark = f"LIFECYCLE_TEST_PROCESS_{secrets.token_hex(8)}"
-        self._mark = f"{mark}=".encode()
+        own = f"LIFECYCLE_TEST_PROCESS_{secrets.token_hex(8)}"
+        self._marks = [each.encode() for each in (f"{own}=", mark) if each]
         self._output = tempfile.TemporaryFile()  # noqa: SIM115  closed by end()
         # What opens /dev/stdout anew has an offset of its own, and neither may write over the other.
         fcntl.fcntl(self._output, fcntl.F_SETFL, os.O_APPEND)
         self._log = b""  # when it has ended
         try:
             self._popen = subprocess.Popen(
-                self.command, env={**environment, mark: "", "PYTHONUNBUFFERED": "1"}, stdin=subprocess.DEVNULL,
+                self.command, env={**environment, own: "", "PYTHONUNBUFFERED": "1"}, stdin=subprocess.DEVNULL,
                 stdout=self._output, stderr=subprocess.STDOUT, start_new_session=True,
             )  # fmt: skip
         except OSError as error:
@@ -153,10 +160,13 @@ class ServerProcess:
         return self._popen.returncode if self.gone.wait(seconds) else None
 
     def children(self) -> list[int]:
-        """The other processes with its mark that have not ended."""
+        """The other processes with a mark of it that have not ended."""
         pids = [int(name) for name in os.listdir("/proc") if name.isdigit()] if _HAS_PROC else []
-        marked = [pid for pid in pids if self._mark in _environment(pid) and _state(pid) != "Z"]
-        return [pid for pid in marked if pid != self._popen.pid]
+        return [pid for pid in pids if pid != self._popen.pid and self._is_marked(pid) and _state(pid) != "Z"]
+
+    def _is_marked(self, pid: int) -> bool:
+        environment = _environment(pid)
+        return any(mark in environment for mark in self._marks)
 
     def kill(self) -> None:
         """Kill it and all that it has started; without ``/proc``, its process group. From any thread."""
@@ -208,7 +218,7 @@ class Subject(ServerProcess):
         self._record = home / "record"
         self._record.touch()
         environment = {**os.environ, "PATH": search_path(), VARIABLE: f"{self.prefix}:{hook}:{self._record}"}
-        super().__init__(command, ports, environment, patience)
+        super().__init__(command, ports, environment, patience, f"{VARIABLE}={self.prefix}:")
 
     def recorded(self, what: str) -> list[Event]:
         lines = [line.split(" ", 2) for line in self._record.read_text().splitlines()]

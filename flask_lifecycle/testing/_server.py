@@ -28,6 +28,17 @@ _LOG_END = 6000  # characters of the log in an error
 _NOT_INHERITED = ("KUBERNETES_SERVICE_HOST", "LISTEN_FDS", "LISTEN_PID", "NOTIFY_SOCKET")
 
 
+class _Result(Future[TestResponse]):
+    """The response to a request that runs in the background; waiting for it is bounded."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__()
+        self._seconds = seconds
+
+    def result(self, timeout: float | None = None) -> TestResponse:
+        return super().result(self._seconds if timeout is None else timeout)
+
+
 class Server:
     """A server in a process of its own, started by the fixture ``lifecycle_server``.
 
@@ -116,7 +127,7 @@ class Server:
         a lost request fails the test. Where the test needs the view to run, wait for something that the view logs.
         """
         connection = self._send(path, method, body, headers, port)
-        result: Future[TestResponse] = Future()
+        result = _Result(self.timeout)
 
         def receive() -> None:
             try:

@@ -143,8 +143,9 @@ def test_waits_are_bounded(lifecycle_server: ServerFactory, shop: str) -> None:
         AssertionError, match=r"^'/readyz' was not answered with 503, but with (200|TimeoutError)\. The log of"
     ):
         server.wait_status("/readyz", 503)
-    with pytest.raises((TimeoutError, FutureTimeoutError)):  # the same from Python 3.11 on
-        slow.result()
+    for request in (slow, server.start_request("/ticks")):
+        with pytest.raises((TimeoutError, FutureTimeoutError)):  # the same from Python 3.11 on
+            request.result()
 
 
 def test_settings_override_those_of_the_application(

@@ -21,7 +21,7 @@ import threading
 import time
 
 from flask_lifecycle._servers import listener as listeners
-from flask_lifecycle._verify.routes import LARGE, Record
+from flask_lifecycle._verify.routes import LARGE, VARIABLE, Record
 
 PORT, BREAKS = int(sys.argv[1]), sys.argv[2] if len(sys.argv) > 2 else ""
 PREFIX, HOOK, path = os.environ["LIFECYCLE_VERIFY"].split(":", 2)
@@ -250,7 +250,8 @@ def drain(listener: socket.socket, probes: socket.socket) -> None:
         time.sleep(60)
     if BREAKS == "exit/no-process-left":
         listener.close()
-    if BREAKS in ("exit/no-process-left", "exit/address-free") and os.fork() == 0:
+        subprocess.Popen(["sleep", "60"], env={VARIABLE: os.environ[VARIABLE]})  # as started by "env -i"
+    if BREAKS == "exit/address-free" and os.fork() == 0:
         time.sleep(60)
     failed = HOOK == "raises" and BREAKS != "exit/failed-hook"
     os._exit(3 if failed or BREAKS == "exit/code" else 0)
