@@ -49,6 +49,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from .._core.feature import Feature
+from .._core.fork import renew_in_children
 from .._core.inflight import Ledger
 from .._core.log import logger
 from .._core.server import Server
@@ -88,6 +89,7 @@ class PoolWatch(Feature):
         self._server = server
         self.clock = time.monotonic
         self.after_fork()
+        renew_in_children(self.after_fork)  # in testing mode too, where the process does not
 
     @classmethod
     def of(cls, application: Any) -> PoolWatch:

@@ -129,8 +129,9 @@ class Metrics(Feature):
     """
 
     def __init__(self, process: Process) -> None:
-        require_prometheus()
         self._members: Callable[[], Sequence[Any]] = process.applications
+        self.after_fork()
+        require_prometheus()
         self._directory = os.environ.get(MULTIPROC_DIR)
         if self._directory is not None and not os.path.isdir(self._directory):
             raise ValueError(
@@ -138,7 +139,6 @@ class Metrics(Feature):
                 " workers start."
             )
         self._complained = False
-        self.after_fork()
 
     @classmethod
     def of(cls, application: Any) -> Metrics:
@@ -165,6 +165,7 @@ class Metrics(Feature):
             self._writes = False
             self._writer.scheduler.stop()
             self._writer.write()
+            self._writer.renew()
 
     # -- a scrape -------------------------------------------------------------------------------------------------
 
@@ -233,6 +234,10 @@ class _Writer:
         self._lock = threading.Lock()  # guards what follows, between the thread and a scrape
         # Each metric with the values that were written, by their labels.
         self._metrics: dict[tuple[str, tuple[str, ...]], tuple[Any, dict[tuple[str, ...], float]]] = {}
+        self.renew()
+
+    def renew(self) -> None:
+        """Get ready for another run of the process; what has been written still counts."""
         self.scheduler = Scheduler(self._tick, "lifecycle-metrics", "writing the metrics of this worker")
 
     def _tick(self) -> float:

@@ -558,6 +558,9 @@ def test_a_forked_child_writes_nothing_by_itself(multiprocess: Path) -> None:
         return len(threads()) + len(list(multiprocess.glob(f"*_{os.getpid()}.db")))
 
     assert in_child(child) == 0
+    metrics.stop()
+    metrics.begin()  # of another run of the same process
+    assert threads() == ["lifecycle-metrics"]
 
 
 def test_files_that_cannot_be_written(
