@@ -193,9 +193,12 @@ class Shutdown:
         report = self.report
         return self.progress.abandoned if report is None else Unfinished(report.abandoned, report.work)
 
-    def unfinished(self, stacks: bool = False) -> Unfinished:
-        """What has not ended now: requests of the applications and of the server, work items and start-up tasks."""
-        applications = self.applications()
+    def unfinished(self, stacks: bool = False, applications: Sequence[Application] | None = None) -> Unfinished:
+        """What has not ended now: requests of the applications and of the server, work items and start-up tasks.
+
+        :param applications: by default those of now; some may have joined since the shutdown began.
+        """
+        applications = self.applications() if applications is None else applications
         return Unfinished(requests_now(applications, self.server, stacks), work_now(applications, stacks))
 
     def expect_server(self, expected: bool) -> None:
@@ -358,10 +361,10 @@ class Shutdown:
 
     def _drain(self, applications: Sequence[Application], until: Deadline) -> None:
         if not self.request.alone and not self._wait_idle(applications, until.earlier(until.remaining() / 2)):
-            self.unfinished(stacks=True).log(logging.WARNING, "halfway through the drain, waiting for")
+            self.unfinished(True, applications).log(logging.WARNING, "halfway through the drain, waiting for")
             self._wait_idle(applications, until)
         self.hooks.wait(applications, until)
-        self.progress.abandoned = self.unfinished(stacks=True)
+        self.progress.abandoned = self.unfinished(True, applications)
         self.progress.abandoned.log(logging.ERROR, "abandoned")
 
     def _wait_idle(self, applications: Sequence[Application], until: Deadline) -> bool:
@@ -374,7 +377,7 @@ class Shutdown:
             in_time = self.server is None or self.server.wait_idle(until.remaining(), linger)
             for ledger in waited_for:
                 in_time = ledger.wait_idle(until.remaining()) and in_time
-            if in_time and not self.unfinished() and not any(waited_for):
+            if in_time and not self.unfinished().requests and not any(waited_for):
                 return True
             if not in_time or not until.remaining():
                 return False
