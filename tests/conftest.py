@@ -30,8 +30,6 @@ if signal.getsignal(signal.SIGQUIT) is signal.SIG_IGN:
     signal.signal(signal.SIGQUIT, signal.SIG_DFL)
 
 _WATCHED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
-# How long a thread that has been told to end may take, in seconds.
-_PATIENCE = 5.0
 
 # Tests without a marker start no server in a process of its own and need nothing but what pip installs.
 _MARKERS = {
@@ -82,7 +80,7 @@ def given_back() -> Iterator[None]:
     changed = [number.name for number in _WATCHED if signal.getsignal(number) != handlers[number]]
     for number, handler in handlers.items():
         signal.signal(number, handler)
-    deadline = time.monotonic() + _PATIENCE
+    deadline = time.monotonic() + 5.0  # for threads that have been told to end
     left = [thread for thread in threading.enumerate() if thread not in threads]
     for thread in left:
         thread.join(max(0.0, deadline - time.monotonic()))

@@ -43,7 +43,7 @@ def read_gunicorn(text: str, notes: Notes) -> Workload:
 def _timeouts(tree: ast.Module) -> Iterator[tuple[str, Value]]:
     """Each assignment; not a number unless it is a plain number at the top level of the file."""
     for statement in tree.body:
-        for node in ast.walk(statement):
+        for node in sorted(ast.walk(statement), key=lambda each: getattr(each, "lineno", 0)):
             if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store) and node.id == "graceful_timeout":
                 yield node.id, Value(node.lineno, _number(statement))
 

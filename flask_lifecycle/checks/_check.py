@@ -147,7 +147,7 @@ def is_number(value: Any) -> bool:
 
 
 def check_seconds(what: str, value: Any, *, zero: bool = False) -> None:
-    """Reject what is not a number of seconds above zero, or from ``zero`` on, of a year at most."""
+    """Reject what is not a number of seconds, of a year at most; zero is one only with ``zero``."""
     if not is_seconds(value, zero=zero):
         least = "zero or more" if zero else "greater than zero"
         raise ValueError(f"{what} must be a number of seconds {least}{bound(value)}, not {shown(value)}.")

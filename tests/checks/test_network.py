@@ -22,6 +22,7 @@ from flask_lifecycle.checks import CertificateCheck, DNSCheck, HTTPCheck, TCPChe
 from tests._fakes import BOUND, fails
 from tests._raw_server import RawServer, answer, repeating, resetting, saying, silent
 from tests._tls import Authority, from_now, serving
+from tests.live._client import free_port
 
 # A check that should come to an end by its limit gets this one, every other more than it can need.
 SHORT = 0.3
@@ -36,9 +37,7 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
 @pytest.fixture
 def refusing() -> int:
     """A port without a listener."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-    return port
+    return free_port()
 
 
 @pytest.fixture

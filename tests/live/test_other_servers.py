@@ -211,7 +211,7 @@ LOGGING = {
     "uvicorn": ("-m", "uvicorn", *UVICORN),
     "hypercorn": ("-m", "hypercorn", "--access-logfile", "-", "--bind", "127.0.0.1:0", "wsgi:live_app:app"),
     "granian": ("-m", "granian", "--interface", "wsgi", "--access-log", "--port", "{port}", "live_app:app"),
-    "pywsgi": ("-m", "gevent.monkey", "serve_elsewhere.py", "main", "gevent_with_log", "{port}"),
+    "pywsgi": ("-m", "gevent.monkey", "serve_elsewhere.py", "main", "gevent", "{port}", "127.0.0.1", "default"),
 }
 
 

@@ -13,7 +13,6 @@ import json
 import logging
 import os
 import signal
-import socket
 import sys
 import threading
 import time
@@ -368,10 +367,7 @@ def force_fallback() -> None:
     """Let no listener become deaf, as before Linux 5.7 without CAP_NET_ADMIN and on other systems."""
     from flask_lifecycle._servers import listener
 
-    def refuse(sock: socket.socket) -> str | None:
-        return None
-
-    listener.refuse_connections = refuse
+    listener.refuse_connections = lambda sock: None
 
 
 def run_by_script() -> int:

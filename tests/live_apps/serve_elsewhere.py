@@ -45,10 +45,6 @@ def gevent(port: int, host: str = "127.0.0.1", log: str | None = None) -> None:
     WSGIServer((host, port), app, log=log).serve_forever()
 
 
-def gevent_with_log(port: int) -> None:
-    gevent(port, log="default")
-
-
 def uvicorn(port: int) -> None:
     import uvicorn
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import gc
 import http.client
-import socket
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -15,6 +14,7 @@ from flask import Flask
 
 from flask_lifecycle import Lifecycle, State
 from tests._fakes import BOUND, FakeServer, make_app, state_of, until
+from tests.live._client import free_port
 
 TOKEN = "0123456789abcdef"
 
@@ -22,9 +22,7 @@ TOKEN = "0123456789abcdef"
 @pytest.fixture
 def port() -> int:
     """A port that was free a moment ago."""
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        number: int = sock.getsockname()[1]
-        return number
+    return free_port()
 
 
 @pytest.fixture

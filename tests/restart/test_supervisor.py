@@ -160,7 +160,7 @@ def test_descriptors_that_come_too_late_are_closed(supervisor: Any, worker: Any,
     socket.create_server(("127.0.0.1", port)).close()
 
 
-def test_messages_to_systemd() -> None:
+def test_messages_to_systemd(supervisor: Any, worker: Any) -> None:
     """A reload begins and ends for a service that is ready, and for no other; without a receiver nothing happens."""
     with tempfile.TemporaryDirectory() as home, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as receiver:
         receiver.bind(f"{home}/notify")
@@ -169,9 +169,12 @@ def test_messages_to_systemd() -> None:
         manager.send("STATUS=a")
         manager.send("READY=1\nSTATUS=b")
         manager.send("RELOADING=1", "MONOTONIC_USEC=1", if_ready=True)
+        supervisor._systemd, supervisor._current, worker.status = manager, worker, "STATUS=c"
+        supervisor._failed("it has left")
         manager.send("READY=1", "")
-        heard = [receiver.recv(1000).decode().split("\n") for _ in range(4)]
-    assert heard == [["STATUS=a"], ["READY=1", "STATUS=b"], ["RELOADING=1", "MONOTONIC_USEC=1"], ["READY=1"]]
+        heard = [receiver.recv(1000).decode().split("\n") for _ in range(5)]
+    assert heard[:3] == [["STATUS=a"], ["READY=1", "STATUS=b"], ["RELOADING=1", "MONOTONIC_USEC=1"]]
+    assert heard[3:] == [["READY=1", "STATUS=c"], ["READY=1"]]
     manager.send("STATUS=d")
     supervisor_module._Systemd("").send("STATUS=d")
 

@@ -27,7 +27,6 @@ EXAMPLES = ROOT / "examples"
 # That of the examples, by which their balancers' checks are chosen.
 DELAY = {"LIFECYCLE_SHUTDOWN_DELAY": 2}
 AUTO = {"LIFECYCLE_SHUTDOWN_DELAY": "auto", "LIFECYCLE_GRACE_PERIOD": 60.0}
-HOSTS = ("127.0.0.1", "127.0.0.2")
 FILES = {"haproxy": "haproxy.cfg", "nginx": "nginx.conf", "envoy": "envoy.yaml"}
 
 
@@ -78,7 +77,7 @@ def start(live: Starter, kind: str, back: int, front: int, retries: int) -> None
 def stop_one_of_two(live: Starter, server: str, kind: str, settings: dict[str, Any], retries: int = 3) -> Running:
     """Stop one of two instances behind the example's balancer, which goes on with the other one and loses nothing."""
     with port() as back, port() as front:
-        instances = [live.serve(server, "-h", host, "-p", str(back), settings=settings) for host in HOSTS]
+        instances = [live.serve(server, "-h", f"127.0.0.{n}", "-p", str(back), settings=settings) for n in (1, 2)]
         start(live, kind, back, front, retries)
         if kind != "nginx":  # which asks for nothing
             for instance in instances:

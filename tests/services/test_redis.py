@@ -17,8 +17,6 @@ from tests._fakes import fails, in_thread, make_app, until
 
 from ._servers import Redis
 
-UNREACHABLE = "Redis cannot be reached."
-
 
 @pytest.fixture
 def client(broker: Redis) -> Iterator[redis.Redis]:
@@ -61,7 +59,7 @@ def test_dead_and_back(broker: Redis, client: redis.Redis) -> None:
     assert check() == CheckResult()
     broker.stop()
     for _ in range(2):
-        error = fails(check, UNREACHABLE)
+        error = fails(check, "Redis cannot be reached.")
     assert isinstance(error.__cause__, redis.ConnectionError)
     assert str(broker.port) in str(error.__cause__)
     broker.start()
