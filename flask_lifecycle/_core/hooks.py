@@ -4,12 +4,12 @@ Each runs in its own thread, so a hook that hangs does not block the others. On 
 functions cannot start threads. There a hook runs in the calling thread, and faulthandler's watchdog, which needs no
 Python thread, ends the process if the hook hangs; later hooks do not run then.
 
-A *resource* is a hook at the start, which opens it, and a hook of the same name after the drain, which closes it unless
-the first has not succeeded. A resource whose opening exceeded its timeout may still open later. If it opens before its
-turn in the shutdown, the shutdown closes it; otherwise the thread that opens it closes it. The shutdown first records
-that the turn is over and then checks whether the resource is open; the opening thread first records that it is open and
-then checks whether the turn is over. So at least one of them sees both, and ``dict.pop`` gives the resource to only one
-of them.
+A *resource* is a hook at the start, which opens it, and a hook of the same name after the drain, which closes it if the
+first has succeeded. A resource whose opening exceeded its timeout may still open later. If it opens before its turn in
+the shutdown, the shutdown closes it; otherwise the thread that opens it closes it. The shutdown first records that the
+turn is over and then checks whether the resource is open; the opening thread first records that it is open and then
+checks whether the turn is over. So at least one of them sees both, and ``dict.pop`` gives the resource to only one of
+them.
 """
 
 from __future__ import annotations

@@ -188,7 +188,7 @@ class Servers:
     # -- signals
 
     def keeps_all_signals(self) -> bool:
-        """Whether the server permits no signal handlers, nor threads that wait for signals or for it."""
+        """Whether neither our signal handlers nor the threads that wait for signals and servers may exist here."""
         return False
 
     def signals_taken(self) -> None:

@@ -377,7 +377,7 @@ class Shutdown:
             in_time = self.server is None or self.server.wait_idle(until.remaining(), linger)
             for ledger in waited_for:
                 in_time = ledger.wait_idle(until.remaining()) and in_time
-            if in_time and not self.unfinished().requests and not any(waited_for):
+            if in_time and not requests_now(self.applications(), self.server) and not any(waited_for):
                 return True
             if not in_time or not until.remaining():
                 return False

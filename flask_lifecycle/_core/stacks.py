@@ -72,8 +72,10 @@ def calls_of(code: CodeType, thread: int | None = None) -> list[Call]:
 
 
 def variables_of(code: CodeType, innermost: FrameType | None) -> list[dict[str, Any]]:
-    """The local variables of each call of a code object in one stack. If it is another thread's, no collection may
-    run."""
+    """The local variables of each call of a code object in one stack.
+
+    If the stack is another thread's, no collection may run.
+    """
     return [dict(frame.f_locals) for frame in callers(innermost) if frame.f_code is code]
 
 

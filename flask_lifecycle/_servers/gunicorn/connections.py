@@ -36,7 +36,7 @@ class Connections:
     """The connections of one worker of class sync, gthread or gevent. Any thread may use it."""
 
     def __init__(self, worker: Any) -> None:
-        self.leaving = False  # whether responses close their connections
+        self.leaving = False  # whether a shutdown has been announced
         self._worker = worker
         # Silent or idle connections, each with the start of its wait and the bytes received by then.
         self._waiting: dict[Any, tuple[float, int | None]] = {}
@@ -134,7 +134,7 @@ class Connections:
 
 
 def running(worker: Any) -> dict[Any, RequestInfo]:
-    """The requests that gunicorn has called the application for, or what stands around it, by its own objects."""
+    """The requests for which gunicorn has called the application, or what stands around it, by gunicorn's objects."""
     now = datetime.datetime.now()
     return {
         req: RequestInfo(req.method, req.path, max(0.0, (now - call.get("request_start", now)).total_seconds()))
@@ -144,9 +144,9 @@ def running(worker: Any) -> dict[Any, RequestInfo]:
 
 
 def request_calls(worker: Any) -> list[dict[str, Any]]:
-    """The local variables of each call of ``handle_request``, so that tracking costs nothing before a shutdown.
+    """The local variables of each call of ``handle_request``. Reading them costs nothing before a shutdown.
 
-    gevent's calls that of its base class.
+    A gevent worker has two calls for each request, because its method calls that of its base class.
     """
     names = ("handle_request", "handle_http2_request")
     codes = [vars(kind)[name].__code__ for kind in type(worker).__mro__ for name in names if name in vars(kind)]

@@ -7,7 +7,7 @@ before it. So this worker is the object with the id of this process.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from gunicorn.arbiter import Arbiter
@@ -42,7 +42,7 @@ class UnhookedGunicorn(Adapter):
 
     def __init__(self, worker: Any) -> None:
         self._worker = worker
-        self._awaited: dict[Any, RequestInfo] = {}
+        self._awaited: Collection[Any] = ()  # the requests that a shutdown waits for, as gunicorn's own objects
         if is_known(type(worker)):
             self.advice = (
                 "to answer half-received and queued requests as well, put 'from flask_lifecycle.gunicorn import *' in"
@@ -67,4 +67,6 @@ class UnhookedGunicorn(Adapter):
         self._awaited = running(self._worker)
 
     def unfinished(self) -> Sequence[RequestInfo]:
+        if not self._awaited:  # the status document asks too, before a shutdown
+            return ()
         return [info for request, info in running(self._worker).items() if request in self._awaited]
